@@ -1,0 +1,84 @@
+"""Types of what train.yaml and sample.yaml hold: Hydra refuses a value of another type, and a key that is not here."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class TrainerConfig:
+    """Arguments of Lightning's Trainer that a person may set; its documentation says what each does."""
+
+    _target_: str = "lightning.pytorch.Trainer"
+    accelerator: str = "auto"
+    strategy: Any = "auto"
+    devices: Any = "auto"
+    num_nodes: int = 1
+    precision: Any = None
+    fast_dev_run: Any = False
+    max_epochs: int | None = None
+    min_epochs: int | None = None
+    max_steps: int = -1
+    min_steps: int | None = None
+    max_time: str | None = None
+    limit_train_batches: float | None = None
+    limit_val_batches: float | None = None
+    limit_test_batches: float | None = None
+    overfit_batches: float = 0.0
+    val_check_interval: Any = None
+    check_val_every_n_epoch: int | None = 1
+    num_sanity_val_steps: int | None = None
+    log_every_n_steps: int = 50
+    enable_progress_bar: bool | None = None
+    enable_model_summary: bool | None = None
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: str | None = None
+    deterministic: Any = None
+    benchmark: bool | None = None
+    use_distributed_sampler: bool = True
+    profiler: str | None = None
+    detect_anomaly: bool = False
+    sync_batchnorm: bool = False
+
+
+@dataclass
+class TrainConfig:
+    """train.yaml."""
+
+    stage: str = MISSING
+    name: str = MISSING
+    seed: int = 0
+    resume: str = "false"
+    vae: str | None = None
+    run_dir: str = MISSING
+    pack: str | None = None
+    data: Any = MISSING
+    model: Any = MISSING
+    annealing: Any = None
+    callbacks: Any = None
+    logger: Any = None
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass
+class SampleConfig:
+    """sample.yaml."""
+
+    run: str = "latest"
+    output: str | None = None
+    num_images: int = 64
+    seed: int = 0
+    batch_size: int = 64
+    sampler: Any = None
+    task: Any = MISSING
+    image: str | None = None
+
+
+def register() -> None:
+    """Make the schemas known to Hydra."""
+    store = ConfigStore.instance()
+    store.store("train_schema", TrainConfig)
+    store.store("sample_schema", SampleConfig)

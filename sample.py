@@ -1,0 +1,28 @@
+"""Use a trained run: `python sample.py`, `python sample.py task=interpolate`, `python sample.py --help`."""
+
+import hydra
+from omegaconf import DictConfig
+
+from conf.schema import register
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="sample")
+def main(cfg: DictConfig) -> None:
+    """Load one run, do one task with it, print where the pictures are."""
+    from conf.launch import one_sentence  # torch is imported only once the config is known to compose
+
+    one_sentence(sample)(cfg)
+
+
+def sample(cfg: DictConfig) -> None:
+    """Build the pipeline and the task, and run it."""
+    from conf.launch import prepared_task
+
+    task, pipeline, pictures = prepared_task(cfg)
+    print(task(pipeline, pictures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""What the encoder says of an image: a Gaussian over latents, independent per value."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """q(latents | image) = N(mean, diag(exp(logvar))), both (b, c, h, w) (Kingma & Welling 2014, appendix C.2)."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    @classmethod
+    def from_moments(cls, moments: Tensor) -> "DiagonalGaussian":
+        """Split an encoder's output (b, 2 c, h, w) into mean and log-variance, the latter kept in [-30, 20]."""
+        mean, logvar = moments.float().chunk(2, dim=1)
+        return cls(mean, logvar.clamp(-30.0, 20.0))
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation (b, c, h, w)."""
+        return torch.exp(0.5 * self.logvar)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Reparameterised draw mean + std * noise (Kingma & Welling 2014, eq. 4); gradients reach both moments."""
+        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return self.mean + self.std * noise
+
+    def mode(self) -> Tensor:
+        """The most likely latents."""
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """KL(q || N(0, 1)) per sample, (b,), in nats, summed over the latent (Kingma & Welling 2014, appendix B)."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).flatten(1).sum(1)

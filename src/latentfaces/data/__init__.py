@@ -1,0 +1,8 @@
+"""Files -> batches."""
+
+from latentfaces.data.datamodule import FFHQDataModule
+from latentfaces.data.ffhq import FFHQDataset, to_float, to_uint8
+from latentfaces.data.pack import Pack, open_pack
+from latentfaces.data.sources import DrawnFaces, Photos
+
+__all__ = ["DrawnFaces", "FFHQDataModule", "FFHQDataset", "Pack", "Photos", "open_pack", "to_float", "to_uint8"]

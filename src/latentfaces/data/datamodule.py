@@ -1,0 +1,171 @@
+"""Batches for both stages."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from latentfaces.data.ffhq import Draw, FFHQDataset, LatentDataset, TrainBatches, ValBatches, to_float
+from latentfaces.data.latents import Encode, open_latents, write_latents
+from latentfaces.data.pack import Pack, find_or_write_pack
+from latentfaces.data.sources import DrawnFaces, Photos, Source
+from latentfaces.errors import UserError
+
+
+def identity(batch: Tensor) -> Tensor:
+    """The dataset gives whole batches: nothing is left to collate."""
+    return batch
+
+
+class FFHQDataModule(LightningDataModule):
+    """Pictures packed once, then batches of images (stage 1) or, with an encoder, of cached posteriors (stage 2).
+
+    A batch is images (b, 3, R, R) float in [-1, 1], or moments (b, 2, c, h, w) float: mean and standard deviation.
+    Pictures go to the device as uint8 and become floats there.
+
+    Args:
+        source: the pictures.
+        folder: where packs lie; this one is `folder/<source name>-<resolution>`.
+        resolution: height and width in pixels.
+        batch_size: items a batch on each device.
+        seed: of order and mirroring.
+        horizontal_flip: mirror half of the training pictures.
+        on_bad_image: "fail" or "skip" (see `find_or_write_pack`).
+        val_every: one picture (or person) of so many is held out.
+        num_val_images: at most so many held-out pictures in a validation, evenly spaced; the test takes all.
+        num_workers: processes that load; 0 is the fastest for packed data.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        folder: str | Path,
+        resolution: int,
+        batch_size: int,
+        seed: int = 0,
+        horizontal_flip: bool = True,
+        on_bad_image: Literal["fail", "skip"] = "fail",
+        val_every: int = 10,
+        num_val_images: int = 1000,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.folder = Path(folder) / f"{source.name}-{resolution}"
+        self.resolution, self.batch_size, self.seed = resolution, batch_size, seed
+        self.horizontal_flip, self.on_bad_image, self.val_every = horizontal_flip, on_bad_image, val_every
+        self.num_val_images, self.num_workers = num_val_images, num_workers
+        self.encoder: tuple[str, Encode] | None = None
+        self.train_dataset: Dataset[Tensor]
+        self.val_dataset: Dataset[Tensor]
+        self.test_dataset: Dataset[Tensor]
+        self.position = {"epoch": 0, "batch": 0}
+
+    @classmethod
+    def from_photos(cls, root: str | Path, licence: str | None = None, **options: Any) -> "FFHQDataModule":
+        """From a folder or .zip of photos; `options` as for the class."""
+        if not Path(root).expanduser().exists():
+            raise UserError(f"data.root={root} does not exist: give a folder or .zip of photos")
+        return cls(Photos(root, licence), **options)
+
+    @classmethod
+    def from_drawn_faces(cls, num_images: int, **options: Any) -> "FFHQDataModule":
+        """From faces that our own code draws; `options` as for the class."""
+        return cls(DrawnFaces(num_images), **options)
+
+    def use_latents(self, key: str, encode: Encode) -> None:
+        """Give cached posteriors of `encode` from now on; `key` names its weights."""
+        self.encoder = key, encode
+
+    def pack(self) -> Pack:
+        """The pack, made now if need be."""
+        return find_or_write_pack(self.source, self.folder, self.resolution, self.on_bad_image, self.val_every)
+
+    def prepare_data(self) -> None:
+        """Pack and encode, on one process of each machine."""
+        pack = self.pack()
+        if self.encoder is not None:
+            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+            write_latents(pack, *self.encoder, device)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open what `prepare_data` made."""
+        pack = self.pack()
+        needed = self.batch_size * self.num_ranks
+        if len(pack.train_indices) < needed or len(pack.val_indices) == 0:
+            raise UserError(
+                f"{pack.folder} has {len(pack.train_indices)} pictures to train on and {len(pack.val_indices)} held "
+                f"out, but a batch takes {needed}: add pictures, or lower data.batch_size"
+            )
+        held_out = pack.val_indices
+        spaced = held_out[np.linspace(0, len(held_out) - 1, min(self.num_val_images, len(held_out))).round().astype(int)]
+        make, items = FFHQDataset, pack.images
+        if self.encoder is not None:
+            make, items = LatentDataset, open_latents(pack, self.encoder[0])
+        self.train_dataset, self.val_dataset, self.test_dataset = (
+            make(items, indices) for indices in (pack.train_indices, spaced, held_out)
+        )
+
+    @property
+    def rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def num_ranks(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    def train_dataloader(self) -> Iterable[Tensor]:
+        batches = TrainBatches(
+            len(self.train_dataset),  # type: ignore[arg-type]
+            self.batch_size,
+            self.seed,
+            self.horizontal_flip,
+            self.rank,
+            self.num_ranks,
+            self.position["epoch"],
+            self.position["batch"],
+        )
+        return self.loader(self.train_dataset, batches)
+
+    def val_dataloader(self) -> Iterable[Tensor]:
+        return self.loader(self.val_dataset, self.val_batches(self.val_dataset))
+
+    def test_dataloader(self) -> Iterable[Tensor]:
+        return self.loader(self.test_dataset, self.val_batches(self.test_dataset))
+
+    def val_batches(self, dataset: Dataset[Tensor]) -> ValBatches:
+        """All of `dataset` once, over the ranks."""
+        return ValBatches(len(dataset), self.batch_size, self.rank, self.num_ranks)  # type: ignore[arg-type]
+
+    def loader(self, dataset: Dataset[Tensor], batches: Sampler[list[Draw]]) -> DataLoader[Tensor]:
+        """The library's loader over whole batches."""
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=identity,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+            # Its own generator: making an iterator must not draw from the global one, or a resumed run drifts.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
+        return to_float(batch) if batch.dtype == torch.uint8 else batch.float()
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in the data the run is, so that it goes on with the next batch."""
+        assert self.trainer is not None
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        epoch = self.trainer.current_epoch
+        if done >= self.trainer.num_training_batches:
+            epoch, done = epoch + 1, 0
+        return {"epoch": epoch, "batch": int(done)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.position = state_dict

@@ -1,0 +1,159 @@
+"""Where pictures come from: a folder, a .zip, or our own pen. All answer the same four questions."""
+
+import csv
+import hashlib
+import io
+import re
+import zipfile
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from latentfaces.data.images import Pixels, decode
+from latentfaces.data.synthetic import draw_face
+from latentfaces.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class BadImageError(Exception):
+    """A picture that cannot be read; the message names it."""
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts 2.png before 10.png, as people and FFHQ's numbering do."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+class Source(ABC):
+    """Named pictures in a fixed order."""
+
+    name: str
+    licence: str | None = None
+
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """One name per picture."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes when the pictures change; cheap to compute."""
+
+    @abstractmethod
+    def read(self, index: int, resolution: int) -> tuple[Pixels, bool]:
+        """Picture `index` as (resolution, resolution, 3) uint8, and whether it had to be enlarged.
+
+        Raises:
+            BadImageError: the file is damaged or no picture.
+        """
+
+    def identities(self) -> list[str] | None:
+        """The person on each picture, where known."""
+        return None
+
+
+class DrawnFaces(Source):
+    """`num_images` faces drawn by our own code from a seed: no download, no person, no licence.
+
+    Args:
+        num_images: how many.
+        seed: picture i is drawn from seed * 1,000,003 + i.
+    """
+
+    def __init__(self, num_images: int, seed: int = 0) -> None:
+        if num_images < 2:
+            raise UserError(f"data.num_images={num_images} is too few: training and validation need at least 2")
+        self.num_images, self.seed = num_images, seed
+        self.name = f"synthetic-{num_images}" + (f"-seed{seed}" if seed else "")
+
+    @property
+    def names(self) -> list[str]:
+        return [f"drawn-{index:06d}" for index in range(self.num_images)]
+
+    @property
+    def fingerprint(self) -> str:
+        return f"drawn faces, num_images={self.num_images}, seed={self.seed}"
+
+    def read(self, index: int, resolution: int) -> tuple[Pixels, bool]:
+        return draw_face(self.seed * 1_000_003 + index, resolution), False
+
+
+class Photos(Source):
+    """The pictures of a folder (and all folders in it) or of a .zip.
+
+    Args:
+        root: the folder or .zip.
+        licence: what the manifest says of the pictures' terms.
+    """
+
+    def __init__(self, root: str | Path, licence: str | None = None) -> None:
+        self.root, self.licence = Path(root).expanduser(), licence
+        self.name = self.root.name.removesuffix(".zip")
+        self.archive: zipfile.ZipFile | None = None
+        if self.root.is_file():
+            try:
+                self.archive = zipfile.ZipFile(self.root)
+            except zipfile.BadZipFile:
+                raise UserError(
+                    f"{self.root} is not a whole .zip ({self.root.stat().st_size:,} bytes): fetch it again, "
+                    "or point data.root at a folder of photos"
+                ) from None
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each picture, by its name."""
+        if self.archive is not None:
+            found = {i.filename: i.file_size for i in self.archive.infolist() if self.is_picture(i.filename)}
+        else:
+            found = {
+                path.relative_to(self.root).as_posix(): path.stat().st_size
+                for path in self.root.rglob("*")
+                if self.is_picture(path.relative_to(self.root).as_posix()) and path.is_file()
+            }
+        if not found:
+            raise UserError(f"data.root={self.root} holds no pictures ({', '.join(SUFFIXES)})")
+        return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
+
+    @staticmethod
+    def is_picture(name: str) -> bool:
+        """Whether the name is a picture's; macOS's hidden copies (._photo.jpg) are not."""
+        path = Path(name)
+        return path.suffix.lower() in SUFFIXES and not any(p.startswith((".", "__MACOSX")) for p in path.parts)
+
+    @cached_property
+    def names(self) -> list[str]:
+        return list(self.sizes)
+
+    @property
+    def fingerprint(self) -> str:
+        listing = "\n".join(f"{name} {size}" for name, size in self.sizes.items())
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+    def file_bytes(self, name: str) -> bytes:
+        """The bytes of one file in the folder or .zip."""
+        return self.archive.read(name) if self.archive is not None else (self.root / name).read_bytes()
+
+    def read(self, index: int, resolution: int) -> tuple[Pixels, bool]:
+        name = self.names[index]
+        try:
+            return decode(self.file_bytes(name), resolution)
+        except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+            raise BadImageError(f"{self.root / name} cannot be read ({error})") from error
+
+    def identities(self) -> list[str] | None:
+        """From an identity.csv (columns name, identity) beside the pictures, where there is one."""
+        folder = Path(self.names[0]).parent
+        listing = (folder / "identity.csv").as_posix()
+        try:
+            text = self.file_bytes(listing).decode()
+        except (KeyError, FileNotFoundError):
+            return None
+        people = {(folder / row["name"]).as_posix(): row["identity"] for row in csv.DictReader(io.StringIO(text))}
+        missing = [name for name in self.names if name not in people]
+        if missing:
+            raise UserError(f"{listing} in {self.root} does not name {missing[0]}: complete it, or take it away")
+        return [people[name] for name in self.names]

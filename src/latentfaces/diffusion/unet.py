@@ -1,0 +1,94 @@
+"""The U-Net of diffusion models (Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, section 3)."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentfaces.nn import Downsample, ResBlock, SelfAttention2d, TimeEmbedding, Upsample, group_norm
+
+
+class Stage(nn.Module):
+    """A residual block that knows the time, then attention where wanted."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, embedding_width: int, num_heads: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.block = ResBlock(in_channels, out_channels, embedding_width, dropout)
+        self.attention = SelfAttention2d(out_channels, num_heads) if num_heads else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.block(x, embedding))
+
+
+class UNet(nn.Module):
+    """(x_t (b, channels, h, w), t (b,)) -> (b, channels, h, w); h and w are multiples of 2^(levels - 1).
+
+    Args:
+        channels: channels of a latent.
+        width: channels of the first level.
+        multipliers: channels of each level as multiples of `width`; each level after the first halves h and w.
+        num_blocks: residual blocks per level on the way down (one more on the way up).
+        attention_levels: levels, counted from 0, with self-attention; the middle always has it.
+        head_width: channels of an attention head.
+        dropout: in the residual blocks.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2),
+        num_blocks: int = 2,
+        attention_levels: Collection[int] = (1, 2),
+        head_width: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        embedding_width = 4 * width
+        self.embed_time = TimeEmbedding(embedding_width)
+        self.stem = nn.Conv2d(channels, width, 3, padding=1)
+
+        def stage(in_channels: int, out_channels: int, attend: bool) -> Stage:
+            heads = max(1, out_channels // head_width) if attend else 0
+            return Stage(in_channels, out_channels, embedding_width, heads, dropout)
+
+        now, skips = width, [width]
+        self.down = nn.ModuleList()
+        for level, multiplier in enumerate(multipliers):
+            if level > 0:
+                self.down.append(Downsample(now))
+                skips.append(now)
+            for _ in range(num_blocks):
+                self.down.append(stage(now, width * multiplier, level in attention_levels))
+                now = width * multiplier
+                skips.append(now)
+
+        self.middle = nn.ModuleList([stage(now, now, True), stage(now, now, False)])
+
+        self.up = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            for _ in range(num_blocks + 1):
+                self.up.append(stage(now + skips.pop(), width * multiplier, level in attention_levels))
+                now = width * multiplier
+            if level > 0:
+                self.up.append(Upsample(now))
+
+        self.norm = group_norm(now)
+        self.out = nn.Conv2d(now, channels, 3, padding=1)
+        nn.init.zeros_(self.out.weight)  # the first prediction is 0, the mean of v
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        embedding = self.embed_time(t)
+        x = self.stem(x_t)
+        skips = [x]
+        for layer in self.down:
+            x = layer(x, embedding) if isinstance(layer, Stage) else layer(x)
+            skips.append(x)
+        for layer in self.middle:
+            x = layer(x, embedding)
+        for layer in self.up:
+            x = layer(torch.cat([x, skips.pop()], dim=1), embedding) if isinstance(layer, Stage) else layer(x)
+        return self.out(F.silu(self.norm(x)))

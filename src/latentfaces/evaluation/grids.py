@@ -1,0 +1,25 @@
+"""Many pictures as one."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from latentfaces.data.ffhq import to_uint8
+
+
+def save_png(image: Tensor, path: Path, text: dict[str, str] | None = None) -> None:
+    """Write an image (3, H, W) uint8 as PNG, with `text` in its metadata."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_itxt(key, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(path, pnginfo=info)
+
+
+def save_grid(images: Tensor, path: Path, columns: int = 8, text: dict[str, str] | None = None) -> None:
+    """Write images (n, 3, H, W), uint8 or float in [-1, 1], as one PNG with `columns` in a row."""
+    pixels = images if images.dtype == torch.uint8 else to_uint8(images)
+    save_png(make_grid(pixels.cpu(), nrow=columns, padding=2, pad_value=255), path, text)

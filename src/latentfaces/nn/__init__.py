@@ -1,0 +1,21 @@
+"""Blocks that know neither the VAE nor the diffusion."""
+
+from latentfaces.nn.attention import SelfAttention, SelfAttention2d, attention
+from latentfaces.nn.blocks import Downsample, ResBlock, Upsample
+from latentfaces.nn.embeddings import TimeEmbedding, rotate, rotation_2d
+from latentfaces.nn.normalization import group_norm
+from latentfaces.nn.weights import weights_hash
+
+__all__ = [
+    "Downsample",
+    "ResBlock",
+    "SelfAttention",
+    "SelfAttention2d",
+    "TimeEmbedding",
+    "Upsample",
+    "attention",
+    "group_norm",
+    "rotate",
+    "rotation_2d",
+    "weights_hash",
+]

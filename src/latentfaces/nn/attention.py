@@ -1,0 +1,67 @@
+"""Self-attention over tokens and over feature maps."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentfaces.nn.embeddings import rotate
+from latentfaces.nn.normalization import group_norm
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax attention (Vaswani et al. 2017, eq. 1) over (b, heads, tokens, channels)."""
+    # On CPUs the fused kernel is 3-5 times slower than two bfloat16 products; elsewhere it is the fastest.
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        return scores.softmax(-1) @ value
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over tokens (b, n, width), with rotary positions and optional QK-norm.
+
+    Args:
+        width: channels of a token; a multiple of `num_heads`.
+        num_heads: number of heads.
+        qk_norm: RMS-normalise queries and keys, which keeps the logits bounded in bfloat16 (Henry et al. 2020).
+    """
+
+    def __init__(self, width: int, num_heads: int, qk_norm: bool = True) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width={width} is not a multiple of num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        head_width = width // num_heads
+        self.query_norm = nn.RMSNorm(head_width) if qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(head_width) if qk_norm else nn.Identity()
+
+    def forward(self, tokens: Tensor, rotation: Tensor) -> Tensor:
+        """Tokens (b, n, width) and their rotation (2, n, width / num_heads) -> tokens (b, n, width)."""
+        b, n, _ = tokens.shape
+        query, key, value = self.qkv(tokens).view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key = rotate(self.query_norm(query), rotation), rotate(self.key_norm(key), rotation)
+        mixed = attention(query.to(value.dtype), key.to(value.dtype), value)
+        return self.out(mixed.transpose(1, 2).reshape(b, n, -1))
+
+
+class SelfAttention2d(nn.Module):
+    """Residual self-attention over the positions of a feature map (b, channels, h, w), as in Ho et al. 2020."""
+
+    def __init__(self, channels: int, num_heads: int = 1) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"channels={channels} is not a multiple of num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)  # the block starts as the identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).view(b, 3, self.num_heads, c // self.num_heads, h * w)
+        query, key, value = qkv.transpose(-1, -2).unbind(1)
+        mixed = attention(query, key, value).transpose(-1, -2).reshape(b, c, h, w)
+        return x + self.out(mixed)

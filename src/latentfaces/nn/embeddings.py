@@ -1,0 +1,48 @@
+"""Numbers to vectors: the time of the diffusion, the place of a token."""
+
+import torch
+from torch import Tensor, nn
+
+
+class TimeEmbedding(nn.Module):
+    """Time t in [0, 1], shape (b,), to vectors (b, width): Fourier features, then two linear layers.
+
+    The features are those of Vaswani et al. 2017 section 3.5 over t * 1000, as Ho et al. 2020 feed their steps.
+    """
+
+    def __init__(self, width: int, num_frequencies: int = 128, max_period: float = 10_000.0) -> None:
+        super().__init__()
+        exponents = torch.arange(num_frequencies) / num_frequencies
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", 1000 * max_period**-exponents, persistent=False)
+        self.layers = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t[:, None].float() * self.frequencies
+        return self.layers(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+def rotation_2d(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
+    """Rotary angles of a (height, width) grid of tokens, as cos and sin: (2, height * width, channels).
+
+    Half of the channel pairs turn with the row, half with the column (RoPE: Su et al. 2021, eq. 15; in two
+    dimensions: Heo et al. 2024, axial). `channels` is a multiple of 4.
+    """
+    if channels % 4:
+        raise ValueError(f"a rotary position in two dimensions needs a multiple of 4 channels per head, not {channels}")
+    # Grids are tens of tokens wide, not thousands: a period of 100 spreads the angles over what is there.
+    frequencies = 100.0 ** -(torch.arange(channels // 4, device=device) / (channels // 4))
+    rows = torch.arange(height, device=device)[:, None] * frequencies
+    columns = torch.arange(width, device=device)[:, None] * frequencies
+    angles = torch.cat(
+        [rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1
+    ).flatten(0, 1)
+    angles = torch.cat([angles, angles], dim=-1)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn the channel pairs (i, i + channels / 2) of x (..., n, channels) by `rotation` (2, n, channels)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * rotation[0] + torch.cat([-second, first], dim=-1) * rotation[1]
+

@@ -1,0 +1,131 @@
+"""One training run as a folder: its config, its weights, whether it is finished."""
+
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from latentfaces.errors import UserError
+
+CONFIG, RESULT = "config.yaml", "result.json"
+BUILDABLE = ("latentfaces.autoencoder", "latentfaces.diffusion")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder `outputs/<vae|ldm>/<name>` that train.py wrote.
+
+    Args:
+        folder: the folder.
+        config: what is in its config.yaml: the composed config, every reference resolved.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+
+    @property
+    def stage(self) -> str:
+        """"vae" or "ldm"."""
+        return self.config["stage"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its end."""
+        return (self.folder / RESULT).exists()
+
+    def result(self) -> dict[str, float]:
+        """The final metrics of a finished run."""
+        return json.loads((self.folder / RESULT).read_text())
+
+    def module(self, node: str, weights: str) -> Any:
+        """Build `model.<node>` of the config and load `checkpoints/<weights>.pth` into it, ready for evaluation.
+
+        Raises:
+            UserError: the weights are missing, damaged or of another shape.
+        """
+        module = build(self.config["model"][node])
+        assert isinstance(module, nn.Module)
+        path = self.folder / "checkpoints" / f"{weights}.pth"
+        if not path.exists():
+            raise UserError(f"{path} is missing: the run stopped before its first validation; train it again")
+        try:
+            module.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+        except Exception as error:
+            raise UserError(f"{path} does not fit {CONFIG} beside it, or is damaged ({type(error).__name__})") from error
+        return module.eval().requires_grad_(False)
+
+
+def open_run(folder: str | Path) -> Run:
+    """The run in `folder`.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(folder)
+    try:
+        return Run(folder, yaml.safe_load((folder / CONFIG).read_text()))
+    except OSError:
+        raise UserError(f"{folder} is not a run: it has no {CONFIG}") from None
+
+
+def find_run(
+    wanted: str, stage: str, outputs: str | Path = "outputs", suits: Callable[[Run], bool] = lambda run: True
+) -> Run:
+    """The run that `wanted` names: a folder, a name below `outputs/<stage>`, or "latest".
+
+    Args:
+        wanted: what the person typed.
+        stage: "vae" or "ldm", where names are looked up.
+        outputs: the folder of all runs.
+        suits: which runs "latest" may choose from, beside being finished.
+
+    Raises:
+        UserError: there is none.
+    """
+    here = Path(outputs) / stage
+    key = "vae" if stage == "vae" else "run"
+    if wanted == "latest":
+        runs = [run for run in runs_in(here) if run.finished and suits(run)]
+        if not runs:
+            raise UserError(
+                f"{here} has no finished run that fits: train one with `python train.py model={stage}`, "
+                f"or name a folder with {key}=FOLDER"
+            )
+        return max(runs, key=lambda run: (run.folder / RESULT).stat().st_mtime)
+    for folder in (Path(wanted), here / wanted):
+        if (folder / CONFIG).exists():
+            return open_run(folder)
+    known = ", ".join(sorted(run.folder.name for run in runs_in(here))) or "none"
+    raise UserError(f"{key}={wanted} is neither a run's folder nor a name in {here} (there: {known})")
+
+
+def runs_in(folder: Path) -> Iterator[Run]:
+    """All runs directly below `folder`."""
+    for config in sorted(folder.glob(f"*/{CONFIG}")):
+        yield open_run(config.parent)
+
+
+def build(node: Any) -> Any:
+    """A part of a stored config -> the object it describes.
+
+    Only classes of our own that hold weights or schedules are built: a stored config may come from a stranger, and
+    must not be able to run anything else.
+    """
+    if isinstance(node, list):
+        return [build(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    arguments = {key: build(value) for key, value in node.items() if key != "_target_"}
+    if "_target_" not in node:
+        return arguments
+    module_name, _, class_name = str(node["_target_"]).rpartition(".")
+    module = importlib.import_module(module_name) if module_name in BUILDABLE else None
+    if module is None or class_name not in module.__all__:
+        raise UserError(f"{CONFIG} asks for {node['_target_']}, which is not a part of latentfaces that may be built")
+    return getattr(module, class_name)(**arguments)

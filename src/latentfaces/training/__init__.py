@@ -1,0 +1,17 @@
+"""The only room that knows Lightning, beside the data module."""
+
+from latentfaces.training.checkpoint import AtomicCheckpointIO, ResumableCSVLogger
+from latentfaces.training.fit import fit_and_test
+from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
+from latentfaces.training.stage import NonFiniteLossError, Stage
+from latentfaces.training.vae_module import VAEModule
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "LatentDiffusionModule",
+    "NonFiniteLossError",
+    "ResumableCSVLogger",
+    "Stage",
+    "VAEModule",
+    "fit_and_test",
+]

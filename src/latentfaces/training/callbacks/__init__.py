@@ -1,0 +1,8 @@
+"""What happens beside the training steps."""
+
+from latentfaces.training.callbacks.best_weights import BestWeights
+from latentfaces.training.callbacks.ema import EMA
+from latentfaces.training.callbacks.previews import Previews
+from latentfaces.training.callbacks.status import Status
+
+__all__ = ["EMA", "BestWeights", "Previews", "Status"]

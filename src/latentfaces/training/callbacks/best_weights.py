@@ -1,0 +1,57 @@
+"""The best weights as plain files."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from latentfaces.training.callbacks.ema import averaged_weights
+from latentfaces.training.stage import Stage
+
+
+class BestWeights(Callback):
+    """Writes `best_*.pth`, plain state dicts of the averaged weights, whenever the validation loss is the lowest yet.
+
+    Args:
+        folder: where to.
+        monitor: the logged value to minimise.
+    """
+
+    def __init__(self, folder: str | Path, monitor: str = "val/loss") -> None:
+        self.folder, self.monitor = Path(folder), monitor
+        self.best = math.inf
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        value = float(trainer.callback_metrics[self.monitor])
+        if value < self.best:  # never true of NaN
+            self.best = value
+            with averaged_weights(trainer, pl_module):
+                self.write(pl_module)
+
+    @rank_zero_only
+    def write(self, pl_module: LightningModule) -> None:
+        """Write all files, each appearing whole."""
+        assert isinstance(pl_module, Stage)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, module in pl_module.exports().items():
+            partial = self.folder / f"{name}.pth.partial"
+            torch.save({key: value.cpu() for key, value in module.state_dict().items()}, partial)
+            os.replace(partial, self.folder / f"{name}.pth")
+
+    def load(self, pl_module: LightningModule) -> None:
+        """Give the module the best weights."""
+        assert isinstance(pl_module, Stage)
+        name = next(iter(pl_module.exports()))
+        pl_module.network.load_state_dict(torch.load(self.folder / f"{name}.pth", weights_only=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]

@@ -1,0 +1,36 @@
+"""Pictures of how training goes."""
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from latentfaces.evaluation.grids import save_grid
+from latentfaces.training.callbacks.ema import averaged_weights
+from latentfaces.training.stage import Stage
+
+
+class Previews(Callback):
+    """After each validation a grid into `folder` and, where the run has one, the W&B dashboard.
+
+    Args:
+        folder: where to.
+        columns: pictures in a row.
+    """
+
+    def __init__(self, folder: str | Path, columns: int = 8) -> None:
+        self.folder, self.columns = Path(folder), columns
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, Stage)
+        with averaged_weights(trainer, pl_module), trainer.precision_plugin.val_step_context():
+            images = pl_module.preview()
+        path = self.folder / f"step_{trainer.global_step:07d}.png"
+        save_grid(images, path, self.columns)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("previews", [str(path)], step=trainer.global_step)

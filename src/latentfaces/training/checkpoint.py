@@ -1,0 +1,56 @@
+"""Checkpoints that a crash cannot break, and a log that a resume does not erase."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.loggers import CSVLogger
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, then renames: the target is always the old file or the new one, whole.
+
+    The library writes to the system's temporary folder and moves; where that is another file system (a mounted drive,
+    a cluster's scratch), the move copies, and a kill in the middle of it destroys the last good checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for orphan in target.parent.glob("*.ckpt.partial"):
+            orphan.unlink()
+        partial = target.with_name(target.name + ".partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+
+
+class ResumableCSVLogger(CSVLogger):
+    """`metrics.csv` in `folder`; a resumed run keeps the rows up to the step it goes on from.
+
+    Args:
+        folder: the run's folder.
+        flush_logs_every_n_steps: steps between writes to disk.
+    """
+
+    def __init__(self, folder: str | Path, flush_logs_every_n_steps: int = 100) -> None:
+        self.path = Path(folder) / "metrics.csv"
+        self.earlier = self.read() if self.path.exists() else []
+        super().__init__(folder, name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All rows, as text, without empty cells."""
+        with self.path.open(newline="") as file:
+            return [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+        if self.earlier:
+            rows = [row for row in self.earlier if step is None or int(row["step"]) < step]
+            self.experiment.metrics.extend(rows)
+            self.earlier = []
+        super().log_metrics(metrics, step)

@@ -1,0 +1,48 @@
+"""One training from its first step to its result."""
+
+import json
+import time
+from pathlib import Path
+
+from lightning.pytorch import LightningDataModule, Trainer
+
+from latentfaces.evaluation import plot_losses
+from latentfaces.run import RESULT
+from latentfaces.training.callbacks import BestWeights
+from latentfaces.training.stage import Stage
+
+
+def fit_and_test(
+    trainer: Trainer, module: Stage, data: LightningDataModule, checkpoint: Path | None, run_dir: str | Path
+) -> float:
+    """Fit, then measure the best weights on all held-out photos; write plots and result.json.
+
+    Args:
+        trainer: has a `BestWeights` callback.
+        module: what to train.
+        data: its batches.
+        checkpoint: to go on from, if any.
+        run_dir: the run's folder.
+
+    Returns:
+        The lowest validation loss.
+    """
+    run_dir, started = Path(run_dir), time.monotonic()
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.checkpoint_callbacks:
+        trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    # The limit of training rarely falls on a validation: the last weights, often the best, get theirs here.
+    trainer.validate(module, datamodule=data, verbose=False)
+    best = next(c for c in trainer.callbacks if isinstance(c, BestWeights))  # type: ignore[attr-defined]
+    best.load(module)
+    metrics = trainer.test(module, datamodule=data, verbose=False)[0]
+    if trainer.is_global_zero:
+        result = {**metrics, "val/best_loss": best.best, "steps": trainer.global_step}
+        result["minutes"] = (time.monotonic() - started) / 60
+        (run_dir / "images").mkdir(exist_ok=True)
+        plot_losses(run_dir / "metrics.csv", run_dir / "images" / "losses.png")
+        (run_dir / RESULT).write_text(json.dumps(result, indent=1))
+        print(" · ".join(f"{name} {value:.4g}" for name, value in result.items()))
+        print(run_dir / "images" / "losses.png")
+        print(run_dir)
+    return best.best

@@ -1,0 +1,84 @@
+"""Stage 2 under Lightning."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from latentfaces.annealing import WarmupDecay
+from latentfaces.autoencoder import VAE
+from latentfaces.diffusion import Denoiser, DenoisingLoss, Sampler
+from latentfaces.training.stage import OptimizerFactory, Stage
+
+NUM_PREVIEWS = 16
+
+
+class LatentDiffusionModule(Stage):
+    """Trains a denoiser on cached posteriors (b, 2, c, h, w), mean and standard deviation.
+
+    Args:
+        autoencoder: the trained VAE, which stays as it is.
+        denoiser: the network and its noise schedule.
+        loss: the objective.
+        sampler: makes the previews.
+        optimizer, lr_schedule, seed: see `Stage`.
+    """
+
+    def __init__(
+        self,
+        autoencoder: VAE,
+        denoiser: Denoiser,
+        loss: DenoisingLoss,
+        sampler: Sampler,
+        optimizer: OptimizerFactory,
+        lr_schedule: WarmupDecay,
+        seed: int,
+    ) -> None:
+        super().__init__(optimizer, lr_schedule, seed)
+        self.autoencoder = autoencoder.requires_grad_(False)
+        self.denoiser, self.loss, self.sampler = denoiser, loss, sampler
+        self.latent_shape: torch.Size | None = None
+
+    @property
+    def network(self) -> Denoiser:
+        return self.denoiser
+
+    def exports(self) -> Mapping[str, nn.Module]:
+        return {"best_denoiser": self.denoiser}
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (b, 3, R, R) in [-1, 1] -> mean and standard deviation of the posterior, for the latent cache."""
+        posterior = self.autoencoder.to(images.device).encode(images)
+        return posterior.mean, posterior.std
+
+    def training_step(self, moments: Tensor, batch_idx: int) -> Tensor:
+        mean, std = moments.unbind(1)
+        # A fresh draw each time: the denoiser sees the whole posterior, not one point of it.
+        x0 = self.autoencoder.normalize(mean + std * torch.randn_like(mean))
+        loss = self.loss(self.denoiser, x0).mean()
+        self.log_terms({"train/loss": loss})
+        return loss
+
+    def validation_step(self, moments: Tensor, batch_idx: int) -> None:
+        self.latent_shape = moments.shape[2:]
+        self.evaluate(moments, batch_idx, "val")
+
+    def test_step(self, moments: Tensor, batch_idx: int) -> None:
+        self.evaluate(moments, batch_idx, "test")
+
+    def evaluate(self, moments: Tensor, batch_idx: int, stage: str) -> None:
+        """Log the loss at noise and times that are the same in every validation, so that only the network changes."""
+        x0 = self.autoencoder.normalize(moments[:, 0])
+        generator = torch.Generator().manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
+        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        u = (torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(x0)
+        loss = self.loss(self.denoiser, x0, self.loss.time_sampler.from_uniform(u.to(x0)), noise).mean()
+        self.log(f"{stage}/loss", loss, batch_size=len(x0), sync_dist=True)
+
+    @torch.no_grad()
+    def preview(self) -> Tensor:
+        """New faces, from the same noise each time."""
+        assert self.latent_shape is not None
+        noise = torch.randn(NUM_PREVIEWS, *self.latent_shape, generator=torch.Generator().manual_seed(self.seed))
+        latents = self.sampler(self.denoiser, noise.to(self.device))
+        return self.autoencoder.decode(self.autoencoder.denormalize(latents))

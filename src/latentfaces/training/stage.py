@@ -1,0 +1,107 @@
+"""What both LightningModules share: optimiser, learning rate, seeds, and logging that costs little."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from latentfaces.annealing import WarmupDecay
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite: training on would destroy the weights."""
+
+
+class Stage(LightningModule, ABC):
+    """A stage of training.
+
+    Args:
+        optimizer: parameters -> optimiser, at the peak of the learning rate.
+        lr_schedule: the learning rate as a multiple of that peak.
+        seed: of everything that is drawn in a step.
+    """
+
+    def __init__(self, optimizer: OptimizerFactory, lr_schedule: WarmupDecay, seed: int) -> None:
+        super().__init__()
+        self.make_optimizer, self.lr_schedule, self.seed = optimizer, lr_schedule, seed
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """What is trained, averaged and exported."""
+
+    @abstractmethod
+    def exports(self) -> Mapping[str, nn.Module]:
+        """Weight files by name, without `.pth`, and the modules whose weights they hold."""
+
+    @abstractmethod
+    def preview(self) -> Tensor:
+        """A few pictures that show how training goes: (n, 3, H, W) in [-1, 1], the same ones each time."""
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer(p for p in self.network.parameters() if p.requires_grad)
+        schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, self.progress()))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def progress(self) -> float:
+        """Share of training that is over, in [0, 1]: by steps, epochs or time, whichever is furthest."""
+        trainer = self.trainer
+        shares = [0.0]
+        if trainer.max_steps > 0:
+            shares.append(trainer.global_step / trainer.max_steps)
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            batches_per_epoch = max(trainer.num_training_batches, 1)
+            batch = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+            shares.append((trainer.current_epoch + batch / batches_per_epoch) / trainer.max_epochs)
+        for timer in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(timer, Timer) and (remaining := timer.time_remaining()) is not None:
+                elapsed = timer.time_elapsed()
+                shares.append(elapsed / (elapsed + remaining))
+        return min(max(shares), 1.0)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Every draw of a step is a function of (seed, rank, step): ranks differ, and a resumed run draws the same.
+        mixed = (self.seed * 1_000_003 + self.global_rank) * 1_000_000_007 + self.global_step
+        torch.manual_seed(mixed % 2**63)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # The library refuses to clip for fused optimisers, for the sake of float16 scaling, which is not used here.
+        if gradient_clip_val is None:
+            return
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.network.parameters(), gradient_clip_val)
+        else:
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+            if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                self.log("train/gradient_norm", norm)
+
+    def log_terms(self, terms: Mapping[str, Tensor | float]) -> None:
+        """Log scalars of a training step, every `trainer.log_every_n_steps`: each key costs half a millisecond.
+
+        Raises:
+            NonFiniteLossError: naming the term and the step.
+        """
+        if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        values = {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in terms.items()}
+        for name, value in values.items():
+            if value != value or abs(value) == float("inf"):
+                raise NonFiniteLossError(
+                    f"{name} is {value} at step {self.global_step}: training stops before the weights are lost; "
+                    "resume from the last checkpoint with a lower model.optimizer.lr"
+                )
+        self.log_dict(values)
