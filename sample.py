@@ -11,7 +11,7 @@ register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
 def main(cfg: DictConfig) -> None:
     """Load one run, do one task with it, print where the pictures are."""
-    from conf.launch import one_sentence  # torch is imported only once the config is known to compose
+    from conf.mistakes import one_sentence  # torch is imported only once the config is known to compose
 
     one_sentence(sample)(cfg)
 

@@ -11,7 +11,7 @@ register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
     """Train, evaluate the best weights on held-out photos, and return the lowest validation loss."""
-    from conf.launch import one_sentence  # torch is imported only once the config is known to compose
+    from conf.mistakes import one_sentence  # torch is imported only once the config is known to compose
 
     return one_sentence(train)(cfg)
 

@@ -1,175 +1,26 @@
-"""Between Hydra and latentfaces: what is checked, looked up and written down before a command starts its work."""
+"""Between Hydra and latentfaces: what a command looks up, writes down and builds before it starts its work."""
 
 import contextlib
-import functools
-import inspect
 import logging
 import netrc
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
+from conf.checks import check_training, check_types
+from conf.schema import Precision
 from latentfaces.errors import UserError
-from latentfaces.run import CONFIG, RESULT, Run, find_run
-
-RESUME = ("true", "false", "auto")
-
-
-def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Decorate a command: a person's mistake is printed as one sentence, without a traceback, and exits with 2."""
-
-    @functools.wraps(main)
-    def wrapped(cfg: DictConfig) -> Any:
-        try:
-            return main(cfg)
-        except (UserError, InstantiationException, OmegaConfBaseException) as error:
-            message = explain(error)
-            if message is None:
-                raise
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise UserError(message) from error  # the other jobs of the sweep go on
-            print(f"error: {message}", file=sys.stderr)
-            sys.exit(2)
-
-    return wrapped
-
-
-def explain(error: BaseException) -> str | None:
-    """The sentence for a person's mistake; None for a fault of the program's."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}"
-    cause = error.__cause__
-    if isinstance(cause, UserError):
-        return str(cause)
-    if isinstance(cause, ValueError | TypeError):
-        key = str(error).rpartition("full_key: ")[2].splitlines()[0]
-        return f"{key}: {cause}"
-    if isinstance(error, InstantiationException):
-        return " ".join(str(error).split())
-    return None
-
-
-def check_types(node: Any, key: str = "") -> None:
-    """Hold each value of each `_target_` in the config against the type that its constructor states.
-
-    Raises:
-        UserError: naming key, value and what is expected.
-    """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-    if isinstance(node, Mapping):
-        hints = type_hints(node["_target_"]) if "_target_" in node else {}
-        for name, value in node.items():
-            here = f"{key}.{name}" if key else str(name)
-            if name in hints and not isinstance(value, Mapping):
-                try:
-                    adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
-                    adapter.validate_python(value)
-                except ValidationError as error:
-                    problem = error.errors()[0]["msg"]
-                    raise UserError(f"{here}={value} does not fit: {problem[0].lower()}{problem[1:]}") from None
-            else:
-                check_types(value, here)
-    elif isinstance(node, Sequence) and not isinstance(node, str):
-        for index, value in enumerate(node):
-            check_types(value, f"{key}[{index}]")
-
-
-def type_hints(target: str) -> dict[str, Any]:
-    """Types of the arguments of a class of ours, or of a class method that makes one; others state too little."""
-    if not target.startswith("latentfaces."):
-        return {}
-    made = get_object(target)
-    hints = get_type_hints(made.__init__ if inspect.isclass(made) else made)
-    if inspect.ismethod(made):  # its **options are the constructor's
-        hints = get_type_hints(made.__self__.__init__) | hints
-    return hints
-
-
-def check_training(cfg: DictConfig) -> None:
-    """What no single key can know.
-
-    Raises:
-        UserError: naming the key and the remedy.
-    """
-    check_types(OmegaConf.to_container(cfg, resolve=True))
-    typed = [override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
-    for key in typed:
-        if key.startswith("annealing."):
-            raise UserError(f"{key} has no effect here: type model.kl_weight.{key.removeprefix('annealing.')}=...")
-    if cfg.stage == "vae" and cfg.vae is not None:
-        raise UserError("vae=... is for model=ldm; with model=vae the VAE is what is trained")
-    if cfg.resume.lower() not in RESUME:
-        raise UserError(f"resume={cfg.resume} is not one of {', '.join(RESUME)}")
-    ModelLimits(cfg).check()
-    check_devices(cfg.trainer)
-
-
-class ModelLimits:
-    """Sizes that must divide one another.
-
-    Args:
-        cfg: the composed config of a training.
-    """
-
-    def __init__(self, cfg: DictConfig) -> None:
-        self.cfg = cfg
-        shape = cfg.model.autoencoder
-        self.downsampling = shape.patch_size * 2 ** (len(shape.multipliers) - 1)
-
-    def check(self) -> None:
-        """Raise the first that does not fit."""
-        resolution = self.cfg.data.resolution
-        if resolution % self.downsampling:
-            nearest = self.downsampling * max(1, round(resolution / self.downsampling))
-            raise UserError(
-                f"data.resolution={resolution} is not a multiple of the VAE's factor {self.downsampling}: "
-                f"take {nearest}, or another model/autoencoder"
-            )
-        if self.cfg.stage == "ldm":
-            self.check_denoiser(resolution // self.downsampling)
-
-    def check_denoiser(self, latent_side: int) -> None:
-        """The denoiser's own factor must divide the latent."""
-        network = self.cfg.model.denoiser.network
-        factor = network.patch_size if "patch_size" in network else 2 ** (len(network.multipliers) - 1)
-        if latent_side % factor:
-            raise UserError(
-                f"latents of {latent_side}x{latent_side} do not divide by {factor}, as model.denoiser.network needs: "
-                "choose another model/denoiser, or another data.resolution for the VAE"
-            )
-
-
-def check_devices(trainer: DictConfig) -> None:
-    """Refuse more devices than there are, rather than start as many processes on one CPU."""
-    import torch
-
-    try:
-        wanted = int(trainer.devices)
-    except ValueError:  # "auto", "0,1"
-        return
-    available = torch.cuda.device_count()
-    on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and wanted > 1)
-    if on_gpu and wanted > available:
-        fewer = f"trainer.devices={available}" if available else "trainer.devices=1"
-        raise UserError(
-            f"trainer.devices={wanted}, but this machine has {available} GPUs: type {fewer}, or for {wanted} processes "
-            f"on the CPU trainer.accelerator=cpu trainer.devices={wanted} strategy=ddp"
-        )
+from latentfaces.run import CONFIG, RESULT, Run, find_run, open_run
 
 
 def precision_for(trainer: DictConfig) -> str:
@@ -209,7 +60,9 @@ def claim_run(cfg: DictConfig) -> Path | None:
     folder, resume = Path(cfg.run_dir), cfg.resume.lower()
     last = folder / "checkpoints" / "last.ckpt"
     if resume == "true" and not last.exists():
-        raise UserError(f"resume=true, but there is no {last} to go on from: check name={cfg.name}, or type resume=auto")
+        raise UserError(
+            f"resume=true, but there is no {last} to go on from: check name={cfg.name}, or type resume=auto"
+        )
     if resume == "false" and (last.exists() or (folder / RESULT).exists()) and is_main_process():
         raise UserError(f"{folder} holds a run: go on with resume=auto, or give this one another name=...")
     if resume == "auto" and is_main_process():
@@ -221,31 +74,38 @@ def add_trained_vae(cfg: DictConfig) -> Run:
     """Give stage 2 the VAE of a run of stage 1 and, unless other data were chosen, that run's data.
 
     Returns:
-        The run of stage 1.
+        The run that has the VAE: one of stage 1, or the run itself when it goes on, from its own copy.
     """
-    # The run's own folder keeps a copy of the VAE, so that a resume finds the same one whatever was trained since.
-    claimed = Path(cfg.run_dir) / CONFIG
-    wanted = OmegaConf.load(claimed).vae if cfg.vae is None and claimed.exists() and cfg.resume != "false" else cfg.vae
     own_data = cfg.data if "_target_" in cfg.data else None
 
     def suits(run: Run) -> bool:
-        data = run.config["data"]
-        return own_data is None or all(
-            data.get(key) == own_data.get(key) for key in ("root", "num_images", "resolution")
-        )
+        keys = ("root", "num_images", "resolution")
+        return own_data is None or all(run.config["data"].get(key) == own_data.get(key) for key in keys)
 
-    outputs = Path(cfg.run_dir).parent.parent if HydraConfig.get().mode == RunMode.RUN else Path("outputs")
-    run = find_run(wanted or "latest", "vae", outputs, suits)
-    if run.stage != "vae":
-        raise UserError(f"vae={wanted} is a run of stage 2: name one of stage 1")
+    if cfg.resume.lower() != "false" and (Path(cfg.run_dir) / CONFIG).exists():
+        run = open_run(cfg.run_dir)
+        if cfg.vae is not None and cfg.vae != run.config["vae"]:
+            raise UserError(f"{cfg.run_dir} goes on with its own VAE, of {run.config['vae']}: leave out vae={cfg.vae}")
+        trained = run.config["vae"]
+    else:
+        run = find_run(cfg.vae or "latest", "vae", suits=suits)
+        if run.stage != "vae":
+            raise UserError(f"vae={cfg.vae} is a run of stage 2: name one of stage 1")
+        trained = str(run.folder)
     with open_dict(cfg):
-        cfg.vae = str(run.folder)
+        cfg.vae = trained
         cfg.model.autoencoder = run.config["model"]["autoencoder"]
         if own_data is None:
             cfg.data = OmegaConf.merge(run.config["data"], cfg.data)
     if is_main_process():
-        print(f"VAE: {run.folder}")
+        print(f"VAE: {trained}")
     return run
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain containers, every reference resolved."""
+    container: Any = OmegaConf.to_container(cfg, resolve=True)
+    return container
 
 
 def record(cfg: DictConfig) -> None:
@@ -276,8 +136,36 @@ def copy_vae(run: Run, folder: str | Path) -> Path:
 
 
 @contextlib.contextmanager
+def one_job() -> Iterator[None]:
+    """Within a sweep, let the processes that Lightning starts for further devices run this job, not the sweep again.
+
+    They are started with this process's own command line and environment (Lightning issue 11300): here that line is
+    the job's, and afterwards nothing of the job is left in the environment.
+    """
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        yield
+        return
+    argv, environment = sys.argv, dict(os.environ)
+    hydra: Any = HydraConfig.get()
+    OmegaConf.set_readonly(hydra, False)
+    hydra.run.dir = hydra.runtime.output_dir
+    sys.argv = [argv[0], *hydra.overrides.task]
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            if name not in environment:
+                os.environ.pop(name, None)
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
 def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | None]]:
-    """Check the config, claim the run's folder, and build data module, module, trainer; the checkpoint to go on from."""
+    """Check the config, claim the run's folder; data module, module, trainer and the checkpoint to go on from."""
     try:
         vae_run = add_trained_vae(cfg) if cfg.stage == "ldm" else None
         check_training(cfg)
@@ -288,7 +176,8 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
         drop_if_empty(cfg.run_dir)
         raise
     try:
-        yield *parts, checkpoint
+        with one_job():
+            yield *parts, checkpoint
     finally:
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish()  # or the next job of a sweep would write into this job's run
@@ -313,6 +202,7 @@ def quiet_libraries() -> None:
 def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]:
     """Data module, module and trainer of a checked config, which is written into the run's folder."""
     from lightning.pytorch import seed_everything
+    from lightning.pytorch.loggers import WandbLogger
 
     from latentfaces.nn import weights_hash
     from latentfaces.training import AtomicCheckpointIO
@@ -323,21 +213,30 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
     with open_dict(cfg):
         cfg.pack = str(data.folder)
         if "wandb" in cfg.logger:
-            cfg.logger.wandb.offline = wandb_is_offline() if cfg.logger.wandb.offline == "auto" else cfg.logger.wandb.offline
+            cfg.logger.wandb.offline = (
+                wandb_is_offline() if cfg.logger.wandb.offline == "auto" else cfg.logger.wandb.offline
+            )
     if is_main_process():
+        data.pack()  # whatever is wrong with the pictures is said before anything is written
         record(cfg)
     module = instantiate(cfg.model)
     if vae_run is not None:
         module.autoencoder.load_state_dict(vae_run.module("autoencoder", "best_vae").state_dict())
         copy_vae(vae_run, cfg.run_dir)
         data.use_latents(weights_hash(module.autoencoder), module.encode)
-    trainer = instantiate(
+    trainer: Any = instantiate(
         cfg.trainer,
         callbacks=list(instantiate(cfg.callbacks).values()),
         logger=list(instantiate(cfg.logger).values()),
         plugins=[AtomicCheckpointIO()],
         default_root_dir=cfg.run_dir,
     )
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_hyperparams(plain(cfg))
+    if is_main_process():
+        kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+        print(f"training on {trainer.num_devices} {kind} device(s), {cfg.trainer.precision}")
     return data, module, trainer
 
 
@@ -346,14 +245,24 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     from latentfaces.pipeline import FacePipeline
     from latentfaces.tasks import PictureFolder
 
+    for key in ("num_images", "batch_size"):
+        if cfg[key] < 1:
+            raise UserError(f"{key}={cfg[key]} must be at least 1")
     run = find_run(cfg.run, "ldm")
     if "pack" in cfg.task:
         cfg.task.pack = run.config["pack"]
-    settings = OmegaConf.to_container(cfg.task, resolve=True)
+    settings = plain(cfg.task)
     check_types(settings, "task")
     task = instantiate(cfg.task)
-    pipeline = FacePipeline.load(run)
-    name = HydraConfig.get().runtime.choices.task
+    pipeline = FacePipeline.load(run, bfloat16=cfg.precision == Precision.bf16)
+    hydra: Any = HydraConfig.get()
+    name = hydra.runtime.choices.task
     default = run.folder / "samples" / f"{name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    origin = {"run": str(run.folder), "weights": pipeline.weights, **settings, "task": name}
+    origin = {
+        "run": str(run.folder),
+        "weights": pipeline.weights,
+        "precision": cfg.precision.name,
+        **settings,
+        "task": name,
+    }
     return task, pipeline, PictureFolder(cfg.output or default, origin)

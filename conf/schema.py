@@ -1,6 +1,7 @@
 """Types of what train.yaml and sample.yaml hold: Hydra refuses a value of another type, and a key that is not here."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -63,6 +64,13 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
+class Precision(Enum):
+    """What sample.py computes in: with fp32 a picture is the same for any batch size; bf16 is faster."""
+
+    fp32 = 32
+    bf16 = 16
+
+
 @dataclass
 class SampleConfig:
     """sample.yaml."""
@@ -72,6 +80,7 @@ class SampleConfig:
     num_images: int = 64
     seed: int = 0
     batch_size: int = 64
+    precision: Precision = Precision.fp32
     sampler: Any = None
     task: Any = MISSING
     image: str | None = None

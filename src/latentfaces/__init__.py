@@ -1,1 +1,1 @@
-"""Train and use latent diffusion models of human faces: photos become latents, noise becomes latents, latents become faces."""
+"""Latent diffusion models of faces: photos become latents, noise becomes latents, latents become faces."""

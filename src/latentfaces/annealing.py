@@ -113,7 +113,9 @@ class WarmupDecay:
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0 or not 0 <= self.decay_share <= 1:
-            raise ValueError(f"warmup_steps={self.warmup_steps} must be at least 0, decay_share={self.decay_share} in [0, 1]")
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} must be at least 0, decay_share={self.decay_share} in [0, 1]"
+            )
 
     def __call__(self, step: int, progress: float) -> float:
         """The multiple at training step `step`, `progress` in [0, 1] of the way through training."""

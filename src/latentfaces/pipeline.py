@@ -29,23 +29,29 @@ class FacePipeline:
         denoiser: the trained denoiser; None for a run of stage 1, which can only reconstruct.
         resolution: height and width of the pictures, in pixels.
         device: where to compute; the best there is by default.
+        bfloat16: compute in bfloat16 where that is safe: faster, and pictures then depend a little on the batch size.
     """
 
     def __init__(
-        self, vae: VAE, denoiser: Denoiser | None, resolution: int, device: torch.device | None = None
+        self,
+        vae: VAE,
+        denoiser: Denoiser | None,
+        resolution: int,
+        device: torch.device | None = None,
+        bfloat16: bool = False,
     ) -> None:
-        self.device = device or best_device()
+        self.device, self.bfloat16 = device or best_device(), bfloat16
         self.vae = vae.to(self.device)
         self.denoiser = denoiser.to(self.device) if denoiser is not None else None
         self.resolution = resolution
 
     @classmethod
-    def load(cls, run: Run | str | Path, device: torch.device | None = None) -> "FacePipeline":
-        """From a run's folder, e.g. "outputs/ldm/faces": its best weights."""
+    def load(cls, run: Run | str | Path, device: torch.device | None = None, bfloat16: bool = False) -> "FacePipeline":
+        """From a run's folder, e.g. "outputs/ldm/faces": its best weights; the rest as for the class."""
         run = run if isinstance(run, Run) else open_run(run)
         vae = run.module("autoencoder", "best_vae")
         denoiser = run.module("denoiser", "best_denoiser") if run.stage == "ldm" else None
-        return cls(vae, denoiser, run.config["data"]["resolution"], device)
+        return cls(vae, denoiser, run.config["data"]["resolution"], device, bfloat16)
 
     @property
     def weights(self) -> str:
@@ -66,15 +72,21 @@ class FacePipeline:
         ]
         return torch.stack(draws).to(self.device)
 
+    def autocast(self) -> torch.autocast:
+        """bfloat16 within this context, where asked for."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images (n, 3, R, R) in [-1, 1] -> normalised latents (n, c, h, w), the posterior's mode."""
-        return self.vae.normalize(self.vae.encode(images.to(self.device)).mode())
+        with self.autocast():
+            return self.vae.normalize(self.vae.encode(images.to(self.device)).mode())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (n, c, h, w) -> images (n, 3, R, R) in [-1, 1]."""
-        return self.vae.decode(self.vae.denormalize(latents))
+        with self.autocast():
+            return self.vae.decode(self.vae.denormalize(latents))
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Images (n, 3, R, R) in [-1, 1] -> what the VAE makes of them, likewise."""
@@ -88,7 +100,9 @@ class FacePipeline:
                 "train stage 2 with `python train.py model=ldm`, then sample that run"
             )
         for start in noise.split(batch_size):
-            yield to_uint8(self.decode(sampler(self.denoiser, start))).cpu()
+            with self.autocast():
+                latents = sampler(self.denoiser, start)
+            yield to_uint8(self.decode(latents)).cpu()
 
     def generate(self, num_images: int, seed: int, sampler: Sampler, batch_size: int = 64) -> Tensor:
         """New faces (num_images, 3, R, R) uint8: face i depends on (seed, i) alone, not on how many or how batched."""

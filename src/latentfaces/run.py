@@ -31,7 +31,7 @@ class Run:
 
     @property
     def stage(self) -> str:
-        """"vae" or "ldm"."""
+        """ "vae" or "ldm"."""
         return self.config["stage"]
 
     @property
@@ -57,7 +57,9 @@ class Run:
         try:
             module.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
         except Exception as error:
-            raise UserError(f"{path} does not fit {CONFIG} beside it, or is damaged ({type(error).__name__})") from error
+            raise UserError(
+                f"{path} does not fit {CONFIG} beside it, or is damaged ({type(error).__name__})"
+            ) from error
         return module.eval().requires_grad_(False)
 
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from latentfaces.data.synthetic import HAIR_STYLES, _canvas, _outline, draw_face, sample_face
+from latentfaces.data.synthetic import draw_face, sample_face
+from latentfaces.data.synthetic.drawing import _canvas, _outline
+from latentfaces.data.synthetic.traits import HAIR_STYLES
 
 BALD_SEED = 5
 LUMINANCE = np.array([0.299, 0.587, 0.114])

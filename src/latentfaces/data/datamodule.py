@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -17,7 +18,7 @@ from latentfaces.data.sources import DrawnFaces, Photos, Source
 from latentfaces.errors import UserError
 
 
-def identity(batch: Tensor) -> Tensor:
+def identity(batch: Any) -> Any:
     """The dataset gives whole batches: nothing is left to collate."""
     return batch
 
@@ -55,6 +56,9 @@ class FFHQDataModule(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        for name, value in (("batch_size", batch_size), ("resolution", resolution), ("val_every", val_every)):
+            if value < 1:
+                raise UserError(f"data.{name}={value} must be at least 1")
         self.source = source
         self.folder = Path(folder) / f"{source.name}-{resolution}"
         self.resolution, self.batch_size, self.seed = resolution, batch_size, seed
@@ -83,8 +87,19 @@ class FFHQDataModule(LightningDataModule):
         self.encoder = key, encode
 
     def pack(self) -> Pack:
-        """The pack, made now if need be."""
-        return find_or_write_pack(self.source, self.folder, self.resolution, self.on_bad_image, self.val_every)
+        """The pack, made now if need be.
+
+        Raises:
+            UserError: the pictures cannot be packed, or are too few for a batch.
+        """
+        pack = find_or_write_pack(self.source, self.folder, self.resolution, self.on_bad_image, self.val_every)
+        needed = self.batch_size * self.num_ranks
+        if len(pack.train_indices) < needed or len(pack.val_indices) == 0:
+            raise UserError(
+                f"{pack.folder} has {len(pack.train_indices)} pictures to train on and {len(pack.val_indices)} held "
+                f"out, but a batch takes {needed}: add pictures, or lower data.batch_size"
+            )
+        return pack
 
     def prepare_data(self) -> None:
         """Pack and encode, on one process of each machine."""
@@ -96,20 +111,17 @@ class FFHQDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open what `prepare_data` made."""
         pack = self.pack()
-        needed = self.batch_size * self.num_ranks
-        if len(pack.train_indices) < needed or len(pack.val_indices) == 0:
-            raise UserError(
-                f"{pack.folder} has {len(pack.train_indices)} pictures to train on and {len(pack.val_indices)} held "
-                f"out, but a batch takes {needed}: add pictures, or lower data.batch_size"
-            )
         held_out = pack.val_indices
-        spaced = held_out[np.linspace(0, len(held_out) - 1, min(self.num_val_images, len(held_out))).round().astype(int)]
-        make, items = FFHQDataset, pack.images
-        if self.encoder is not None:
-            make, items = LatentDataset, open_latents(pack, self.encoder[0])
-        self.train_dataset, self.val_dataset, self.test_dataset = (
-            make(items, indices) for indices in (pack.train_indices, spaced, held_out)
-        )
+        spaced = held_out[
+            np.linspace(0, len(held_out) - 1, min(self.num_val_images, len(held_out))).round().astype(int)
+        ]
+        moments = open_latents(pack, self.encoder[0]) if self.encoder is not None else None
+
+        def dataset(indices: NDArray[np.int64]) -> Dataset[Tensor]:
+            return FFHQDataset(pack.images, indices) if moments is None else LatentDataset(moments, indices)
+
+        self.train_dataset, self.val_dataset = dataset(pack.train_indices), dataset(spaced)
+        self.test_dataset = dataset(held_out)
 
     @property
     def rank(self) -> int:
@@ -161,7 +173,7 @@ class FFHQDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, int]:
         """Where in the data the run is, so that it goes on with the next batch."""
         assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         epoch = self.trainer.current_epoch
         if done >= self.trainer.num_training_batches:
             epoch, done = epoch + 1, 0

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 class Draw(NamedTuple):
     """One picture of a batch: which, and whether mirrored."""
 
-    index: int
+    item: int
     mirrored: bool
 
 
@@ -36,7 +36,7 @@ class FFHQDataset(Dataset[Tensor]):
 
     def __getitems__(self, draws: Sequence[Draw]) -> Tensor:
         """A batch (b, 3, R, R) uint8: one gather, and a quarter of the bytes that floats would move."""
-        batch = self.images[self.indices[[draw.index for draw in draws]]]
+        batch = self.images[self.indices[[draw.item for draw in draws]]]
         mirrored = np.array([draw.mirrored for draw in draws])
         batch[mirrored] = batch[mirrored][..., ::-1]
         return torch.from_numpy(batch)
@@ -60,7 +60,7 @@ class LatentDataset(Dataset[Tensor]):
         return torch.from_numpy(self.moments[self.indices[index], 0].copy())
 
     def __getitems__(self, draws: Sequence[Draw]) -> Tensor:
-        indices = self.indices[[draw.index for draw in draws]]
+        indices = self.indices[[draw.item for draw in draws]]
         return torch.from_numpy(self.moments[indices, [int(draw.mirrored) for draw in draws]])
 
 

@@ -1,6 +1,5 @@
 """Every picture encoded once: stage 2 then never runs the encoder again."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def write_latents(pack: Pack, key: str, encode: Encode, device: torch.device, ba
     if path.exists():
         return
     partial = path.with_suffix(".partial")
-    moments: NDArray[np.float16] | None = None
+    moments: np.memmap | None = None
     for first in track(range(0, len(pack.images), batch_size), f"Encoding {pack.folder.name}"):
         images = to_float(torch.from_numpy(pack.images[first : first + batch_size].copy()).to(device))
         for mirrored, view in enumerate((images, images.flip(-1))):
@@ -53,4 +52,4 @@ def write_latents(pack: Pack, key: str, encode: Encode, device: torch.device, ba
             moments[first : first + len(view), mirrored] = batch.float().cpu().numpy()
     assert moments is not None
     moments.flush()
-    os.replace(partial, path)
+    partial.replace(path)

@@ -121,7 +121,9 @@ def write_pack(source: Source, folder: Path, resolution: int, on_bad_image: str,
     names = source.names
     needed, free = len(names) * 3 * resolution**2, shutil.disk_usage(existing_parent(folder)).free
     if needed > free:
-        raise UserError(f"packing {source.name} needs {needed / 1e9:.1f} GB in {folder}, only {free / 1e9:.1f} are free")
+        raise UserError(
+            f"packing {source.name} needs {needed / 1e9:.1f} GB in {folder}, only {free / 1e9:.1f} are free"
+        )
     # Nothing bears the final name before it is whole: a killed run leaves a .partial folder, which the next removes.
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -178,7 +180,7 @@ def write_pack(source: Source, folder: Path, resolution: int, on_bad_image: str,
         "written_by": f"latentfaces {version('latentfaces')}",
     }
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    os.replace(partial, folder)
+    partial.replace(folder)
     return Pack(folder, manifest)
 
 

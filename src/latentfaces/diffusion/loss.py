@@ -57,9 +57,7 @@ class DenoisingLoss(nn.Module):
         super().__init__()
         self.time_sampler = time_sampler
 
-    def forward(
-        self, denoiser: Denoiser, x0: Tensor, t: Tensor | None = None, noise: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, denoiser: Denoiser, x0: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Loss per sample, (b,), at clean latents x0 (b, c, h, w); t (b,) and noise are drawn unless given."""
         t = self.time_sampler(len(x0), x0.device) if t is None else t
         noise = torch.randn_like(x0) if noise is None else noise

@@ -1,5 +1,6 @@
 """From noise to latents: solvers of dx / dt = v(x, t) from t = 1 to t = 0."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -34,7 +35,7 @@ class Sampler(ABC):
     def __call__(self, denoiser: Velocity, noise: Tensor) -> Tensor:
         """Noise (b, c, h, w) ~ N(0, 1) -> normalised latents (b, c, h, w)."""
         x, times = noise, self.times
-        for t, t_next in zip(times[:-1], times[1:], strict=True):
+        for t, t_next in itertools.pairwise(times):
             x = self.step(denoiser, x, t, t_next)
         return x
 

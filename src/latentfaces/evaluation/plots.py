@@ -53,7 +53,7 @@ def plot_losses(metrics_csv: str | Path, output: str | Path | None = None) -> Fi
         if term == "loss" and "val" in stages:
             steps, values = stages["val"]
             best = min(range(len(values)), key=values.__getitem__)
-            axis.axvline(steps[best], color="grey", linestyle=":", label=f"best {values[best]:.4g} at {steps[best]:.0f}")
+            axis.axvline(steps[best], color="grey", linestyle=":", label=f"best {values[best]:.4g}")
         axis.set(title=term, xlabel="training step")
         axis.legend(fontsize="small")
         axis.grid(alpha=0.3)

@@ -34,9 +34,9 @@ def rotation_2d(height: int, width: int, channels: int, device: torch.device | N
     frequencies = 100.0 ** -(torch.arange(channels // 4, device=device) / (channels // 4))
     rows = torch.arange(height, device=device)[:, None] * frequencies
     columns = torch.arange(width, device=device)[:, None] * frequencies
-    angles = torch.cat(
-        [rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1
-    ).flatten(0, 1)
+    angles = torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1).flatten(
+        0, 1
+    )
     angles = torch.cat([angles, angles], dim=-1)
     return torch.stack([angles.cos(), angles.sin()])
 
@@ -45,4 +45,3 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn the channel pairs (i, i + channels / 2) of x (..., n, channels) by `rotation` (2, n, channels)."""
     first, second = x.chunk(2, dim=-1)
     return x * rotation[0] + torch.cat([-second, first], dim=-1) * rotation[1]
-

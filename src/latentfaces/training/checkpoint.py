@@ -27,7 +27,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, target)
+        partial.replace(target)
 
 
 class ResumableCSVLogger(CSVLogger):
@@ -48,7 +48,7 @@ class ResumableCSVLogger(CSVLogger):
         with self.path.open(newline="") as file:
             return [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         if self.earlier:
             rows = [row for row in self.earlier if step is None or int(row["step"]) < step]
             self.experiment.metrics.extend(rows)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, Trainer
 
+from latentfaces.errors import UserError
 from latentfaces.evaluation import plot_losses
 from latentfaces.run import RESULT
 from latentfaces.training.callbacks import BestWeights
@@ -28,12 +29,14 @@ def fit_and_test(
         The lowest validation loss.
     """
     run_dir, started = Path(run_dir), time.monotonic()
+    best = next((c for c in trainer.callbacks if isinstance(c, BestWeights)), None)  # type: ignore[attr-defined]
+    if best is None:
+        raise UserError("callbacks.best_weights is missing: without it a run leaves no weights to use")
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.checkpoint_callbacks:
         trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
     # The limit of training rarely falls on a validation: the last weights, often the best, get theirs here.
     trainer.validate(module, datamodule=data, verbose=False)
-    best = next(c for c in trainer.callbacks if isinstance(c, BestWeights))  # type: ignore[attr-defined]
     best.load(module)
     metrics = trainer.test(module, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:

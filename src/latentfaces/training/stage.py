@@ -60,7 +60,7 @@ class Stage(LightningModule, ABC):
             shares.append(trainer.global_step / trainer.max_steps)
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
             batches_per_epoch = max(trainer.num_training_batches, 1)
-            batch = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+            batch = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
             shares.append((trainer.current_epoch + batch / batches_per_epoch) / trainer.max_epochs)
         for timer in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(timer, Timer) and (remaining := timer.time_remaining()) is not None:
@@ -69,8 +69,9 @@ class Stage(LightningModule, ABC):
         return min(max(shares), 1.0)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Every draw of a step is a function of (seed, rank, step): ranks differ, and a resumed run draws the same.
-        mixed = (self.seed * 1_000_003 + self.global_rank) * 1_000_000_007 + self.global_step
+        # Every draw is a function of (seed, rank, batches so far): ranks differ, and a resumed run draws the same.
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        mixed = (self.seed * 1_000_003 + self.global_rank) * 1_000_000_007 + batches
         torch.manual_seed(mixed % 2**63)
 
     def configure_gradient_clipping(

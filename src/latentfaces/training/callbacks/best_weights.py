@@ -1,7 +1,6 @@
 """The best weights as plain files."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ class BestWeights(Callback):
         for name, module in pl_module.exports().items():
             partial = self.folder / f"{name}.pth.partial"
             torch.save({key: value.cpu() for key, value in module.state_dict().items()}, partial)
-            os.replace(partial, self.folder / f"{name}.pth")
+            partial.replace(self.folder / f"{name}.pth")
 
     def load(self, pl_module: LightningModule) -> None:
         """Give the module the best weights."""

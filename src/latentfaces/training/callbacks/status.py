@@ -60,9 +60,8 @@ class Status(Callback):
         batch_size = trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
         speed = self.steps * batch_size / max(seconds - self.validating_seconds, 1e-9)
         loss = trainer.callback_metrics.get("train/loss")
-        return (
-            f"step {trainer.global_step:,} · {timedelta(seconds=round(seconds))}{to_go} · {speed:.0f} images/s"
-            + (f" · loss {loss:.4f}" if loss is not None else "")
+        return f"step {trainer.global_step:,} · {timedelta(seconds=round(seconds))}{to_go} · {speed:.0f} images/s" + (
+            f" · loss {loss:.4f}" if loss is not None else ""
         )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,7 +69,7 @@ class Status(Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.state.fn == "fit" or trainer.sanity_checking:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self.validating_seconds += time.monotonic() - self.validation_started
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}

@@ -1,0 +1,40 @@
+# make demo: both stages on drawn faces, from a fresh clone.   make test: the tests.   make check: lint, types, rules.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A kill or a failed install leaves no stamp, so the next make starts the install again.
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test check lock clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "latentfaces needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/python train.py model=vae experiment=demo name=demo resume=auto
+	$(BIN)/python train.py model=ldm experiment=demo name=demo resume=auto
+	$(BIN)/python sample.py run=demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow and not ddp"
+
+lock: # needs uv
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--extra dev --constraint constraints.txt --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV)

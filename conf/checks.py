@@ -1,0 +1,123 @@
+"""What is checked before a training starts: types, sizes that must divide, options without effect, devices."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, get_type_hints
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from latentfaces.errors import UserError
+
+RESUME = ("true", "false", "auto")
+
+
+def check_types(node: Any, key: str = "") -> None:
+    """Hold each value of each `_target_` in the config against the type that its constructor states.
+
+    Raises:
+        UserError: naming key, value and what is expected.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    if isinstance(node, Mapping):
+        hints = type_hints(node["_target_"]) if "_target_" in node else {}
+        for name, value in node.items():
+            here = f"{key}.{name}" if key else str(name)
+            if name in hints and not isinstance(value, Mapping):
+                try:
+                    adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
+                    adapter.validate_python(value)
+                except ValidationError as error:
+                    problem = error.errors()[0]["msg"]
+                    raise UserError(f"{here}={value} does not fit: {problem[0].lower()}{problem[1:]}") from None
+            else:
+                check_types(value, here)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for index, value in enumerate(node):
+            check_types(value, f"{key}[{index}]")
+
+
+def type_hints(target: str) -> dict[str, Any]:
+    """Types of the arguments of a class of ours, or of a class method that makes one; others state too little."""
+    if not target.startswith("latentfaces."):
+        return {}
+    made = get_object(target)
+    maker: Any = made.__self__ if inspect.ismethod(made) else made  # a class method's **options are the constructor's
+    hints = get_type_hints(maker.__init__)
+    return hints | get_type_hints(made) if inspect.ismethod(made) else hints
+
+
+def check_training(cfg: DictConfig) -> None:
+    """What no single key can know.
+
+    Raises:
+        UserError: naming the key and the remedy.
+    """
+    check_types(OmegaConf.to_container(cfg, resolve=True))
+    typed = [override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
+    for key in typed:
+        if key.startswith("annealing."):
+            raise UserError(f"{key} has no effect here: type model.kl_weight.{key.removeprefix('annealing.')}=...")
+    if cfg.stage == "vae" and cfg.vae is not None:
+        raise UserError("vae=... is for model=ldm; with model=vae the VAE is what is trained")
+    if cfg.resume.lower() not in RESUME:
+        raise UserError(f"resume={cfg.resume} is not one of {', '.join(RESUME)}")
+    if str(cfg.trainer.precision).startswith("16"):
+        raise UserError("trainer.precision=16-mixed overflows here: take bf16-mixed, which has float32's range")
+    ModelLimits(cfg).check()
+    check_devices(cfg.trainer)
+
+
+class ModelLimits:
+    """Sizes that must divide one another.
+
+    Args:
+        cfg: the composed config of a training.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        shape = cfg.model.autoencoder
+        self.downsampling = shape.patch_size * 2 ** (len(shape.multipliers) - 1)
+
+    def check(self) -> None:
+        """Raise the first that does not fit."""
+        resolution = self.cfg.data.resolution
+        if resolution % self.downsampling:
+            nearest = self.downsampling * max(1, round(resolution / self.downsampling))
+            raise UserError(
+                f"data.resolution={resolution} is not a multiple of the VAE's factor {self.downsampling}: "
+                f"take {nearest}, or another model/autoencoder"
+            )
+        if self.cfg.stage == "ldm":
+            self.check_denoiser(resolution // self.downsampling)
+
+    def check_denoiser(self, latent_side: int) -> None:
+        """The denoiser's own factor must divide the latent."""
+        network = self.cfg.model.denoiser.network
+        factor = network.patch_size if "patch_size" in network else 2 ** (len(network.multipliers) - 1)
+        if latent_side % factor:
+            raise UserError(
+                f"latents of {latent_side}x{latent_side} do not divide by {factor}, as model.denoiser.network needs: "
+                "choose another model/denoiser, or another data.resolution for the VAE"
+            )
+
+
+def check_devices(trainer: DictConfig) -> None:
+    """Refuse more devices than there are, rather than start as many processes on one CPU."""
+    import torch
+
+    try:
+        wanted = int(trainer.devices)
+    except ValueError:  # "auto", "0,1"
+        return
+    available = torch.cuda.device_count()
+    on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and wanted > 1)
+    if on_gpu and wanted > available:
+        fewer = f"trainer.devices={available}" if available else "trainer.devices=1"
+        raise UserError(
+            f"trainer.devices={wanted}, but this machine has {available} GPUs: type {fewer}, or for {wanted} processes "
+            f"on the CPU trainer.accelerator=cpu trainer.devices={wanted} strategy=ddp"
+        )

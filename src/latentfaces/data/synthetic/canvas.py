@@ -1,0 +1,82 @@
+"""A picture in progress, and the shapes that are drawn on it.
+
+Three coordinate systems are used, all with y pointing down: picture (x, y) in [-1, 1]; head (u, v), whose origin lies
+midway between the eyes and which follows position, scale and roll; and face (p, q), the head's surface, which slides
+over the head when it turns.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentfaces.data.synthetic.traits import Colour
+
+Plane = NDArray[np.floating]  # float32 throughout; wider here because NumPy's stubs lose track of the width
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A picture in progress, (3, H, W) in [0, 1], and the coordinates of its pixels, each (H, W)."""
+
+    rgb: Plane
+    x: Plane
+    y: Plane
+    u: Plane
+    v: Plane
+    p: Plane
+    q: Plane
+    pixel: float  # width of a pixel in head units
+
+    def crop(self, p: tuple[float, float], q: tuple[float, float]) -> "Canvas":
+        """Return a view of the part of the canvas where the face coordinates lie in these ranges."""
+        within = (self.p > p[0]) & (self.p < p[1]) & (self.q > q[0]) & (self.q < q[1])
+        rows, columns = np.flatnonzero(within.any(1)), np.flatnonzero(within.any(0))
+        if not rows.size:
+            rows = columns = np.zeros(1, np.intp)
+        box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+        x, y, u, v, p_plane, q_plane = (plane[box] for plane in (self.x, self.y, self.u, self.v, self.p, self.q))
+        return Canvas(self.rgb[:, *box], x, y, u, v, p_plane, q_plane, self.pixel)
+
+    def cover(self, distance: Plane, softness: float = 0.0) -> Plane:
+        """Return how much of each pixel lies inside a shape (distance < 0), with an edge a pixel or more wide."""
+        covered: Plane = np.clip(0.5 - distance / (self.pixel + softness), 0, 1)
+        return covered
+
+    def paint(self, mask: Plane, colour: Colour | Plane) -> None:
+        """Lay a colour over the picture where mask (H, W) is 1."""
+        self.rgb[...] += mask * (planes(colour) - self.rgb)
+
+    def tint(self, mask: Plane, factor: Colour) -> None:
+        """Multiply the picture by a factor where mask (H, W) is 1."""
+        self.rgb[...] *= 1 - mask * (1 - planes(factor))
+
+
+def planes(colour: Colour | Plane) -> Plane:
+    """Return a colour as an array that broadcasts against (3, H, W)."""
+    return colour if isinstance(colour, np.ndarray) else np.array(colour, np.float32).reshape(3, 1, 1)
+
+
+def smooth(low: float, high: float, value: Plane) -> Plane:
+    """Return the smooth step from 0 at `low` to 1 at `high`."""
+    t: Plane = np.clip((value - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def bump(a: Plane, b: Plane, centre: tuple[float, float], radius: tuple[float, float]) -> Plane:
+    """Return a Gaussian bump, 1 at its centre."""
+    height: Plane = np.exp(-(((a - centre[0]) / radius[0]) ** 2) - ((b - centre[1]) / radius[1]) ** 2)
+    return height
+
+
+def ellipse(a: Plane, b: Plane, centre: tuple[float, float], radius: tuple[float, float]) -> Plane:
+    """Return about the signed distance to an ellipse, negative inside."""
+    from_centre: Plane = np.hypot((a - centre[0]) / radius[0], (b - centre[1]) / radius[1])
+    return (from_centre - 1) * min(radius)
+
+
+def squircle(a: Plane, b: Plane, squareness: Plane | float) -> Plane:
+    """Return the distance from the origin, 1 on a circle whose corners are filled out by squareness in [0, 0.5]."""
+    a, b = a * a, b * b
+    radius: Plane = np.sqrt(a + b - squareness * np.minimum(a * b, 1))
+    return radius

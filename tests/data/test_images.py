@@ -1,0 +1,154 @@
+"""Pictures of every kind to square RGB bytes, with known pixels."""
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from latentfaces.data.images import decode
+
+Array = NDArray[Any]
+
+
+def encoded(image: Image.Image | Array, kind: str = "PNG", **options: Any) -> bytes:
+    """Return the bytes of a picture file."""
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def random_rgb(height: int, width: int) -> NDArray[np.uint8]:
+    """Return a picture whose pixels all differ."""
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_picture_of_the_asked_size_keeps_every_byte() -> None:
+    picture = random_rgb(8, 8)
+    pixels, enlarged = decode(encoded(picture), 8)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, picture)
+    assert not enlarged
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(kind: str) -> None:
+    levels = np.array([[0, 300], [128 * 257, 65535]], dtype=np.uint16)
+    pixels, _ = decode(encoded(levels, kind), 2)
+    assert pixels[..., 0].tolist() == [[0, 1], [128, 255]]
+    assert np.array_equal(pixels, pixels[..., :1].repeat(3, -1))
+
+
+def test_eight_bit_grey_becomes_three_equal_channels() -> None:
+    grey = random_rgb(4, 4)[..., 0]
+    assert np.array_equal(decode(encoded(grey), 4)[0], np.stack([grey] * 3, -1))
+
+
+def test_transparency_is_laid_on_white() -> None:
+    picture = np.zeros((2, 2, 4), np.uint8)
+    picture[..., 0] = 200
+    picture[..., 3] = [[0, 51], [102, 255]]  # none, a fifth, two fifths, all
+    expected = [[[255, 255, 255], [244, 204, 204]], [[233, 153, 153], [200, 0, 0]]]
+    assert decode(encoded(picture), 2)[0].tolist() == expected
+
+
+def test_grey_with_transparency_is_laid_on_white() -> None:
+    picture = np.array([[[0, 0], [0, 255]], [[100, 255], [0, 51]]], np.uint8)
+    assert decode(encoded(Image.fromarray(picture, "LA")), 2)[0][..., 0].tolist() == [[255, 0], [100, 204]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_palette_with_a_transparent_colour_is_laid_on_white(kind: str) -> None:
+    image = Image.fromarray(np.array([[0, 1], [1, 2]], np.uint8), "P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    pixels, _ = decode(encoded(image, kind, transparency=1), 2)
+    assert pixels.tolist() == [[[255, 0, 0], [255, 255, 255]], [[255, 255, 255], [0, 0, 255]]]
+
+
+def test_cmyk_becomes_the_colours_it_prints() -> None:
+    inks = np.array([[[0, 0, 0, 0], [0, 255, 255, 0]], [[255, 255, 0, 0], [0, 0, 0, 255]]], np.uint8)
+    pixels, _ = decode(encoded(Image.fromarray(inks, "CMYK"), "TIFF"), 2)
+    assert pixels.tolist() == [[[255, 255, 255], [255, 0, 0]], [[0, 0, 255], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [(1, lambda p: p), (3, lambda p: np.rot90(p, 2)), (6, lambda p: np.rot90(p, -1)), (8, lambda p: np.rot90(p, 1))],
+)
+def test_picture_is_turned_upright_as_its_exif_says(orientation: int, turn: Any) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    picture = random_rgb(6, 6)
+    assert np.array_equal(decode(encoded(picture, exif=exif), 6)[0], turn(picture))
+
+
+def test_jpeg_of_orientation_six_has_its_left_side_on_top() -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    picture = np.zeros((16, 32, 3), np.uint8)
+    picture[:, :16] = 255
+    pixels, _ = decode(encoded(picture, "JPEG", quality=95, exif=exif), 16)
+    assert pixels[:6].min() > 245
+    assert pixels[-6:].max() < 10
+
+
+def test_oddly_typed_tag_beside_the_orientation_does_no_harm() -> None:
+    # Some cameras write a float where the maker's name belongs; the pixels and the orientation are whole.
+    entries = [struct.pack("<HHIf", 271, 11, 1, 1.5), struct.pack("<HHIHH", 274, 3, 1, 6, 0)]
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    picture = random_rgb(6, 6)
+    assert np.array_equal(decode(encoded(picture, exif=exif), 6)[0], np.rot90(picture, -1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 12), (12, 6), (6, 11)])
+def test_square_is_cut_from_the_centre(height: int, width: int) -> None:
+    picture = random_rgb(height, width)
+    top, left = (height - 6) // 2, (width - 6) // 2
+    assert np.array_equal(decode(encoded(picture), 6)[0], picture[top : top + 6, left : left + 6])
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_whole_factors_give_the_mean_of_each_block(factor: int) -> None:
+    picture = random_rgb(8 * factor, 8 * factor)
+    blocks = picture.reshape(8, factor, 8, factor, 3).astype(float)
+    # Pillow rounds once per direction, half a step each; any other filter is tens of steps off on this picture.
+    assert np.abs(decode(encoded(picture), 8)[0] - blocks.mean((1, 3))).max() <= 1.0
+
+
+def test_mean_of_the_centre_square_takes_nothing_from_outside_it() -> None:
+    picture = np.zeros((4, 8, 3), np.uint8)
+    picture[:, 2:6] = 100
+    picture[:, :2] = picture[:, 6:] = 255
+    assert (decode(encoded(picture), 2)[0] == 100).all()
+
+
+def test_other_factors_keep_flat_colours_and_the_direction_of_a_gradient() -> None:
+    ramp = np.arange(0, 200, 20, dtype=np.uint8)[None, :, None] + np.zeros((10, 1, 3), np.uint8)
+    pixels, _ = decode(encoded(ramp), 7)
+    assert (np.diff(pixels[..., 0].astype(int), axis=1) > 0).all()
+    assert (pixels == pixels[:1]).all()
+
+
+@pytest.mark.parametrize(("side", "expected"), [(4, True), (7, True), (8, False), (9, False)])
+def test_enlarging_is_reported(side: int, expected: bool) -> None:
+    pixels, enlarged = decode(encoded(random_rgb(side, 20)), 8)
+    assert enlarged is expected
+    assert pixels.shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.95])
+def test_picture_cut_short_raises(kind: str, kept: float) -> None:
+    data = encoded(random_rgb(64, 64), kind)
+    with pytest.raises((OSError, ValueError, SyntaxError)):
+        decode(data[: int(kept * len(data))], 16)
+
+
+@pytest.mark.parametrize("data", [b"", b"not a picture at all"])
+def test_what_is_no_picture_raises(data: bytes) -> None:
+    with pytest.raises(OSError, match="cannot identify image"):
+        decode(data, 16)

@@ -1,0 +1,186 @@
+"""Folders and archives of photos: order, what counts as a picture, what is refused and how."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentfaces.data.images import decode
+from latentfaces.data.sources import BadImageError, DrawnFaces, Photos, natural_key
+from latentfaces.errors import UserError
+
+NAMES = ["1.png", "2.jpg", "10.png", "b/3.PNG", "b/12.webp"]
+
+
+def picture_bytes(number: int, name: str = "x.png") -> bytes:
+    """Return a 12 x 12 picture that `number` decides, in the format of `name`."""
+    pixels = np.random.default_rng(number).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    kind = {".jpg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}.get(Path(name).suffix.lower(), "PNG")
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
+    """Write files, by their name in `folder`."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def write_zip(path: Path, files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    """Write files into an archive, in the given order."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def photos(names: list[str]) -> dict[str, bytes]:
+    """Return a different picture under each name."""
+    return {name: picture_bytes(number, name) for number, name in enumerate(names)}
+
+
+def test_numbers_in_names_count_as_numbers(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "faces", photos(["10.png", "9.png", "face2.png", "face10.png", "1.png"]))
+    assert Photos(folder).names == ["1.png", "9.png", "10.png", "face2.png", "face10.png"]
+
+
+@pytest.mark.parametrize("name", ["1\u00b22.png", "\u00b2", "5\u00b25.png"])
+def test_superscripts_are_no_numbers(name: str) -> None:
+    assert natural_key(name) == natural_key(name)
+
+
+def test_names_of_equal_numbers_have_one_order(tmp_path: Path) -> None:
+    forward = write_zip(tmp_path / "a.zip", photos(["1.png", "01.png"]))
+    backward = write_zip(tmp_path / "b.zip", photos(["01.png", "1.png"]))
+    assert Photos(forward).names == Photos(backward).names
+
+
+def test_zip_and_folder_give_equal_names_and_pixels(tmp_path: Path) -> None:
+    files = photos(NAMES)
+    shuffled = {name: files[name] for name in reversed(NAMES)}
+    folder = Photos(write_folder(tmp_path / "faces", files))
+    archive = Photos(write_zip(tmp_path / "faces.zip", shuffled))
+    assert folder.names == archive.names == ["1.png", "2.jpg", "10.png", "b/3.PNG", "b/12.webp"]
+    assert folder.name == archive.name == "faces"
+    assert folder.fingerprint == archive.fingerprint
+    for index, name in enumerate(folder.names):
+        expected, _ = decode(files[name], 6)
+        assert np.array_equal(folder.read(index, 6)[0], expected)
+        assert np.array_equal(archive.read(index, 6)[0], expected)
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_hidden_files_and_other_files_are_no_pictures(tmp_path: Path, as_zip: bool) -> None:
+    others = ["._1.png", ".trash/1.png", "__MACOSX/._1.png", "__MACOSX/1.png", "notes.txt", "1.png.part", "b/.2.jpg"]
+    files = photos(["1.png", *others])
+    root = write_zip(tmp_path / "f.zip", files) if as_zip else write_folder(tmp_path / "f", files)
+    assert Photos(root).names == ["1.png"]
+
+
+def test_folder_in_a_hidden_place_is_read_all_the_same(tmp_path: Path) -> None:
+    assert Photos(write_folder(tmp_path / ".cache" / "faces", photos(["1.png"]))).names == ["1.png"]
+
+
+def test_folder_named_like_a_picture_is_no_picture(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "faces", photos(["1.png", "album.png/2.png"]))
+    assert Photos(folder).names == ["1.png", "album.png/2.png"]
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_no_pictures_are_refused_naming_the_key_and_the_place(tmp_path: Path, as_zip: bool) -> None:
+    files = {"readme.txt": b"no faces here"}
+    root = write_zip(tmp_path / "none.zip", files) if as_zip else write_folder(tmp_path / "none", files)
+    with pytest.raises(UserError, match=rf"data\.root=.*{root.name}"):
+        Photos(root).names  # noqa: B018
+
+
+def test_zip_cut_short_is_refused_by_name(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "photos.zip", photos(NAMES))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"photos\.zip is not a whole \.zip"):
+        Photos(path)
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_damaged_picture_is_named(tmp_path: Path, as_zip: bool) -> None:
+    files = photos(["1.png", "b/2.png"])
+    files["b/2.png"] = files["b/2.png"][:60]
+    root = write_zip(tmp_path / "f.zip", files) if as_zip else write_folder(tmp_path / "f", files)
+    with pytest.raises(BadImageError, match=r"b/2\.png cannot be read"):
+        Photos(root).read(1, 6)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_picture_damaged_inside_the_zip_is_named(tmp_path: Path, compression: int) -> None:
+    path = write_zip(tmp_path / "f.zip", photos(["1.bmp", "2.bmp"]), compression)
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("2.bmp").header_offset + 30 + len("2.bmp")
+    data = bytearray(path.read_bytes())
+    data[start : start + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    with pytest.raises(BadImageError, match=r"2\.bmp cannot be read"):
+        Photos(path).read(1, 6)
+
+
+def test_fingerprint_follows_names_and_sizes(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "faces", photos(["1.png", "2.png"]))
+    before = Photos(folder).fingerprint
+    assert Photos(folder).fingerprint == before
+    write_folder(folder, {"2.png": picture_bytes(7, "x.jpg")})
+    replaced = Photos(folder).fingerprint
+    write_folder(folder, photos(["3.png"]))
+    assert len({before, replaced, Photos(folder).fingerprint}) == 3
+
+
+def test_people_are_unknown_without_a_listing(tmp_path: Path) -> None:
+    assert Photos(write_folder(tmp_path / "f", photos(["1.png"]))).identities() is None
+    assert Photos(write_zip(tmp_path / "f.zip", photos(["1.png"]))).identities() is None
+
+
+@pytest.mark.parametrize("below", ["", "photos/"])
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_people_are_read_from_the_listing_beside_the_pictures(tmp_path: Path, as_zip: bool, below: str) -> None:
+    files = photos([f"{below}1.png", f"{below}2.png", f"{below}10.png"])
+    files[f"{below}identity.csv"] = b"name,identity\n10.png,ann\n1.png,bob\n2.png,ann\n"
+    root = write_zip(tmp_path / "f.zip", files) if as_zip else write_folder(tmp_path / "f", files)
+    assert Photos(root).identities() == ["bob", "ann", "ann"]
+
+
+def test_listing_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    listing = "name,identity\r\n1.png,Zo\u00eb\r\n".encode("utf-8-sig")  # spreadsheets begin UTF-8 with a mark
+    folder = write_folder(tmp_path / "f", {**photos(["1.png"]), "identity.csv": listing})
+    assert Photos(folder).identities() == ["Zo\u00eb"]
+
+
+def test_person_missing_from_the_listing_is_refused_naming_the_picture(tmp_path: Path) -> None:
+    listing = b"name,identity\n1.png,ann\n"
+    folder = write_folder(tmp_path / "f", {**photos(["1.png", "2.png"]), "identity.csv": listing})
+    with pytest.raises(UserError, match=r"identity\.csv in .* does not name 2\.png"):
+        Photos(folder).identities()
+
+
+def test_listing_with_other_columns_is_refused_by_name(tmp_path: Path) -> None:
+    listing = b"file,person\n1.png,ann\n"
+    folder = write_folder(tmp_path / "f", {**photos(["1.png"]), "identity.csv": listing})
+    with pytest.raises(UserError, match=r"identity\.csv"):
+        Photos(folder).identities()
+
+
+def test_drawn_faces_are_numbered_and_decided_by_their_seed() -> None:
+    first, same, other = DrawnFaces(3), DrawnFaces(3), DrawnFaces(3, seed=1)
+    assert first.names == ["drawn-000000", "drawn-000001", "drawn-000002"]
+    assert np.array_equal(first.read(2, 16)[0], same.read(2, 16)[0])
+    assert not np.array_equal(first.read(2, 16)[0], other.read(2, 16)[0])
+    assert first.fingerprint == same.fingerprint != other.fingerprint
+    assert first.name != other.name
+
+
+def test_too_few_drawn_faces_are_refused_by_key() -> None:
+    with pytest.raises(UserError, match=r"data\.num_images=1"):
+        DrawnFaces(1)

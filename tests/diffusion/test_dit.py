@@ -1,0 +1,155 @@
+"""The diffusion transformer: its start, its sizes, one block in float64, and places that matter."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latentfaces.diffusion import DiT
+from latentfaces.diffusion.dit import DiTBlock
+from latentfaces.nn import rotation_2d
+
+
+def tiny_dit(patch_size: int = 2, depth: int = 2, random: bool = True) -> DiT:
+    """Return a DiT of a few thousand weights, random ones also where it starts from zero."""
+    torch.manual_seed(0)
+    dit = DiT(3, width=16, depth=depth, num_heads=2, patch_size=patch_size)
+    if random:
+        randomise(dit)
+    return dit.eval()
+
+
+def randomise(module: nn.Module) -> None:
+    """Give every parameter a value that matters."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+
+
+def swap_tokens(x: Tensor, patch_size: int) -> Tensor:
+    """Exchange the first two patches of the first row."""
+    swapped = x.clone()
+    swapped[..., :patch_size, :patch_size] = x[..., :patch_size, patch_size : 2 * patch_size]
+    swapped[..., :patch_size, patch_size : 2 * patch_size] = x[..., :patch_size, :patch_size]
+    return swapped
+
+
+def test_first_prediction_is_exactly_zero() -> None:
+    x_t = torch.randn(2, 3, 8, 8)
+    assert torch.equal(tiny_dit(random=False)(x_t, torch.rand(2)), torch.zeros_like(x_t))
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+@pytest.mark.parametrize("size", [(8, 8), (4, 10)])
+def test_prediction_has_the_shape_of_the_latents(patch_size: int, size: tuple[int, int]) -> None:
+    x_t = torch.randn(2, 3, *size)
+    prediction = tiny_dit(patch_size)(x_t, torch.rand(2))
+    assert prediction.shape == x_t.shape
+    assert prediction.std() > 0
+
+
+def test_block_equals_a_naive_computation_in_float64() -> None:
+    torch.manual_seed(0)
+    width, heads, height, columns = 16, 2, 2, 3
+    head_width, n = width // heads, height * columns
+    block = DiTBlock(width, heads, qk_norm=True, dropout=0.0)
+    randomise(block)
+    tokens, embedding = torch.randn(2, n, width), torch.randn(2, width)
+    rotation = rotation_2d(height, columns, head_width)
+    w = {name: value.double() for name, value in block.state_dict().items()}
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def rms(x: Tensor) -> Tensor:
+        return x / x.square().mean(-1, keepdim=True).sqrt()
+
+    def turned(x: Tensor) -> Tensor:
+        first, second = x[..., : head_width // 2], x[..., head_width // 2 :]
+        cos, sin = rotation.double()[..., : head_width // 2]
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    def attended(x: Tensor) -> Tensor:
+        query, key, value = linear(x, "attention.qkv").split(width, dim=-1)
+        heads_out = []
+        for head in range(heads):
+            part = slice(head * head_width, (head + 1) * head_width)
+            q = turned(rms(query[..., part]) * w["attention.query_norm.weight"])
+            k = turned(rms(key[..., part]) * w["attention.key_norm.weight"])
+            weights = torch.exp(q @ k.mT / head_width**0.5)
+            heads_out.append(weights / weights.sum(-1, keepdim=True) @ value[..., part])
+        return linear(torch.cat(heads_out, dim=-1), "attention.out")
+
+    def fed_forward(x: Tensor) -> Tensor:
+        gate, value = linear(x, "feed_forward.gate_and_value").tensor_split(2, dim=-1)
+        return linear(gate / (1 + torch.exp(-gate)) * value, "feed_forward.out")
+
+    shift1, scale1, gate1, shift2, scale2, gate2 = linear(embedding.double(), "modulation")[:, None].split(width, -1)
+    expected = tokens.double()
+    expected = expected + gate1 * attended(rms(expected) * (1 + scale1) + shift1)
+    expected = expected + gate2 * fed_forward(rms(expected) * (1 + scale2) + shift2)
+
+    assert torch.allclose(block(tokens, embedding, rotation).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_new_block_is_the_identity() -> None:
+    tokens = torch.randn(2, 4, 16)
+    block = DiTBlock(16, 2, qk_norm=True, dropout=0.0)
+    assert torch.equal(block(tokens, torch.randn(2, 16), rotation_2d(2, 2, 8)), tokens)
+
+
+def test_places_matter_because_of_the_rotation_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_t, t = torch.randn(1, 3, 4, 4), torch.tensor([0.5])
+    dit = tiny_dit()
+    for name, parameter in dit.named_parameters():
+        if "query_norm" in name:
+            parameter.data.fill_(10.0)  # sharp attention, or the softmax is nearly even and hides where tokens are
+    assert not torch.allclose(dit(swap_tokens(x_t, 2), t), swap_tokens(dit(x_t, t), 2), atol=1e-2)
+
+    def no_turn(height: int, width: int, channels: int, device: torch.device) -> Tensor:
+        return torch.stack([torch.ones(height * width, channels), torch.zeros(height * width, channels)])
+
+    monkeypatch.setattr("latentfaces.diffusion.dit.rotation_2d", no_turn)
+    assert torch.allclose(dit(swap_tokens(x_t, 2), t), swap_tokens(dit(x_t, t), 2), atol=1e-4)
+
+
+def test_patch_goes_back_to_where_it_came_from() -> None:
+    # Without blocks no token hears of another: what changes in one patch may change nothing elsewhere.
+    dit = tiny_dit(depth=0)
+    x_t, t = torch.randn(1, 3, 4, 6), torch.tensor([0.5])
+    changed = x_t.clone()
+    changed[0, :, 2:4, 4:6] += 1
+    moved = (dit(changed, t) - dit(x_t, t)).abs().amax((0, 1)) > 1e-6
+    expected = torch.zeros(4, 6, dtype=torch.bool)
+    expected[2:4, 4:6] = True
+    assert torch.equal(moved, expected)
+
+
+def test_every_token_hears_of_every_other() -> None:
+    dit = tiny_dit(depth=1)
+    x_t, t = torch.randn(1, 3, 4, 4), torch.tensor([0.5])
+    changed = x_t.clone()
+    changed[0, :, 0, 0] += 1
+    assert ((dit(changed, t) - dit(x_t, t)).abs().amax((0, 1)) > 1e-6).all()
+
+
+def test_time_of_each_sample_changes_that_sample_alone() -> None:
+    dit, x_t = tiny_dit(), torch.randn(2, 3, 4, 4)
+    before, after = dit(x_t, torch.tensor([0.2, 0.2])), dit(x_t, torch.tensor([0.2, 0.9]))
+    assert torch.allclose(before[0], after[0], atol=1e-5)
+    assert not torch.allclose(before[1], after[1], atol=1e-2)
+
+
+def test_gradients_reach_every_parameter() -> None:
+    dit = tiny_dit()
+    dit(torch.randn(2, 3, 4, 4), torch.rand(2)).square().mean().backward()
+    assert [name for name, p in dit.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+@pytest.mark.parametrize("size", [(5, 4), (4, 7)])
+def test_size_that_does_not_divide_into_patches_raises(size: tuple[int, int]) -> None:
+    with pytest.raises(RuntimeError, match="divisible by downscale_factor"):
+        tiny_dit()(torch.zeros(1, 3, *size), torch.zeros(1))
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"width=16 .* num_heads=3"):
+        DiT(3, width=16, num_heads=3)

@@ -1,0 +1,62 @@
+"""The U-Net: its start, its sizes, and that times and skips matter."""
+
+import pytest
+import torch
+from torch import nn
+
+from latentfaces.diffusion import UNet
+
+
+def tiny_unet(multipliers: tuple[int, ...] = (1, 2), attention_levels: tuple[int, ...] = (1,)) -> UNet:
+    """Return a U-Net of a few thousand random weights, none of them zero."""
+    unet = new_unet(multipliers, attention_levels)
+    for parameter in unet.parameters():
+        nn.init.normal_(parameter, std=0.15)
+    return unet.eval()
+
+
+def new_unet(multipliers: tuple[int, ...] = (1, 2), attention_levels: tuple[int, ...] = (1,)) -> UNet:
+    """Return a U-Net as it is before training."""
+    torch.manual_seed(0)
+    return UNet(3, width=8, multipliers=multipliers, num_blocks=1, attention_levels=attention_levels, head_width=4)
+
+
+def test_first_prediction_is_exactly_zero() -> None:
+    x_t = torch.randn(2, 3, 8, 8)
+    assert torch.equal(new_unet()(x_t, torch.rand(2)), torch.zeros_like(x_t))
+
+
+@pytest.mark.parametrize("multipliers", [(1,), (1, 2), (1, 2, 2)])
+@pytest.mark.parametrize("size", [(8, 8), (4, 12)])
+def test_prediction_has_the_shape_of_the_latents(multipliers: tuple[int, ...], size: tuple[int, int]) -> None:
+    x_t = torch.randn(2, 3, *size)
+    prediction = tiny_unet(multipliers)(x_t, torch.rand(2))
+    assert prediction.shape == x_t.shape
+    assert prediction.std() > 0
+
+
+def test_time_of_each_sample_changes_that_sample_alone() -> None:
+    unet, x_t = tiny_unet(), torch.randn(2, 3, 4, 4)
+    before, after = unet(x_t, torch.tensor([0.2, 0.2])), unet(x_t, torch.tensor([0.2, 0.9]))
+    assert torch.allclose(before[0], after[0], atol=1e-5)
+    assert not torch.allclose(before[1], after[1], atol=1e-2)
+
+
+def test_gradients_reach_every_parameter() -> None:
+    unet = tiny_unet()
+    unet(torch.randn(2, 3, 8, 8), torch.rand(2)).square().mean().backward()
+    assert [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_attention_is_where_it_was_asked_for_and_in_the_middle() -> None:
+    def num_attentions(levels: tuple[int, ...]) -> int:
+        return sum(name.endswith("attention.qkv.weight") for name, _ in new_unet((1, 2), levels).named_parameters())
+
+    # One stage down and two up per level that attends.
+    assert [num_attentions(levels) for levels in ((), (0,), (1,), (0, 1))] == [1, 4, 4, 7]
+
+
+@pytest.mark.parametrize("size", [(6, 8), (8, 10), (7, 7)])
+def test_size_that_does_not_halve_at_every_level_raises(size: tuple[int, int]) -> None:
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        tiny_unet((1, 2, 2))(torch.zeros(1, 3, *size), torch.zeros(1))

@@ -1,0 +1,43 @@
+"""PSNR and SSIM where the answer is known."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentfaces.evaluation import calculate_metrics
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Return images in [-0.5, 0.5], so that an offset clips nothing."""
+    return torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)) - 0.5
+
+
+@pytest.mark.parametrize(("offset", "decibels"), [(0.2, 20.0), (0.02, 40.0), (0.5, 10 * math.log10(16))])
+def test_psnr_of_a_constant_offset_is_known(images: Tensor, offset: float, decibels: float) -> None:
+    # The range is 2, so PSNR = 10 log10(2^2 / offset^2).
+    assert calculate_metrics(images, images + offset)["psnr"] == pytest.approx(decibels, abs=1e-3)
+
+
+def test_psnr_is_the_mean_of_each_images_own(images: Tensor) -> None:
+    offsets = torch.tensor([0.2, 0.02]).view(2, 1, 1, 1)
+    assert calculate_metrics(images, images + offsets)["psnr"] == pytest.approx(30.0, abs=1e-3)
+
+
+def test_equal_images_have_infinite_psnr_and_a_similarity_of_one(images: Tensor) -> None:
+    metrics = calculate_metrics(images, images.clone())
+    assert metrics["psnr"] > 100
+    assert metrics["ssim"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_similarity_falls_with_noise(images: Tensor) -> None:
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    little, much = (calculate_metrics(images, images + scale * noise)["ssim"] for scale in (0.05, 0.3))
+    assert 1 > little > much > 0
+
+
+def test_metrics_are_plain_numbers(images: Tensor) -> None:
+    metrics = calculate_metrics(images, images + 0.1)
+    assert {name: type(value) for name, value in metrics.items()} == {"psnr": float, "ssim": float}

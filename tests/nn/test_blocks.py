@@ -1,0 +1,112 @@
+"""Convolutional blocks: how they start, what the embedding does to them, and their sizes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from latentfaces.nn import Downsample, ResBlock, Upsample, group_norm
+
+
+def identity_kernel(conv: nn.Conv2d) -> None:
+    """Make a 3x3 convolution pass its input on."""
+    nn.init.dirac_(conv.weight)
+    nn.init.zeros_(conv.bias)
+
+
+def test_residual_block_starts_as_the_identity() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.equal(ResBlock(8, 8)(x), x)
+
+
+def test_residual_block_equals_the_formula_in_float64() -> None:
+    torch.manual_seed(0)
+    block = ResBlock(8, 12)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 8, 4, 4)
+    w = {name: value.double() for name, value in block.state_dict().items()}
+
+    def normed(h: torch.Tensor, name: str, groups: int) -> torch.Tensor:
+        grouped = h.reshape(len(h), groups, -1)
+        mean, variance = grouped.mean(-1, keepdim=True), grouped.var(-1, correction=0, keepdim=True)
+        flat = ((grouped - mean) / (variance + 1e-5).sqrt()).view_as(h)
+        return flat * w[f"{name}.weight"][:, None, None] + w[f"{name}.bias"][:, None, None]
+
+    def swish(h: torch.Tensor) -> torch.Tensor:
+        return h / (1 + torch.exp(-h))
+
+    hidden = F.conv2d(swish(normed(x.double(), "norm1", 2)), w["conv1.weight"], w["conv1.bias"], padding=1)
+    hidden = F.conv2d(swish(normed(hidden, "norm2", 3)), w["conv2.weight"], w["conv2.bias"], padding=1)
+    expected = F.conv2d(x.double(), w["skip.weight"], w["skip.bias"]) + hidden
+    assert torch.allclose(block(x).double(), expected, atol=1e-4)
+
+
+def test_embedding_scales_then_shifts_the_second_norm() -> None:
+    torch.manual_seed(0)
+    block = ResBlock(4, 4, embedding_width=3)
+    assert block.scale_shift is not None
+    identity_kernel(block.conv2)
+    nn.init.zeros_(block.scale_shift.weight)
+    shift = torch.tensor([0.5, -1.0, 2.0, 0.0])
+    # A scale of 1 - 1 wipes the features out, so that the shift alone is left.
+    block.scale_shift.bias.data = torch.cat([-torch.ones(4), shift])
+    x = torch.randn(2, 4, 3, 3)
+    expected = x + F.silu(shift)[:, None, None]
+    assert torch.allclose(block(x, torch.randn(2, 3)), expected, atol=1e-6)
+
+
+def test_embedding_without_effect_leaves_the_plain_block() -> None:
+    torch.manual_seed(0)
+    with_embedding, plain = ResBlock(4, 8, embedding_width=3), ResBlock(4, 8)
+    assert with_embedding.scale_shift is not None
+    nn.init.normal_(with_embedding.conv2.weight)
+    nn.init.zeros_(with_embedding.scale_shift.weight)
+    nn.init.zeros_(with_embedding.scale_shift.bias)
+    plain.load_state_dict(with_embedding.state_dict(), strict=False)
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.allclose(with_embedding(x, torch.randn(2, 3)), plain(x), atol=1e-6)
+
+
+def test_each_sample_gets_its_own_embedding() -> None:
+    torch.manual_seed(0)
+    block = ResBlock(4, 4, embedding_width=3)
+    nn.init.normal_(block.conv2.weight)
+    x, embedding = torch.randn(2, 4, 3, 3), torch.randn(2, 3)
+    changed = torch.stack([embedding[0], embedding[1] + 1])
+    before, after = block(x, embedding), block(x, changed)
+    assert torch.equal(before[0], after[0])
+    assert not torch.allclose(before[1], after[1])
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    torch.manual_seed(0)
+    block = ResBlock(4, 4, dropout=0.5)
+    nn.init.normal_(block.conv2.weight)
+    x = torch.randn(2, 4, 6, 6)
+    assert not torch.equal(block(x), block(x))
+    block.eval()
+    assert torch.equal(block(x), block(x))
+
+
+def test_upsample_repeats_each_value_in_a_two_by_two_square() -> None:
+    block = Upsample(2)
+    identity_kernel(block.conv)
+    x = torch.arange(12.0).view(1, 2, 2, 3)
+    assert torch.equal(block(x), x.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2))
+
+
+def test_downsample_keeps_every_second_place() -> None:
+    block = Downsample(2)
+    identity_kernel(block.conv)
+    x = torch.arange(48.0).view(1, 2, 4, 6)
+    assert torch.equal(block(x), x[..., ::2, ::2])
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(4, 1), (8, 2), (12, 3), (18, 3), (64, 16), (128, 32), (256, 32), (100, 25), (144, 24)]
+)
+def test_groups_divide_the_channels_and_hold_four_or_more(channels: int, groups: int) -> None:
+    # 144 / 32 is not whole, and the next number of groups below 32 that divides 144 is 24.
+    assert group_norm(channels).num_groups == groups

@@ -1,0 +1,41 @@
+"""Callbacks that tests put into commands of their own process."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class KillAt(Callback):
+    """Ends the process as an out-of-memory killer would, when `step` steps are done."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class GradientProbe(Callback):
+    """Writes what each rank saw in its first step: images, a draw of noise, gradients."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.seen: dict[str, Any] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Tensor, batch_idx: int) -> None:
+        if "images" not in self.seen:
+            self.seen["images"] = batch.clone()
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
+        if "gradients" not in self.seen:
+            self.seen["gradients"] = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+            self.seen["noise"] = torch.randn(4)  # the next draw of a stream that the step has drawn from
+            self.folder.mkdir(exist_ok=True)
+            torch.save(self.seen, self.folder / f"{trainer.global_rank}.pt")

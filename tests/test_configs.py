@@ -1,0 +1,121 @@
+"""Every file of every group composes and builds."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from conf.checks import check_types
+from conf.schema import register
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+GROUPS = {
+    "model/autoencoder": "model=vae",
+    "annealing": "model=vae",
+    "data": "model=vae",
+    "model/denoiser": "model=ldm",
+    "model/schedule": "model=ldm",
+    "model/time_sampler": "model=ldm",
+    "callbacks": "model=vae",
+    "strategy": "model=vae",
+    "logger": "model=vae",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra_home() -> Iterator[None]:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(name: str, overrides: list[str]) -> DictConfig:
+    """The config, with what only a running job knows filled in."""
+    cfg = compose(name, overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        cfg.pop("hydra")
+        if name == "train":
+            cfg.run_dir = "outputs/somewhere"
+            if cfg.stage == "ldm":
+                cfg.model.autoencoder = {"_target_": "latentfaces.autoencoder.VAE", "latent_channels": 4}
+                cfg.data.resolution = 64
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [(group, option) for group in GROUPS for option in options(group)], ids="/".join
+)
+def test_each_option_composes_and_builds(group: str, option: str) -> None:
+    if (group, option) == ("data", "from_vae"):
+        overrides = ["model=ldm"]
+    else:
+        overrides = [GROUPS[group], f"{group}={option}"]
+        overrides += ["data.root=photos"] if (group, option) == ("data", "folder") else []
+    cfg = composed("train", overrides)
+    check_types(OmegaConf.to_container(cfg, resolve=True))
+    with torch.device("meta"):  # sizes without the memory
+        module = instantiate(cfg.model)
+    assert sum(p.numel() for p in module.network.parameters()) > 0
+    if group == "callbacks":
+        assert len(instantiate(cfg.callbacks)) == len(cfg.callbacks)
+
+
+@pytest.mark.parametrize("option", options("sampler"))
+@pytest.mark.parametrize("task", ["generate", "interpolate"])
+def test_each_sampler_builds_with_each_task_that_samples(task: str, option: str) -> None:
+    cfg = composed("sample", [f"task={task}", f"sampler={option}"])
+    assert instantiate(cfg.task).sampler.num_steps == cfg.sampler.num_steps
+
+
+def test_every_task_is_in_its_group() -> None:
+    from latentfaces import tasks
+
+    assert options("task") == sorted(name.lower() for name in tasks.__all__ if name != "PictureFolder")
+
+
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_each_experiment_builds_for_both_stages(experiment: str, stage: str) -> None:
+    cfg = composed("train", [f"model={stage}", f"experiment={experiment}"])
+    check_types(OmegaConf.to_container(cfg.model, resolve=True))
+    with torch.device("meta"):
+        instantiate(cfg.model)
+    assert cfg.trainer.max_time or cfg.trainer.max_steps > 0
+
+
+def test_annealing_is_chosen_bare_and_by_key() -> None:
+    bare = composed("train", ["model=vae", "annealing=cyclical"])
+    by_key = composed("train", ["model=vae", "annealing@model.kl_weight=cosine"])
+    assert bare.model.kl_weight._target_ == "latentfaces.annealing.Cyclical"
+    assert by_key.model.kl_weight._target_ == "latentfaces.annealing.Cosine"
+
+
+def readme_commands() -> list[str]:
+    """Every train.py and sample.py line of the README's shell blocks."""
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if re.match(r"python (train|sample)\.py", line)]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_each_readme_command_composes(command: str) -> None:
+    script, *overrides = shlex.split(command)[1:]
+    overrides = [o.split(",")[0] for o in overrides if o != "-m"]
+    assert composed(script.removesuffix(".py"), overrides) is not None
+
+
+def test_readme_has_commands() -> None:
+    assert len(readme_commands()) >= 5

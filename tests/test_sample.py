@@ -1,0 +1,126 @@
+"""sample.py as a person uses it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHORT, TINY_LDM, TINY_VAE, Command, run_command
+from PIL import Image
+
+from latentfaces.diffusion import EulerSampler
+from latentfaces.pipeline import FacePipeline
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workplace with a finished run of each stage."""
+    import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_command(train.main, "train.py", (*TINY_VAE, *SHORT, "name=faces"))
+        run_command(train.main, "train.py", (*TINY_LDM, *SHORT, "name=faces"))
+    return folder
+
+
+@pytest.fixture
+def home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(trained)
+    shutil.rmtree("pictures", ignore_errors=True)
+    return trained
+
+
+@pytest.fixture
+def sample(home: Path) -> Command:
+    import sample as command
+
+    return lambda *arguments: run_command(command.main, "sample.py", (*arguments, "sampler.num_steps=2"))
+
+
+def pixels(name: str) -> np.ndarray:
+    return np.asarray(Image.open(Path("pictures") / name)).astype(int)
+
+
+def test_a_face_depends_on_seed_and_number_alone(home: Path) -> None:
+    pipeline = FacePipeline.load("outputs/ldm/faces")
+    sampler = EulerSampler(3)
+    all_at_once = pipeline.generate(5, seed=4, sampler=sampler, batch_size=5)
+    one_by_one = pipeline.generate(5, seed=4, sampler=sampler, batch_size=1)
+    fewer = pipeline.generate(3, seed=4, sampler=sampler, batch_size=2)
+    other = pipeline.generate(5, seed=5, sampler=sampler)
+    # Products of another size round differently in the last bit of float32, which may move a value to the next level.
+    assert (all_at_once.int() - one_by_one.int()).abs().max() <= 1
+    assert (all_at_once[:3].int() - fewer.int()).abs().max() <= 1
+    assert (all_at_once != one_by_one).float().mean() < 1e-3
+    assert not torch.equal(all_at_once, other)
+
+
+def test_each_picture_says_what_made_it(sample: Command) -> None:
+    sample("num_images=2", "seed=7", "output=pictures")
+    text = json.loads(Image.open("pictures/00001.png").text["latentfaces"])  # type: ignore[attr-defined]
+    assert (text["task"], text["seed"], text["index"], text["sampler"]["num_steps"]) == ("generate", 7, 1, 2)
+    assert text["run"] == "outputs/ldm/faces"
+    assert text["weights"] == FacePipeline.load(text["run"]).weights
+
+
+def test_a_row_of_faces_begins_and_ends_with_those_of_its_seeds(sample: Command) -> None:
+    sample("task=interpolate", "seed=1", "task.to_seed=2", "num_images=4", "output=pictures")
+    row = [pixels(f"0000{index}.png") for index in range(4)]
+    shutil.rmtree("pictures")
+    for seed, end in ((1, row[0]), (2, row[-1])):
+        sample(f"seed={seed}", "num_images=1", "output=pictures")
+        assert np.abs(pixels("00000.png") - end).max() <= 1
+        shutil.rmtree("pictures")
+    assert not np.array_equal(row[0], row[-1])
+
+
+def test_reconstructions_of_held_out_photos_and_of_my_own(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import sample as command
+
+    run_command(command.main, "sample.py", ("task=reconstruct", "num_images=3", "output=pictures"))
+    printed = capsys.readouterr().out
+    assert "psnr" in printed
+    assert "ssim" in printed
+    assert len(list(Path("pictures").glob("0*.png"))) == 3
+    Image.new("RGB", (40, 30), (200, 150, 120)).save("me.jpg")
+    run_command(command.main, "sample.py", ("task=reconstruct", "image=me.jpg", "output=mine"))
+    assert Image.open("mine/00000.png").size == (16, 16)
+    shutil.rmtree("mine")
+
+
+REFUSED = {
+    "a run that is not there": (["run=nobody"], "run=nobody"),
+    "a VAE asked for faces": (["run=outputs/vae/faces"], "model=ldm"),
+    "no steps": (["sampler.num_steps=0"], "num_steps=0"),
+    "a word for a number": (["num_images=abc"], "num_images"),
+    "an unknown task": (["task=paint"], "paint"),
+    "no pictures": (["num_images=0"], "num_images=0"),
+    "a photo that is not there": (["task=reconstruct", "image=nowhere.png"], "image=nowhere.png"),
+    "a sampler where nothing is sampled": (["task=reconstruct", "sampler=euler"], "sampler"),
+}
+
+
+@pytest.mark.parametrize("arguments_and_clue", REFUSED.values(), ids=REFUSED.keys())
+def test_mistakes_get_one_sentence(
+    arguments_and_clue: tuple[list[str], str], home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import sample as command
+
+    arguments, clue = arguments_and_clue
+    with pytest.raises(SystemExit) as exit_:
+        run_command(command.main, "sample.py", (*arguments, "output=pictures"))
+    said = capfd.readouterr().err
+    assert exit_.value.code != 0
+    assert clue in said
+    assert "Traceback" not in said
+
+
+def test_pictures_are_never_overwritten(sample: Command, capfd: pytest.CaptureFixture[str]) -> None:
+    sample("num_images=1", "output=pictures")
+    with pytest.raises(SystemExit):
+        sample("num_images=1", "output=pictures")
+    assert "output=pictures" in capfd.readouterr().err

@@ -1,0 +1,178 @@
+"""train.py as a person uses it: what a run leaves, what is refused, and that a killed run goes on as if nothing was."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, SHORT, TINY_LDM, TINY_VAE, Command
+
+from latentfaces.run import find_run
+
+
+def checkpoint(run: str, name: str = "last") -> dict[str, Any]:
+    return torch.load(Path("outputs") / run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def assert_equal(a: Any, b: Any, where: str = "") -> None:
+    """Equal to the last bit, all the way down."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{index}]")
+    else:
+        assert a == b, where
+
+
+def ema_of(state: dict[str, Any]) -> dict[str, Any]:
+    return next(value for key, value in state["callbacks"].items() if key.startswith("EMA"))
+
+
+def test_both_stages_from_photos_to_faces(
+    train: Command, sample: Command, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(*TINY_VAE, *SHORT, "name=faces")
+    folder = Path("outputs/vae/faces")
+    for file in ("config.yaml", ".hydra/overrides.yaml", "metrics.csv", "result.json", "images/losses.png"):
+        assert (folder / file).exists(), file
+    vae = find_run("latest", "vae").module("autoencoder", "best_vae")
+    for part in ("encoder", "decoder"):
+        weights = torch.load(folder / "checkpoints" / f"best_{part}.pth", weights_only=True)
+        assert_equal(weights, dict(getattr(vae, part).state_dict()))
+    assert (vae.latent_std > 0).all()
+    assert not torch.equal(vae.latent_std, torch.ones_like(vae.latent_std))
+    assert json.loads((folder / "result.json").read_text())["steps"] == 4
+
+    train(*TINY_LDM, *SHORT, "name=faces")
+    sample("num_images=3", "output=pictures", "sampler=euler", "sampler.num_steps=2", "batch_size=2")
+    assert sorted(path.name for path in Path("pictures").iterdir()) == [
+        "00000.png", "00001.png", "00002.png", "grid.png",
+    ]  # fmt: skip
+    assert capsys.readouterr().out.strip().endswith("pictures/grid.png")
+    assert Path("outputs/ldm/faces/checkpoints/best_vae.pth").exists()  # the run can be moved without the other
+
+
+def test_a_killed_run_goes_on_bit_for_bit(train: Command, workplace: Path) -> None:
+    settings = [*TINY_VAE, *SHORT, "trainer.max_steps=12", "trainer.val_check_interval=5"]
+    settings += ["callbacks.last.every_n_train_steps=3", "model.loss.reconstruction=mse"]
+    train(*settings, "name=straight")
+    # 36 pictures in batches of 8 are 4 steps an epoch: step 7 is in the middle of the second.
+    killed = subprocess.run(
+        [sys.executable, ROOT / "train.py", *settings, "name=killed", "+callbacks.kill._target_=probes.KillAt",
+         "+callbacks.kill.step=7"],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert killed.returncode == -9, killed.stderr
+    assert checkpoint("vae/killed")["global_step"] == 6
+    train(*settings, "name=killed", "resume=true")
+    straight, resumed = checkpoint("vae/straight"), checkpoint("vae/killed")
+    assert_equal(straight["state_dict"], resumed["state_dict"], "weights")
+    assert_equal(straight["optimizer_states"], resumed["optimizer_states"], "optimiser")
+    assert_equal(ema_of(straight), ema_of(resumed), "average")
+    assert_equal(straight["lr_schedulers"], resumed["lr_schedulers"], "learning rate")
+    logs = [Path(f"outputs/vae/{name}/metrics.csv").read_text().splitlines() for name in ("straight", "killed")]
+    assert len(logs[0]) == len(logs[1])
+
+
+def test_a_resumed_diffusion_run_goes_on_bit_for_bit(train: Command, workplace: Path) -> None:
+    train(*TINY_VAE, *SHORT, "name=faces")
+    settings = [*TINY_LDM, *SHORT, "model.lr_schedule.decay_share=0"]
+    train(*settings, "trainer.max_steps=11", "name=straight")
+    train(*settings, "trainer.max_steps=6", "name=two_parts")
+    train(*settings, "trainer.max_steps=11", "name=two_parts", "resume=auto")
+    straight, resumed = checkpoint("ldm/straight"), checkpoint("ldm/two_parts")
+    assert straight["global_step"] == resumed["global_step"] == 11
+    assert_equal(straight["state_dict"], resumed["state_dict"], "weights")
+    assert_equal(ema_of(straight), ema_of(resumed), "average")
+
+
+REFUSED = {
+    "a key that does not exist": (["model=vae", "data.bath_size=3"], "bath_size"),
+    "a group option that does not exist": (["model=vae", "model/autoencoder=kl_f5"], "kl_f5"),
+    "a word for a number": (["model=vae", "model.autoencoder.channels=abc"], "model.autoencoder.channels=abc"),
+    "a trainer's word for a number": (["model=vae", "trainer.max_steps=abc"], "max_steps"),
+    "a resolution that does not divide": (["model=vae", "data=synthetic", "data.resolution=50"], "data.resolution=50"),
+    "photos that are not there": (["model=vae", "data=folder", "data.root=nowhere"], "data.root=nowhere"),
+    "no trained VAE": (["model=ldm"], "train.py model=vae"),
+    "more devices than there are": ([*TINY_VAE, "trainer.devices=64"], "trainer.devices=64"),
+    "a batch of nothing": ([*TINY_VAE, "data.batch_size=0"], "batch_size=0"),
+    "a batch larger than the data": ([*TINY_VAE, *SHORT, "data.batch_size=99"], "data.batch_size"),
+    "annealing without a KL": (["model=ldm", "annealing=cosine"], "annealing"),
+    "an annealing key that nothing reads": ([*TINY_VAE, "annealing.end=1"], "model.kl_weight.end"),
+    "a VAE for a VAE": ([*TINY_VAE, "vae=latest"], "model=ldm"),
+    "going on from nothing": ([*TINY_VAE, "name=new", "resume=true"], "resume=auto"),
+    "an unknown way to resume": ([*TINY_VAE, "resume=perhaps"], "resume=perhaps"),
+    "steps in no number": ([*TINY_VAE, "model.kl_weight.num_steps=0"], "num_steps=0"),
+}
+
+
+@pytest.mark.parametrize("arguments_and_clue", REFUSED.values(), ids=REFUSED.keys())
+def test_mistakes_get_one_sentence_and_leave_nothing(
+    arguments_and_clue: tuple[list[str], str], train: Command, workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments, clue = arguments_and_clue
+    with pytest.raises(SystemExit) as exit_:
+        train(*arguments)
+    said = capfd.readouterr().err
+    assert exit_.value.code != 0
+    assert clue in said
+    assert "Traceback" not in said
+    assert not list(Path().glob("outputs/*/*/config.yaml"))
+
+
+def test_a_finished_run_is_not_overwritten(train: Command, workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(*TINY_VAE, *SHORT, "name=done")
+    before = {path: path.read_bytes() for path in Path("outputs/vae/done").rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit):
+        train(*TINY_VAE, *SHORT, "name=done", "model.optimizer.lr=1")
+    assert "resume=auto" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in Path("outputs/vae/done").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.ddp
+def test_two_processes_share_data_and_agree_on_gradients(workplace: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *TINY_VAE, *SHORT, "name=two", "trainer.devices=2", "strategy=ddp",
+         "trainer.accelerator=cpu", "data.batch_size=4", "+callbacks.probe._target_=probes.GradientProbe",
+         "+callbacks.probe.folder=probe"],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ranks = [torch.load(f"probe/{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert_equal(ranks[0]["gradients"], ranks[1]["gradients"])
+    assert not torch.equal(ranks[0]["images"], ranks[1]["images"])
+    assert not torch.equal(ranks[0]["noise"], ranks[1]["noise"])
+    assert checkpoint("vae/two")["global_step"] == 4
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_every_job(train: Command, workplace: Path) -> None:
+    train("-m", *TINY_VAE, *SHORT, "annealing=linear,cyclical", "name=sweep")
+    for job, schedule in enumerate(("Linear", "Cyclical")):
+        run = find_run(f"outputs/vae/sweep/{job}", "vae")
+        assert run.finished
+        assert run.config["model"]["kl_weight"]["_target_"].endswith(schedule)
+
+
+def test_help_and_typos_answer_without_importing_torch() -> None:
+    code = "import sys, train; sys.argv = ['train.py', '--cfg', 'job']; train.main(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_wandb_logs_offline_and_beside_it_a_csv(
+    train: Command, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(*TINY_VAE, *SHORT, "logger=wandb", "name=logged")
+    assert capsys.readouterr().out.count("wandb login") == 1
+    assert list(Path("outputs/vae/logged/wandb").glob("offline-run-*/*.wandb"))
+    assert Path("outputs/vae/logged/metrics.csv").exists()

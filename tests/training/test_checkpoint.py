@@ -1,0 +1,43 @@
+"""Files survive what happens to processes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentfaces.training import AtomicCheckpointIO, ResumableCSVLogger
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    writer = AtomicCheckpointIO()
+    writer.save_checkpoint({"step": 1}, path)
+
+    def full_disk(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        writer.save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+
+
+def test_the_next_save_clears_what_a_kill_left(tmp_path: Path) -> None:
+    orphan = tmp_path / "last.ckpt.partial"
+    orphan.write_bytes(b"half a checkpoint")
+    AtomicCheckpointIO().save_checkpoint({"step": 3}, tmp_path / "best.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+def test_a_resumed_log_keeps_what_came_before_its_step_and_no_more(tmp_path: Path) -> None:
+    first = ResumableCSVLogger(tmp_path)
+    for step in range(6):
+        first.log_metrics({"train/loss": float(step)}, step)
+    first.save()
+    resumed = ResumableCSVLogger(tmp_path)
+    resumed.log_metrics({"train/loss": 40.0, "val/loss": 1.0}, 4)
+    resumed.save()
+    rows = ResumableCSVLogger(tmp_path).read()
+    assert [(row["step"], row["train/loss"]) for row in rows] == [
+        ("0", "0.0"), ("1", "1.0"), ("2", "2.0"), ("3", "3.0"), ("4", "40.0"),
+    ]  # fmt: skip
