@@ -20,6 +20,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/python train.py model=vae experiment=demo name=demo resume=auto
 	$(BIN)/python train.py model=ldm experiment=demo name=demo resume=auto
+	@echo outputs/vae/demo/images/losses.png outputs/ldm/demo/images/losses.png
 	$(BIN)/python sample.py run=demo
 
 test: setup

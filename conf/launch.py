@@ -192,7 +192,6 @@ def quiet_libraries() -> None:
         ".*is smaller than the logging interval.*",
         ".*dataloader is not resumable.*",  # the data module is
         ".*does not have many workers.*",  # packed data is fastest without
-        ".*The anonymous setting has no effect.*",
         ".*exists and is not empty.*",
         ".*Mismatch dtype between input and weight.*",
     ):
@@ -233,6 +232,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
     )
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
+            logger._wandb_init.pop("anonymous", None)  # W&B warns of what the library always passes
             logger.log_hyperparams(plain(cfg))
     if is_main_process():
         kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")

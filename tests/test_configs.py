@@ -55,9 +55,7 @@ def composed(name: str, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-@pytest.mark.parametrize(
-    ("group", "option"), [(group, option) for group in GROUPS for option in options(group)], ids="/".join
-)
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
 def test_each_option_composes_and_builds(group: str, option: str) -> None:
     if (group, option) == ("data", "from_vae"):
         overrides = ["model=ldm"]

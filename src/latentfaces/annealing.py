@@ -63,6 +63,11 @@ class Sigmoid(AnnealingSchedule):
 
     steepness: float = 10.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steepness <= 0:
+            raise ValueError(f"steepness={self.steepness} must be above 0")
+
     def shape(self, x: float) -> float:
         def logistic(z: float) -> float:
             return 1 / (1 + math.exp(-z))
@@ -91,7 +96,9 @@ class Cyclical(AnnealingSchedule):
     def shape(self, x: float) -> float:
         if x >= 1:
             return 1.0
-        return min((x * self.num_cycles % 1) / self.ramp, 1.0)
+        cycles = x * self.num_cycles
+        within = max(0.0, cycles - math.floor(cycles + 1e-9))  # rounding must not put a restart at its cycle's end
+        return min(within / self.ramp, 1.0)
 
 
 @dataclass(frozen=True)

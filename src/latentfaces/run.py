@@ -1,5 +1,6 @@
 """One training run as a folder: its config, its weights, whether it is finished."""
 
+import contextlib
 import importlib
 import json
 from collections.abc import Callable, Iterator
@@ -71,9 +72,14 @@ def open_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     try:
-        return Run(folder, yaml.safe_load((folder / CONFIG).read_text()))
+        config = yaml.safe_load((folder / CONFIG).read_text())
     except OSError:
         raise UserError(f"{folder} is not a run: it has no {CONFIG}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        config = None
+    if not isinstance(config, dict) or "stage" not in config:
+        raise UserError(f"{folder / CONFIG} is not the config of a run: restore it, or name another run")
+    return Run(folder, config)
 
 
 def find_run(
@@ -108,9 +114,10 @@ def find_run(
 
 
 def runs_in(folder: Path) -> Iterator[Run]:
-    """All runs directly below `folder`."""
+    """All runs directly below `folder` whose config can be read."""
     for config in sorted(folder.glob(f"*/{CONFIG}")):
-        yield open_run(config.parent)
+        with contextlib.suppress(UserError):  # one broken run must not hide the others
+            yield open_run(config.parent)
 
 
 def build(node: Any) -> Any:

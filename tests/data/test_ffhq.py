@@ -12,7 +12,7 @@ from latentfaces.data.ffhq import Draw, FFHQDataset, LatentDataset, TrainBatches
 
 def flat(batches: list[list[Draw]]) -> list[int]:
     """Return the indices of an epoch in order."""
-    return [draw.index for draw in itertools.chain.from_iterable(batches)]
+    return [draw.item for draw in itertools.chain.from_iterable(batches)]
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_epoch_after_a_resumed_one_is_the_straight_runs() -> None:
 
 def test_half_are_mirrored_and_not_the_same_half_each_epoch() -> None:
     sampler = TrainBatches(4000, 10, 0, True)
-    epochs = [{draw.index for batch in sampler for draw in batch if draw.mirrored} for _ in range(2)]
+    epochs = [{draw.item for batch in sampler for draw in batch if draw.mirrored} for _ in range(2)]
     four_deviations = 4 * (4000 * 0.25) ** 0.5
     assert [len(epoch) for epoch in epochs] == pytest.approx([2000, 2000], abs=four_deviations)
     assert len(epochs[0] & epochs[1]) == pytest.approx(1000, abs=4 * (4000 * 3 / 16) ** 0.5)
@@ -132,7 +132,7 @@ def test_none_are_mirrored_when_mirroring_is_off_and_the_order_stays() -> None:
 def test_validation_takes_everything_once_over_the_ranks_and_mirrors_nothing(num_ranks: int) -> None:
     ranks = [ValBatches(23, 4, rank, num_ranks) for rank in range(num_ranks)]
     draws = [draw for rank in ranks for batch in rank for draw in batch]
-    assert sorted(draw.index for draw in draws) == list(range(23))
+    assert sorted(draw.item for draw in draws) == list(range(23))
     assert not any(draw.mirrored for draw in draws)
     assert [len(rank) for rank in ranks] == [len(list(rank)) for rank in ranks]
 

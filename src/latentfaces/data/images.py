@@ -4,9 +4,20 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 Pixels = NDArray[np.uint8]
+
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {  # EXIF orientation -> what turns the picture upright (EXIF 2.32, tag 274)
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def resize_filter(side: int, resolution: int) -> Image.Resampling:
@@ -27,7 +38,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def center_square(image: Image.Image, resolution: int) -> Pixels:
     """Upright, RGB, the largest centred square, resized: (resolution, resolution, 3) uint8."""
-    image = to_rgb(ImageOps.exif_transpose(image))
+    # Pillow's own exif_transpose also rewrites the tags, and fails on a photo whose other tags are damaged.
+    turn = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG))
+    image = to_rgb(image if turn is None else image.transpose(turn))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
@@ -38,7 +51,7 @@ def decode(data: bytes, resolution: int) -> tuple[Pixels, bool]:
     """Encoded picture -> (resolution, resolution, 3) uint8, and whether it had to be enlarged.
 
     Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: damaged, cut short, no picture, or a bomb.
+        Exception: of many kinds: damaged, cut short, no picture, or a decompression bomb.
     """
     with Image.open(io.BytesIO(data)) as image:
         return center_square(image, resolution), min(image.size) < resolution

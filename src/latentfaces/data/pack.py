@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,6 +106,8 @@ def find_or_write_pack(
                 f"{folder} was packed from {pack.manifest['source']['name']} as it was then, which is not what "
                 f"{source.name} is now: delete that folder to pack again"
             )
+        if pack.manifest["resolution"] != resolution:
+            raise UserError(f"{folder} holds pictures of {pack.manifest['resolution']} pixels, not {resolution}")
         if pack.manifest["split"]["val_every"] != val_every:
             raise UserError(
                 f"{folder} holds out one in {pack.manifest['split']['val_every']}, not one in {val_every}: "
@@ -132,10 +133,9 @@ def write_pack(source: Source, folder: Path, resolution: int, on_bad_image: str,
     images = np.lib.format.open_memmap(
         partial / "images.npy", mode="w+", dtype=np.uint8, shape=(len(names), 3, resolution, resolution)
     )
-    outcome: Counter[str] = Counter()
     skipped: dict[int, str] = {}
 
-    def convert(index: int) -> None:
+    def convert(index: int) -> bool:
         try:
             pixels, enlarged = source.read(index, resolution)
         except BadImageError as error:
@@ -145,14 +145,14 @@ def write_pack(source: Source, folder: Path, resolution: int, on_bad_image: str,
             skipped[index] = str(error)
             if len(skipped) > max(1, MAX_SKIPPED * len(names)):
                 raise UserError(f"{len(skipped)} of {len(names)} pictures cannot be read, the last: {error}") from error
-            return
+            return False
         images[index] = pixels.transpose(2, 0, 1)
-        outcome["enlarged"] += enlarged
+        return enlarged
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            for _ in track(pool.map(convert, range(len(names))), f"Packing {source.name}", total=len(names)):
-                pass
+            converted = pool.map(convert, range(len(names)))
+            num_enlarged = sum(track(converted, f"Packing {source.name}", total=len(names)))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             shutil.rmtree(partial, ignore_errors=True)
@@ -164,8 +164,8 @@ def write_pack(source: Source, folder: Path, resolution: int, on_bad_image: str,
         np.save(partial / "images.npy", images[kept])
     people = source.identities()
     rule, val = hold_out([people[i] for i in kept] if people else None, len(kept), val_every)
-    if outcome["enlarged"]:
-        print(f"{outcome['enlarged']} of {len(names)} pictures are smaller than {resolution} pixels and were enlarged")
+    if num_enlarged:
+        print(f"{num_enlarged} of {len(names)} pictures are smaller than {resolution} pixels and were enlarged")
     manifest = {
         "format": FORMAT,
         "source": {"name": source.name, "fingerprint": source.fingerprint, "licence": source.licence},
@@ -174,7 +174,7 @@ def write_pack(source: Source, folder: Path, resolution: int, on_bad_image: str,
         "resize_filter": "centre square; box for whole-number factors, Lanczos otherwise",
         "sha256": file_sha256(partial / "images.npy"),
         "split": {"rule": rule, "val_every": val_every, "val": val},
-        "enlarged": outcome["enlarged"],
+        "enlarged": num_enlarged,
         "skipped": [skipped[index] for index in sorted(skipped)],
         "names": [names[index] for index in kept],
         "written_by": f"latentfaces {version('latentfaces')}",

@@ -9,8 +9,6 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 
-from PIL import Image
-
 from latentfaces.data.images import Pixels, decode
 from latentfaces.data.synthetic import draw_face
 from latentfaces.errors import UserError
@@ -24,7 +22,7 @@ class BadImageError(Exception):
 
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Sort key that puts 2.png before 10.png, as people and FFHQ's numbering do."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 class Source(ABC):
@@ -92,7 +90,7 @@ class Photos(Source):
 
     def __init__(self, root: str | Path, licence: str | None = None) -> None:
         self.root, self.licence = Path(root).expanduser(), licence
-        self.name = self.root.name.removesuffix(".zip")
+        self.name = self.root.resolve().name.removesuffix(".zip")
         self.archive: zipfile.ZipFile | None = None
         if self.root.is_file():
             try:
@@ -116,7 +114,7 @@ class Photos(Source):
             }
         if not found:
             raise UserError(f"data.root={self.root} holds no pictures ({', '.join(SUFFIXES)})")
-        return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
+        return dict(sorted(found.items(), key=lambda item: (natural_key(item[0]), item[0])))
 
     @staticmethod
     def is_picture(name: str) -> bool:
@@ -130,7 +128,7 @@ class Photos(Source):
 
     @property
     def fingerprint(self) -> str:
-        listing = "\n".join(f"{name} {size}" for name, size in self.sizes.items())
+        listing = "\n".join(f"{name} {size}" for name, size in self.sizes.items()) + (self.identity_csv() or "")
         return hashlib.sha256(listing.encode()).hexdigest()
 
     def file_bytes(self, name: str) -> bytes:
@@ -141,18 +139,27 @@ class Photos(Source):
         name = self.names[index]
         try:
             return decode(self.file_bytes(name), resolution)
-        except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow and zlib have a dozen ways to say that a file is damaged
             raise BadImageError(f"{self.root / name} cannot be read ({error})") from error
+
+    def identity_csv(self) -> str | None:
+        """The text of the identity.csv beside the pictures, where there is one."""
+        path = (Path(self.names[0]).parent / "identity.csv").as_posix()
+        try:
+            return self.file_bytes(path).decode("utf-8-sig")  # spreadsheets put a mark before the first column
+        except (KeyError, FileNotFoundError):
+            return None
 
     def identities(self) -> list[str] | None:
         """From an identity.csv (columns name, identity) beside the pictures, where there is one."""
-        folder = Path(self.names[0]).parent
-        listing = (folder / "identity.csv").as_posix()
-        try:
-            text = self.file_bytes(listing).decode()
-        except (KeyError, FileNotFoundError):
+        text = self.identity_csv()
+        if text is None:
             return None
-        people = {(folder / row["name"]).as_posix(): row["identity"] for row in csv.DictReader(io.StringIO(text))}
+        folder, listing = Path(self.names[0]).parent, "identity.csv"
+        rows = csv.DictReader(io.StringIO(text))
+        if not {"name", "identity"} <= set(rows.fieldnames or ()):
+            raise UserError(f"{listing} in {self.root} needs the columns name and identity, not {rows.fieldnames}")
+        people = {(folder / row["name"]).as_posix(): row["identity"] for row in rows}
         missing = [name for name in self.names if name not in people]
         if missing:
             raise UserError(f"{listing} in {self.root} does not name {missing[0]}: complete it, or take it away")

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentfaces.nn import SelfAttention, TimeEmbedding, rotation_2d
+from latentfaces.nn import SelfAttention, TimeEmbedding, rotation_2d, zero_init
 
 
 class SwiGLU(nn.Module):
@@ -30,9 +30,7 @@ class DiTBlock(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(width, elementwise_affine=False)
         self.feed_forward = SwiGLU(width)
         self.dropout = nn.Dropout(dropout)
-        self.modulation = nn.Linear(width, 6 * width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        self.modulation = zero_init(nn.Linear(width, 6 * width))
 
     def forward(self, tokens: Tensor, embedding: Tensor, rotation: Tensor) -> Tensor:
         """Tokens (b, n, width), embedding of the time (b, width), rotation (2, n, head width) -> tokens."""
@@ -75,11 +73,8 @@ class DiT(nn.Module):
         self.embed_time = TimeEmbedding(width)
         self.blocks = nn.ModuleList(DiTBlock(width, num_heads, qk_norm, dropout) for _ in range(depth))
         self.norm = nn.RMSNorm(width, elementwise_affine=False)
-        self.modulation = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, channels * patch_size**2)
-        for layer in (self.modulation, self.out):  # the first prediction is 0, the mean of v
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.modulation = zero_init(nn.Linear(width, 2 * width))
+        self.out = zero_init(nn.Linear(width, channels * patch_size**2))  # the first prediction is 0, the mean of v
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         height, width = (side // self.patch_size for side in x_t.shape[-2:])

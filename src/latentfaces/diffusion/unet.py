@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentfaces.nn import Downsample, ResBlock, SelfAttention2d, TimeEmbedding, Upsample, group_norm
+from latentfaces.nn import Downsample, ResBlock, SelfAttention2d, TimeEmbedding, Upsample, group_norm, zero_init
 
 
 class Stage(nn.Module):
@@ -77,8 +77,7 @@ class UNet(nn.Module):
                 self.up.append(Upsample(now))
 
         self.norm = group_norm(now)
-        self.out = nn.Conv2d(now, channels, 3, padding=1)
-        nn.init.zeros_(self.out.weight)  # the first prediction is 0, the mean of v
+        self.out = zero_init(nn.Conv2d(now, channels, 3, padding=1))  # the first prediction is 0, the mean of v
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         embedding = self.embed_time(t)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from latentfaces.autoencoder import VAE
+from latentfaces.errors import UserError
 from latentfaces.evaluation.grids import save_grid
 
 Curve = tuple[list[float], list[float]]
@@ -34,6 +35,8 @@ def plot_losses(metrics_csv: str | Path, output: str | Path | None = None) -> Fi
         output: where to write the picture, if anywhere.
     """
     curves = {name: c for name, c in read_curves(metrics_csv).items() if not name.startswith("test/")}
+    if not curves:
+        raise UserError(f"{metrics_csv} holds no values yet")
     panels: dict[str, dict[str, Curve]] = {}
     for name, curve in sorted(curves.items()):
         stage, _, term = name.rpartition("/")

@@ -3,7 +3,7 @@
 from latentfaces.nn.attention import SelfAttention, SelfAttention2d, attention
 from latentfaces.nn.blocks import Downsample, ResBlock, Upsample
 from latentfaces.nn.embeddings import TimeEmbedding, rotate, rotation_2d
-from latentfaces.nn.normalization import group_norm
+from latentfaces.nn.normalization import group_norm, zero_init
 from latentfaces.nn.weights import weights_hash
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "rotate",
     "rotation_2d",
     "weights_hash",
+    "zero_init",
 ]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentfaces.nn.embeddings import rotate
-from latentfaces.nn.normalization import group_norm
+from latentfaces.nn.normalization import group_norm, zero_init
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -56,8 +56,7 @@ class SelfAttention2d(nn.Module):
         self.num_heads = num_heads
         self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)  # the block starts as the identity
+        self.out = zero_init(nn.Conv2d(channels, channels, 1))  # the block starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentfaces.nn.normalization import group_norm
+from latentfaces.nn.normalization import group_norm, zero_init
 
 
 class ResBlock(nn.Module):
@@ -23,9 +23,9 @@ class ResBlock(nn.Module):
         self.scale_shift = nn.Linear(embedding_width, 2 * out_channels) if embedding_width else None
         self.norm2 = group_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        # The block starts as the identity, so that deep stacks start well.
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # the block starts as the identity, so that deep stacks start well
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """x (b, in_channels, h, w), embedding (b, embedding_width) -> (b, out_channels, h, w)."""

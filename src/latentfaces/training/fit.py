@@ -37,6 +37,7 @@ def fit_and_test(
         trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
     # The limit of training rarely falls on a validation: the last weights, often the best, get theirs here.
     trainer.validate(module, datamodule=data, verbose=False)
+    trainer.strategy.barrier()  # the first process writes what all read now
     best.load(module)
     metrics = trainer.test(module, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:

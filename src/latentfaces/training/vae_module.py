@@ -118,7 +118,9 @@ class LatentMoments:
 
     def write_to(self, vae: VAE, reduce_over_ranks: Callable[..., Tensor]) -> None:
         """Set `latent_mean` and `latent_std` of the VAE, from the batches of all ranks."""
-        count, mean, second = reduce_over_ranks(self.sums.to(vae.latent_mean.device), reduce_op="sum")
+        device = vae.latent_mean.device
+        sums = self.sums.float() if device.type == "mps" else self.sums  # Apple's GPUs have no float64
+        count, mean, second = reduce_over_ranks(sums.to(device), reduce_op="sum")
         mean, second = mean / count, second / count
         vae.latent_mean.copy_(mean[:, None, None])
         vae.latent_std.copy_((second - mean.square()).clamp(min=1e-12).sqrt()[:, None, None])
