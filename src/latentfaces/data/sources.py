@@ -3,17 +3,22 @@
 import csv
 import hashlib
 import io
+import json
 import re
 import zipfile
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 
-from latentfaces.data.images import Pixels, decode
+from latentfaces.data.images import FilterName, Picture, decode, digest
 from latentfaces.data.synthetic import draw_face
 from latentfaces.errors import UserError
 
+FFHQ_JSON = "ffhq-dataset-v2.json"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+MAX_FILE_BYTES = 2**28
 
 
 class BadImageError(Exception):
@@ -42,8 +47,8 @@ class Source(ABC):
         """Changes when the pictures change; cheap to compute."""
 
     @abstractmethod
-    def read(self, index: int, resolution: int) -> tuple[Pixels, bool]:
-        """Picture `index` as (resolution, resolution, 3) uint8, and whether it had to be enlarged.
+    def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
+        """Picture `index`, squared and resized.
 
         Raises:
             BadImageError: the file is damaged or no picture.
@@ -76,8 +81,9 @@ class DrawnFaces(Source):
     def fingerprint(self) -> str:
         return f"drawn faces, num_images={self.num_images}, seed={self.seed}"
 
-    def read(self, index: int, resolution: int) -> tuple[Pixels, bool]:
-        return draw_face(self.seed * 1_000_003 + index, resolution), False
+    def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
+        pixels = draw_face(self.seed * 1_000_003 + index, resolution)  # drawn at this size: nothing is resized
+        return Picture(pixels, False, digest(pixels.tobytes()))
 
 
 class Photos(Source):
@@ -105,7 +111,14 @@ class Photos(Source):
     def sizes(self) -> dict[str, int]:
         """Bytes of each picture, by its name."""
         if self.archive is not None:
-            found = {i.filename: i.file_size for i in self.archive.infolist() if self.is_picture(i.filename)}
+            # Nothing is ever extracted to disk, so a name that climbs out of its folder, or a link, has nowhere to go.
+            members = [i for i in self.archive.infolist() if self.is_picture(i.filename)]
+            bombs = [i.filename for i in members if i.file_size > MAX_FILE_BYTES]
+            if bombs:
+                raise UserError(
+                    f"{bombs[0]} in {self.root} unpacks to over {MAX_FILE_BYTES:,} bytes: no photo; remove it"
+                )
+            found = {i.filename: i.file_size for i in members}
         else:
             found = {
                 path.relative_to(self.root).as_posix(): path.stat().st_size
@@ -135,12 +148,26 @@ class Photos(Source):
         """The bytes of one file in the folder or .zip."""
         return self.archive.read(name) if self.archive is not None else (self.root / name).read_bytes()
 
-    def read(self, index: int, resolution: int) -> tuple[Pixels, bool]:
+    def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
         name = self.names[index]
         try:
-            return decode(self.file_bytes(name), resolution)
+            return decode(self.file_bytes(name), resolution, resize_filter)
         except Exception as error:  # Pillow and zlib have a dozen ways to say that a file is damaged
             raise BadImageError(f"{self.root / name} cannot be read ({error})") from error
+
+    def checksums(self) -> dict[str, str]:
+        """MD5 of pictures by name, from FFHQ's ffhq-dataset-v2.json beside `root` or in it, where there is one."""
+        for path in (self.root / FFHQ_JSON, self.root.parent / FFHQ_JSON):
+            if path.is_file():
+                listed = json.loads(path.read_text()).values()
+                by_file = {
+                    Path(entry[kind]["file_path"]).name: entry[kind]["file_md5"]
+                    for entry in listed
+                    for kind in ("image", "thumbnail")
+                    if Path(entry[kind]["file_path"]).parts[0] in (self.root.name, *Path(self.names[0]).parts)
+                }
+                return {name: by_file[Path(name).name] for name in self.names if Path(name).name in by_file}
+        return {}
 
     def identity_csv(self) -> str | None:
         """The text of the identity.csv beside the pictures, where there is one."""
