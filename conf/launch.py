@@ -216,12 +216,10 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
                 wandb_is_offline() if cfg.logger.wandb.offline == "auto" else cfg.logger.wandb.offline
             )
     if is_main_process():
-        data.pack()  # whatever is wrong with the pictures is said before anything is written
-        record(cfg)
+        data.pack()
     module = instantiate(cfg.model)
     if vae_run is not None:
         module.autoencoder.load_state_dict(vae_run.module("autoencoder", "best_vae").state_dict())
-        copy_vae(vae_run, cfg.run_dir)
         data.use_latents(weights_hash(module.autoencoder), module.encode)
     trainer: Any = instantiate(
         cfg.trainer,
@@ -230,6 +228,10 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
         plugins=[AtomicCheckpointIO()],
         default_root_dir=cfg.run_dir,
     )
+    if is_main_process():
+        record(cfg)  # only now: whatever was wrong has been said, and nothing written
+    if vae_run is not None:
+        copy_vae(vae_run, cfg.run_dir)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger._wandb_init.pop("anonymous", None)  # W&B warns of what the library always passes

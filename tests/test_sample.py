@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHORT, TINY_LDM, TINY_VAE, Command, run_command
+from commands import SHORT, TINY_LDM, TINY_VAE, Command, run_command
 from PIL import Image
 
 from latentfaces.diffusion import EulerSampler
@@ -17,13 +17,11 @@ from latentfaces.pipeline import FacePipeline
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workplace with a finished run of each stage."""
-    import train
-
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run_command(train.main, "train.py", (*TINY_VAE, *SHORT, "name=faces"))
-        run_command(train.main, "train.py", (*TINY_LDM, *SHORT, "name=faces"))
+        run_command("train.py", *TINY_VAE, *SHORT, "name=faces")
+        run_command("train.py", *TINY_LDM, *SHORT, "name=faces")
     return folder
 
 
@@ -36,9 +34,7 @@ def home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def sample(home: Path) -> Command:
-    import sample as command
-
-    return lambda *arguments: run_command(command.main, "sample.py", (*arguments, "sampler.num_steps=2"))
+    return lambda *arguments: run_command("sample.py", *arguments, "sampler.num_steps=2")
 
 
 def pixels(name: str) -> np.ndarray:
@@ -79,15 +75,13 @@ def test_a_row_of_faces_begins_and_ends_with_those_of_its_seeds(sample: Command)
 
 
 def test_reconstructions_of_held_out_photos_and_of_my_own(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import sample as command
-
-    run_command(command.main, "sample.py", ("task=reconstruct", "num_images=3", "output=pictures"))
+    run_command("sample.py", "task=reconstruct", "num_images=3", "output=pictures")
     printed = capsys.readouterr().out
     assert "psnr" in printed
     assert "ssim" in printed
     assert len(list(Path("pictures").glob("0*.png"))) == 3
     Image.new("RGB", (40, 30), (200, 150, 120)).save("me.jpg")
-    run_command(command.main, "sample.py", ("task=reconstruct", "image=me.jpg", "output=mine"))
+    run_command("sample.py", "task=reconstruct", "image=me.jpg", "output=mine")
     assert Image.open("mine/00000.png").size == (16, 16)
     shutil.rmtree("mine")
 
@@ -108,11 +102,9 @@ REFUSED = {
 def test_mistakes_get_one_sentence(
     arguments_and_clue: tuple[list[str], str], home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    import sample as command
-
     arguments, clue = arguments_and_clue
     with pytest.raises(SystemExit) as exit_:
-        run_command(command.main, "sample.py", (*arguments, "output=pictures"))
+        run_command("sample.py", *arguments, "output=pictures")
     said = capfd.readouterr().err
     assert exit_.value.code != 0
     assert clue in said

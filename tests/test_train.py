@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, TINY_LDM, TINY_VAE, Command
+from commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command
 
 from latentfaces.run import find_run
 
@@ -159,13 +159,16 @@ def test_two_processes_share_data_and_agree_on_gradients(workplace: Path) -> Non
 def test_a_sweep_runs_every_job(train: Command, workplace: Path) -> None:
     train("-m", *TINY_VAE, *SHORT, "annealing=linear,cyclical", "name=sweep")
     for job, schedule in enumerate(("Linear", "Cyclical")):
-        run = find_run(f"outputs/vae/sweep/{job}", "vae")
+        run = find_run(f"outputs/sweeps/sweep/{job}", "vae")
         assert run.finished
         assert run.config["model"]["kl_weight"]["_target_"].endswith(schedule)
 
 
 def test_help_and_typos_answer_without_importing_torch() -> None:
-    code = "import sys, train; sys.argv = ['train.py', '--cfg', 'job']; train.main(); assert 'torch' not in sys.modules"
+    code = (
+        "import runpy, sys; sys.argv = ['train.py', '--cfg', 'job']; "
+        "runpy.run_path('train.py', run_name='__main__'); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 

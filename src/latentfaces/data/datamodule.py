@@ -165,7 +165,7 @@ class FFHQDataModule(LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
     def train_dataloader(self) -> Iterable[Tensor]:
-        batches = TrainBatches(
+        self.train_batches = TrainBatches(
             len(self.train_dataset),  # type: ignore[arg-type]
             self.batch_size,
             self.seed,
@@ -175,7 +175,7 @@ class FFHQDataModule(LightningDataModule):
             self.position["epoch"],
             self.position["batch"],
         )
-        return self.loader(self.train_dataset, batches)
+        return self.loader(self.train_dataset, self.train_batches)
 
     def val_dataloader(self) -> Iterable[Tensor]:
         return self.loader(self.val_dataset, self.val_batches(self.val_dataset))
@@ -208,7 +208,8 @@ class FFHQDataModule(LightningDataModule):
         """Where in the data the run is, so that it goes on with the next batch."""
         assert self.trainer is not None
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-        epoch = self.trainer.current_epoch
+        # The trainer's own count of epochs runs ahead where training ends in the middle of one.
+        epoch = self.train_batches.epoch - 1
         if done >= self.trainer.num_training_batches:
             epoch, done = epoch + 1, 0
         return {"epoch": epoch, "batch": int(done)}

@@ -1,0 +1,43 @@
+"""The commands at a size that tests can afford, and how to call them."""
+
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra.core.global_hydra import GlobalHydra
+
+ROOT = Path(__file__).parents[1]
+Command = Callable[..., None]
+
+TINY_DATA = ["data=synthetic", "data.num_images=48", "data.resolution=16", "data.batch_size=8", "data.val_every=4"]
+TINY_VAE = [
+    "model=vae",
+    *TINY_DATA,
+    "model/autoencoder=tiny",
+    "model.autoencoder.channels=8",
+    "model.autoencoder.num_blocks=1",
+    "model.autoencoder.attention=false",
+]
+TINY_LDM = [
+    "model=ldm",
+    "model/denoiser=unet_s",
+    "model.denoiser.network.width=16",
+    "model.denoiser.network.multipliers=[1,2]",
+    "model.denoiser.network.num_blocks=1",
+    "model.denoiser.network.attention_levels=[]",
+    "model.sampler.num_steps=2",
+    "data.batch_size=8",
+]
+SHORT = ["logger=csv", "trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1"]
+
+
+def run_command(name: str, *arguments: str) -> None:
+    """Run train.py or sample.py as the shell would, in this process; a failure is a SystemExit."""
+    before = sys.argv
+    sys.argv = [str(ROOT / name), *arguments]
+    GlobalHydra.instance().clear()
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        sys.argv = before
