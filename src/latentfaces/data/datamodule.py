@@ -15,10 +15,10 @@ from latentfaces.data.ffhq import Draw, FFHQDataset, LatentDataset, TrainBatches
 from latentfaces.data.images import FilterName
 from latentfaces.data.kaggle import LICENCE, download_ffhq
 from latentfaces.data.latents import Encode, LatentCache
-from latentfaces.data.pack import Pack
+from latentfaces.data.pack import Pack, open_pack
 from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.prefetch import Prefetched
-from latentfaces.data.sources import DrawnFaces, Photos, Source
+from latentfaces.data.sources import DrawnFaces, Photos, Source, TakenAlong
 from latentfaces.errors import UserError
 
 
@@ -79,15 +79,20 @@ class FFHQDataModule(LightningDataModule):
     @classmethod
     def from_photos(cls, root: str | Path, licence: str | None = None, **options: Any) -> "FFHQDataModule":
         """From a folder or .zip of photos; `options` as for the class."""
-        if not Path(root).expanduser().exists():
-            raise UserError(f"data.root={root} does not exist: give a folder or .zip of photos")
-        return cls(Photos(root, licence), **options)
+        if Path(root).expanduser().exists():
+            return cls(Photos(root, licence), **options)
+        pack = Path(options["folder"]) / f"{Path(root).name.removesuffix('.zip')}-{options['resolution']}"
+        if pack.exists():
+            return cls(TakenAlong(open_pack(pack)), **options)
+        raise UserError(f"data.root={root} does not exist: give a folder or .zip of photos")
 
     @classmethod
     def from_ffhq(cls, root: str | Path | None, folder: str | Path, **options: Any) -> "FFHQDataModule":
-        """FFHQ in `root`, or else fetched from Kaggle into `folder`; `options` as for the class."""
+        """FFHQ in `root`, or else fetched from Kaggle once; `options` as for the class."""
         if root is None:
-            root = download_ffhq(Path(folder) / "ffhq.zip")
+            root = Path(folder) / "ffhq.zip"
+            if not Path(folder, f"ffhq-{options['resolution']}").exists():  # where only the pack was taken along
+                download_ffhq(root)
         return cls.from_photos(root, LICENCE, folder=folder, **options)
 
     @classmethod

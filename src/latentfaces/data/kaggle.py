@@ -65,4 +65,6 @@ def client() -> Any:
             "Kaggle knows no credentials here: put an API token from kaggle.com/settings into KAGGLE_API_TOKEN or "
             f"~/.kaggle/access_token, or {BY_HAND}"
         ) from None
+    except Exception as error:  # some credentials are looked up online
+        raise UserError(f"Kaggle cannot be asked ({type(error).__name__}): try again, or {BY_HAND}") from error
     return api

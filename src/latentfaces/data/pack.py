@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from latentfaces.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 FFHQ_SIZE, FFHQ_TRAIN = 70_000, 60_000
 
 

@@ -153,8 +153,12 @@ class Packing:
         self.images.flush()
         state = np.asarray(self.state)
         kept = np.flatnonzero(state != PENDING).tolist()
-        if self.faults:  # rewritten without the gaps: rare, so simple
-            np.save(self.partial / "images.npy", self.images[kept])
+        if self.faults:
+            self.close_gaps(kept)
+        # From here on a kill means packing anew: the arrays no longer fit the notes on what is pending.
+        (self.partial / "packing.json").unlink()
+        if self.faults:
+            (self.partial / "kept.npy").replace(self.partial / "images.npy")
         people = self.source.identities()
         val_every = int(self.settings["val_every"])
         rule, val = hold_out([people[i] for i in kept] if people else None, len(kept), val_every)
@@ -181,10 +185,18 @@ class Packing:
             "written_by": f"latentfaces {version('latentfaces')}",
         }
         (self.partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        for leftover in ("state.npy", "sha256.npy", "packing.json"):
+        for leftover in ("state.npy", "sha256.npy"):
             (self.partial / leftover).unlink()
         self.partial.replace(self.folder)
         return Pack(self.folder, manifest)
+
+    def close_gaps(self, kept: list[int]) -> None:
+        """Copy what is kept into kept.npy, a few pictures at a time: the whole may not fit into memory."""
+        shape = (len(kept), *self.images.shape[1:])
+        closed = np.lib.format.open_memmap(self.partial / "kept.npy", mode="w+", dtype=np.uint8, shape=shape)
+        for start in range(0, len(kept), 1024):
+            closed[start : start + 1024] = self.images[kept[start : start + 1024]]
+        closed.flush()
 
 
 def existing_parent(path: Path) -> Path:

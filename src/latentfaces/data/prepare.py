@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from latentfaces.data.kaggle import LICENCE, download_ffhq
-from latentfaces.data.pack import Pack
+from latentfaces.data.pack import Pack, open_pack
 from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.sources import Photos
 from latentfaces.data.verify import damaged_pictures
@@ -24,21 +24,31 @@ def prepare(arguments: argparse.Namespace) -> Pack:
         source = Photos(arguments.source)
     else:
         raise UserError(f"{arguments.source} does not exist: give a folder or .zip of photos, or the word ffhq")
+    folder = arguments.folder / f"{source.name}-{arguments.resolution}"
+    if arguments.verify and folder.exists():
+        return verified(open_pack(folder), source)
     pack = find_or_write_pack(
         source,
-        arguments.folder / f"{source.name}-{arguments.resolution}",
+        folder,
         arguments.resolution,
         arguments.on_bad_image,
         arguments.val_every,
         arguments.filter,
     )
-    if arguments.verify:
-        damaged = damaged_pictures(pack, source)
-        if damaged:
-            raise UserError(
-                "\n".join([*damaged, f"{len(damaged)} damaged: fetch them again, delete {pack.folder}, pack again"])
-            )
-        print(f"{pack.manifest['num_images']} pictures and the pack are as they should be")
+    return verified(pack, source) if arguments.verify else pack
+
+
+def verified(pack: Pack, source: Photos) -> Pack:
+    """The pack, if it and its photos are as they should be.
+
+    Raises:
+        UserError: naming each that is not.
+    """
+    damaged = damaged_pictures(pack, source)
+    if damaged:
+        remedy = f"{len(damaged)} damaged: fetch them again, delete {pack.folder} and pack again"
+        raise UserError("\n".join([*damaged, remedy]))
+    print(f"{pack.manifest['num_images']} pictures and the pack are as they should be")
     return pack
 
 
@@ -58,7 +68,8 @@ def main() -> None:
     try:
         pack = prepare(arguments)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     split = pack.manifest["split"]
     print(f"{pack.folder}: {pack.manifest['num_images']} pictures, {len(split['val'])} held out ({split['rule']})")
 

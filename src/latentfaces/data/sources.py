@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from latentfaces.data.images import FilterName, Picture, decode, digest
+from latentfaces.data.pack import Pack
 from latentfaces.data.synthetic import draw_face
 from latentfaces.errors import UserError
 
@@ -28,6 +29,12 @@ class BadImageError(Exception):
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Sort key that puts 2.png before 10.png, as people and FFHQ's numbering do."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def ffhq_key(path: Path) -> tuple[str, str]:
+    """What tells FFHQ's files apart however they are nested: the folder of their size, and their own name."""
+    sizes = [part for part in path.parts[:-1] if part.startswith(("images", "thumbnails"))]
+    return sizes[-1] if sizes else "", path.name
 
 
 class Source(ABC):
@@ -86,6 +93,29 @@ class DrawnFaces(Source):
         return Picture(pixels, False, digest(pixels.tobytes()))
 
 
+class TakenAlong(Source):
+    """The pictures of a pack whose photos are elsewhere, as on a cluster that got only the pack.
+
+    Args:
+        pack: the pack.
+    """
+
+    def __init__(self, pack: Pack) -> None:
+        self.name = pack.manifest["source"]["name"]
+        self.pack = pack
+
+    @property
+    def names(self) -> list[str]:
+        return self.pack.manifest["names"]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.pack.manifest["source"]["fingerprint"]
+
+    def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
+        raise BadImageError(f"{self.names[index]} is not here, only the pack {self.pack.folder}")
+
+
 class Photos(Source):
     """The pictures of a folder (and all folders in it) or of a .zip.
 
@@ -112,7 +142,7 @@ class Photos(Source):
         """Bytes of each picture, by its name."""
         if self.archive is not None:
             # Nothing is ever extracted to disk, so a name that climbs out of its folder, or a link, has nowhere to go.
-            members = [i for i in self.archive.infolist() if self.is_picture(i.filename)]
+            members = [i for i in self.archive.infolist() if not i.is_dir() and self.is_picture(i.filename)]
             bombs = [i.filename for i in members if i.file_size > MAX_FILE_BYTES]
             if bombs:
                 raise UserError(
@@ -146,7 +176,11 @@ class Photos(Source):
 
     def file_bytes(self, name: str) -> bytes:
         """The bytes of one file in the folder or .zip."""
-        return self.archive.read(name) if self.archive is not None else (self.root / name).read_bytes()
+        if self.archive is None:
+            return (self.root / name).read_bytes()
+        if self.archive.getinfo(name).file_size > MAX_FILE_BYTES:
+            raise UserError(f"{name} in {self.root} unpacks to over {MAX_FILE_BYTES:,} bytes: remove it")
+        return self.archive.read(name)
 
     def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
         name = self.names[index]
@@ -157,17 +191,16 @@ class Photos(Source):
 
     def checksums(self) -> dict[str, str]:
         """MD5 of pictures by name, from FFHQ's ffhq-dataset-v2.json beside `root` or in it, where there is one."""
-        for path in (self.root / FFHQ_JSON, self.root.parent / FFHQ_JSON):
-            if path.is_file():
-                listed = json.loads(path.read_text()).values()
-                by_file = {
-                    Path(entry[kind]["file_path"]).name: entry[kind]["file_md5"]
-                    for entry in listed
-                    for kind in ("image", "thumbnail")
-                    if Path(entry[kind]["file_path"]).parts[0] in (self.root.name, *Path(self.names[0]).parts)
-                }
-                return {name: by_file[Path(name).name] for name in self.names if Path(name).name in by_file}
-        return {}
+        path = next((p for p in (self.root / FFHQ_JSON, self.root.parent / FFHQ_JSON) if p.is_file()), None)
+        if path is None:
+            return {}
+        try:
+            files = [entry[kind] for entry in json.loads(path.read_text()).values() for kind in ("image", "thumbnail")]
+            listed = {ffhq_key(Path(file["file_path"])): file["file_md5"] for file in files}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({type(error).__name__}): fetch it again, or remove it") from error
+        keys = {name: ffhq_key(Path(self.root.name) / name) for name in self.names}
+        return {name: listed[key] for name, key in keys.items() if key in listed}
 
     def identity_csv(self) -> str | None:
         """The text of the identity.csv beside the pictures, where there is one."""
