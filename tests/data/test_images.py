@@ -1,7 +1,9 @@
 """Pictures of every kind to square RGB bytes, with known pixels."""
 
+import hashlib
 import io
 import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from latentfaces.data.images import decode
+from latentfaces.data.images import FilterName, decode
 
 Array = NDArray[Any]
 
@@ -29,23 +31,30 @@ def random_rgb(height: int, width: int) -> NDArray[np.uint8]:
 
 def test_picture_of_the_asked_size_keeps_every_byte() -> None:
     picture = random_rgb(8, 8)
-    pixels, enlarged = decode(encoded(picture), 8)
+    pixels, enlarged, _ = decode(encoded(picture), 8)
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels, picture)
     assert not enlarged
 
 
+def test_hash_is_of_the_file_and_not_of_the_pixels() -> None:
+    data, again = (encoded(random_rgb(8, 8), compress_level=level) for level in (0, 9))
+    assert decode(data, 8).sha256 == hashlib.sha256(data).hexdigest()[:32]
+    assert decode(again, 8).sha256 != decode(data, 8).sha256
+    assert np.array_equal(decode(again, 8).pixels, decode(data, 8).pixels)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bit_grey_is_scaled_and_not_clipped(kind: str) -> None:
     levels = np.array([[0, 300], [128 * 257, 65535]], dtype=np.uint16)
-    pixels, _ = decode(encoded(levels, kind), 2)
+    pixels = decode(encoded(levels, kind), 2).pixels
     assert pixels[..., 0].tolist() == [[0, 1], [128, 255]]
     assert np.array_equal(pixels, pixels[..., :1].repeat(3, -1))
 
 
 def test_eight_bit_grey_becomes_three_equal_channels() -> None:
     grey = random_rgb(4, 4)[..., 0]
-    assert np.array_equal(decode(encoded(grey), 4)[0], np.stack([grey] * 3, -1))
+    assert np.array_equal(decode(encoded(grey), 4).pixels, np.stack([grey] * 3, -1))
 
 
 def test_transparency_is_laid_on_white() -> None:
@@ -53,25 +62,25 @@ def test_transparency_is_laid_on_white() -> None:
     picture[..., 0] = 200
     picture[..., 3] = [[0, 51], [102, 255]]  # none, a fifth, two fifths, all
     expected = [[[255, 255, 255], [244, 204, 204]], [[233, 153, 153], [200, 0, 0]]]
-    assert decode(encoded(picture), 2)[0].tolist() == expected
+    assert decode(encoded(picture), 2).pixels.tolist() == expected
 
 
 def test_grey_with_transparency_is_laid_on_white() -> None:
     picture = np.array([[[0, 0], [0, 255]], [[100, 255], [0, 51]]], np.uint8)
-    assert decode(encoded(Image.fromarray(picture, "LA")), 2)[0][..., 0].tolist() == [[255, 0], [100, 204]]
+    assert decode(encoded(Image.fromarray(picture, "LA")), 2).pixels[..., 0].tolist() == [[255, 0], [100, 204]]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
 def test_palette_with_a_transparent_colour_is_laid_on_white(kind: str) -> None:
     image = Image.fromarray(np.array([[0, 1], [1, 2]], np.uint8), "P")
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
-    pixels, _ = decode(encoded(image, kind, transparency=1), 2)
+    pixels = decode(encoded(image, kind, transparency=1), 2).pixels
     assert pixels.tolist() == [[[255, 0, 0], [255, 255, 255]], [[255, 255, 255], [0, 0, 255]]]
 
 
 def test_cmyk_becomes_the_colours_it_prints() -> None:
     inks = np.array([[[0, 0, 0, 0], [0, 255, 255, 0]], [[255, 255, 0, 0], [0, 0, 0, 255]]], np.uint8)
-    pixels, _ = decode(encoded(Image.fromarray(inks, "CMYK"), "TIFF"), 2)
+    pixels = decode(encoded(Image.fromarray(inks, "CMYK"), "TIFF"), 2).pixels
     assert pixels.tolist() == [[[255, 255, 255], [255, 0, 0]], [[0, 0, 255], [0, 0, 0]]]
 
 
@@ -83,7 +92,7 @@ def test_picture_is_turned_upright_as_its_exif_says(orientation: int, turn: Any)
     exif = Image.Exif()
     exif[274] = orientation
     picture = random_rgb(6, 6)
-    assert np.array_equal(decode(encoded(picture, exif=exif), 6)[0], turn(picture))
+    assert np.array_equal(decode(encoded(picture, exif=exif), 6).pixels, turn(picture))
 
 
 def test_jpeg_of_orientation_six_has_its_left_side_on_top() -> None:
@@ -91,7 +100,7 @@ def test_jpeg_of_orientation_six_has_its_left_side_on_top() -> None:
     exif[274] = 6
     picture = np.zeros((16, 32, 3), np.uint8)
     picture[:, :16] = 255
-    pixels, _ = decode(encoded(picture, "JPEG", quality=95, exif=exif), 16)
+    pixels = decode(encoded(picture, "JPEG", quality=95, exif=exif), 16).pixels
     assert pixels[:6].min() > 245
     assert pixels[-6:].max() < 10
 
@@ -101,14 +110,14 @@ def test_oddly_typed_tag_beside_the_orientation_does_no_harm() -> None:
     entries = [struct.pack("<HHIf", 271, 11, 1, 1.5), struct.pack("<HHIHH", 274, 3, 1, 6, 0)]
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
     picture = random_rgb(6, 6)
-    assert np.array_equal(decode(encoded(picture, exif=exif), 6)[0], np.rot90(picture, -1))
+    assert np.array_equal(decode(encoded(picture, exif=exif), 6).pixels, np.rot90(picture, -1))
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 12), (12, 6), (6, 11)])
 def test_square_is_cut_from_the_centre(height: int, width: int) -> None:
     picture = random_rgb(height, width)
     top, left = (height - 6) // 2, (width - 6) // 2
-    assert np.array_equal(decode(encoded(picture), 6)[0], picture[top : top + 6, left : left + 6])
+    assert np.array_equal(decode(encoded(picture), 6).pixels, picture[top : top + 6, left : left + 6])
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
@@ -116,26 +125,45 @@ def test_whole_factors_give_the_mean_of_each_block(factor: int) -> None:
     picture = random_rgb(8 * factor, 8 * factor)
     blocks = picture.reshape(8, factor, 8, factor, 3).astype(float)
     # Pillow rounds once per direction, half a step each; any other filter is tens of steps off on this picture.
-    assert np.abs(decode(encoded(picture), 8)[0] - blocks.mean((1, 3))).max() <= 1.0
+    assert np.abs(decode(encoded(picture), 8).pixels - blocks.mean((1, 3))).max() <= 1.0
 
 
 def test_mean_of_the_centre_square_takes_nothing_from_outside_it() -> None:
     picture = np.zeros((4, 8, 3), np.uint8)
     picture[:, 2:6] = 100
     picture[:, :2] = picture[:, 6:] = 255
-    assert (decode(encoded(picture), 2)[0] == 100).all()
+    assert (decode(encoded(picture), 2).pixels == 100).all()
 
 
 def test_other_factors_keep_flat_colours_and_the_direction_of_a_gradient() -> None:
     ramp = np.arange(0, 200, 20, dtype=np.uint8)[None, :, None] + np.zeros((10, 1, 3), np.uint8)
-    pixels, _ = decode(encoded(ramp), 7)
+    pixels = decode(encoded(ramp), 7).pixels
     assert (np.diff(pixels[..., 0].astype(int), axis=1) > 0).all()
     assert (pixels == pixels[:1]).all()
 
 
+@pytest.mark.parametrize("side", [6, 12, 16])
+@pytest.mark.parametrize("name", ["box", "bilinear", "bicubic", "lanczos"])
+def test_filter_of_each_name_is_pillows(name: FilterName, side: int) -> None:
+    picture = random_rgb(side, side)
+    expected = Image.fromarray(picture).resize((8, 8), Image.Resampling[name.upper()])
+    assert np.array_equal(decode(encoded(picture), 8, name).pixels, np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [(16, "BOX"), (24, "BOX"), (32, "BOX"), (12, "LANCZOS"), (17, "LANCZOS"), (20, "LANCZOS"), (6, "LANCZOS")],
+)
+def test_auto_is_box_for_whole_factors_and_lanczos_otherwise(side: int, expected: str) -> None:
+    picture = random_rgb(side, side)
+    for chosen in (decode(encoded(picture), 8), decode(encoded(picture), 8, "auto")):
+        resized = Image.fromarray(picture).resize((8, 8), Image.Resampling[expected])
+        assert np.array_equal(chosen.pixels, np.asarray(resized))
+
+
 @pytest.mark.parametrize(("side", "expected"), [(4, True), (7, True), (8, False), (9, False)])
 def test_enlarging_is_reported(side: int, expected: bool) -> None:
-    pixels, enlarged = decode(encoded(random_rgb(side, 20)), 8)
+    pixels, enlarged, _ = decode(encoded(random_rgb(side, 20)), 8)
     assert enlarged is expected
     assert pixels.shape == (8, 8, 3)
 
@@ -152,3 +180,18 @@ def test_picture_cut_short_raises(kind: str, kept: float) -> None:
 def test_what_is_no_picture_raises(data: bytes) -> None:
     with pytest.raises(OSError, match="cannot identify image"):
         decode(data, 16)
+
+
+def test_picture_of_too_many_pixels_raises_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentfaces.data.images.MAX_PIXELS", 12 * 10)
+    assert decode(encoded(random_rgb(10, 12)), 4).pixels.shape == (4, 4, 3)
+    with pytest.raises(ValueError, match=r"12x11 pixels are more than 120"):
+        decode(encoded(random_rgb(11, 12)), 4)
+
+
+def test_header_of_a_billion_pixels_raises_before_they_are_decoded() -> None:
+    header = struct.pack(">IIBBBBB", 2**15, 2**15, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    idat = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    with pytest.raises((ValueError, Image.DecompressionBombError), match="pixels"):
+        decode(b"\x89PNG\r\n\x1a\n" + chunk + idat, 4)

@@ -1,5 +1,6 @@
 """The cache of latents: what lies where, when it is made, and that half a cache is none."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentfaces.data.latents import latents_path, open_latents, write_latents
+from latentfaces.data.latents import LatentCache, write_latents
 from latentfaces.data.pack import Pack
+from latentfaces.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -26,7 +28,7 @@ def pack(tmp_path: Path) -> Pack:
     """Return a pack of seven noisy pictures."""
     pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 4, 4), dtype=np.uint8)
     np.save(tmp_path / "images.npy", pixels)
-    return Pack(tmp_path, {"num_images": 7})
+    return Pack(tmp_path, {"num_images": 7, "sha256": "0123456789abcdef"})
 
 
 def block_means(pixels: np.ndarray) -> np.ndarray:
@@ -37,8 +39,8 @@ def block_means(pixels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
 def test_mean_and_deviation_land_in_their_places_for_both_views(pack: Pack, batch_size: int) -> None:
-    write_latents(pack, "key", encode, CPU, batch_size)
-    moments = open_latents(pack, "key")
+    assert write_latents(pack, "key", encode, CPU, batch_size) == LatentCache(pack, "key", encode).path
+    moments = LatentCache(pack, "key", encode).open()
     assert moments.shape == (7, 2, 2, 2, 2, 2)
     assert moments.dtype == np.float16
     plain, mirrored = block_means(pack.images), block_means(pack.images[..., ::-1])
@@ -57,38 +59,101 @@ def counting(calls: list[int]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     return encode_and_count
 
 
-def test_second_call_does_not_encode_again(pack: Pack) -> None:
-    calls: list[int] = []
-    write_latents(pack, "key", counting(calls), CPU, batch_size=4)
-    assert calls == [4, 4, 3, 3]
-    write_latents(pack, "key", counting(calls), CPU, batch_size=4)
-    assert calls == [4, 4, 3, 3]
+def failing_at(number: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return an encoder whose call `number` fails."""
+    calls = itertools.count(1)
 
-
-def test_other_weights_make_another_file_and_leave_the_first(pack: Pack) -> None:
-    write_latents(pack, "first", encode, CPU)
-    before = latents_path(pack, "first").read_bytes()
-    write_latents(pack, "second", lambda images: (-encode(images)[0], encode(images)[1]), CPU)
-    assert latents_path(pack, "first").read_bytes() == before
-    assert np.array_equal(open_latents(pack, "second")[:, :, 0], -open_latents(pack, "first")[:, :, 0])
-
-
-def test_encoder_that_fails_midway_leaves_no_cache_and_the_next_call_makes_it_whole(pack: Pack) -> None:
-    calls = 0
-
-    def fail_at_the_third(images: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
+    def encode_or_fail(images: Tensor) -> tuple[Tensor, Tensor]:
+        if next(calls) == number:
             raise RuntimeError("out of memory")
         return encode(images)
 
+    return encode_or_fail
+
+
+def test_second_call_does_not_encode_again(pack: Pack) -> None:
+    calls: list[int] = []
+    write_latents(pack, "key", counting(calls), CPU, batch_size=4)
+    assert calls == [1, 4, 4, 3, 3]  # the first tells the shape
+    write_latents(pack, "key", counting(calls), CPU, batch_size=4)
+    assert calls == [1, 4, 4, 3, 3]
+
+
+def test_other_weights_make_another_file_and_leave_the_first(pack: Pack) -> None:
+    first = write_latents(pack, "first", encode, CPU)
+    before = first.read_bytes()
+    second = write_latents(pack, "second", lambda images: (-encode(images)[0], encode(images)[1]), CPU)
+    assert first.read_bytes() == before
+    assert np.array_equal(np.load(second)[:, :, 0], -np.load(first)[:, :, 0])
+
+
+def test_other_pixels_make_another_file_and_leave_the_first(pack: Pack) -> None:
+    first = write_latents(pack, "key", encode, CPU)
+    before = first.read_bytes()
+    np.save(pack.folder / "images.npy", 255 - pack.images)
+    other = Pack(pack.folder, {"num_images": 7, "sha256": "fedcba9876543210"})
+    second = write_latents(other, "key", encode, CPU)
+    assert first.read_bytes() == before
+    assert np.allclose(np.load(second)[:, 0, 0], block_means(other.images), atol=2e-3)
+
+
+def test_encoder_that_fails_midway_leaves_no_cache_and_the_next_call_makes_it_whole(pack: Pack) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
-        write_latents(pack, "key", fail_at_the_third, CPU, batch_size=2)
-    assert not latents_path(pack, "key").exists()
+        write_latents(pack, "key", failing_at(4), CPU, batch_size=2)
+    cache = LatentCache(pack, "key", encode)
+    assert not cache.path.exists()
     write_latents(pack, "key", encode, CPU, batch_size=2)
-    assert np.allclose(open_latents(pack, "key")[:, 0, 0], block_means(pack.images), atol=2e-3)
-    assert sorted(path.name for path in pack.folder.iterdir()) == ["images.npy", "latents-key.npy"]
+    assert np.allclose(cache.open()[:, 0, 0], block_means(pack.images), atol=2e-3)
+    assert sorted(path.name for path in pack.folder.iterdir()) == ["images.npy", "latents-key-01234567.npy"]
+
+
+@pytest.mark.parametrize("failing_call", [4, 5])  # the second batch as it is, and mirrored
+def test_encoding_that_was_cut_goes_on_with_what_is_missing(pack: Pack, failing_call: int) -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        write_latents(pack, "key", failing_at(failing_call), CPU, batch_size=2)
+    calls: list[int] = []
+    resumed = write_latents(pack, "key", counting(calls), CPU, batch_size=2)
+    assert calls == [2, 2, 2, 2, 1, 1]
+    assert resumed.read_bytes() == write_latents(pack, "straight", encode, CPU, batch_size=2).read_bytes()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_shares_of_the_ranks_together_are_what_one_rank_makes(pack: Pack, num_ranks: int, batch_size: int) -> None:
+    sizes: list[int] = []
+    for rank in reversed(range(num_ranks)):
+        shared = LatentCache(pack, "shared", counting(sizes), batch_size)
+        if rank == num_ranks - 1:
+            shared.begin(CPU)
+        shared.fill(CPU, rank, num_ranks)
+        assert not shared.path.exists()
+    shared.finish()
+    assert sum(sizes) == 1 + 2 * 7
+    assert shared.path.read_bytes() == write_latents(pack, "alone", encode, CPU, batch_size).read_bytes()
+
+
+def test_beginning_twice_loses_nothing(pack: Pack) -> None:
+    calls: list[int] = []
+    cache = LatentCache(pack, "key", counting(calls), batch_size=2)
+    cache.begin(CPU)
+    cache.fill(CPU, rank=0, num_ranks=2)
+    cache.begin(CPU)
+    cache.fill(CPU)
+    cache.finish()
+    before = cache.path.read_bytes()
+    cache.begin(CPU)
+    cache.fill(CPU)
+    cache.finish()
+    assert sum(calls) == 1 + 2 * 7
+    assert cache.path.read_bytes() == before == write_latents(pack, "straight", encode, CPU, batch_size=2).read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 2, 2, 2, 2), (7, 2, 2, 2, 2), (7, 2, 1, 2, 2, 2), (7,)])
+def test_file_of_another_shape_is_refused_by_name(pack: Pack, shape: tuple[int, ...]) -> None:
+    cache = LatentCache(pack, "key", encode)
+    np.save(cache.path, np.zeros(shape, np.float16))
+    with pytest.raises(UserError, match=rf"{cache.path.name} has shape .*delete it"):
+        cache.open()
 
 
 def test_no_graph_is_kept_while_encoding(pack: Pack) -> None:

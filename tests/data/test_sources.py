@@ -1,6 +1,8 @@
 """Folders and archives of photos: order, what counts as a picture, what is refused and how."""
 
+import hashlib
 import io
+import struct
 import zipfile
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from latentfaces.data.images import decode
+from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.sources import BadImageError, DrawnFaces, Photos, natural_key
 from latentfaces.errors import UserError
 
@@ -70,9 +73,10 @@ def test_zip_and_folder_give_equal_names_and_pixels(tmp_path: Path) -> None:
     assert folder.name == archive.name == "faces"
     assert folder.fingerprint == archive.fingerprint
     for index, name in enumerate(folder.names):
-        expected, _ = decode(files[name], 6)
-        assert np.array_equal(folder.read(index, 6)[0], expected)
-        assert np.array_equal(archive.read(index, 6)[0], expected)
+        expected = decode(files[name], 6)
+        for picture in (folder.read(index, 6), archive.read(index, 6)):
+            assert np.array_equal(picture.pixels, expected.pixels)
+            assert picture.sha256 == expected.sha256 == hashlib.sha256(files[name]).hexdigest()[:32]
 
 
 @pytest.mark.parametrize("as_zip", [False, True])
@@ -87,9 +91,11 @@ def test_folder_in_a_hidden_place_is_read_all_the_same(tmp_path: Path) -> None:
     assert Photos(write_folder(tmp_path / ".cache" / "faces", photos(["1.png"]))).names == ["1.png"]
 
 
-def test_folder_named_like_a_picture_is_no_picture(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "faces", photos(["1.png", "album.png/2.png"]))
-    assert Photos(folder).names == ["1.png", "album.png/2.png"]
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_folder_named_like_a_picture_is_no_picture(tmp_path: Path, as_zip: bool) -> None:
+    files = photos(["1.png", "album.png/2.png"])
+    root = write_zip(tmp_path / "f.zip", {"album.png/": b""} | files) if as_zip else write_folder(tmp_path / "f", files)
+    assert Photos(root).names == ["1.png", "album.png/2.png"]
 
 
 @pytest.mark.parametrize("as_zip", [False, True])
@@ -126,6 +132,86 @@ def test_picture_damaged_inside_the_zip_is_named(tmp_path: Path, compression: in
     path.write_bytes(data)
     with pytest.raises(BadImageError, match=r"2\.bmp cannot be read"):
         Photos(path).read(1, 6)
+
+
+def rewrite(path: Path, member: str, at: dict[bytes, int], layout: str, value: int) -> None:
+    """Change a number in a member's headers: `at` gives its place after each header's signature."""
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        starts = {b"PK\3\4": archive.getinfo(member).header_offset}
+    starts[b"PK\1\2"] = data.rindex(member.encode()) - 46
+    for signature, place in at.items():
+        assert data[starts[signature] : starts[signature] + 4] == signature
+        struct.pack_into(layout, data, starts[signature] + place, value)
+    path.write_bytes(data)
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Return all that lies in a folder."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def test_names_that_climb_out_of_the_zip_and_links_write_nothing(tmp_path: Path) -> None:
+    outside = str(tmp_path / "outside.png")
+    path = write_zip(tmp_path / "f.zip", photos(["1.png", "../climbs.png", "b/../../climbs.png", outside]))
+    secret = write_folder(tmp_path / "secret", photos(["2.png"])) / "2.png"
+    link = zipfile.ZipInfo("link.png")
+    link.create_system, link.external_attr = 3, 0o120777 << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, str(secret))
+    before = tree(tmp_path)
+    source = Photos(path)
+    with pytest.raises(BadImageError, match=r"link\.png cannot be read"):
+        source.read(source.names.index("link.png"), 6)
+    find_or_write_pack(source, tmp_path / "packs" / "f-6", 6, on_bad_image="skip")
+    after = {name: data for name, data in tree(tmp_path).items() if not name.startswith(str(tmp_path / "packs"))}
+    assert after == before
+
+
+def test_member_that_declares_too_many_bytes_is_refused_by_name(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "f.zip", photos(["1.png", "bomb.png"]))
+    rewrite(path, "bomb.png", {b"PK\1\2": 24}, "<I", 2**28)
+    assert Photos(path).names == ["1.png", "bomb.png"]
+    rewrite(path, "bomb.png", {b"PK\1\2": 24}, "<I", 2**28 + 1)
+    with pytest.raises(UserError, match=r"bomb\.png in .*f\.zip unpacks to over 268,435,456 bytes"):
+        Photos(path).names  # noqa: B018
+
+
+def test_listing_that_declares_too_many_bytes_is_refused_by_name(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "f.zip", {**photos(["1.png"]), "identity.csv": b"name,identity\n1.png,ann\n"})
+    rewrite(path, "identity.csv", {b"PK\1\2": 24}, "<I", 2**28 + 1)
+    with pytest.raises(UserError, match=r"identity\.csv in .*f\.zip"):
+        Photos(path).identities()
+
+
+def test_member_that_unpacks_to_more_than_it_declares_is_named(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "f.zip", photos(["1.png", "2.bmp"]), zipfile.ZIP_DEFLATED)
+    rewrite(path, "2.bmp", {b"PK\1\2": 24}, "<I", 400)
+    with pytest.raises(BadImageError, match=r"2\.bmp cannot be read"):
+        Photos(path).read(1, 6)
+
+
+def test_encrypted_member_is_named(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "f.zip", photos(["1.png", "b/2.png"]))
+    rewrite(path, "b/2.png", {b"PK\3\4": 6, b"PK\1\2": 8}, "<H", 1)
+    assert Photos(path).read(0, 6).pixels.shape == (6, 6, 3)
+    with pytest.raises(BadImageError, match=r"b/2\.png cannot be read .*encrypted"):
+        Photos(path).read(1, 6)
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_picture_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_zip: bool) -> None:
+    files = photos(["1.png"])
+    root = write_zip(tmp_path / "f.zip", files) if as_zip else write_folder(tmp_path / "f", files)
+    monkeypatch.setattr("latentfaces.data.images.MAX_PIXELS", 143)
+    with pytest.raises(BadImageError, match=r"1\.png cannot be read \(12x12 pixels are more than 143\)"):
+        Photos(root).read(0, 6)
+
+
+def test_filter_is_handed_on(tmp_path: Path) -> None:
+    files = photos(["1.png"])
+    source = Photos(write_folder(tmp_path / "f", files))
+    assert np.array_equal(source.read(0, 5, "bicubic").pixels, decode(files["1.png"], 5, "bicubic").pixels)
 
 
 def test_fingerprint_follows_names_and_sizes(tmp_path: Path) -> None:
@@ -175,8 +261,8 @@ def test_listing_with_other_columns_is_refused_by_name(tmp_path: Path) -> None:
 def test_drawn_faces_are_numbered_and_decided_by_their_seed() -> None:
     first, same, other = DrawnFaces(3), DrawnFaces(3), DrawnFaces(3, seed=1)
     assert first.names == ["drawn-000000", "drawn-000001", "drawn-000002"]
-    assert np.array_equal(first.read(2, 16)[0], same.read(2, 16)[0])
-    assert not np.array_equal(first.read(2, 16)[0], other.read(2, 16)[0])
+    assert np.array_equal(first.read(2, 16).pixels, same.read(2, 16).pixels)
+    assert not np.array_equal(first.read(2, 16).pixels, other.read(2, 16).pixels)
     assert first.fingerprint == same.fingerprint != other.fingerprint
     assert first.name != other.name
 

@@ -12,9 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from latentfaces.data.ffhq import Draw, FFHQDataset, LatentDataset, TrainBatches, ValBatches, to_float
-from latentfaces.data.latents import Encode, open_latents, write_latents
-from latentfaces.data.pack import Pack, find_or_write_pack
-from latentfaces.data.sources import DrawnFaces, Photos, Source
+from latentfaces.data.images import FilterName
+from latentfaces.data.kaggle import LICENCE, download_ffhq
+from latentfaces.data.latents import Encode, LatentCache
+from latentfaces.data.pack import Pack, open_pack
+from latentfaces.data.packing import find_or_write_pack
+from latentfaces.data.prefetch import Prefetched
+from latentfaces.data.sources import DrawnFaces, Photos, Source, TakenAlong
 from latentfaces.errors import UserError
 
 
@@ -39,6 +43,7 @@ class FFHQDataModule(LightningDataModule):
         on_bad_image: "fail" or "skip" (see `find_or_write_pack`).
         val_every: one picture (or person) of so many is held out.
         num_val_images: at most so many held-out pictures in a validation, evenly spaced; the test takes all.
+        filter: how pictures are made smaller: "auto" (box for whole factors, Lanczos otherwise), or one by name.
         num_workers: processes that load; 0 is the fastest for packed data.
     """
 
@@ -53,6 +58,7 @@ class FFHQDataModule(LightningDataModule):
         on_bad_image: Literal["fail", "skip"] = "fail",
         val_every: int = 10,
         num_val_images: int = 1000,
+        filter: FilterName = "auto",
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -63,7 +69,7 @@ class FFHQDataModule(LightningDataModule):
         self.folder = Path(folder) / f"{source.name}-{resolution}"
         self.resolution, self.batch_size, self.seed = resolution, batch_size, seed
         self.horizontal_flip, self.on_bad_image, self.val_every = horizontal_flip, on_bad_image, val_every
-        self.num_val_images, self.num_workers = num_val_images, num_workers
+        self.num_val_images, self.filter, self.num_workers = num_val_images, filter, num_workers
         self.encoder: tuple[str, Encode] | None = None
         self.train_dataset: Dataset[Tensor]
         self.val_dataset: Dataset[Tensor]
@@ -73,9 +79,21 @@ class FFHQDataModule(LightningDataModule):
     @classmethod
     def from_photos(cls, root: str | Path, licence: str | None = None, **options: Any) -> "FFHQDataModule":
         """From a folder or .zip of photos; `options` as for the class."""
-        if not Path(root).expanduser().exists():
-            raise UserError(f"data.root={root} does not exist: give a folder or .zip of photos")
-        return cls(Photos(root, licence), **options)
+        if Path(root).expanduser().exists():
+            return cls(Photos(root, licence), **options)
+        pack = Path(options["folder"]) / f"{Path(root).name.removesuffix('.zip')}-{options['resolution']}"
+        if pack.exists():
+            return cls(TakenAlong(open_pack(pack)), **options)
+        raise UserError(f"data.root={root} does not exist: give a folder or .zip of photos")
+
+    @classmethod
+    def from_ffhq(cls, root: str | Path | None, folder: str | Path, **options: Any) -> "FFHQDataModule":
+        """FFHQ in `root`, or else fetched from Kaggle once; `options` as for the class."""
+        if root is None:
+            root = Path(folder) / "ffhq.zip"
+            if not Path(folder, f"ffhq-{options['resolution']}").exists():  # where only the pack was taken along
+                download_ffhq(root)
+        return cls.from_photos(root, LICENCE, folder=folder, **options)
 
     @classmethod
     def from_drawn_faces(cls, num_images: int, **options: Any) -> "FFHQDataModule":
@@ -92,7 +110,9 @@ class FFHQDataModule(LightningDataModule):
         Raises:
             UserError: the pictures cannot be packed, or are too few for a batch.
         """
-        pack = find_or_write_pack(self.source, self.folder, self.resolution, self.on_bad_image, self.val_every)
+        pack = find_or_write_pack(
+            self.source, self.folder, self.resolution, self.on_bad_image, self.val_every, self.filter
+        )
         needed = self.batch_size * self.num_ranks
         if len(pack.train_indices) < needed or len(pack.val_indices) == 0:
             raise UserError(
@@ -105,8 +125,7 @@ class FFHQDataModule(LightningDataModule):
         """Pack and encode, on one process of each machine."""
         pack = self.pack()
         if self.encoder is not None:
-            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-            write_latents(pack, *self.encoder, device)
+            LatentCache(pack, *self.encoder).begin(self.device)
 
     def setup(self, stage: str | None = None) -> None:
         """Open what `prepare_data` made."""
@@ -115,13 +134,32 @@ class FFHQDataModule(LightningDataModule):
         spaced = held_out[
             np.linspace(0, len(held_out) - 1, min(self.num_val_images, len(held_out))).round().astype(int)
         ]
-        moments = open_latents(pack, self.encoder[0]) if self.encoder is not None else None
+        moments = self.encoded(LatentCache(pack, *self.encoder)) if self.encoder is not None else None
 
         def dataset(indices: NDArray[np.int64]) -> Dataset[Tensor]:
             return FFHQDataset(pack.images, indices) if moments is None else LatentDataset(moments, indices)
 
         self.train_dataset, self.val_dataset = dataset(pack.train_indices), dataset(spaced)
         self.test_dataset = dataset(held_out)
+
+    def encoded(self, cache: LatentCache) -> NDArray[np.float16]:
+        """The whole cache, each rank encoding its share of what is missing."""
+        cache.fill(self.device, self.rank, self.num_ranks)
+        self.wait()
+        if self.rank == 0:
+            cache.finish()
+        self.wait()
+        return cache.open()
+
+    def wait(self) -> None:
+        """For the other ranks."""
+        if self.trainer:
+            self.trainer.strategy.barrier()
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     @property
     def rank(self) -> int:
@@ -154,9 +192,9 @@ class FFHQDataModule(LightningDataModule):
         """All of `dataset` once, over the ranks."""
         return ValBatches(len(dataset), self.batch_size, self.rank, self.num_ranks)  # type: ignore[arg-type]
 
-    def loader(self, dataset: Dataset[Tensor], batches: Sampler[list[Draw]]) -> DataLoader[Tensor]:
-        """The library's loader over whole batches."""
-        return DataLoader(
+    def loader(self, dataset: Dataset[Tensor], batches: Sampler[list[Draw]]) -> Iterable[Tensor]:
+        """The library's loader over whole batches, one batch ahead."""
+        loader = DataLoader(
             dataset,
             batch_sampler=batches,
             num_workers=self.num_workers,
@@ -166,6 +204,7 @@ class FFHQDataModule(LightningDataModule):
             # Its own generator: making an iterator must not draw from the global one, or a resumed run drifts.
             generator=torch.Generator().manual_seed(self.seed),
         )
+        return loader if self.num_workers > 0 else Prefetched(loader)
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
         return to_float(batch) if batch.dtype == torch.uint8 else batch.float()

@@ -1,12 +1,15 @@
 """One picture's bytes -> a square uint8 array, by stated rules."""
 
+import hashlib
 import io
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 Pixels = NDArray[np.uint8]
+FilterName = Literal["auto", "box", "bilinear", "bicubic", "lanczos"]
 
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {  # EXIF orientation -> what turns the picture upright (EXIF 2.32, tag 274)
@@ -20,9 +23,25 @@ UPRIGHT = {  # EXIF orientation -> what turns the picture upright (EXIF 2.32, ta
 }
 
 
-def resize_filter(side: int, resolution: int) -> Image.Resampling:
-    """Box (the exact mean) for whole-number factors, Lanczos otherwise."""
-    return Image.Resampling.BOX if side % resolution == 0 else Image.Resampling.LANCZOS
+MAX_PIXELS = 2**28  # more is a decompression bomb: FFHQ in the wild has at most 2^26
+
+
+class Picture(NamedTuple):
+    """A picture as it is packed."""
+
+    pixels: Pixels
+    """(R, R, 3) uint8."""
+    enlarged: bool
+    """Whether it was smaller than R."""
+    sha256: str
+    """The first 32 hexadecimal digits of the hash of the file's bytes."""
+
+
+def resample_filter(name: FilterName, side: int, resolution: int) -> Image.Resampling:
+    """The filter by its name; "auto" is box (the exact mean) for whole-number factors, Lanczos otherwise."""
+    if name == "auto":
+        name = "box" if side % resolution == 0 else "lanczos"
+    return Image.Resampling[name.upper()]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -36,7 +55,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def center_square(image: Image.Image, resolution: int) -> Pixels:
+def center_square(image: Image.Image, resolution: int, resize_filter: FilterName = "auto") -> Pixels:
     """Upright, RGB, the largest centred square, resized: (resolution, resolution, 3) uint8."""
     # Pillow's own exif_transpose also rewrites the tags, and fails on a photo whose other tags are damaged.
     turn = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG))
@@ -44,14 +63,24 @@ def center_square(image: Image.Image, resolution: int) -> Pixels:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((resolution, resolution), resize_filter(side, resolution), box=box))
+    resample = resample_filter(resize_filter, side, resolution)
+    return np.asarray(image.resize((resolution, resolution), resample, box=box))
 
 
-def decode(data: bytes, resolution: int) -> tuple[Pixels, bool]:
-    """Encoded picture -> (resolution, resolution, 3) uint8, and whether it had to be enlarged.
+def decode(data: bytes, resolution: int, resize_filter: FilterName = "auto") -> Picture:
+    """An encoded picture, squared and resized.
 
     Raises:
         Exception: of many kinds: damaged, cut short, no picture, or a decompression bomb.
     """
     with Image.open(io.BytesIO(data)) as image:
-        return center_square(image, resolution), min(image.size) < resolution
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width}x{height} pixels are more than {MAX_PIXELS:,}")
+        pixels = center_square(image, resolution, resize_filter)
+    return Picture(pixels, min(width, height) < resolution, digest(data))
+
+
+def digest(data: bytes) -> str:
+    """The first 32 hexadecimal digits of the SHA-256 of some bytes."""
+    return hashlib.sha256(data).hexdigest()[:32]

@@ -3,17 +3,23 @@
 import csv
 import hashlib
 import io
+import json
 import re
 import zipfile
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 
-from latentfaces.data.images import Pixels, decode
+from latentfaces.data.images import FilterName, Picture, decode, digest
+from latentfaces.data.pack import Pack
 from latentfaces.data.synthetic import draw_face
 from latentfaces.errors import UserError
 
+FFHQ_JSON = "ffhq-dataset-v2.json"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+MAX_FILE_BYTES = 2**28
 
 
 class BadImageError(Exception):
@@ -23,6 +29,12 @@ class BadImageError(Exception):
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Sort key that puts 2.png before 10.png, as people and FFHQ's numbering do."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def ffhq_key(path: Path) -> tuple[str, str]:
+    """What tells FFHQ's files apart however they are nested: the folder of their size, and their own name."""
+    sizes = [part for part in path.parts[:-1] if part.startswith(("images", "thumbnails"))]
+    return sizes[-1] if sizes else "", path.name
 
 
 class Source(ABC):
@@ -42,8 +54,8 @@ class Source(ABC):
         """Changes when the pictures change; cheap to compute."""
 
     @abstractmethod
-    def read(self, index: int, resolution: int) -> tuple[Pixels, bool]:
-        """Picture `index` as (resolution, resolution, 3) uint8, and whether it had to be enlarged.
+    def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
+        """Picture `index`, squared and resized.
 
         Raises:
             BadImageError: the file is damaged or no picture.
@@ -76,8 +88,32 @@ class DrawnFaces(Source):
     def fingerprint(self) -> str:
         return f"drawn faces, num_images={self.num_images}, seed={self.seed}"
 
-    def read(self, index: int, resolution: int) -> tuple[Pixels, bool]:
-        return draw_face(self.seed * 1_000_003 + index, resolution), False
+    def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
+        pixels = draw_face(self.seed * 1_000_003 + index, resolution)  # drawn at this size: nothing is resized
+        return Picture(pixels, False, digest(pixels.tobytes()))
+
+
+class TakenAlong(Source):
+    """The pictures of a pack whose photos are elsewhere, as on a cluster that got only the pack.
+
+    Args:
+        pack: the pack.
+    """
+
+    def __init__(self, pack: Pack) -> None:
+        self.name = pack.manifest["source"]["name"]
+        self.pack = pack
+
+    @property
+    def names(self) -> list[str]:
+        return self.pack.manifest["names"]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.pack.manifest["source"]["fingerprint"]
+
+    def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
+        raise BadImageError(f"{self.names[index]} is not here, only the pack {self.pack.folder}")
 
 
 class Photos(Source):
@@ -105,7 +141,14 @@ class Photos(Source):
     def sizes(self) -> dict[str, int]:
         """Bytes of each picture, by its name."""
         if self.archive is not None:
-            found = {i.filename: i.file_size for i in self.archive.infolist() if self.is_picture(i.filename)}
+            # Nothing is ever extracted to disk, so a name that climbs out of its folder, or a link, has nowhere to go.
+            members = [i for i in self.archive.infolist() if not i.is_dir() and self.is_picture(i.filename)]
+            bombs = [i.filename for i in members if i.file_size > MAX_FILE_BYTES]
+            if bombs:
+                raise UserError(
+                    f"{bombs[0]} in {self.root} unpacks to over {MAX_FILE_BYTES:,} bytes: no photo; remove it"
+                )
+            found = {i.filename: i.file_size for i in members}
         else:
             found = {
                 path.relative_to(self.root).as_posix(): path.stat().st_size
@@ -133,14 +176,31 @@ class Photos(Source):
 
     def file_bytes(self, name: str) -> bytes:
         """The bytes of one file in the folder or .zip."""
-        return self.archive.read(name) if self.archive is not None else (self.root / name).read_bytes()
+        if self.archive is None:
+            return (self.root / name).read_bytes()
+        if self.archive.getinfo(name).file_size > MAX_FILE_BYTES:
+            raise UserError(f"{name} in {self.root} unpacks to over {MAX_FILE_BYTES:,} bytes: remove it")
+        return self.archive.read(name)
 
-    def read(self, index: int, resolution: int) -> tuple[Pixels, bool]:
+    def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
         name = self.names[index]
         try:
-            return decode(self.file_bytes(name), resolution)
+            return decode(self.file_bytes(name), resolution, resize_filter)
         except Exception as error:  # Pillow and zlib have a dozen ways to say that a file is damaged
             raise BadImageError(f"{self.root / name} cannot be read ({error})") from error
+
+    def checksums(self) -> dict[str, str]:
+        """MD5 of pictures by name, from FFHQ's ffhq-dataset-v2.json beside `root` or in it, where there is one."""
+        path = next((p for p in (self.root / FFHQ_JSON, self.root.parent / FFHQ_JSON) if p.is_file()), None)
+        if path is None:
+            return {}
+        try:
+            files = [entry[kind] for entry in json.loads(path.read_text()).values() for kind in ("image", "thumbnail")]
+            listed = {ffhq_key(Path(file["file_path"])): file["file_md5"] for file in files}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({type(error).__name__}): fetch it again, or remove it") from error
+        keys = {name: ffhq_key(Path(self.root.name) / name) for name in self.names}
+        return {name: listed[key] for name, key in keys.items() if key in listed}
 
     def identity_csv(self) -> str | None:
         """The text of the identity.csv beside the pictures, where there is one."""

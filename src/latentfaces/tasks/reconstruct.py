@@ -60,7 +60,7 @@ class Reconstruct:
         source = Photos(path.parent if single else path)
         wanted = [source.names.index(path.name)] if single else self.choose(np.arange(len(source.names))).tolist()
         try:
-            return np.stack([source.read(index, resolution)[0].transpose(2, 0, 1) for index in wanted])
+            return np.stack([source.read(index, resolution).pixels.transpose(2, 0, 1) for index in wanted])
         except BadImageError as error:
             raise UserError(f"{error}: give another picture") from error
 

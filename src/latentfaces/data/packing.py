@@ -1,0 +1,210 @@
+"""A source's pictures -> a pack, on all cores; a killed packing goes on where it was."""
+
+import hashlib
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.progress import track
+
+from latentfaces.data.images import FilterName
+from latentfaces.data.pack import FORMAT, Pack, hold_out, open_pack
+from latentfaces.data.sources import BadImageError, Source
+from latentfaces.errors import UserError
+
+MAX_SKIPPED = 0.01
+PENDING, WRITTEN, ENLARGED, SKIPPED = range(4)  # what is known of a picture while packing
+
+
+def find_or_write_pack(
+    source: Source,
+    folder: Path,
+    resolution: int,
+    on_bad_image: Literal["fail", "skip"] = "fail",
+    val_every: int = 10,
+    resize_filter: FilterName = "auto",
+) -> Pack:
+    """The pack of `source` in `folder`, made now if it is not there yet.
+
+    Args:
+        source: the pictures.
+        folder: where the pack lies; it must be this source's.
+        resolution: height and width in pixels.
+        on_bad_image: stop at a damaged picture, or leave it out (at most 1 % of all) and list it in the manifest.
+        val_every: one picture (or person) of so many is held out for validation.
+        resize_filter: how pictures are made smaller (see `images.resample_filter`).
+
+    Raises:
+        UserError: the pack there is another source's, or was made with other settings; or it cannot be made.
+    """
+    if not folder.exists():
+        return Packing(source, folder, resolution, on_bad_image, val_every, resize_filter).run()
+    pack = open_pack(folder)
+    if pack.manifest["source"]["fingerprint"] != source.fingerprint:
+        raise UserError(
+            f"{folder} was packed from {pack.manifest['source']['name']} as it was then, which is not what "
+            f"{source.name} is now: delete that folder to pack again"
+        )
+    wanted = {"resolution": resolution, "val_every": val_every, "filter": resize_filter}
+    for key, value in wanted.items():
+        if pack.manifest["settings"][key] != value:
+            raise UserError(
+                f"{folder} was packed with data.{key}={pack.manifest['settings'][key]}, not {value}: "
+                f"delete that folder to pack again, or leave data.{key} as it was"
+            )
+    return pack
+
+
+class Packing:
+    """A pack in the making; arguments as `find_or_write_pack`.
+
+    Nothing bears the final name before it is whole: pictures go into `folder.partial`, beside a byte per picture that
+    says what became of it. A run that finds such a folder of the same source and settings goes on with what is pending.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        folder: Path,
+        resolution: int,
+        on_bad_image: str,
+        val_every: int,
+        resize_filter: FilterName,
+    ) -> None:
+        self.source, self.folder, self.resolution = source, folder, resolution
+        self.on_bad_image, self.resize_filter = on_bad_image, resize_filter
+        self.settings = {"resolution": resolution, "val_every": val_every, "filter": resize_filter}
+        self.names = source.names
+        self.partial = folder.with_name(folder.name + ".partial")
+        self.faults: dict[int, str] = {}
+
+    def run(self) -> Pack:
+        """Read, square and resize what is pending; write the manifest; give the folder its name."""
+        self.open_arrays()
+        pending = np.flatnonzero(np.asarray(self.state) == PENDING).tolist()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            try:
+                done = pool.map(self.convert, pending)
+                for _ in track(done, f"Packing {self.source.name}", total=len(pending)):
+                    pass
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return self.finish()
+
+    def open_arrays(self) -> None:
+        """Map the arrays: those of a packing that was cut, where it was of the same pictures, or new ones."""
+        token = json.dumps({"format": FORMAT, "fingerprint": self.source.fingerprint, **self.settings})
+        marker = self.partial / "packing.json"
+        if not marker.exists() or marker.read_text() != token:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.check_space()
+            self.partial.mkdir(parents=True)
+            shape = (len(self.names), 3, self.resolution, self.resolution)
+            np.lib.format.open_memmap(self.partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
+            for name, dtype in (("state.npy", "u1"), ("sha256.npy", "S32")):
+                array = np.lib.format.open_memmap(self.partial / name, mode="w+", dtype=dtype, shape=shape[:1])
+                array.flush()
+            marker.write_text(token)  # last: from here on the folder can be gone on with
+        self.images: Any = np.load(self.partial / "images.npy", mmap_mode="r+")
+        self.state: Any = np.load(self.partial / "state.npy", mmap_mode="r+")
+        self.digests: Any = np.load(self.partial / "sha256.npy", mmap_mode="r+")
+
+    def check_space(self) -> None:
+        """Refuse to begin what the disk cannot hold."""
+        needed = len(self.names) * 3 * self.resolution**2
+        free = shutil.disk_usage(existing_parent(self.folder)).free
+        if needed > free:
+            raise UserError(
+                f"packing {self.source.name} needs {needed / 1e9:.1f} GB in {self.folder}, "
+                f"only {free / 1e9:.1f} are free: make room, or lower data.resolution"
+            )
+
+    def convert(self, index: int) -> None:
+        """Pack one picture."""
+        try:
+            picture = self.source.read(index, self.resolution, self.resize_filter)
+        except BadImageError as error:
+            self.leave_out(index, error)
+            return
+        self.images[index] = picture.pixels.transpose(2, 0, 1)
+        self.digests[index] = picture.sha256
+        self.state[index] = ENLARGED if picture.enlarged else WRITTEN  # last: a kill before it packs this one again
+
+    def leave_out(self, index: int, error: BadImageError) -> None:
+        """Skip a damaged picture, if that was asked for and is still rare."""
+        if self.on_bad_image == "fail":
+            remedy = "repair or remove it, or leave such files out with data.on_bad_image=skip"
+            raise UserError(f"{error}: {remedy}") from error
+        self.faults[index] = str(error)
+        if len(self.faults) > max(1, MAX_SKIPPED * len(self.names)):
+            raise UserError(
+                f"{len(self.faults)} of {len(self.names)} pictures cannot be read, more than on_bad_image=skip leaves "
+                f"out; the last: {error}"
+            ) from error
+
+    def finish(self) -> Pack:
+        """The manifest, and the final name."""
+        self.images.flush()
+        state = np.asarray(self.state)
+        kept = np.flatnonzero(state != PENDING).tolist()
+        if self.faults:
+            self.close_gaps(kept)
+        # From here on a kill means packing anew: the arrays no longer fit the notes on what is pending.
+        (self.partial / "packing.json").unlink()
+        if self.faults:
+            (self.partial / "kept.npy").replace(self.partial / "images.npy")
+        people = self.source.identities()
+        val_every = int(self.settings["val_every"])
+        rule, val = hold_out([people[i] for i in kept] if people else None, len(kept), val_every)
+        num_enlarged = int((state == ENLARGED).sum())
+        if num_enlarged:
+            print(f"{num_enlarged} of {len(kept)} pictures are smaller than {self.resolution} pixels: enlarged")
+        manifest = {
+            "format": FORMAT,
+            "source": {
+                "name": self.source.name,
+                "fingerprint": self.source.fingerprint,
+                "licence": self.source.licence,
+            },
+            "settings": self.settings,
+            "resolution": self.resolution,
+            "num_images": len(kept),
+            "how": "upright, largest centred square, resized; filter auto is box for whole factors, Lanczos otherwise",
+            "sha256": file_sha256(self.partial / "images.npy"),
+            "split": {"rule": rule, "val": val},
+            "enlarged": num_enlarged,
+            "skipped": [self.faults[index] for index in sorted(self.faults)],
+            "names": [self.names[index] for index in kept],
+            "sha256_of_sources": [self.digests[index].decode() for index in kept],
+            "written_by": f"latentfaces {version('latentfaces')}",
+        }
+        (self.partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        for leftover in ("state.npy", "sha256.npy"):
+            (self.partial / leftover).unlink()
+        self.partial.replace(self.folder)
+        return Pack(self.folder, manifest)
+
+    def close_gaps(self, kept: list[int]) -> None:
+        """Copy what is kept into kept.npy, a few pictures at a time: the whole may not fit into memory."""
+        shape = (len(kept), *self.images.shape[1:])
+        closed = np.lib.format.open_memmap(self.partial / "kept.npy", mode="w+", dtype=np.uint8, shape=shape)
+        for start in range(0, len(kept), 1024):
+            closed[start : start + 1024] = self.images[kept[start : start + 1024]]
+        closed.flush()
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above `path` that exists."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,34 @@
+"""Silent damage, found by checksums: a photo that decodes can still be the wrong photo."""
+
+import hashlib
+from collections.abc import Iterator
+
+from rich.progress import track
+
+from latentfaces.data.images import digest
+from latentfaces.data.pack import Pack
+from latentfaces.data.packing import file_sha256
+from latentfaces.data.sources import Photos
+
+
+def damaged_pictures(pack: Pack, source: Photos) -> list[str]:
+    """A sentence for the pack and for each photo whose bytes are not those that were packed, or not FFHQ's (by MD5)."""
+    return list(faults(pack, source))
+
+
+def faults(pack: Pack, source: Photos) -> Iterator[str]:
+    """As `damaged_pictures`, one by one."""
+    if file_sha256(pack.folder / "images.npy") != pack.sha256:
+        yield f"{pack.folder / 'images.npy'} has changed since it was written"
+    official = source.checksums()
+    packed = zip(pack.manifest["names"], pack.manifest["sha256_of_sources"], strict=True)
+    for name, sha256 in track(list(packed), f"Verifying {source.name}"):
+        try:
+            data = source.file_bytes(name)
+        except Exception as error:
+            yield f"{source.root / name} cannot be read ({error})"
+            continue
+        if digest(data) != sha256:
+            yield f"{source.root / name} has changed since it was packed"
+        elif name in official and hashlib.md5(data).hexdigest() != official[name]:
+            yield f"{source.root / name} is not FFHQ's (its MD5 differs)"

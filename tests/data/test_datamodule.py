@@ -1,0 +1,161 @@
+"""Batches end to end: order from the seed, ranks that share, latents in place of pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latentfaces.data import FFHQDataModule
+from latentfaces.data.prefetch import Prefetched
+from latentfaces.errors import UserError
+
+MakeData = Callable[..., FFHQDataModule]
+
+
+@pytest.fixture
+def make_data(tmp_path: Path) -> MakeData:
+    """`make_data(seed=0, ...)` gives 40 drawn faces: 36 to train on, 4 held out."""
+
+    def make(**options: Any) -> FFHQDataModule:
+        options = {"batch_size": 6, "horizontal_flip": False} | options
+        data = FFHQDataModule.from_drawn_faces(40, folder=tmp_path / "data", resolution=16, **options)
+        data.prepare_data()
+        data.setup()
+        return data
+
+    return make
+
+
+def pictures(data: FFHQDataModule, batches: list[Tensor]) -> list[int]:
+    """Return which pictures of the pack are in the batches, in order."""
+    by_bytes = {image.tobytes(): index for index, image in enumerate(data.pack().images)}
+    return [by_bytes[image.numpy().tobytes()] for batch in batches for image in batch]
+
+
+def encode(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Give block means, and one as the deviation."""
+    mean = F.avg_pool2d(images, 8)
+    return mean, torch.ones_like(mean)
+
+
+def test_epoch_takes_each_training_picture_once(make_data: MakeData) -> None:
+    data = make_data()
+    batches = list(data.train_dataloader())
+    assert [(tuple(batch.shape), batch.dtype) for batch in batches] == [((6, 3, 16, 16), torch.uint8)] * 6
+    assert sorted(pictures(data, batches)) == data.pack().train_indices.tolist()
+
+
+def test_epochs_differ_and_the_same_seed_gives_the_same_stream(make_data: MakeData) -> None:
+    def stream(seed: int) -> list[list[int]]:
+        data = make_data(seed=seed)
+        loader = data.train_dataloader()
+        return [pictures(data, list(loader)) for _ in range(2)]
+
+    first, second = stream(0)
+    assert first != second
+    assert stream(0) == [first, second]
+    assert first not in stream(1)
+
+
+def test_mirroring_follows_the_seed_too(make_data: MakeData) -> None:
+    def stream(**options: Any) -> Tensor:
+        return torch.cat(list(make_data(**options).train_dataloader()))
+
+    assert torch.equal(stream(horizontal_flip=True), stream(horizontal_flip=True))
+    differs = (stream(horizontal_flip=True) != stream(horizontal_flip=False)).flatten(1).any(1)
+    assert 9 < differs.sum() < 27  # 18 of 36, to 3 deviations
+    assert torch.equal(stream(horizontal_flip=True)[differs], stream(horizontal_flip=False)[differs].flip(-1))
+
+
+def test_ranks_share_an_epoch_and_the_validation(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, val = [], []
+    monkeypatch.setattr(FFHQDataModule, "num_ranks", 2)
+    for rank in range(2):
+        monkeypatch.setattr(FFHQDataModule, "rank", rank)
+        data = make_data()
+        train.append(pictures(data, list(data.train_dataloader())))
+        val.append(pictures(data, list(data.val_dataloader())))
+    assert set(train[0]).isdisjoint(train[1])
+    assert sorted(train[0] + train[1]) == data.pack().train_indices.tolist()
+    assert sorted(val[0] + val[1]) == data.pack().val_indices.tolist()
+
+
+def test_state_goes_on_in_the_middle_of_an_epoch(make_data: MakeData) -> None:
+    straight, resumed = make_data(), make_data()
+    loader = straight.train_dataloader()
+    epochs = [list(loader) for _ in range(2)]
+    resumed.load_state_dict({"epoch": 1, "batch": 4})
+    assert pictures(resumed, list(resumed.train_dataloader())) == pictures(straight, epochs[1][4:])
+
+
+def test_making_batches_leaves_the_global_generator_alone(make_data: MakeData) -> None:
+    data = make_data(horizontal_flip=True)
+    before = torch.get_rng_state()
+    assert len(list(data.train_dataloader())) == 6
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_are_made_one_ahead_without_workers(make_data: MakeData) -> None:
+    loader = make_data().train_dataloader()
+    assert isinstance(loader, Prefetched)
+    assert len(loader) == 6
+
+
+def test_validation_is_spaced_and_the_test_takes_all(make_data: MakeData) -> None:
+    data = make_data(val_every=4, num_val_images=4)
+    assert data.pack().val_indices.tolist() == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36]
+    assert pictures(data, list(data.val_dataloader())) == [0, 12, 24, 36]
+    assert pictures(data, list(data.test_dataloader())) == data.pack().val_indices.tolist()
+
+
+def test_bytes_become_floats_on_the_device_and_latents_stay_what_they_are(make_data: MakeData) -> None:
+    data = make_data()
+    ends = torch.tensor([0, 255], dtype=torch.uint8)
+    assert data.on_after_batch_transfer(ends, 0).tolist() == [-1.0, 1.0]
+    halves = data.on_after_batch_transfer(torch.tensor([0.5, 3.0], dtype=torch.float16), 0)
+    assert (halves.dtype, halves.tolist()) == (torch.float32, [0.5, 3.0])
+
+
+def test_latents_come_in_the_order_of_the_pictures(make_data: MakeData) -> None:
+    data = make_data()
+    images = torch.cat(list(data.train_dataloader()))
+    data.use_latents("key", encode)
+    data.prepare_data()
+    data.setup()
+    moments = torch.cat(list(data.train_dataloader()))
+    assert torch.allclose(moments[:, 0].float(), encode(images.float() / 127.5 - 1)[0], atol=1e-3)
+    assert (moments[:, 1] == 1).all()
+
+
+def test_filter_reaches_the_pack(photos: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"folder": tmp_path / "data", "resolution": 5, "batch_size": 2}
+    packs = [
+        FFHQDataModule.from_photos(photos, **options | {"folder": tmp_path / name}, filter=name).pack().images
+        for name in ("box", "lanczos")
+    ]
+    assert not np.array_equal(*packs)
+    with pytest.raises(UserError, match=r"data\.filter=box, not auto"):
+        FFHQDataModule.from_photos(photos, **options | {"folder": tmp_path / "box"}).pack()
+
+
+@pytest.mark.parametrize("key", ["batch_size", "resolution", "val_every"])
+def test_number_below_one_is_refused_by_its_key(tmp_path: Path, key: str) -> None:
+    options: dict[str, Any] = {"folder": tmp_path, "resolution": 8, "batch_size": 2} | {key: 0}
+    with pytest.raises(UserError, match=rf"data\.{key}=0 must be at least 1"):
+        FFHQDataModule.from_drawn_faces(40, **options)
+
+
+def test_batch_larger_than_the_pictures_is_refused(tmp_path: Path) -> None:
+    data = FFHQDataModule.from_drawn_faces(40, folder=tmp_path / "data", resolution=16, batch_size=37)
+    with pytest.raises(UserError, match=r"36 pictures to train on and 4 held out.*data\.batch_size"):
+        data.pack()
+
+
+def test_photos_that_are_not_there_are_refused_by_key(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.root=.*nowhere does not exist"):
+        FFHQDataModule.from_photos(tmp_path / "nowhere", folder=tmp_path, resolution=8, batch_size=2)

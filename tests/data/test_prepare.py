@@ -1,0 +1,137 @@
+"""The command that packs without training: the pack, its sentence, and one sentence for a mistake."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from latentfaces.data import FFHQDataModule, open_pack, prepare
+
+Prepare = Callable[..., None]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Prepare:
+    """`command(source, "--resolution", "8", ...)` with packs in `tmp_path / "data"`."""
+
+    def run(*arguments: object) -> None:
+        monkeypatch.setattr("sys.argv", ["prepare", *map(str, arguments), "--folder", str(tmp_path / "data")])
+        prepare.main()
+
+    return run
+
+
+def failure(command: Prepare, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Return a failing command's exit status, as the shell would see it, and what it says of its failure."""
+    with pytest.raises(SystemExit) as stopped:
+        command(*arguments)
+    said, code = capsys.readouterr().err, stopped.value.code
+    return (code, said) if isinstance(code, int) else (1, f"{said}{code}")
+
+
+def test_pack_is_made_and_its_folder_is_told(
+    command: Prepare, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(photos, "--resolution", 8, "--val-every", 4)
+    folder = tmp_path / "data" / "photos-8"
+    assert f"{folder}: 12 pictures, 3 held out (every 4th picture)" in capsys.readouterr().out
+    assert open_pack(folder).images.shape == (12, 3, 8, 8)
+
+
+def test_training_takes_the_pack_as_it_is(command: Prepare, photos: Path, tmp_path: Path) -> None:
+    command(photos, "--resolution", 8, "--val-every", 4, "--filter", "bicubic")
+    folder = tmp_path / "data" / "photos-8"
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    data = FFHQDataModule.from_photos(
+        photos, folder=tmp_path / "data", resolution=8, batch_size=2, val_every=4, filter="bicubic"
+    )
+    assert data.pack().folder == folder
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()} == before
+
+
+def test_word_ffhq_is_fetched_with_its_licence_for_training_without_a_root(
+    command: Prepare, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets: list[Path] = []
+
+    def download(target: Path) -> Path:
+        targets.append(target)
+        return photos.rename(target) if photos.exists() else target
+
+    monkeypatch.setattr(prepare, "download_ffhq", download)
+    monkeypatch.setattr("latentfaces.data.datamodule.download_ffhq", download)
+    (tmp_path / "data").mkdir()
+    command("ffhq", "--resolution", 8)
+    data = FFHQDataModule.from_ffhq(None, tmp_path / "data", resolution=8, batch_size=2)
+    assert targets[0] == tmp_path / "data" / "ffhq.zip"
+    assert data.pack().folder == tmp_path / "data" / "ffhq-8"
+    assert data.pack().manifest["source"]["licence"] == "CC BY-NC-SA 4.0"
+
+
+def test_pack_that_was_taken_along_needs_neither_photos_nor_network(
+    command: Prepare, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(target: Path) -> Path:
+        raise AssertionError("asked Kaggle")
+
+    monkeypatch.setattr(prepare, "download_ffhq", lambda target: photos.rename(target))
+    monkeypatch.setattr("latentfaces.data.datamodule.download_ffhq", refuse)
+    (tmp_path / "data").mkdir()
+    command("ffhq", "--resolution", 8)
+    (tmp_path / "data" / "ffhq.zip").rename(tmp_path / "left behind")
+    data = FFHQDataModule.from_ffhq(None, tmp_path / "data", resolution=8, batch_size=2)
+    assert data.pack().manifest["num_images"] == 12
+
+
+def test_damaged_photo_can_be_skipped(command: Prepare, photos: Path, tmp_path: Path) -> None:
+    (photos / "4.png").write_bytes(b"not a picture")
+    command(photos, "--resolution", 8, "--on-bad-image", "skip")
+    assert open_pack(tmp_path / "data" / "photos-8").manifest["num_images"] == 11
+
+
+def test_mistake_exits_with_two(command: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert failure(command, capsys, tmp_path / "nowhere", "--resolution", 8)[0] == 2
+
+
+def test_missing_source_is_one_sentence(command: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, said = failure(command, capsys, tmp_path / "nowhere", "--resolution", 8)
+    assert status != 0
+    assert said.strip() == (
+        f"error: {tmp_path / 'nowhere'} does not exist: give a folder or .zip of photos, or the word ffhq"
+    )
+
+
+def test_broken_zip_is_one_sentence(command: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "faces.zip").write_bytes(b"PK\3\4 and no more")
+    status, said = failure(command, capsys, tmp_path / "faces.zip", "--resolution", 8)
+    assert status != 0
+    assert said.startswith(f"error: {tmp_path / 'faces.zip'} is not a whole .zip")
+    assert "\n" not in said.strip()
+
+
+@pytest.mark.parametrize("wrong", [("--resolution", 0), ("--resolution", -8), ("--resolution", 8, "--val-every", 0)])
+def test_number_below_one_is_refused(
+    command: Prepare, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: tuple[object, ...]
+) -> None:
+    status, said = failure(command, capsys, photos, *wrong)
+    assert status == 2
+    assert "--resolution and --val-every must be at least 1" in said
+    assert not (tmp_path / "data").exists()
+
+
+def test_sound_photos_are_said_to_be_sound(command: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command(photos, "--resolution", 8, "--verify")
+    assert "12 pictures and the pack are as they should be" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut short"])
+def test_damaged_photo_is_named_and_the_exit_status_says_so(
+    command: Prepare, photos: Path, write_photo: Callable[..., None], capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    write_photo(photos / "8.bmp", 8)  # its size does not depend on its pixels
+    command(photos, "--resolution", 8)
+    data = (photos / "8.bmp").read_bytes()
+    (photos / "8.bmp").write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if damage == "changed" else data[:-100])
+    status, said = failure(command, capsys, photos, "--resolution", 8, "--verify")
+    assert status != 0
+    assert "8.bmp" in said
