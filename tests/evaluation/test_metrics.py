@@ -41,3 +41,11 @@ def test_similarity_falls_with_noise(images: Tensor) -> None:
 def test_metrics_are_plain_numbers(images: Tensor) -> None:
     metrics = calculate_metrics(images, images + 0.1)
     assert {name: type(value) for name, value in metrics.items()} == {"psnr": float, "ssim": float}
+
+
+def test_metrics_of_a_bfloat16_training_are_computed_in_float32() -> None:
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    reconstructions = (images + 0.1).clamp(-1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = calculate_metrics(images, reconstructions)
+    assert inside == calculate_metrics(images, reconstructions)

@@ -58,7 +58,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def center_square(image: Image.Image, resolution: int, resize_filter: FilterName = "auto") -> Pixels:
     """Upright, RGB, the largest centred square, resized: (resolution, resolution, 3) uint8."""
     # Pillow's own exif_transpose also rewrites the tags, and fails on a photo whose other tags are damaged.
-    turn = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG))
+    turn = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG, 1))
     image = to_rgb(image if turn is None else image.transpose(turn))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
