@@ -16,6 +16,17 @@ def middle(channels: int, attention: bool) -> nn.Sequential:
     return nn.Sequential(ResBlock(channels, channels), *between, ResBlock(channels, channels))
 
 
+def levels(widths: Sequence[int], num_blocks: int, resample: type[Downsample] | type[Upsample]) -> nn.Sequential:
+    """`num_blocks` residual blocks of each width, resampling in between."""
+    layers: list[nn.Module] = []
+    for level, out in enumerate(widths):
+        before = widths[max(level - 1, 0)]
+        if level > 0:
+            layers.append(resample(before))
+        layers += [ResBlock(before if block == 0 else out, out) for block in range(num_blocks)]
+    return nn.Sequential(*layers)
+
+
 class Encoder(nn.Module):
     """Images (b, 3, R, R) in [-1, 1] -> moments (b, 2 * latent_channels, R / f, R / f).
 
@@ -41,17 +52,11 @@ class Encoder(nn.Module):
         self.patch_size = patch_size
         widths = [channels * m for m in multipliers]
         self.stem = nn.Conv2d(3 * patch_size**2, widths[0], 3, padding=1)
-        layers: list[nn.Module] = []
-        width = widths[0]
-        for level, out in enumerate(widths):
-            if level > 0:
-                layers.append(Downsample(width))
-            for _ in range(num_blocks):
-                layers.append(ResBlock(width, out))
-                width = out
-        self.levels = nn.Sequential(*layers)
-        self.middle = middle(width, attention)
-        self.head = nn.Sequential(group_norm(width), nn.SiLU(), nn.Conv2d(width, 2 * latent_channels, 3, padding=1))
+        self.levels = levels(widths, num_blocks, Downsample)
+        self.middle = middle(widths[-1], attention)
+        self.head = nn.Sequential(
+            group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         patches = F.pixel_unshuffle(images, self.patch_size)
@@ -75,16 +80,10 @@ class Decoder(nn.Module):
         widths = [channels * m for m in reversed(multipliers)]
         self.stem = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
         self.middle = middle(widths[0], attention)
-        layers: list[nn.Module] = []
-        width = widths[0]
-        for level, out in enumerate(widths):
-            if level > 0:
-                layers.append(Upsample(width))
-            for _ in range(num_blocks):
-                layers.append(ResBlock(width, out))
-                width = out
-        self.levels = nn.Sequential(*layers)
-        self.head = nn.Sequential(group_norm(width), nn.SiLU(), nn.Conv2d(width, 3 * patch_size**2, 3, padding=1))
+        self.levels = levels(widths, num_blocks, Upsample)
+        self.head = nn.Sequential(
+            group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], 3 * patch_size**2, 3, padding=1)
+        )
 
     def forward(self, latents: Tensor) -> Tensor:
         patches = self.head(self.levels(self.middle(self.stem(latents))))
