@@ -73,6 +73,14 @@ def cost(batches: Iterator[Tensor], seconds: float) -> float:
     return (time.process_time() - started) / count * 1e6
 
 
+def machine() -> str:
+    """The processor's name, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, nargs="?")
@@ -102,7 +110,7 @@ def main() -> None:
             for name, variant in variants.items():
                 costs[name].append(cost(variant(), arguments.seconds))
     base = median(costs["ImageFolder chain, float"])
-    print(f"{count} pictures at {arguments.resolution} pixels; packed once in {packing:.1f} s, {platform.processor()}")
+    print(f"{count} pictures at {arguments.resolution} pixels; packed once in {packing:.1f} s; {machine()}")
     rows = {}
     for name, values in costs.items():
         rows[name] = {"median": median(values), "min": min(values), "max": max(values), "ratio": base / median(values)}
@@ -110,8 +118,8 @@ def main() -> None:
             f"{name:28s} {median(values):8.1f} us ({min(values):.1f}-{max(values):.1f})  {base / median(values):6.1f}x"
         )
     if arguments.json:
-        when = datetime.now(UTC).date().isoformat()
-        arguments.json.write_text(json.dumps({"date": when, "torch": torch.__version__, "rows": rows}, indent=1))
+        about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(), "torch": torch.__version__}
+        arguments.json.write_text(json.dumps({**about, "microseconds": rows}, indent=1))
 
 
 if __name__ == "__main__":

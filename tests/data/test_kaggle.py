@@ -116,7 +116,7 @@ def test_missing_client_is_a_sentence_that_names_the_extra(
 ) -> None:
     for name in ("kaggle", "kaggle.api", MODULE):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"pip install 'latentfaces\[data\]'.*data\.root"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[data\]'.*data\.root"):
         download_ffhq(target)
     assert not target.exists()
 

@@ -128,3 +128,14 @@ def test_the_vae_of_stage_2_is_frozen_and_its_latents_are_normalised(monkeypatch
     assert seen["x0"].std() == pytest.approx(1.0, abs=0.1)
     assert not any(p.requires_grad for p in vae.parameters())
     assert all(p.requires_grad for p in network.parameters())
+
+
+def test_previews_outlive_the_batch_whose_memory_is_used_again(
+    vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged(vae_module, monkeypatch)
+    batch = torch.rand(4, 3, 16, 16) * 2 - 1
+    before = batch.clone()
+    vae_module.validation_step(batch, 0)
+    batch.zero_()
+    assert torch.equal(vae_module.preview()[:4], before)

@@ -75,6 +75,7 @@ class FFHQDataModule(LightningDataModule):
         self.val_dataset: Dataset[Tensor]
         self.test_dataset: Dataset[Tensor]
         self.position = {"epoch": 0, "batch": 0}
+        self.floats = torch.empty(0)
 
     @classmethod
     def from_photos(cls, root: str | Path, licence: str | None = None, **options: Any) -> "FFHQDataModule":
@@ -137,7 +138,7 @@ class FFHQDataModule(LightningDataModule):
         moments = self.encoded(LatentCache(pack, *self.encoder)) if self.encoder is not None else None
 
         def dataset(indices: NDArray[np.int64]) -> Dataset[Tensor]:
-            return FFHQDataset(pack.images, indices) if moments is None else LatentDataset(moments, indices)
+            return FFHQDataset(pack.rows, indices) if moments is None else LatentDataset(moments, indices)
 
         self.train_dataset, self.val_dataset = dataset(pack.train_indices), dataset(spaced)
         self.test_dataset = dataset(held_out)
@@ -207,7 +208,15 @@ class FFHQDataModule(LightningDataModule):
         return loader if self.num_workers > 0 else Prefetched(loader)
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
-        return to_float(batch) if batch.dtype == torch.uint8 else batch.float()
+        if batch.dtype != torch.uint8:
+            return batch.float()
+        if batch.device.type != "cpu":
+            return to_float(batch)
+        # On a CPU fresh memory for the floats costs twice the work on them. A step is over before the next batch is
+        # made into floats, so one buffer serves them all; who keeps a batch for longer must copy it.
+        if self.floats.shape != batch.shape:
+            self.floats = torch.empty(batch.shape)
+        return to_float(batch, out=self.floats)
 
     def state_dict(self) -> dict[str, int]:
         """Where in the data the run is, so that it goes on with the next batch."""

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from latentfaces.data.rows import RowFile
+
 
 class Draw(NamedTuple):
     """One picture of a batch: which, and whether mirrored."""
@@ -21,11 +23,11 @@ class FFHQDataset(Dataset[Tensor]):
     """Images (3, R, R) float in [-1, 1] by index; uint8 batches by `__getitems__`, which the loader calls.
 
     Args:
-        images: (N, 3, R, R) uint8, in memory or mapped from disk.
+        images: (N, 3, R, R) uint8, in memory or on disk.
         indices: which of the N are in this dataset, in order.
     """
 
-    def __init__(self, images: NDArray[np.uint8], indices: NDArray[np.int64]) -> None:
+    def __init__(self, images: NDArray[np.uint8] | RowFile, indices: NDArray[np.int64]) -> None:
         self.images, self.indices = images, indices
 
     def __len__(self) -> int:
@@ -36,10 +38,11 @@ class FFHQDataset(Dataset[Tensor]):
 
     def __getitems__(self, draws: Sequence[Draw]) -> Tensor:
         """A batch (b, 3, R, R) uint8: one gather, and a quarter of the bytes that floats would move."""
-        batch = self.images[self.indices[[draw.item for draw in draws]]]
-        mirrored = np.array([draw.mirrored for draw in draws])
-        batch[mirrored] = batch[mirrored][..., ::-1]
-        return torch.from_numpy(batch)
+        batch = torch.from_numpy(self.images[self.indices[[draw.item for draw in draws]]])
+        for image, draw in zip(batch, draws, strict=True):
+            if draw.mirrored:
+                image.copy_(image.flip(-1))
+        return batch
 
 
 class LatentDataset(Dataset[Tensor]):
@@ -124,9 +127,10 @@ class ValBatches(Sampler[list[Draw]]):
         return iter(self.batches)
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
+def to_float(images: Tensor, out: Tensor | None = None) -> Tensor:
+    """uint8 -> float32 in [-1, 1], into `out` where given."""
+    floats = images.to(torch.float32, copy=True) if out is None else out.copy_(images)
+    return floats.div_(127.5).sub_(1)  # in place: fresh memory costs more than the sum
 
 
 def to_uint8(images: Tensor) -> Tensor:

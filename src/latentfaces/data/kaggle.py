@@ -58,7 +58,7 @@ def client() -> Any:
             api.authenticate()
     except ImportError as error:
         raise UserError(
-            f"Kaggle's client is not installed ({error}): pip install 'latentfaces[data]', or {BY_HAND}"
+            f"Kaggle's client is not installed ({error}): pip install -e '.[data]', or {BY_HAND}"
         ) from error
     except SystemExit:
         raise UserError(

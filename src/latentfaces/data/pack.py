@@ -4,6 +4,7 @@ A pack is a folder: `images.npy` (N, 3, R, R) uint8 and `manifest.json`, which s
 """
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentfaces.data.rows import RowFile
 from latentfaces.errors import UserError
 
 FORMAT = 2
@@ -29,6 +31,11 @@ class Pack:
     def images(self) -> NDArray[np.uint8]:
         """(N, 3, R, R) uint8, mapped from disk."""
         return np.load(self.folder / "images.npy", mmap_mode="r")
+
+    @cached_property
+    def rows(self) -> RowFile | NDArray[np.uint8]:
+        """The same, for reading here and there for hours; the map where the system cannot read at a place."""
+        return RowFile(self.folder / "images.npy") if hasattr(os, "preadv") else self.images
 
     @cached_property
     def val_indices(self) -> NDArray[np.int64]:

@@ -63,7 +63,7 @@ class VAEModule(Stage):
 
     def validation_step(self, images: Tensor, batch_idx: int) -> None:
         if self.previews is None:
-            self.previews = images[:NUM_PREVIEWS]
+            self.previews = images[:NUM_PREVIEWS].clone()  # the data module uses the batch's memory again
         posterior = self.evaluate(images, "val")
         self.moments.update(posterior)
 

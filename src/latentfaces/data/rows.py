@@ -1,0 +1,46 @@
+"""Rows of an array on disk, without mapping it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class RowFile:
+    """An .npy file whose rows are read by index, as from an array.
+
+    A memory map is as fast, but every page it has touched counts as the process's memory, until a set of 70,000
+    pictures seems to fill the machine; here a process holds the rows it asked for and nothing else.
+
+    Args:
+        path: the .npy file, of at least one dimension, in C order.
+    """
+
+    def __init__(self, path: Path) -> None:
+        header = np.load(path, mmap_mode="r")
+        self.path, self.shape, self.dtype = path, header.shape, header.dtype
+        self.offset = header.offset
+        self.row_bytes = header[:1].nbytes
+        self.file = path.open("rb", buffering=0)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | slice | NDArray[np.int64]) -> NDArray[Any]:
+        """One row by number, or several by slice or array of numbers.
+
+        Raises:
+            OSError: naming the file, where it has become shorter.
+        """
+        numbers = np.atleast_1d(np.arange(len(self))[index])
+        rows = np.empty((len(numbers), *self.shape[1:]), self.dtype)
+        for row, number in zip(rows, numbers.tolist(), strict=True):
+            if os.preadv(self.file.fileno(), [row.data], self.offset + number * self.row_bytes) != self.row_bytes:
+                raise OSError(f"{self.path} ends before row {number}: it was cut since it was written; pack again")
+        return rows[0] if isinstance(index, int | np.integer) else rows
+
+    def __reduce__(self) -> tuple[type["RowFile"], tuple[Path]]:
+        """Worker processes open the file anew."""
+        return RowFile, (self.path,)

@@ -1,0 +1,71 @@
+"""Rows from disk: the same as the array's, and nothing held that was not asked for."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latentfaces.data.rows import RowFile
+
+
+@pytest.fixture
+def array(tmp_path: Path) -> np.ndarray:
+    array = np.random.default_rng(0).integers(0, 255, (23, 3, 5, 4), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    return array
+
+
+@pytest.mark.parametrize("index", [0, 22, -1, slice(3, 9), slice(None), np.array([5, 5, 0, 22]), np.array([], int)])
+def test_rows_are_the_arrays(index: int | slice | np.ndarray, array: np.ndarray, tmp_path: Path) -> None:
+    rows = RowFile(tmp_path / "a.npy")
+    assert len(rows) == 23
+    assert np.array_equal(rows[index], array[index])
+    assert rows[index].shape == array[index].shape
+
+
+def test_a_row_beyond_the_end_is_refused(array: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(IndexError):
+        RowFile(tmp_path / "a.npy")[np.array([23])]
+
+
+def test_a_file_cut_while_in_use_is_named(array: np.ndarray, tmp_path: Path) -> None:
+    rows = RowFile(tmp_path / "a.npy")
+    with (tmp_path / "a.npy").open("r+b") as file:
+        file.truncate(200)
+    with pytest.raises(OSError, match=r"a\.npy"):
+        rows[np.array([22])]
+
+
+def test_a_worker_process_opens_it_anew(array: np.ndarray, tmp_path: Path) -> None:
+    copy = pickle.loads(pickle.dumps(RowFile(tmp_path / "a.npy")))
+    assert np.array_equal(copy[7], array[7])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_stays_flat_over_a_set_of_70000(tmp_path: Path) -> None:
+    # 13.8 GB that take no room on disk: the file is one hole.
+    code = f"""
+import numpy as np
+from pathlib import Path
+from latentfaces.data.ffhq import Draw, FFHQDataset
+from latentfaces.data.rows import RowFile
+
+def resident():
+    return next(int(l.split()[1]) / 1024 for l in open("/proc/self/status") if l.startswith("VmRSS"))
+
+path = Path({str(tmp_path / "big.npy")!r})
+np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(70_000, 3, 256, 256))
+dataset = FFHQDataset(RowFile(path), np.arange(70_000))
+def batch(first):
+    return dataset.__getitems__([Draw(i, i % 2 == 0) for i in range(first, 70_000, 1094)])
+batch(0)
+before = resident()
+for first in range(1, 40):
+    batch(first)
+print(resident() - before)
+"""
+    grown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert float(grown) < 50  # megabytes; a map would hold all 490 that were read
