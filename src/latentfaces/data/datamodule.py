@@ -1,5 +1,6 @@
 """Batches for both stages."""
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -145,7 +146,9 @@ class FFHQDataModule(LightningDataModule):
 
     def encoded(self, cache: LatentCache) -> NDArray[np.float16]:
         """The whole cache, each rank encoding its share of what is missing."""
-        cache.fill(self.device, self.rank, self.num_ranks)
+        # In the precision of the training, as the VAE learned: on a CPU with bfloat16 several times as fast.
+        with self.trainer.precision_plugin.forward_context() if self.trainer else contextlib.nullcontext():
+            cache.fill(self.device, self.rank, self.num_ranks)
         self.wait()
         if self.rank == 0:
             cache.finish()
