@@ -18,7 +18,7 @@ from latentfaces.data.sources import BadImageError, Source
 from latentfaces.errors import UserError
 
 MAX_SKIPPED = 0.01
-PENDING, WRITTEN, ENLARGED, SKIPPED = range(4)  # what is known of a picture while packing
+PENDING, WRITTEN, ENLARGED = range(3)  # what is known of a picture while packing
 
 
 def find_or_write_pack(

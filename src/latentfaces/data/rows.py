@@ -23,6 +23,7 @@ class RowFile:
         self.path, self.shape, self.dtype = path, header.shape, header.dtype
         self.offset = header.offset
         self.row_bytes = header[:1].nbytes
+        self.numbers = np.arange(len(header))  # once, not in each batch
         self.file = path.open("rb", buffering=0)
 
     def __len__(self) -> int:
@@ -34,7 +35,7 @@ class RowFile:
         Raises:
             OSError: naming the file, where it has become shorter.
         """
-        numbers = np.atleast_1d(np.arange(len(self))[index])
+        numbers = np.atleast_1d(self.numbers[index])
         rows = np.empty((len(numbers), *self.shape[1:]), self.dtype)
         for row, number in zip(rows, numbers.tolist(), strict=True):
             if os.preadv(self.file.fileno(), [row.data], self.offset + number * self.row_bytes) != self.row_bytes:
