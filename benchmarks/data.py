@@ -3,41 +3,50 @@
     python benchmarks/data.py PHOTOS [--resolution 256] [--seconds 4]
 
 PHOTOS is a folder with one picture folder in it, or a .zip that train.py could use; drawn faces of 512 pixels without.
-One process, one thread, the variants in turn, five rounds; medians with minimum and maximum. The figures are process
-CPU microseconds per picture; the disk cache is warm.
+One process, one thread in torch, the variants in turn, five rounds; medians with minimum and maximum; the disk cache is
+warm. Loading: wall microseconds a picture in the training process (a pack's next batch is read in a second thread).
+Packing: CPU microseconds a picture over all threads, against a loop that opens, converts and resizes with Pillow. The
+share of waiting is of the wall time of a small VAE's training at 64 pixels.
 """
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
+from about import about
 from PIL import Image
 from torch import Tensor
 from torchvision import datasets, transforms
 
+from latentfaces.autoencoder import VAE
 from latentfaces.data.datamodule import FFHQDataModule
+from latentfaces.data.ffhq import ImageBatch
+from latentfaces.data.prefetch import Prefetched
 from latentfaces.data.sources import Photos
 from latentfaces.data.synthetic import draw_face
 
 BATCH = 64
 
 
-def write_photos(folder: Path, count: int, side: int = 512) -> None:
-    """Drawn faces as JPEGs of quality 95, with the noise of a camera, so that they decode as slowly as photos do."""
+def write_photos(folder: Path, count: int, names: int, side: int = 512) -> None:
+    """Drawn faces as JPEGs of quality 95, with the noise of a camera, so that they decode as slowly as photos do.
+
+    There are `names` files, each of `count` pictures under several of them: an epoch must not be over in no time.
+    """
     (folder / "photos").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for index in range(count):
         face = draw_face(index, side // 4).repeat(4, 0).repeat(4, 1)
         grainy = (face + rng.normal(0, 6, face.shape)).clip(0, 255).astype(np.uint8)
         Image.fromarray(grainy).save(folder / "photos" / f"{index:05d}.jpg", quality=95)
+    for index in range(count, names):
+        (folder / "photos" / f"{index:05d}.jpg").hardlink_to(folder / "photos" / f"{index % count:05d}.jpg")
 
 
 def peers(folder: Path, resolution: int) -> Iterator[Tensor]:
@@ -57,28 +66,84 @@ def peers(folder: Path, resolution: int) -> Iterator[Tensor]:
             yield images
 
 
-def ours(data: FFHQDataModule, as_float: bool) -> Iterator[Tensor]:
+def ours(data: FFHQDataModule, as_float: bool) -> Iterator[ImageBatch | Tensor]:
     """Batches of the data module, endlessly: as it hands them to the device, or as the training step gets them."""
     while True:
         for batch in data.train_dataloader():
             yield data.on_after_batch_transfer(batch, 0) if as_float else batch
 
 
-def cost(batches: Iterator[Tensor], seconds: float) -> float:
-    """CPU microseconds a picture."""
+def cost(batches: Iterator[ImageBatch | Tensor], seconds: float) -> float:
+    """Microseconds a picture."""
     next(batches)
-    started, wall, count = time.process_time(), time.perf_counter(), 0
-    while time.perf_counter() - wall < seconds:
-        count += len(next(batches))
-    return (time.process_time() - started) / count * 1e6
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        batch = next(batches)
+        count += len(batch.images if isinstance(batch, ImageBatch) else batch)
+    return (time.perf_counter() - started) / count * 1e6
 
 
-def machine() -> str:
-    """The processor's name, where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.machine()
+def pil_loop(folder: Path, resolution: int, count: int) -> float:
+    """CPU microseconds a picture of the plain packing: open, convert, resize to the square, into an array."""
+    names = sorted((folder / "photos").iterdir())[:count]
+    packed = np.empty((len(names), 3, resolution, resolution), np.uint8)
+    started = time.process_time()
+    for index, name in enumerate(names):
+        with Image.open(name) as image:
+            small = image.convert("RGB").resize((resolution, resolution), Image.Resampling.BOX)
+            packed[index] = np.asarray(small).transpose(2, 0, 1)
+    return (time.process_time() - started) / len(names) * 1e6
+
+
+def packing(folder: Path, resolution: int, home: Path) -> float:
+    """CPU microseconds a picture of our packing, over all its threads."""
+    started = time.process_time()
+    pack = FFHQDataModule(Photos(folder), home, resolution, BATCH).pack()
+    return (time.process_time() - started) / pack.manifest["num_images"] * 1e6
+
+
+def waiting_share(folder: Path, home: Path, seconds: float) -> float:
+    """Share of the time of a small model's training at 64 pixels that is spent waiting for batches."""
+    data = FFHQDataModule(Photos(folder), home, 64, 16)
+    data.setup()
+    vae = VAE(channels=32, multipliers=(1, 2), patch_size=2)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-4)
+    loader, waited, started = data.train_dataloader(), 0.0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        for batch in loader:
+            asked = time.perf_counter()
+            images = data.on_after_batch_transfer(batch, 0)
+            waited += time.perf_counter() - asked
+            reconstructions, *_ = vae(images)
+            (reconstructions - images).abs().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert isinstance(loader, Prefetched)
+    return (waited + loader.waited) / (time.perf_counter() - started)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and range."""
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def measure(folder: Path, resolution: int, seconds: float, home: Path) -> dict[str, dict[str, float]]:
+    """Microseconds a picture by what was measured, and the share of waiting; five rounds, the variants in turn."""
+    data = FFHQDataModule(Photos(folder), home / "pack", resolution, BATCH)
+    data.setup()
+    variants: dict[str, Callable[[int], float]] = {
+        "load: ImageFolder chain, float": lambda _: cost(peers(folder, resolution), seconds),
+        "load: pack, float": lambda _: cost(ours(data, as_float=True), seconds),
+        "load: pack, uint8 for the device": lambda _: cost(ours(data, as_float=False), seconds),
+        "pack: PIL loop": lambda _: pil_loop(folder, resolution, 256),
+        "pack: ours": lambda turn: packing(folder, resolution, home / str(turn)),
+        "share of training spent waiting": lambda _: waiting_share(folder, home / "small", seconds),
+    }
+    values: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(5):
+        for name, variant in variants.items():
+            values[name].append(variant(turn))
+    return {name: spread(rounds) for name, rounds in values.items()}
 
 
 def main() -> None:
@@ -94,32 +159,17 @@ def main() -> None:
         folder = arguments.photos
         if folder is None:
             folder = home / "faces"
-            write_photos(folder, 512)
-        data = FFHQDataModule(Photos(folder), home / "packs", arguments.resolution, BATCH)
-        started = time.perf_counter()
-        count = data.pack().manifest["num_images"]
-        packing = time.perf_counter() - started
-        data.setup()
-        variants: dict[str, Callable[[], Iterator[Tensor]]] = {
-            "ImageFolder chain, float": lambda: peers(folder, arguments.resolution),
-            "pack, float": lambda: ours(data, as_float=True),
-            "pack, uint8 for the device": lambda: ours(data, as_float=False),
-        }
-        costs: dict[str, list[float]] = {name: [] for name in variants}
-        for _ in range(5):
-            for name, variant in variants.items():
-                costs[name].append(cost(variant(), arguments.seconds))
-    base = median(costs["ImageFolder chain, float"])
-    print(f"{count} pictures at {arguments.resolution} pixels; packed once in {packing:.1f} s; {machine()}")
-    rows = {}
-    for name, values in costs.items():
-        rows[name] = {"median": median(values), "min": min(values), "max": max(values), "ratio": base / median(values)}
-        print(
-            f"{name:28s} {median(values):8.1f} us ({min(values):.1f}-{max(values):.1f})  {base / median(values):6.1f}x"
-        )
+            write_photos(folder, 512, names=2048)
+        rows = measure(folder, arguments.resolution, arguments.seconds, home)
+    for name, row in rows.items():
+        base = rows["load: ImageFolder chain, float" if name.startswith("load") else "pack: PIL loop"]["median"]
+        if name.startswith("share"):
+            print(f"{name:34s} {row['median']:.2%} ({row['min']:.2%}-{row['max']:.2%})")
+        else:
+            row["ratio"] = base / row["median"]
+            print(f"{name:34s} {row['median']:8.1f} us ({row['min']:.1f}-{row['max']:.1f})  {row['ratio']:6.1f}x")
     if arguments.json:
-        about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(), "torch": torch.__version__}
-        arguments.json.write_text(json.dumps({**about, "microseconds": rows}, indent=1))
+        arguments.json.write_text(json.dumps({**about(), "resolution": arguments.resolution, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

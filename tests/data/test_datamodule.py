@@ -1,6 +1,6 @@
 """Batches end to end: order from the seed, ranks that share, latents in place of pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentfaces.data import FFHQDataModule
+from latentfaces.data.ffhq import ImageBatch
 from latentfaces.data.prefetch import Prefetched
 from latentfaces.errors import UserError
 
@@ -31,10 +32,15 @@ def make_data(tmp_path: Path) -> MakeData:
     return make
 
 
-def pictures(data: FFHQDataModule, batches: list[Tensor]) -> list[int]:
+def pictures(data: FFHQDataModule, batches: Iterable[Any]) -> list[int]:
     """Return which pictures of the pack are in the batches, in order."""
     by_bytes = {image.tobytes(): index for index, image in enumerate(data.pack().images)}
-    return [by_bytes[image.numpy().tobytes()] for batch in batches for image in batch]
+    return [by_bytes[image.numpy().tobytes()] for batch in batches for image in batch.images]
+
+
+def floats(data: FFHQDataModule) -> Tensor:
+    """Return an epoch as the training step gets it."""
+    return torch.cat([data.on_after_batch_transfer(batch, 0).clone() for batch in data.train_dataloader()])
 
 
 def encode(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +52,8 @@ def encode(images: Tensor) -> tuple[Tensor, Tensor]:
 def test_epoch_takes_each_training_picture_once(make_data: MakeData) -> None:
     data = make_data()
     batches = list(data.train_dataloader())
-    assert [(tuple(batch.shape), batch.dtype) for batch in batches] == [((6, 3, 16, 16), torch.uint8)] * 6
+    images = [batch.images for batch in batches if isinstance(batch, ImageBatch)]
+    assert [(tuple(image.shape), image.dtype) for image in images] == [((6, 3, 16, 16), torch.uint8)] * 6
     assert sorted(pictures(data, batches)) == data.pack().train_indices.tolist()
 
 
@@ -64,7 +71,7 @@ def test_epochs_differ_and_the_same_seed_gives_the_same_stream(make_data: MakeDa
 
 def test_mirroring_follows_the_seed_too(make_data: MakeData) -> None:
     def stream(**options: Any) -> Tensor:
-        return torch.cat(list(make_data(**options).train_dataloader()))
+        return floats(make_data(**options))
 
     assert torch.equal(stream(horizontal_flip=True), stream(horizontal_flip=True))
     differs = (stream(horizontal_flip=True) != stream(horizontal_flip=False)).flatten(1).any(1)
@@ -100,6 +107,43 @@ def test_making_batches_leaves_the_global_generator_alone(make_data: MakeData) -
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_ranks_workers_and_epochs_all_differ(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FFHQDataModule, "num_ranks", 2)
+    epochs: list[list[list[int]]] = []
+    for rank in range(2):
+        monkeypatch.setattr(FFHQDataModule, "rank", rank)
+        data = make_data(num_workers=2, batch_size=3)
+        loader = data.train_dataloader()
+        epochs.append([pictures(data, loader) for _ in range(2)])
+    everything = data.pack().train_indices.tolist()
+    for first, second in zip(*epochs, strict=True):  # an epoch of both ranks, each filled by two processes
+        assert sorted(first + second) == everything
+    assert epochs[0][0] != epochs[0][1]
+    assert sorted(epochs[0][0]) != sorted(epochs[0][1])  # ranks do not keep their half from epoch to epoch
+
+
+def test_workers_change_nothing_in_the_stream(make_data: MakeData) -> None:
+    def stream(num_workers: int) -> list[Any]:
+        loader = make_data(horizontal_flip=True, num_workers=num_workers).train_dataloader()
+        return [batch for _ in range(2) for batch in loader]
+
+    alone, workers = stream(0), stream(2)
+    assert len(alone) == len(workers) == 12
+    for ours, theirs in zip(alone, workers, strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.mirrored, theirs.mirrored)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resume_finds_the_next_batch_whatever_has_been_made_ahead(make_data: MakeData, num_workers: int) -> None:
+    straight, resumed = make_data(num_workers=num_workers), make_data(num_workers=num_workers)
+    loader = straight.train_dataloader()
+    epochs = [pictures(straight, loader) for _ in range(3)]
+    resumed.load_state_dict({"epoch": 1, "batch": 4})
+    loader = resumed.train_dataloader()
+    assert [pictures(resumed, loader) for _ in range(2)] == [epochs[1][24:], epochs[2]]
+
+
 def test_batches_are_made_one_ahead_without_workers(make_data: MakeData) -> None:
     loader = make_data().train_dataloader()
     assert isinstance(loader, Prefetched)
@@ -115,20 +159,25 @@ def test_validation_is_spaced_and_the_test_takes_all(make_data: MakeData) -> Non
 
 def test_bytes_become_floats_on_the_device_and_latents_stay_what_they_are(make_data: MakeData) -> None:
     data = make_data()
-    ends = torch.tensor([0, 255], dtype=torch.uint8)
-    assert data.on_after_batch_transfer(ends, 0).tolist() == [-1.0, 1.0]
+    ends = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
+    assert data.on_after_batch_transfer(ImageBatch(ends, torch.tensor([False])), 0).flatten().tolist() == pytest.approx(
+        [-1, 1]
+    )
+    assert data.on_after_batch_transfer(ImageBatch(ends, torch.tensor([True])), 0).flatten().tolist() == pytest.approx(
+        [1, -1]
+    )
     halves = data.on_after_batch_transfer(torch.tensor([0.5, 3.0], dtype=torch.float16), 0)
     assert (halves.dtype, halves.tolist()) == (torch.float32, [0.5, 3.0])
 
 
 def test_latents_come_in_the_order_of_the_pictures(make_data: MakeData) -> None:
-    data = make_data()
-    images = torch.cat(list(data.train_dataloader()))
+    data = make_data(horizontal_flip=True)
+    images = floats(data)
     data.use_latents("key", encode)
     data.prepare_data()
     data.setup()
-    moments = torch.cat(list(data.train_dataloader()))
-    assert torch.allclose(moments[:, 0].float(), encode(images.float() / 127.5 - 1)[0], atol=1e-3)
+    moments = floats(data)
+    assert torch.allclose(moments[:, 0], encode(images)[0], atol=1e-3)
     assert (moments[:, 1] == 1).all()
 
 

@@ -174,7 +174,7 @@ def test_disk_that_is_too_small_is_told_before_anything_is_asked(
 
     kaggle.authenticate = refuse
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=24e9))
-    with pytest.raises(UserError, match=r"needs about 25 GB in .*data, only 24 are free"):
+    with pytest.raises(UserError, match=r"needs 25.0 GB in .*data, only 24.0 are free"):
         download_ffhq(target)
     assert kaggle.calls == []
     assert not target.parent.exists()

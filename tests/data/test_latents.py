@@ -1,8 +1,10 @@
 """The cache of latents: what lies where, when it is made, and that half a cache is none."""
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentfaces.data.latents import LatentCache, write_latents
+from latentfaces.data.latents import Encode, LatentCache
 from latentfaces.data.pack import Pack
 from latentfaces.errors import UserError
 
@@ -21,6 +23,15 @@ def encode(images: Tensor) -> tuple[Tensor, Tensor]:
     """Give latents that know where left and right are: block means of red and green, and a ramp as deviation."""
     mean = F.avg_pool2d(images, 2)[:, :2]
     return mean, 3 + mean.abs()
+
+
+def write_latents(pack: Pack, key: str, encode: Encode, device: torch.device, batch_size: int = 64) -> Path:
+    """Make the whole cache in this process, as one rank does; return its path."""
+    cache = LatentCache(pack, key, encode, batch_size)
+    cache.begin(device)
+    cache.fill(device)
+    cache.finish()
+    return cache.path
 
 
 @pytest.fixture
@@ -163,3 +174,15 @@ def test_no_graph_is_kept_while_encoding(pack: Pack) -> None:
         return mean, std
 
     write_latents(pack, "key", learned, CPU)
+
+
+def test_cache_that_the_disk_cannot_hold_is_refused_before_it_is_begun(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 7 * 2 * 2 * 2 * 2 * 2 * 2  # pictures, views, moments, channels, height, width, bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size - 1))
+    with pytest.raises(UserError, match=r"the cache of 7 latents needs .* are free"):
+        write_latents(pack, "key", encode, CPU)
+    assert list(pack.folder.glob("latents-*")) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size))
+    write_latents(pack, "key", encode, CPU)

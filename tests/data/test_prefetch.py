@@ -1,13 +1,17 @@
 """One batch ahead: the same batches, made while the last is used, and no thread or error is lost."""
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from latentfaces.data.prefetch import Prefetched
+from latentfaces.data.prefetch import Prefetched, Workers
+from latentfaces.errors import UserError
 
 
 class Loader:
@@ -79,6 +83,25 @@ def test_no_more_than_one_batch_is_made_ahead() -> None:
         assert len(loader.made) <= batch + 2
 
 
+@pytest.mark.timeout(60)
+def test_time_that_the_consumer_waits_is_told() -> None:
+    class Slow:
+        def __len__(self) -> int:
+            return 3
+
+        def __iter__(self) -> Iterator[int]:
+            for number in range(3):
+                time.sleep(0.1)
+                yield number
+
+    waiting, working = Prefetched(Slow()), Prefetched(Slow())
+    assert list(waiting) == [0, 1, 2]
+    assert waiting.waited >= 0.3
+    for _ in working:
+        time.sleep(0.3)  # meanwhile the next one is made
+    assert 0.1 <= working.waited < waiting.waited
+
+
 @pytest.mark.parametrize("fails_at", [0, 1, 4])
 def test_error_in_the_loader_reaches_the_consumer_after_the_good_batches(fails_at: int) -> None:
     got: list[int] = []
@@ -110,3 +133,26 @@ def test_error_of_the_consumer_ends_the_thread() -> None:
     with pytest.raises(ValueError, match="the consumer's"):
         use()
     assert set(threading.enumerate()) <= before
+
+
+class Deadly(torch.utils.data.Dataset[int]):
+    """Its third item kills the process that asks for it, as the kernel does when memory runs out."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> int:
+        if index == 2 and torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+@pytest.mark.timeout(60)
+def test_lost_worker_is_told_with_the_remedy() -> None:
+    with pytest.raises(UserError, match=r"/dev/shm is full.*data\.num_workers"):
+        list(Workers(DataLoader(Deadly(), num_workers=1)))
+
+
+def test_other_errors_of_a_loader_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="no batch 2"):
+        list(Workers(Loader(fails_at=2)))

@@ -50,7 +50,7 @@ def test_memory_stays_flat_over_a_set_of_70000(tmp_path: Path) -> None:
     code = f"""
 import numpy as np
 from pathlib import Path
-from latentfaces.data.ffhq import Draw, FFHQDataset
+from latentfaces.data.ffhq import Draws, FFHQDataset
 from latentfaces.data.rows import RowFile
 
 def resident():
@@ -60,7 +60,8 @@ path = Path({str(tmp_path / "big.npy")!r})
 np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(70_000, 3, 256, 256))
 dataset = FFHQDataset(RowFile(path), np.arange(70_000))
 def batch(first):
-    return dataset.__getitems__([Draw(i, i % 2 == 0) for i in range(first, 70_000, 1094)])
+    items = np.arange(first, 70_000, 1094)
+    return dataset.__getitems__(Draws(items, items % 2 == 0))
 batch(0)
 before = resident()
 for first in range(1, 40):

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from latentfaces.data.ffhq import Draw, FFHQDataset, LatentDataset, TrainBatches, ValBatches, to_float
+from latentfaces.data.ffhq import Draws, FFHQDataset, ImageBatch, LatentDataset, TrainBatches, ValBatches, to_float
 from latentfaces.data.images import FilterName
 from latentfaces.data.kaggle import LICENCE, download_ffhq
 from latentfaces.data.latents import Encode, LatentCache
 from latentfaces.data.pack import Pack, open_pack
 from latentfaces.data.packing import find_or_write_pack
-from latentfaces.data.prefetch import Prefetched
+from latentfaces.data.prefetch import Prefetched, Workers
 from latentfaces.data.sources import DrawnFaces, Photos, Source, TakenAlong
 from latentfaces.errors import UserError
 
@@ -32,7 +32,7 @@ class FFHQDataModule(LightningDataModule):
     """Pictures packed once, then batches of images (stage 1) or, with an encoder, of cached posteriors (stage 2).
 
     A batch is images (b, 3, R, R) float in [-1, 1], or moments (b, 2, c, h, w) float: mean and standard deviation.
-    Pictures go to the device as uint8 and become floats there.
+    Pictures go to the device as uint8, and are mirrored and made floats there.
 
     Args:
         source: the pictures.
@@ -116,7 +116,7 @@ class FFHQDataModule(LightningDataModule):
             self.source, self.folder, self.resolution, self.on_bad_image, self.val_every, self.filter
         )
         needed = self.batch_size * self.num_ranks
-        if len(pack.train_indices) < needed or len(pack.val_indices) == 0:
+        if len(pack.train_indices) < needed or len(pack.val_indices) < self.num_ranks:
             raise UserError(
                 f"{pack.folder} has {len(pack.train_indices)} pictures to train on and {len(pack.val_indices)} held "
                 f"out, but a batch takes {needed}: add pictures, or lower data.batch_size"
@@ -173,7 +173,7 @@ class FFHQDataModule(LightningDataModule):
     def num_ranks(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
-    def train_dataloader(self) -> Iterable[Tensor]:
+    def train_dataloader(self) -> Iterable[ImageBatch | Tensor]:
         self.train_batches = TrainBatches(
             len(self.train_dataset),  # type: ignore[arg-type]
             self.batch_size,
@@ -186,21 +186,21 @@ class FFHQDataModule(LightningDataModule):
         )
         return self.loader(self.train_dataset, self.train_batches)
 
-    def val_dataloader(self) -> Iterable[Tensor]:
+    def val_dataloader(self) -> Iterable[ImageBatch | Tensor]:
         return self.loader(self.val_dataset, self.val_batches(self.val_dataset))
 
-    def test_dataloader(self) -> Iterable[Tensor]:
+    def test_dataloader(self) -> Iterable[ImageBatch | Tensor]:
         return self.loader(self.test_dataset, self.val_batches(self.test_dataset))
 
     def val_batches(self, dataset: Dataset[Tensor]) -> ValBatches:
         """All of `dataset` once, over the ranks."""
         return ValBatches(len(dataset), self.batch_size, self.rank, self.num_ranks)  # type: ignore[arg-type]
 
-    def loader(self, dataset: Dataset[Tensor], batches: Sampler[list[Draw]]) -> Iterable[Tensor]:
+    def loader(self, dataset: Dataset[Tensor], batches: Sampler[Draws]) -> Iterable[ImageBatch | Tensor]:
         """The library's loader over whole batches, one batch ahead."""
         loader = DataLoader(
             dataset,
-            batch_sampler=batches,
+            batch_sampler=batches,  # type: ignore[arg-type] # a batch is two arrays rather than a list
             num_workers=self.num_workers,
             collate_fn=identity,
             pin_memory=torch.cuda.is_available(),
@@ -208,18 +208,18 @@ class FFHQDataModule(LightningDataModule):
             # Its own generator: making an iterator must not draw from the global one, or a resumed run drifts.
             generator=torch.Generator().manual_seed(self.seed),
         )
-        return loader if self.num_workers > 0 else Prefetched(loader)
+        return Workers(loader) if self.num_workers > 0 else Prefetched(loader)
 
-    def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
-        if batch.dtype != torch.uint8:
+    def on_after_batch_transfer(self, batch: ImageBatch | Tensor, dataloader_idx: int) -> Tensor:
+        if isinstance(batch, Tensor):
             return batch.float()
-        if batch.device.type != "cpu":
-            return to_float(batch)
+        if batch.images.device.type != "cpu":
+            return to_float(*batch)
         # On a CPU fresh memory for the floats costs twice the work on them. A step is over before the next batch is
         # made into floats, so one buffer serves them all; who keeps a batch for longer must copy it.
-        if self.floats.shape != batch.shape:
-            self.floats = torch.empty(batch.shape)
-        return to_float(batch, out=self.floats)
+        if self.floats.shape != batch.images.shape:
+            self.floats = torch.empty(batch.images.shape)
+        return to_float(*batch, out=self.floats)
 
     def state_dict(self) -> dict[str, int]:
         """Where in the data the run is, so that it goes on with the next batch."""

@@ -1,6 +1,6 @@
 """A pack as a dataset: single images for people, whole batches for training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -12,15 +12,26 @@ from torch.utils.data import Dataset, Sampler
 from latentfaces.data.rows import RowFile
 
 
-class Draw(NamedTuple):
-    """One picture of a batch: which, and whether mirrored."""
+class Draws(NamedTuple):
+    """What a batch is made of."""
 
-    item: int
-    mirrored: bool
+    items: NDArray[np.int64]
+    """(b,) places in the dataset."""
+    mirrored: NDArray[np.bool_]
+    """(b,) which of them are to be mirrored."""
+
+
+class ImageBatch(NamedTuple):
+    """Pictures on their way to the device, which makes floats of them and mirrors them: `to_float`."""
+
+    images: Tensor
+    """(b, 3, R, R) uint8, a quarter of the bytes that floats would move."""
+    mirrored: Tensor
+    """(b,) bool: which are to be mirrored."""
 
 
 class FFHQDataset(Dataset[Tensor]):
-    """Images (3, R, R) float in [-1, 1] by index; uint8 batches by `__getitems__`, which the loader calls.
+    """Images (3, R, R) float in [-1, 1] by index; an `ImageBatch` by `__getitems__`, which the loader calls.
 
     Args:
         images: (N, 3, R, R) uint8, in memory or on disk.
@@ -36,13 +47,9 @@ class FFHQDataset(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         return to_float(torch.from_numpy(self.images[self.indices[index]].copy()))
 
-    def __getitems__(self, draws: Sequence[Draw]) -> Tensor:
-        """A batch (b, 3, R, R) uint8: one gather, and a quarter of the bytes that floats would move."""
-        batch = torch.from_numpy(self.images[self.indices[[draw.item for draw in draws]]])
-        for image, draw in zip(batch, draws, strict=True):
-            if draw.mirrored:
-                image.copy_(image.flip(-1))
-        return batch
+    def __getitems__(self, draws: Draws) -> ImageBatch:
+        """A batch in one gather."""
+        return ImageBatch(torch.from_numpy(self.images[self.indices[draws.items]]), torch.from_numpy(draws.mirrored))
 
 
 class LatentDataset(Dataset[Tensor]):
@@ -62,12 +69,11 @@ class LatentDataset(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         return torch.from_numpy(self.moments[self.indices[index], 0].copy())
 
-    def __getitems__(self, draws: Sequence[Draw]) -> Tensor:
-        indices = self.indices[[draw.item for draw in draws]]
-        return torch.from_numpy(self.moments[indices, [int(draw.mirrored) for draw in draws]])
+    def __getitems__(self, draws: Draws) -> Tensor:
+        return torch.from_numpy(self.moments[self.indices[draws.items], draws.mirrored.astype(int)])
 
 
-class TrainBatches(Sampler[list[Draw]]):
+class TrainBatches(Sampler[Draws]):
     """Endless epochs of shuffled whole batches; order and mirroring are functions of (seed, epoch, index) alone.
 
     Args:
@@ -99,7 +105,7 @@ class TrainBatches(Sampler[list[Draw]]):
     def __len__(self) -> int:
         return self.num_items // (self.batch_size * self.num_ranks)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[Draws]:
         epoch, start = self.epoch, self.start
         self.epoch, self.start = epoch + 1, 0
         # Mixing the numbers in a seed sequence keeps neighbouring seeds and epochs unrelated.
@@ -108,29 +114,44 @@ class TrainBatches(Sampler[list[Draw]]):
         mirrored = rng.random(self.num_items) < (0.5 if self.mirror else 0.0)
         for batch in range(start, len(self)):
             first = (batch * self.num_ranks + self.rank) * self.batch_size
-            yield [Draw(int(i), bool(mirrored[i])) for i in order[first : first + self.batch_size]]
+            items = order[first : first + self.batch_size]
+            yield Draws(items, mirrored[items])
 
 
-class ValBatches(Sampler[list[Draw]]):
-    """The whole dataset once, in order, never mirrored, shared out over the ranks; the last batch may be smaller."""
+class ValBatches(Sampler[Draws]):
+    """The whole dataset once, in order, never mirrored, shared out over the ranks; the last may be smaller."""
 
     def __init__(self, num_items: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> None:
-        self.batches = [
-            [Draw(index, False) for index in range(first, min(first + batch_size, num_items))]
-            for first in range(rank * batch_size, num_items, batch_size * num_ranks)
-        ]
+        together = batch_size * num_ranks
+        rounds = [np.arange(first, min(first + together, num_items)) for first in range(0, num_items, together)]
+        if len(rounds) > 1 and len(rounds[-1]) < num_ranks:
+            rounds[-2:] = [np.concatenate(rounds[-2:])]
+        # A last round is split evenly: ranks that wait for one another must not have different numbers of batches.
+        items = [np.array_split(each, num_ranks)[rank] for each in rounds]
+        self.batches = [Draws(batch, np.zeros(len(batch), bool)) for batch in items if len(batch)]
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[Draws]:
         return iter(self.batches)
 
 
-def to_float(images: Tensor, out: Tensor | None = None) -> Tensor:
-    """uint8 -> float32 in [-1, 1], into `out` where given."""
-    floats = images.to(torch.float32, copy=True) if out is None else out.copy_(images)
-    return floats.div_(127.5).sub_(1)  # in place: fresh memory costs more than the sum
+MINUS_ONE = torch.tensor(-1.0)
+PER_LEVEL = float(np.nextafter(np.float32(1 / 127.5), np.float32(0)))  # rounded down, so that 255 gives no more than 1
+
+
+def to_float(images: Tensor, mirrored: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """uint8 images (b, c, h, w) -> float32 in [-1, 1]; those of `mirrored` (b,) mirrored; into `out` where given."""
+    floats = torch.empty(images.shape, device=images.device) if out is None else out
+    if images.device.type != "cpu":
+        torch.add(MINUS_ONE, floats.copy_(images), alpha=PER_LEVEL, out=floats)
+        return floats if mirrored is None else torch.where(mirrored[:, None, None, None], floats.flip(-1), floats)
+    flags = [False] * len(images) if mirrored is None else mirrored.tolist()
+    # One picture at a time stays in the processor's cache for the second pass.
+    for picture, image, flip in zip(floats, images, flags, strict=True):
+        torch.add(MINUS_ONE, picture.copy_(image.flip(-1) if flip else image), alpha=PER_LEVEL, out=picture)
+    return floats
 
 
 def to_uint8(images: Tensor) -> Tensor:

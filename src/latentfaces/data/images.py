@@ -30,18 +30,11 @@ class Picture(NamedTuple):
     """A picture as it is packed."""
 
     pixels: Pixels
-    """(R, R, 3) uint8."""
+    """(3, R, R) uint8."""
     enlarged: bool
     """Whether it was smaller than R."""
     sha256: str
     """The first 32 hexadecimal digits of the hash of the file's bytes."""
-
-
-def resample_filter(name: FilterName, side: int, resolution: int) -> Image.Resampling:
-    """The filter by its name; "auto" is box (the exact mean) for whole-number factors, Lanczos otherwise."""
-    if name == "auto":
-        name = "box" if side % resolution == 0 else "lanczos"
-    return Image.Resampling[name.upper()]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -56,19 +49,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def center_square(image: Image.Image, resolution: int, resize_filter: FilterName = "auto") -> Pixels:
-    """Upright, RGB, the largest centred square, resized: (resolution, resolution, 3) uint8."""
+    """Upright, RGB, the largest centred square, resized: (3, resolution, resolution) uint8.
+
+    The filter "auto" is the mean of the pixels where the factor is whole, Lanczos otherwise; the others are Pillow's.
+    """
     # Pillow's own exif_transpose also rewrites the tags, and fails on a photo whose other tags are damaged.
     turn = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG, 1))
     image = to_rgb(image if turn is None else image.transpose(turn))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
-    resample = resample_filter(resize_filter, side, resolution)
-    return np.asarray(image.resize((resolution, resolution), resample, box=box))
+    if resize_filter == "auto" and side % resolution == 0:
+        # Rounded once. Pillow's BOX rounds halves up in each direction, which brightens pictures by half a level.
+        small = image.reduce(side // resolution, box=box)
+    else:
+        resample = Image.Resampling["LANCZOS" if resize_filter == "auto" else resize_filter.upper()]
+        small = image.resize((resolution, resolution), resample, box=box)
+    return np.stack([np.asarray(band) for band in small.split()])  # four times as fast as to transpose
 
 
 def decode(data: bytes, resolution: int, resize_filter: FilterName = "auto") -> Picture:
-    """An encoded picture, squared and resized.
+    """An encoded picture, squared and resized; with the filter "auto" large JPEGs are decoded at reduced scale.
 
     Raises:
         Exception: of many kinds: damaged, cut short, no picture, or a decompression bomb.
@@ -77,6 +78,10 @@ def decode(data: bytes, resolution: int, resize_filter: FilterName = "auto") -> 
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width}x{height} pixels are more than {MAX_PIXELS:,}")
+        if resize_filter == "auto":
+            # A JPEG can be decoded at a half, a quarter or an eighth, in half the time. From 512 to 256 pixels that
+            # differs from the mean of the full picture by half a level in 255 (50 dB): less than the choice of filter.
+            image.draft(None, (resolution, resolution))
         pixels = center_square(image, resolution, resize_filter)
     return Picture(pixels, min(width, height) < resolution, digest(data))
 

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from latentfaces.data.packing import existing_parent
+from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
 
 DATASET = "arnaud58/flickrfaceshq-dataset-ffhq"
@@ -28,9 +28,7 @@ def download_ffhq(target: Path) -> Path:
     """
     if target.exists():
         return target
-    free = shutil.disk_usage(existing_parent(target)).free / 1e9
-    if free < SIZE_GB:
-        raise UserError(f"FFHQ needs about {SIZE_GB:.0f} GB in {target.parent}, only {free:.0f} are free: make room")
+    require_space(target, SIZE_GB * 1e9, "FFHQ")
     api = client()
     folder = target.with_name(target.name + ".partial")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """Every picture encoded once: stage 2 then never runs the encoder again."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from latentfaces.data.ffhq import to_float
 from latentfaces.data.pack import Pack
+from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -43,6 +43,7 @@ class LatentCache:
             return
         mean, _ = self.encode_batch(slice(0, 1), device, mirrored=False)
         shape = (len(self.pack.images), 2, 2, *mean.shape[1:])
+        require_space(self.path, 2.0 * np.prod(shape), f"the cache of {shape[0]} latents")
         np.lib.format.open_memmap(self.partial, mode="w+", dtype=np.float16, shape=shape).flush()
         np.save(self.state_path, np.zeros(shape[0], np.uint8))
 
@@ -86,12 +87,3 @@ class LatentCache:
         if moments.ndim != 6 or moments.shape[:3] != (self.pack.manifest["num_images"], 2, 2):
             raise UserError(f"{self.path} has shape {moments.shape}, which is not this pack's: delete it and run again")
         return moments
-
-
-def write_latents(pack: Pack, key: str, encode: Encode, device: torch.device, batch_size: int = 64) -> Path:
-    """Make the whole cache in this process, unless it is there; its path."""
-    cache = LatentCache(pack, key, encode, batch_size)
-    cache.begin(device)
-    cache.fill(device)
-    cache.finish()
-    return cache.path

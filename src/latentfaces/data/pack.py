@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from latentfaces.data.rows import RowFile
 from latentfaces.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 FFHQ_SIZE, FFHQ_TRAIN = 70_000, 60_000
 
 

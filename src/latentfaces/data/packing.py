@@ -15,9 +15,15 @@ from rich.progress import track
 from latentfaces.data.images import FilterName
 from latentfaces.data.pack import FORMAT, Pack, hold_out, open_pack
 from latentfaces.data.sources import BadImageError, Source
+from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
 
 MAX_SKIPPED = 0.01
+HOW = {
+    True: "upright, largest centred square; JPEGs decoded at 1/2, 1/4 or 1/8 where that leaves enough pixels; "
+    "the mean for whole factors, Lanczos otherwise",
+    False: "upright, largest centred square, decoded in full and resized with the filter",
+}
 PENDING, WRITTEN, ENLARGED = range(3)  # what is known of a picture while packing
 
 
@@ -37,7 +43,7 @@ def find_or_write_pack(
         resolution: height and width in pixels.
         on_bad_image: stop at a damaged picture, or leave it out (at most 1 % of all) and list it in the manifest.
         val_every: one picture (or person) of so many is held out for validation.
-        resize_filter: how pictures are made smaller (see `images.resample_filter`).
+        resize_filter: how pictures are made smaller (see `images.center_square`).
 
     Raises:
         UserError: the pack there is another source's, or was made with other settings; or it cannot be made.
@@ -103,7 +109,9 @@ class Packing:
         marker = self.partial / "packing.json"
         if not marker.exists() or marker.read_text() != token:
             shutil.rmtree(self.partial, ignore_errors=True)
-            self.check_space()
+            num_bytes = len(self.names) * 3 * self.resolution**2
+            remedy = "make room, or lower data.resolution"
+            require_space(self.folder, num_bytes, f"packing {self.source.name}", remedy)
             self.partial.mkdir(parents=True)
             shape = (len(self.names), 3, self.resolution, self.resolution)
             np.lib.format.open_memmap(self.partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
@@ -115,16 +123,6 @@ class Packing:
         self.state: Any = np.load(self.partial / "state.npy", mmap_mode="r+")
         self.digests: Any = np.load(self.partial / "sha256.npy", mmap_mode="r+")
 
-    def check_space(self) -> None:
-        """Refuse to begin what the disk cannot hold."""
-        needed = len(self.names) * 3 * self.resolution**2
-        free = shutil.disk_usage(existing_parent(self.folder)).free
-        if needed > free:
-            raise UserError(
-                f"packing {self.source.name} needs {needed / 1e9:.1f} GB in {self.folder}, "
-                f"only {free / 1e9:.1f} are free: make room, or lower data.resolution"
-            )
-
     def convert(self, index: int) -> None:
         """Pack one picture."""
         try:
@@ -132,7 +130,7 @@ class Packing:
         except BadImageError as error:
             self.leave_out(index, error)
             return
-        self.images[index] = picture.pixels.transpose(2, 0, 1)
+        self.images[index] = picture.pixels
         self.digests[index] = picture.sha256
         self.state[index] = ENLARGED if picture.enlarged else WRITTEN  # last: a kill before it packs this one again
 
@@ -175,7 +173,7 @@ class Packing:
             "settings": self.settings,
             "resolution": self.resolution,
             "num_images": len(kept),
-            "how": "upright, largest centred square, resized; filter auto is box for whole factors, Lanczos otherwise",
+            "how": HOW[self.resize_filter == "auto"],
             "sha256": file_sha256(self.partial / "images.npy"),
             "split": {"rule": rule, "val": val},
             "enlarged": num_enlarged,
@@ -197,11 +195,6 @@ class Packing:
         for start in range(0, len(kept), 1024):
             closed[start : start + 1024] = self.images[kept[start : start + 1024]]
         closed.flush()
-
-
-def existing_parent(path: Path) -> Path:
-    """The nearest folder above `path` that exists."""
-    return next(parent for parent in path.absolute().parents if parent.exists())
 
 
 def file_sha256(path: Path) -> str:

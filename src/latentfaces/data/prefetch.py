@@ -1,8 +1,11 @@
-"""The next batch is made while the last one is used."""
+"""The next batch is made while the last one is used, in a thread or in processes."""
 
+import time
 from collections.abc import Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from latentfaces.errors import UserError
 
 DONE = object()
 
@@ -19,6 +22,8 @@ class Prefetched:
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader
+        self.waited = 0.0
+        """Seconds that the consumer has waited for batches."""
 
     def __len__(self) -> int:
         assert isinstance(self.loader, Sized)
@@ -28,6 +33,37 @@ class Prefetched:
         batches = iter(self.loader)
         with ThreadPoolExecutor(1) as thread:
             coming = thread.submit(next, batches, DONE)
-            while (batch := coming.result()) is not DONE:
+            while True:
+                asked = time.perf_counter()
+                batch = coming.result()
+                self.waited += time.perf_counter() - asked
+                if batch is DONE:
+                    return
                 coming = thread.submit(next, batches, DONE)
                 yield batch
+
+
+class Workers:
+    """A loader with worker processes; one that is killed is told in words, with the remedy.
+
+    Args:
+        loader: the library's loader.
+    """
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        assert isinstance(self.loader, Sized)
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a loading process was lost, most often because memory or /dev/shm is full ({error}): lower "
+                "data.num_workers (0 is the fastest for packed data)"
+            ) from error

@@ -90,7 +90,7 @@ class DrawnFaces(Source):
 
     def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
         pixels = draw_face(self.seed * 1_000_003 + index, resolution)  # drawn at this size: nothing is resized
-        return Picture(pixels, False, digest(pixels.tobytes()))
+        return Picture(pixels.transpose(2, 0, 1), False, digest(pixels.tobytes()))
 
 
 class TakenAlong(Source):
