@@ -66,20 +66,22 @@ def check_training(cfg: DictConfig) -> None:
         raise UserError(f"resume={cfg.resume} is not one of {', '.join(RESUME)}")
     if str(cfg.trainer.precision).startswith("16"):
         raise UserError("trainer.precision=16-mixed overflows here: take bf16-mixed, which has float32's range")
-    ModelLimits(cfg).check()
+    ModelLimits(cfg, typed).check()
     check_devices(cfg.trainer)
 
 
 class ModelLimits:
-    """Sizes that must divide one another.
+    """Sizes that must divide one another, and options that need one another.
 
     Args:
         cfg: the composed config of a training.
+        typed: the keys that the person typed.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, cfg: DictConfig, typed: Sequence[str]) -> None:
         self.cfg = cfg
         shape = cfg.model.autoencoder
+        self.typed = typed
         self.downsampling = shape.patch_size * 2 ** (len(shape.multipliers) - 1)
 
     def check(self) -> None:
@@ -91,8 +93,31 @@ class ModelLimits:
                 f"data.resolution={resolution} is not a multiple of the VAE's factor {self.downsampling}: "
                 f"take {nearest}, or another model/autoencoder"
             )
-        if self.cfg.stage == "ldm":
+        if self.cfg.stage == "vae":
+            self.check_loss(resolution // self.downsampling)
+        else:
             self.check_denoiser(resolution // self.downsampling)
+
+    def check_loss(self, latent_side: int) -> None:
+        """Options of the loss that the chosen parts cannot use."""
+        model = self.cfg.model
+        if model.loss.equivariance_weight and latent_side % 2:
+            raise UserError(
+                f"model.loss.equivariance_weight halves latents, and {latent_side}x{latent_side} is odd: "
+                "set it to 0, or choose another data.resolution"
+            )
+        if model.adversary is not None:
+            smallest = 3 * 2**model.adversary.discriminator.num_layers
+            if self.cfg.data.resolution < smallest:
+                raise UserError(
+                    f"the discriminator needs data.resolution={smallest} or more: lower "
+                    "model.adversary.discriminator.num_layers"
+                )
+        for key in self.typed:
+            if "skip_dropout" in key and not model.autoencoder.skip_connections:
+                raise UserError(f"{key} has no effect without model.autoencoder.skip_connections=true")
+            if key == "model.loss.perceptual_weight" and model.loss.perceptual is None:
+                raise UserError(f"{key} has no effect without a perceptual loss: type model/loss=perceptual")
 
     def check_denoiser(self, latent_side: int) -> None:
         """The denoiser's own factor must divide the latent."""

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 GROUPS = {
     "model/autoencoder": "model=vae",
+    "model/loss": "model=vae",
     "annealing": "model=vae",
     "data": "model=vae",
     "model/denoiser": "model=ldm",
@@ -56,7 +57,7 @@ def composed(name: str, overrides: list[str]) -> DictConfig:
 
 
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
-def test_each_option_composes_and_builds(group: str, option: str) -> None:
+def test_each_option_composes_and_builds(group: str, option: str, squeezenet: Path) -> None:
     if (group, option) == ("data", "from_vae"):
         overrides = ["model=ldm"]
     else:
@@ -64,6 +65,11 @@ def test_each_option_composes_and_builds(group: str, option: str) -> None:
         overrides += ["data.root=photos"] if (group, option) == ("data", "folder") else []
     cfg = composed("train", overrides)
     check_types(OmegaConf.to_container(cfg, resolve=True))
+    if (group, option) in (("model/loss", "perceptual"), ("model/loss", "adversarial")):
+        cfg.model.loss.perceptual.net = "squeeze"  # a small file stands for the one from the internet
+        cfg.model.loss.perceptual.weights = str(squeezenet)
+        assert instantiate(cfg.model).loss.perceptual is not None
+        cfg.model.loss.perceptual = None  # it cannot be loaded without memory
     with torch.device("meta"):  # sizes without the memory
         module = instantiate(cfg.model)
     assert sum(p.numel() for p in module.network.parameters()) > 0

@@ -9,7 +9,7 @@ from latentfaces.nn import Downsample, ResBlock, Upsample, group_norm
 
 
 def identity_kernel(conv: nn.Conv2d) -> None:
-    """Make a 3x3 convolution pass its input on."""
+    """Make a convolution pass its input on."""
     nn.init.dirac_(conv.weight)
     nn.init.zeros_(conv.bias)
 
@@ -102,6 +102,54 @@ def test_downsample_keeps_every_second_place() -> None:
     identity_kernel(block.conv)
     x = torch.arange(48.0).view(1, 2, 4, 6)
     assert torch.equal(block(x), x[..., ::2, ::2])
+
+
+def test_downsample_by_the_mean_averages_two_by_two_squares() -> None:
+    block = Downsample(1, "mean")
+    identity_kernel(block.conv)
+    x = torch.tensor([[0.0, 1.0, 10.0, 20.0], [2.0, 5.0, 30.0, 40.0]]).view(1, 1, 2, 4)
+    assert block(x).flatten().tolist() == [2.0, 25.0]
+
+
+def test_downsample_by_unshuffling_sees_every_pixel_of_a_square() -> None:
+    block = Downsample(2, "unshuffle")
+    with torch.no_grad():
+        nn.init.zeros_(block.conv.weight)
+        # Left and right of the upper row of channel 0 to channel 0, lower right of channel 1 to channel 1.
+        block.conv.weight[0, :2, 0, 0] = torch.tensor([1.0, 100.0])
+        block.conv.weight[1, 7, 0, 0] = 1.0
+        nn.init.zeros_(block.conv.bias)
+    x = torch.arange(32.0).view(1, 2, 4, 4)
+    assert torch.equal(block(x)[0, 0], x[0, 0, ::2, ::2] + 100 * x[0, 0, ::2, 1::2])
+    assert torch.equal(block(x)[0, 1], x[0, 1, 1::2, 1::2])
+
+
+def test_bilinear_upsample_goes_from_one_value_to_the_next_by_quarters() -> None:
+    block = Upsample(1, "bilinear")
+    identity_kernel(block.conv)
+    x = torch.tensor([[0.0, 4.0, 12.0]]).view(1, 1, 1, 3)
+    row = [0.0, 1.0, 3.0, 6.0, 10.0, 12.0]  # the centres of new pixels lie a quarter of the way between the old ones
+    assert block(x)[0, 0].tolist() == [row, row]
+
+
+def test_upsample_by_shuffling_unfolds_channels_into_squares() -> None:
+    block = Upsample(1, "shuffle")
+    with torch.no_grad():
+        nn.init.zeros_(block.conv.weight)
+        block.conv.weight[:, 0, 1, 1] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        nn.init.zeros_(block.conv.bias)
+    x = torch.tensor([[1.0, 10.0]]).view(1, 1, 1, 2)
+    assert block(x)[0, 0].tolist() == [[1.0, 2.0, 10.0, 20.0], [3.0, 4.0, 30.0, 40.0]]
+
+
+def test_upsample_by_shuffling_starts_with_four_equal_pixels_per_square() -> None:
+    torch.manual_seed(0)
+    block = Upsample(3, "shuffle")
+    out = block(torch.randn(2, 3, 4, 5))
+    corners = out[..., ::2, ::2]
+    assert torch.equal(out, corners.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2))
+    assert corners.std((0, 2, 3)).min() > 0.1
+    assert len({tuple(channel.flatten().tolist()) for channel in corners[0]}) == 3
 
 
 @pytest.mark.parametrize(

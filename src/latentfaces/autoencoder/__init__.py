@@ -1,7 +1,28 @@
 """Stage 1: images <-> latents."""
 
-from latentfaces.autoencoder.losses import VAELoss, VAELossTerms
+from latentfaces.autoencoder.discriminator import (
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+)
+from latentfaces.autoencoder.losses import Distortion, Rate, VAELoss
+from latentfaces.autoencoder.perceptual import PerceptualDistance
 from latentfaces.autoencoder.posterior import DiagonalGaussian
-from latentfaces.autoencoder.vae import VAE, Decoder, Encoder
+from latentfaces.autoencoder.vae import VAE, Decoder, Encoder, Skips
 
-__all__ = ["VAE", "Decoder", "DiagonalGaussian", "Encoder", "VAELoss", "VAELossTerms"]
+__all__ = [
+    "VAE",
+    "Decoder",
+    "DiagonalGaussian",
+    "Distortion",
+    "Encoder",
+    "PatchDiscriminator",
+    "PerceptualDistance",
+    "Rate",
+    "Skips",
+    "VAELoss",
+    "adaptive_weight",
+    "discriminator_loss",
+    "generator_loss",
+]

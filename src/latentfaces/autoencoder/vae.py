@@ -1,100 +1,187 @@
 """The variational autoencoder: images <-> latents (Kingma & Welling 2014; the shape of Rombach et al. 2022)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from latentfaces.autoencoder.posterior import DiagonalGaussian
-from latentfaces.nn import Downsample, ResBlock, SelfAttention2d, Upsample, group_norm
+from latentfaces.nn import (
+    Downsample,
+    Downsampling,
+    ResBlock,
+    SelfAttention2d,
+    Upsample,
+    Upsampling,
+    group_norm,
+    zero_init,
+)
+
+Output = Literal["tanh", "linear"]
+Skips = list[Tensor]
+"""Features of the encoder, finest first: (b, channels, R / patch_size, ...), each following one of half the size."""
 
 
-def middle(channels: int, attention: bool) -> nn.Sequential:
-    """The blocks at the lowest resolution: residual, attention (if wanted), residual."""
-    between = [SelfAttention2d(channels)] if attention else []
-    return nn.Sequential(ResBlock(channels, channels), *between, ResBlock(channels, channels))
+@dataclass(frozen=True)
+class Shape:
+    """What encoder and decoder have in common; for the fields see `VAE`."""
 
+    latent_channels: int
+    channels: int
+    multipliers: Sequence[int]
+    num_blocks: int | Sequence[int]
+    attention: bool
+    attention_levels: Collection[int]
+    patch_size: int
+    downsample: Downsampling
+    upsample: Upsampling
+    output: Output
+    skip_connections: bool
+    gradient_checkpointing: bool
 
-def levels(widths: Sequence[int], num_blocks: int, resample: type[Downsample] | type[Upsample]) -> nn.Sequential:
-    """`num_blocks` residual blocks of each width, resampling in between."""
-    layers: list[nn.Module] = []
-    for level, out in enumerate(widths):
-        before = widths[max(level - 1, 0)]
-        if level > 0:
-            layers.append(resample(before))
-        layers += [ResBlock(before if block == 0 else out, out) for block in range(num_blocks)]
-    return nn.Sequential(*layers)
+    def __post_init__(self) -> None:
+        for name, kind in (("downsample", Downsampling), ("upsample", Upsampling), ("output", Output)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
+        levels = len(self.multipliers)
+        if not isinstance(self.num_blocks, int) and len(self.num_blocks) != levels:
+            raise ValueError(
+                f"num_blocks={list(self.num_blocks)} must be one number, or one for each of {levels} levels"
+            )
+        if min([self.num_blocks] if isinstance(self.num_blocks, int) else self.num_blocks, default=0) < 1:
+            raise ValueError(f"num_blocks={self.num_blocks} must be at least 1 in each level")
+        beyond = [level for level in self.attention_levels if not 0 <= level < levels]
+        if beyond:
+            raise ValueError(f"attention_levels={beyond}: with {levels} multipliers levels are 0 to {levels - 1}")
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, finest first."""
+        return [self.channels * multiplier for multiplier in self.multipliers]
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per side of a latent."""
+        return self.patch_size * 2 ** (len(self.multipliers) - 1)
+
+    def level(self, number: int, in_channels: int) -> nn.Sequential:
+        """The blocks of one level."""
+        out = self.widths[number]
+        count = self.num_blocks if isinstance(self.num_blocks, int) else self.num_blocks[number]
+        layers: list[nn.Module] = []
+        for block in range(count):
+            layers.append(ResBlock(in_channels if block == 0 else out, out))
+            if number in self.attention_levels:
+                layers.append(SelfAttention2d(out))
+        return nn.Sequential(*layers)
+
+    def middle(self) -> nn.Sequential:
+        """The blocks at the lowest resolution: residual, attention (if wanted), residual."""
+        width = self.widths[-1]
+        between = [SelfAttention2d(width)] if self.attention else []
+        return nn.Sequential(ResBlock(width, width), *between, ResBlock(width, width))
+
+    def run(self, layers: nn.Module, x: Tensor) -> Tensor:
+        """`layers(x)`; with gradient checkpointing computed again in the backward pass rather than kept in memory."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            result: Tensor = checkpoint(layers, x, use_reentrant=False)
+            return result
+        return layers(x)
 
 
 class Encoder(nn.Module):
-    """Images (b, 3, R, R) in [-1, 1] -> moments (b, 2 * latent_channels, R / f, R / f).
+    """Images (b, 3, R, R) in [-1, 1] -> moments (b, 2 * latent_channels, R / f, R / f)."""
 
-    Args:
-        latent_channels: channels of a latent.
-        channels: channels of the first level.
-        multipliers: channels of each level as multiples of `channels`; each level after the first halves R.
-        num_blocks: residual blocks per level.
-        attention: self-attention in the middle.
-        patch_size: pixels per side folded into channels before the first level: cheap where pixels are many.
-    """
-
-    def __init__(
-        self,
-        latent_channels: int,
-        channels: int,
-        multipliers: Sequence[int],
-        num_blocks: int,
-        attention: bool,
-        patch_size: int,
-    ) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        widths = [channels * m for m in multipliers]
-        self.stem = nn.Conv2d(3 * patch_size**2, widths[0], 3, padding=1)
-        self.levels = levels(widths, num_blocks, Downsample)
-        self.middle = middle(widths[-1], attention)
+        self.shape = shape
+        widths = shape.widths
+        self.stem = nn.Conv2d(3 * shape.patch_size**2, widths[0], 3, padding=1)
+        self.levels = nn.ModuleList(shape.level(n, widths[max(n - 1, 0)]) for n in range(len(widths)))
+        self.downs = nn.ModuleList(Downsample(width, shape.downsample) for width in widths[:-1])
+        self.middle = shape.middle()
         self.head = nn.Sequential(
-            group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1)
+            group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], 2 * shape.latent_channels, 3, padding=1)
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        patches = F.pixel_unshuffle(images, self.patch_size)
-        return self.head(self.middle(self.levels(self.stem(patches))))
+        return self.with_skips(images)[0]
+
+    def with_skips(self, images: Tensor) -> tuple[Tensor, Skips]:
+        """The moments, and the features of every level but the lowest, whose size the latents have."""
+        x = self.stem(F.pixel_unshuffle(images, self.shape.patch_size))
+        skips: Skips = []
+        for number, level in enumerate(self.levels):
+            x = self.shape.run(level, x)
+            if number < len(self.downs):
+                skips.append(x)
+                x = self.downs[number](x)
+        return self.head(self.shape.run(self.middle, x)), skips
 
 
 class Decoder(nn.Module):
-    """Latents (b, latent_channels, R / f, R / f) -> images (b, 3, R, R) in [-1, 1] (Tanh); arguments as `Encoder`."""
+    """Latents (b, latent_channels, h, w), with or without skips -> images (b, 3, f h, f w) in [-1, 1]."""
 
-    def __init__(
-        self,
-        latent_channels: int,
-        channels: int,
-        multipliers: Sequence[int],
-        num_blocks: int,
-        attention: bool,
-        patch_size: int,
-    ) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        widths = [channels * m for m in reversed(multipliers)]
-        self.stem = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
-        self.middle = middle(widths[0], attention)
-        self.levels = levels(widths, num_blocks, Upsample)
+        self.shape = shape
+        widths = shape.widths
+        self.stem = nn.Conv2d(shape.latent_channels, widths[-1], 3, padding=1)
+        self.middle = shape.middle()
+        numbers = range(len(widths) - 1, -1, -1)
+        self.levels = nn.ModuleList(shape.level(n, widths[min(n + 1, len(widths) - 1)]) for n in numbers)
+        self.ups = nn.ModuleList(Upsample(width, shape.upsample) for width in reversed(widths[1:]))
         self.head = nn.Sequential(
-            group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], 3 * patch_size**2, 3, padding=1)
+            group_norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 3 * shape.patch_size**2, 3, padding=1)
         )
+        # Added, not concatenated: without skips the same decoder works, and at the start of training they say nothing.
+        into = list(zip(reversed(widths[:-1]), reversed(widths[1:]), strict=True)) if shape.skip_connections else []
+        self.skips = nn.ModuleList(zero_init(nn.Conv2d(fine, coarse, 1, bias=False)) for fine, coarse in into)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        patches = self.head(self.levels(self.middle(self.stem(latents))))
-        return torch.tanh(F.pixel_shuffle(patches, self.patch_size).float())
+    @property
+    def last_layer(self) -> Tensor:
+        """The weights nearest to the pixels."""
+        weight: Tensor = self.head[-1].weight  # type: ignore[assignment]
+        return weight
+
+    def forward(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
+        """Decode; `skips` (as `Encoder.with_skips` gives them) keep what the latents have no room for."""
+        if skips is not None and not self.shape.skip_connections:
+            raise ValueError("this VAE was built without skip connections (model.autoencoder.skip_connections=false)")
+        x = self.shape.run(self.middle, self.stem(latents))
+        for number, level in enumerate(self.levels):
+            if number > 0:
+                x = self.ups[number - 1](x)
+                if skips is not None:
+                    x = x + self.skips[number - 1](skips[-number])
+            x = self.shape.run(level, x)
+        images = F.pixel_shuffle(self.head(x), self.shape.patch_size).float()
+        return torch.tanh(images) if self.shape.output == "tanh" else images
 
 
 class VAE(nn.Module):
     """Images (b, 3, R, R) in [-1, 1] <-> latents (b, latent_channels, R / f, R / f), f = `downsampling`.
 
     `latent_mean` and `latent_std` (latent_channels, 1, 1) are measured in training and travel with the weights, so
-    that the diffusion model always sees latents of mean 0 and standard deviation 1. For the arguments see `Encoder`.
+    that the diffusion model always sees latents of mean 0 and standard deviation 1.
+
+    Args:
+        latent_channels: channels of a latent.
+        channels: channels of the first level.
+        multipliers: channels of each level as multiples of `channels`; each level after the first halves R.
+        num_blocks: residual blocks per level: one number, or one for each level.
+        attention: self-attention in the middle, at the lowest resolution.
+        attention_levels: levels, counted from 0 at the finest, with self-attention after each block.
+        patch_size: pixels per side folded into channels before the first level: cheap where pixels are many.
+        downsample: "strided", "mean" or "unshuffle" (see `Downsample`).
+        upsample: "nearest", "bilinear" or "shuffle" (see `Upsample`).
+        output: "tanh" keeps images within [-1, 1]; "linear" lets them leave it, and pictures are then clipped.
+        skip_connections: the decoder can also take the encoder's features (see `decode`).
+        gradient_checkpointing: less memory, about a third more time in training.
     """
 
     latent_mean: Tensor
@@ -105,34 +192,73 @@ class VAE(nn.Module):
         latent_channels: int = 4,
         channels: int = 64,
         multipliers: Sequence[int] = (1, 2, 4),
-        num_blocks: int = 2,
+        num_blocks: int | Sequence[int] = 2,
         attention: bool = True,
+        attention_levels: Collection[int] = (),
         patch_size: int = 1,
+        downsample: Downsampling = "strided",
+        upsample: Upsampling = "nearest",
+        output: Output = "tanh",
+        skip_connections: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.latent_channels = latent_channels
-        self.downsampling = patch_size * 2 ** (len(multipliers) - 1)
-        shape = (latent_channels, channels, multipliers, num_blocks, attention, patch_size)
-        self.encoder = Encoder(*shape)
-        self.decoder = Decoder(*shape)
+        shape = Shape(
+            latent_channels,
+            channels,
+            multipliers,
+            num_blocks,
+            attention,
+            attention_levels,
+            patch_size,
+            downsample,
+            upsample,
+            output,
+            skip_connections,
+            gradient_checkpointing,
+        )
+        self.latent_channels, self.downsampling = latent_channels, shape.downsampling
+        self.skip_connections = skip_connections
+        self.encoder, self.decoder = Encoder(shape), Decoder(shape)
         self.register_buffer("latent_mean", torch.zeros(latent_channels, 1, 1))
         self.register_buffer("latent_std", torch.ones(latent_channels, 1, 1))
 
     def encode(self, images: Tensor) -> DiagonalGaussian:
         """Images (b, 3, R, R) -> the posterior over latents; R must be a multiple of `downsampling`."""
+        return self.encode_with_skips(images)[0]
+
+    def encode_with_skips(self, images: Tensor) -> tuple[DiagonalGaussian, Skips]:
+        """The posterior, and the encoder's features for `decode`."""
         height, width = images.shape[-2:]
         if height % self.downsampling or width % self.downsampling:
             raise ValueError(f"images of {height}x{width} are not a multiple of the VAE's factor {self.downsampling}")
-        return DiagonalGaussian.from_moments(self.encoder(images))
+        moments, skips = self.encoder.with_skips(images)
+        return DiagonalGaussian.from_moments(moments), skips
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents (b, latent_channels, h, w) -> images (b, 3, f h, f w) in [-1, 1]."""
-        return self.decoder(latents)
+    def decode(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
+        """Latents (b, latent_channels, h, w) -> images (b, 3, f h, f w) in [-1, 1].
 
-    def forward(self, images: Tensor) -> tuple[Tensor, DiagonalGaussian]:
-        """Encode, draw, decode: reconstructions (b, 3, R, R) and the posterior."""
-        posterior = self.encode(images)
-        return self.decode(posterior.sample()), posterior
+        A generated latent has no skips. Those of a real photo keep, in a reconstruction or an edit, the detail that
+        the latent has no room for; scaled by a number in [0, 1] they count for as much.
+        """
+        return self.decoder(latents, skips)
+
+    def forward(self, images: Tensor, skip_dropout: float = 1.0) -> tuple[Tensor, DiagonalGaussian, Tensor]:
+        """Encode, draw, decode.
+
+        Args:
+            images: (b, 3, R, R).
+            skip_dropout: probability that a sample is decoded without skips; 1 for a VAE without them.
+
+        Returns:
+            Reconstructions (b, 3, R, R), the posterior, and the draw that was decoded.
+        """
+        posterior, skips = self.encode_with_skips(images)
+        latents = posterior.sample()
+        if not self.skip_connections:
+            return self.decode(latents), posterior, latents
+        kept = (torch.rand(len(images), 1, 1, 1, device=images.device) >= skip_dropout).float()
+        return self.decode(latents, [kept * skip for skip in skips]), posterior, latents
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Latents as the decoder knows them -> mean 0, standard deviation 1 per channel."""

@@ -1,9 +1,15 @@
 """Convolutional blocks on feature maps (b, channels, h, w)."""
 
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentfaces.nn.normalization import group_norm, zero_init
+
+Downsampling = Literal["strided", "mean", "unshuffle"]
+Upsampling = Literal["nearest", "bilinear", "shuffle"]
 
 
 class ResBlock(nn.Module):
@@ -38,22 +44,51 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width with a strided 3x3 convolution."""
+    """Halve height and width.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: channels before and after.
+        how: "strided" 3x3 convolution; "mean" of 2x2, then a 3x3 convolution; or "unshuffle": 2x2 pixels folded into
+            channels, then a 1x1 convolution (nothing is lost before it).
+    """
+
+    def __init__(self, channels: int, how: Downsampling = "strided") -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.how = how
+        if how == "unshuffle":
+            self.conv = nn.Conv2d(4 * channels, channels, 1)
+        else:
+            self.conv = nn.Conv2d(channels, channels, 3, stride=2 if how == "strided" else 1, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.how == "mean":
+            x = F.avg_pool2d(x, 2)
+        elif self.how == "unshuffle":
+            x = F.pixel_unshuffle(x, 2)
         return self.conv(x)
 
 
 class Upsample(nn.Module):
-    """Double height and width by nearest neighbours, then a 3x3 convolution (no checkerboard: Odena et al. 2016)."""
+    """Double height and width.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: channels before and after.
+        how: "nearest" neighbours or "bilinear", then a 3x3 convolution (no checkerboard: Odena et al. 2016); or
+            "shuffle": a 3x3 convolution to four times the channels, unfolded into 2x2 pixels (Shi et al. 2016).
+    """
+
+    def __init__(self, channels: int, how: Upsampling = "nearest") -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.how = how
+        self.conv = nn.Conv2d(channels, 4 * channels if how == "shuffle" else channels, 3, padding=1)
+        if how == "shuffle":
+            # The four pixels of a square start equal, so that no checkerboard is there to be unlearned.
+            with torch.no_grad():
+                self.conv.weight.copy_(self.conv.weight[::4].repeat_interleave(4, dim=0))
+                assert self.conv.bias is not None
+                self.conv.bias.copy_(self.conv.bias[::4].repeat_interleave(4, dim=0))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        if self.how == "shuffle":
+            return F.pixel_shuffle(self.conv(x), 2)
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode=self.how))
