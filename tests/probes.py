@@ -23,7 +23,7 @@ class KillAt(Callback):
 
 
 class GradientProbe(Callback):
-    """Writes what each rank saw in its first step: images, a draw of noise, gradients."""
+    """Writes what each rank saw in its first step: images, a draw of noise, gradients; and at the end the adversary."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -39,3 +39,16 @@ class GradientProbe(Callback):
             self.seen["noise"] = torch.randn(4)  # the next draw of a stream that the step has drawn from
             self.folder.mkdir(exist_ok=True)
             torch.save(self.seen, self.folder / f"{trainer.global_rank}.pt")
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.save_adversary(trainer, module, "start")
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.save_adversary(trainer, module, "end")
+
+    def save_adversary(self, trainer: Trainer, module: LightningModule, when: str) -> None:
+        """Write the discriminator's weights, where there is one."""
+        if getattr(module, "adversary", None) is not None:
+            self.folder.mkdir(exist_ok=True)
+            weights = module.adversary.discriminator.state_dict()  # type: ignore[union-attr]
+            torch.save(weights, self.folder / f"adversary_{when}_{trainer.global_rank}.pt")

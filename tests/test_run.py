@@ -146,6 +146,7 @@ def test_config_builds_parts_within_parts() -> None:
         "latentfaces.data.Photos",
         "latentfaces.autoencoder.vae.torch.load",
         "latentfaces.autoencoder.vae",
+        "latentfaces.autoencoder.PerceptualDistance",  # which reads a file
         "latentfaces.autoencoder.__builtins__",
         "latentfaces.diffusion.__loader__",
         "",

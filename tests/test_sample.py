@@ -10,6 +10,7 @@ import torch
 from commands import SHORT, TINY_LDM, TINY_VAE, Command, run_command
 from PIL import Image
 
+from latentfaces.autoencoder import Decoder, Skips
 from latentfaces.diffusion import EulerSampler
 from latentfaces.pipeline import FacePipeline
 
@@ -116,3 +117,26 @@ def test_pictures_are_never_overwritten(sample: Command, capfd: pytest.CaptureFi
     with pytest.raises(SystemExit):
         sample("num_images=1", "output=pictures")
     assert "output=pictures" in capfd.readouterr().err
+
+
+def test_skips_serve_photos_and_never_new_faces(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_command("train.py", *TINY_VAE, *SHORT, "model.autoencoder.skip_connections=true", "name=skips")
+    run_command("sample.py", "run=outputs/vae/skips", "task=reconstruct", "num_images=3", "output=photos")
+    printed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line}
+    assert {"psnr", "ssim", "psnr_with_skips", "ssim_with_skips"} <= printed
+    width, height = Image.open("photos/grid.png").size
+    assert width == height  # three columns of photo, reconstruction, reconstruction with skips
+    run_command("train.py", *TINY_LDM, *SHORT, "name=skips")
+    seen: list[object] = []
+    forward = Decoder.forward
+
+    def spy(self: Decoder, latents: torch.Tensor, skips: Skips | None = None) -> torch.Tensor:
+        seen.append(skips)
+        return forward(self, latents, skips)
+
+    monkeypatch.setattr(Decoder, "forward", spy)
+    for task, output in (("generate", "faces"), ("interpolate", "row")):
+        run_command("sample.py", "run=skips", f"task={task}", "num_images=2", f"output={output}", "sampler.num_steps=2")
+    assert seen == [None, None]

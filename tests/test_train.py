@@ -102,6 +102,27 @@ REFUSED = {
     "a word for a number": (["model=vae", "model.autoencoder.channels=abc"], "model.autoencoder.channels=abc"),
     "a trainer's word for a number": (["model=vae", "trainer.max_steps=abc"], "max_steps"),
     "a resolution that does not divide": (["model=vae", "data=synthetic", "data.resolution=50"], "data.resolution=50"),
+    "skip dropout without skips": (
+        ["model=vae", "data=synthetic", "model.skip_dropout.end=0.5"],
+        "skip_connections=true",
+    ),
+    "a weight of nothing": (["model=vae", "data=synthetic", "model.loss.perceptual_weight=2"], "model/loss=perceptual"),
+    "pictures too small for the discriminator": (
+        ["model=vae", "data=synthetic", "data.resolution=16", "model/loss=adversarial"],
+        "data.resolution=24 or more",
+    ),
+    "odd latents to be halved": (
+        ["model=vae", "data=synthetic", "data.resolution=20", "model.loss.equivariance_weight=1"],
+        "5x5 is odd",
+    ),
+    "blocks for another number of levels": (
+        ["model=vae", "data=synthetic", "model.autoencoder.num_blocks=[1,2]"],
+        "num_blocks=[1, 2]",
+    ),
+    "perceptual weights that are not there": (
+        ["model=vae", "data=synthetic", "model/loss=perceptual", "model.loss.perceptual.weights=nowhere.pth"],
+        "model.loss.perceptual.weights=nowhere.pth",
+    ),
     "photos that are not there": (["model=vae", "data=folder", "data.root=nowhere"], "data.root=nowhere"),
     "no trained VAE": (["model=ldm"], "train.py model=vae"),
     "more devices than there are": ([*TINY_VAE, "trainer.devices=64"], "trainer.devices=64"),
@@ -139,20 +160,100 @@ def test_a_finished_run_is_not_overwritten(train: Command, workplace: Path, capf
     assert {path: path.read_bytes() for path in Path("outputs/vae/done").rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.ddp
-def test_two_processes_share_data_and_agree_on_gradients(workplace: Path) -> None:
+ADVERSARIAL = [
+    "model/loss=adversarial",
+    "model.loss.perceptual.net=squeeze",
+    "model.adversary.start_step=2",
+    "model.adversary.discriminator.channels=8",
+    "model.adversary.discriminator.num_layers=1",
+    "data.resolution=32",
+]
+
+
+def test_a_killed_adversarial_run_goes_on_bit_for_bit(train: Command, workplace: Path, squeezenet: Path) -> None:
+    arguments = [*TINY_VAE, *SHORT, *ADVERSARIAL, f"model.loss.perceptual.weights={squeezenet}", "trainer.max_steps=6"]
+    train(*arguments, "name=straight")
+    killed = subprocess.run(
+        [sys.executable, ROOT / "train.py", *arguments, "name=killed", "callbacks.last.every_n_train_steps=1",
+         "+callbacks.kill._target_=probes.KillAt", "+callbacks.kill.step=5"],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert killed.returncode == -9
+    train(*arguments, "name=killed", "resume=true")
+    straight, resumed = checkpoint("vae/straight"), checkpoint("vae/killed")
+    assert straight["global_step"] == 6  # steps of the VAE, not of both optimisers
+    for key in ("state_dict", "optimizer_states", "adversary"):
+        assert_equal(resumed[key], straight[key], key)
+    assert_equal(ema_of(resumed), ema_of(straight))
+    assert max(state["step"] for state in straight["adversary"]["optimizer"]["state"].values()) == 4  # steps 2 to 5
+
+
+def test_the_adversary_takes_one_step_for_several_batches(train: Command, workplace: Path, squeezenet: Path) -> None:
+    weights = f"model.loss.perceptual.weights={squeezenet}"
+    train(*TINY_VAE, *SHORT, *ADVERSARIAL, weights, "name=accumulated", "trainer.accumulate_grad_batches=2")
+    state = checkpoint("vae/accumulated")
+    assert state["global_step"] == 4
+    assert max(step["step"] for step in state["adversary"]["optimizer"]["state"].values()) == 2
+
+
+def test_best_weights_are_of_the_time_with_the_adversary(train: Command, workplace: Path, squeezenet: Path) -> None:
+    weights = f"model.loss.perceptual.weights={squeezenet}"
+    train(*TINY_VAE, *SHORT, *ADVERSARIAL, weights, "name=sharp", "model.adversary.weight=1000", "trainer.max_steps=6")
+    result = json.loads(Path("outputs/vae/sharp/result.json").read_text())
+    rows = [row for row in Path("outputs/vae/sharp/metrics.csv").read_text().splitlines() if row]
+    column, step = rows[0].split(",").index("val/loss"), rows[0].split(",").index("step")
+    losses = {int(row.split(",")[step]): float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]}
+    assert result["val/best_loss"] == pytest.approx(min(loss for at, loss in losses.items() if at > 2), rel=1e-4)
+
+
+def train_on_two(*arguments: str) -> None:
+    """Run train.py on two processes, with a probe."""
     done = subprocess.run(
-        [sys.executable, ROOT / "train.py", *TINY_VAE, *SHORT, "name=two", "trainer.devices=2", "strategy=ddp",
-         "trainer.accelerator=cpu", "data.batch_size=4", "+callbacks.probe._target_=probes.GradientProbe",
-         "+callbacks.probe.folder=probe"],
+        [sys.executable, ROOT / "train.py", *arguments, "trainer.devices=2", "strategy=ddp", "trainer.accelerator=cpu",
+         "data.batch_size=4", "+callbacks.probe._target_=probes.GradientProbe", "+callbacks.probe.folder=probe"],
         env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.ddp
+def test_two_processes_share_data_and_agree_on_gradients(workplace: Path) -> None:
+    train_on_two(*TINY_VAE, *SHORT, "name=two")
     ranks = [torch.load(f"probe/{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert_equal(ranks[0]["gradients"], ranks[1]["gradients"])
     assert not torch.equal(ranks[0]["images"], ranks[1]["images"])
     assert not torch.equal(ranks[0]["noise"], ranks[1]["noise"])
     assert checkpoint("vae/two")["global_step"] == 4
+
+
+@pytest.mark.ddp
+def test_two_processes_have_one_adversary_and_one_vae(workplace: Path, squeezenet: Path) -> None:
+    weights = f"model.loss.perceptual.weights={squeezenet}"
+    train_on_two(*TINY_VAE, *SHORT, *ADVERSARIAL, weights, "model.adversary.start_step=0", "name=two")
+    ranks = [torch.load(f"probe/{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert_equal(ranks[0]["gradients"], ranks[1]["gradients"])
+    start, first, second = (
+        torch.load(f"probe/adversary_{name}.pt", weights_only=True) for name in ("start_0", "end_0", "end_1")
+    )
+    assert_equal(first, second)  # they saw different pictures: only averaged gradients keep them equal
+    assert not any(torch.equal(first[name], start[name]) for name in start if name.endswith("weight"))
+    assert checkpoint("vae/two")["global_step"] == 4
+
+
+@pytest.mark.ddp
+def test_two_processes_make_the_latent_cache_that_one_makes(train: Command, workplace: Path) -> None:
+    train(*TINY_VAE, *SHORT, "data.num_images=160", "name=faces")
+
+    def cache() -> bytes:
+        (path,) = Path("data").glob("*/latents-*.npy")
+        content = path.read_bytes()
+        path.unlink()
+        return content
+
+    train_on_two(*TINY_LDM, *SHORT, "name=two")
+    shared = cache()
+    train(*TINY_LDM, *SHORT, "name=one")
+    assert shared == cache()
 
 
 @pytest.mark.slow

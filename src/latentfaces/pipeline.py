@@ -88,9 +88,17 @@ class FacePipeline:
         with self.autocast():
             return self.vae.decode(self.vae.denormalize(latents))
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Images (n, 3, R, R) in [-1, 1] -> what the VAE makes of them, likewise."""
-        return self.decode(self.encode(images))
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, skips: float = 0.0) -> Tensor:
+        """Images (n, 3, R, R) in [-1, 1] -> what the VAE makes of them, likewise.
+
+        Args:
+            images: the photos.
+            skips: strength, in [0, 1], of the VAE's skip connections: at 0 the latents say everything.
+        """
+        with self.autocast():
+            posterior, features = self.vae.encode_with_skips(images.to(self.device))
+            return self.vae.decode(posterior.mode(), [skips * feature for feature in features] if skips else None)
 
     def faces_from_noise(self, noise: Tensor, sampler: Sampler, batch_size: int = 64) -> Iterator[Tensor]:
         """Noise (n, c, h, w) -> batches of faces (b, 3, R, R) uint8 on the CPU."""

@@ -15,7 +15,10 @@ from torch import nn
 from latentfaces.errors import UserError
 
 CONFIG, RESULT = "config.yaml", "result.json"
-BUILDABLE = ("latentfaces.autoencoder", "latentfaces.diffusion")
+BUILDABLE = {
+    "latentfaces.autoencoder": {"VAE"},
+    "latentfaces.diffusion": {"Denoiser", "DiT", "RectifiedFlow", "UNet"},
+}
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class Run:
         """Whether training came to its end."""
         return (self.folder / RESULT).exists()
 
-    def result(self) -> dict[str, float]:
-        """The final metrics of a finished run."""
+    def result(self) -> dict[str, Any]:
+        """What a finished run came to: metrics and verdict."""
         return json.loads((self.folder / RESULT).read_text())
 
     def module(self, node: str, weights: str) -> Any:
@@ -134,7 +137,6 @@ def build(node: Any) -> Any:
     if "_target_" not in node:
         return arguments
     module_name, _, class_name = str(node["_target_"]).rpartition(".")
-    module = importlib.import_module(module_name) if module_name in BUILDABLE else None
-    if module is None or class_name not in module.__all__:
+    if class_name not in BUILDABLE.get(module_name, ()):
         raise UserError(f"{CONFIG} asks for {node['_target_']}, which is not a part of latentfaces that may be built")
-    return getattr(module, class_name)(**arguments)
+    return getattr(importlib.import_module(module_name), class_name)(**arguments)

@@ -1,6 +1,6 @@
 """What the LightningModules add to the parts: statistics, seeds, guards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from latentfaces.annealing import Linear, WarmupDecay
-from latentfaces.autoencoder import VAE, DiagonalGaussian, VAELoss
+from latentfaces.autoencoder import VAE, VAELoss
 from latentfaces.diffusion import Denoiser, DenoisingLoss, EulerSampler, LogitNormalTime, RectifiedFlow, UNet
+from latentfaces.evaluation import reconstruction_metrics
 from latentfaces.training import LatentDiffusionModule, NonFiniteLossError, VAEModule
-from latentfaces.training.vae_module import LatentMoments
 
 
 def same(value: Tensor, reduce_op: str) -> Tensor:
@@ -37,31 +37,112 @@ def vae_module() -> VAEModule:
 def logged(module: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What the module logs from now on."""
     seen: dict[str, float] = {}
-    monkeypatch.setattr(module, "log_dict", lambda values, **_: seen.update({k: float(v) for k, v in values.items()}))
+
+    def log_dict(values: Mapping[str, Tensor | float], **_: Any) -> None:
+        seen.update({name: torch.as_tensor(value).item() for name, value in values.items()})
+
+    monkeypatch.setattr(module, "log_dict", log_dict)
     monkeypatch.setattr(module, "log", lambda name, value, **_: seen.update({name: float(value)}))
     return seen
 
 
-def test_latent_statistics_are_those_of_draws(vae_module: VAEModule) -> None:
-    torch.manual_seed(1)
-    posteriors = [DiagonalGaussian(3 * torch.randn(5, 3, 4, 4) + 2, 0.5 * torch.randn(5, 3, 4, 4)) for _ in range(3)]
-    moments = LatentMoments(3)
-    for posterior in posteriors:
-        moments.update(posterior)
-    moments.write_to(vae_module.autoencoder, same)
-    draws = torch.cat([p.sample() for p in posteriors for _ in range(400)])
-    assert torch.allclose(vae_module.autoencoder.latent_mean, draws.mean((0, 2, 3), keepdim=True)[0], atol=0.03)
-    assert torch.allclose(vae_module.autoencoder.latent_std, draws.std((0, 2, 3))[:, None, None], atol=0.03)
+@torch.no_grad()
+def validate(module: VAEModule, *batches: Tensor) -> None:
+    """What Lightning does with the module in a validation."""
+    module._trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=same))  # type: ignore[assignment]
+    module.on_validation_epoch_start()
+    for number, batch in enumerate(batches):
+        module.validation_step(batch, number)
+    module.on_validation_epoch_end()
 
 
-def test_statistics_forget_the_last_validation(vae_module: VAEModule) -> None:
-    moments = LatentMoments(3)
-    moments.update(DiagonalGaussian(torch.full((2, 3, 2, 2), 50.0), torch.zeros(2, 3, 2, 2)))
-    moments.reset()
-    moments.update(DiagonalGaussian(torch.full((2, 3, 2, 2), 4.0), torch.zeros(2, 3, 2, 2)))
-    moments.write_to(vae_module.autoencoder, same)
-    assert torch.allclose(vae_module.autoencoder.latent_mean, torch.full((3, 1, 1), 4.0))
-    assert torch.allclose(vae_module.autoencoder.latent_std, torch.ones(3, 1, 1))
+def test_validation_measures_the_latents_that_stage_2_will_see(
+    vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = logged(vae_module, monkeypatch)
+    vae = vae_module.autoencoder
+    images = torch.rand(6, 3, 16, 16) * 2 - 1
+    validate(vae_module, torch.rand(3, 3, 16, 16))  # the last validation's photos must not count
+    validate(vae_module, images[:4], images[4:])
+    with torch.no_grad():
+        posterior = vae.encode(images)
+    draws = torch.cat([posterior.sample() for _ in range(1000)])
+    assert torch.allclose(vae.latent_mean, draws.mean((0, 2, 3), keepdim=True)[0], atol=0.02)
+    assert torch.allclose(vae.latent_std, draws.std((0, 2, 3))[:, None, None], atol=0.02)
+    assert seen["health/latent_std_2"] == pytest.approx(vae.latent_std[2].item())
+
+
+def test_verdict_is_on_the_last_validation_and_says_nothing_before(
+    vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged(vae_module, monkeypatch)
+    assert vae_module.verdict() is None
+    assert vae_module.healthy
+    for parameter in vae_module.autoencoder.encoder.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    validate(vae_module, torch.rand(4, 3, 16, 16))
+    assert vae_module.verdict() == "posterior collapse in 3 of 3 channels: lower model.kl_weight.end"
+    assert not vae_module.healthy
+
+
+@pytest.fixture
+def skip_module() -> VAEModule:
+    """A module whose VAE has skip connections that say something."""
+    torch.manual_seed(0)
+    vae = VAE(3, channels=8, multipliers=[1, 2], num_blocks=1, attention=False, skip_connections=True)
+    torch.nn.init.normal_(vae.decoder.skips[0].weight)
+    optimizer = partial(torch.optim.AdamW, lr=1e-3)
+    return VAEModule(
+        vae, VAELoss("mse"), Linear(0.0, 0.5, 100), optimizer, WarmupDecay(), seed=0, skip_dropout=Linear(0.0, 0.8, 100)
+    )
+
+
+def test_validation_of_a_vae_with_skips_says_what_they_add_and_is_judged_without(
+    skip_module: VAEModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = logged(skip_module, monkeypatch)
+    vae = skip_module.autoencoder
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    skip_module.evaluate(images, "val")
+    posterior, skips = vae.encode_with_skips(images)
+    expected = {
+        "val/psnr": vae.decode(posterior.mode()),
+        "val/psnr_with_half_skips": vae.decode(posterior.mode(), [0.5 * skip for skip in skips]),
+        "val/psnr_with_skips": vae.decode(posterior.mode(), skips),
+    }
+    for name, pictures in expected.items():
+        assert seen[name] == pytest.approx(reconstruction_metrics(images, pictures)["psnr"].item(), rel=1e-5)
+    assert len({seen[name] for name in expected}) == 3
+    assert seen["val/reconstruction"] == pytest.approx((expected["val/psnr"] - images).square().mean().item(), rel=1e-5)
+
+
+def test_preview_of_a_vae_with_skips_shows_photos_then_latents_alone_then_both(
+    skip_module: VAEModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged(skip_module, monkeypatch)
+    vae, images = skip_module.autoencoder, torch.rand(2, 3, 16, 16) * 2 - 1
+    skip_module.validation_step(images, 0)
+    posterior, skips = vae.encode_with_skips(images)
+    rows = [images, vae.decode(posterior.mode()), vae.decode(posterior.mode(), skips)]
+    assert torch.equal(skip_module.preview(), torch.cat(rows))
+
+
+def test_skip_dropout_follows_its_schedule(skip_module: VAEModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = logged(skip_module, monkeypatch)
+    skip_module._trainer = SimpleNamespace(log_every_n_steps=1)  # type: ignore[assignment]
+    asked: list[float] = []
+    forward = skip_module.autoencoder.forward
+
+    def spy(images: Tensor, skip_dropout: float) -> Any:
+        asked.append(skip_dropout)
+        return forward(images, skip_dropout)
+
+    monkeypatch.setattr(skip_module.autoencoder, "forward", spy)
+    for step in (0, 50, 1000):
+        monkeypatch.setattr(type(skip_module), "global_step", step)
+        skip_module.training_step(torch.rand(2, 3, 16, 16), 0)
+        assert seen["train/skip_dropout"] == pytest.approx(asked[-1])
+    assert asked == [0.0, 0.4, 0.8]
 
 
 def test_validation_weighs_the_kl_as_at_the_end_of_annealing(

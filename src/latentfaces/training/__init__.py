@@ -1,5 +1,6 @@
 """The only room that knows Lightning, beside the data module."""
 
+from latentfaces.training.adversary import Adversary
 from latentfaces.training.checkpoint import AtomicCheckpointIO, ResumableCSVLogger
 from latentfaces.training.fit import fit_and_test
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
@@ -7,6 +8,7 @@ from latentfaces.training.stage import NonFiniteLossError, Stage
 from latentfaces.training.vae_module import VAEModule
 
 __all__ = [
+    "Adversary",
     "AtomicCheckpointIO",
     "LatentDiffusionModule",
     "NonFiniteLossError",

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 
@@ -41,12 +42,15 @@ def fit_and_test(
     best.load(module)
     metrics = trainer.test(module, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:
-        result = {**metrics, "val/best_loss": best.best, "steps": trainer.global_step}
+        result: dict[str, Any] = {**metrics, "val/best_loss": best.best, "steps": trainer.global_step}
         result["minutes"] = (time.monotonic() - started) / 60
         (run_dir / "images").mkdir(exist_ok=True)
         plot_losses(run_dir / "metrics.csv", run_dir / "images" / "losses.png")
-        (run_dir / RESULT).write_text(json.dumps(result, indent=1))
         print(" · ".join(f"{name} {value:.4g}" for name, value in result.items()))
+        if (verdict := module.verdict()) is not None:
+            result |= {f"health/{name}": value for name, value in module.findings.items()} | {"verdict": verdict}
+            print(verdict)
+        (run_dir / RESULT).write_text(json.dumps(result, indent=1))
         print(run_dir / "images" / "losses.png")
         print(run_dir)
     return best.best

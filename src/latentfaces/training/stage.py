@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -33,6 +33,8 @@ class Stage(LightningModule, ABC):
     def __init__(self, optimizer: OptimizerFactory, lr_schedule: WarmupDecay, seed: int) -> None:
         super().__init__()
         self.make_optimizer, self.lr_schedule, self.seed = optimizer, lr_schedule, seed
+        self.findings: dict[str, float] = {}
+        """What the verdict rests on."""
 
     @property
     @abstractmethod
@@ -46,6 +48,25 @@ class Stage(LightningModule, ABC):
     @abstractmethod
     def preview(self) -> Tensor:
         """A few pictures that show how training goes: (n, 3, H, W) in [-1, 1], the same ones each time."""
+
+    def verdict(self) -> str | None:
+        """What the last validation found, in one sentence, where there is something to say."""
+        return None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the verdict asks for nothing to be changed."""
+        return True
+
+    def forget_best(self) -> None:
+        """Let the callbacks that keep or wait for the lowest loss begin anew: from now on it means something else."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping):
+                callback.best_score, callback.wait_count = torch.tensor(float("inf")), 0
+            elif isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+                callback.best_k_models, callback.kth_best_model_path, callback.best_model_score = {}, "", None
+            elif hasattr(callback, "forget"):
+                callback.forget()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(p for p in self.network.parameters() if p.requires_grad)

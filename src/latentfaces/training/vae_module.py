@@ -1,13 +1,16 @@
 """Stage 1 under Lightning."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from latentfaces.annealing import AnnealingSchedule, WarmupDecay
-from latentfaces.autoencoder import VAE, DiagonalGaussian, VAELoss
-from latentfaces.evaluation import reconstruction_metrics
+from latentfaces.annealing import AnnealingSchedule, Constant, WarmupDecay
+from latentfaces.autoencoder import VAE, DiagonalGaussian, Distortion, VAELoss
+from latentfaces.evaluation import HEALTHY, LatentHealth, reconstruction_metrics, verdict
+from latentfaces.training.adversary import Adversary
 from latentfaces.training.stage import OptimizerFactory, Stage
 
 NUM_PREVIEWS = 8
@@ -20,6 +23,8 @@ class VAEModule(Stage):
         autoencoder: the VAE.
         loss: its objective.
         kl_weight: weight of the KL by training step.
+        skip_dropout: probability, by training step, that a sample is decoded without skip connections.
+        adversary: a discriminator beside it, if any.
         optimizer, lr_schedule, seed: see `Stage`.
     """
 
@@ -31,11 +36,15 @@ class VAEModule(Stage):
         optimizer: OptimizerFactory,
         lr_schedule: WarmupDecay,
         seed: int,
+        skip_dropout: AnnealingSchedule | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         super().__init__(optimizer, lr_schedule, seed)
         self.autoencoder, self.loss, self.kl_weight = autoencoder, loss, kl_weight
+        self.skip_dropout = skip_dropout or Constant(end=0.5)
+        self.adversary = adversary
         self.previews: Tensor | None = None
-        self.moments = LatentMoments(autoencoder.latent_channels)
+        self.health = LatentHealth(autoencoder.latent_channels)
 
     @property
     def network(self) -> VAE:
@@ -47,80 +56,120 @@ class VAEModule(Stage):
 
     def training_step(self, images: Tensor, batch_idx: int) -> Tensor:
         kl_weight = self.kl_weight(self.global_step)
-        terms = self.loss(images, *self.autoencoder(images), kl_weight)
-        self.log_terms(
-            {
-                "train/loss": terms.total,
-                "train/reconstruction": terms.reconstruction,
-                "train/kl": terms.kl,
-                "train/kl_weight": kl_weight,
-            }
-        )
-        return terms.total
+        skip_dropout = self.skip_dropout(self.global_step)
+        reconstructions, posterior, latents = self.autoencoder(images, skip_dropout)
+        rate = self.loss.rate(posterior, images)
+        total, logged = self.weigh_distortion(images, reconstructions)
+        total = total + kl_weight * rate.total
+        logged |= {"train/kl": rate.kl, "train/kl_weight": kl_weight}
+        if self.autoencoder.skip_connections:
+            logged["train/skip_dropout"] = skip_dropout
+        if self.loss.equivariance_weight:
+            logged["train/equivariance"] = self.loss.equivariance(images, latents, self.autoencoder.decode)
+            total = total + self.loss.equivariance_weight * logged["train/equivariance"]
+        self.log_terms({"train/loss": total, **logged})
+        return total
+
+    def weigh_distortion(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """The distortion with the adversary's term, where there is one, and what to log of it."""
+        if self.adversary is None or self.global_step < self.adversary.start_step:
+            distortion = self.loss.distortion(images, reconstructions)
+            return distortion.total, self.logged(distortion)
+        leaf = reconstructions.detach().requires_grad_()
+        distortion = self.loss.distortion(images, leaf)
+        (gradient,) = torch.autograd.grad(distortion.total, leaf)
+        judgement = self.adversary.judge(reconstructions, gradient, self.autoencoder.decoder.last_layer)
+        learned = self.adversary.learn(images, reconstructions, 1 / self.trainer.accumulate_grad_batches)
+        value = distortion.total.detach() + judgement.loss
+        # This has the value of the objective, and its gradient, each term of which was computed once.
+        through = (reconstructions * judgement.gradient).sum()
+        return through - through.detach() + value, self.logged(distortion) | judgement.logged | learned
+
+    @staticmethod
+    def logged(distortion: Distortion) -> dict[str, Any]:
+        """Its terms by their names in the log."""
+        return {f"train/{name}": value for name, value in distortion.terms.items()}
+
+    def on_fit_start(self) -> None:
+        if self.adversary is not None:
+            self.adversary.begin(self.device)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        if self.adversary is not None and self.global_step == self.adversary.start_step > 0:
+            self.forget_best()  # the adversary trades pixels for sharpness: what was best before must not win
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.adversary is not None:
+            rate = self.lr_schedule(self.global_step, self.progress())
+            self.adversary.step(rate, self.trainer.gradient_clip_val)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.adversary is not None and self.adversary.optimizer is not None:
+            checkpoint["adversary"] = self.adversary.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.adversary is not None and "adversary" in checkpoint:
+            self.adversary.load_state_dict(checkpoint["adversary"])
 
     def on_validation_epoch_start(self) -> None:
-        self.moments.reset()
+        self.health.reset()
 
     def validation_step(self, images: Tensor, batch_idx: int) -> None:
         if self.previews is None:
             self.previews = images[:NUM_PREVIEWS].clone()  # the data module uses the batch's memory again
-        posterior = self.evaluate(images, "val")
-        self.moments.update(posterior)
+        self.health.update(*self.evaluate(images, "val"))
+
+    def on_test_epoch_start(self) -> None:
+        self.health.reset()
 
     def test_step(self, images: Tensor, batch_idx: int) -> None:
-        self.evaluate(images, "test")
+        self.health.update(*self.evaluate(images, "test"))
 
-    def evaluate(self, images: Tensor, stage: str) -> DiagonalGaussian:
-        """Log loss, PSNR (dB) and SSIM of the reconstructions from the posterior's mode."""
-        posterior = self.autoencoder.encode(images)
+    def evaluate(self, images: Tensor, stage: str) -> tuple[DiagonalGaussian, Tensor, Tensor]:
+        """Log loss, PSNR (dB) and SSIM of the reconstructions from the posterior's mode; it, the images, and these."""
+        posterior, skips = self.autoencoder.encode_with_skips(images)
         reconstructions = self.autoencoder.decode(posterior.mode())
+        distortion, rate = self.loss.distortion(images, reconstructions), self.loss.rate(posterior, images)
         # The weight at rest, not this step's: else an annealed run would look best before its KL counts.
-        terms = self.loss(images, reconstructions, posterior, self.kl_weight.end)
-        values = {"loss": terms.total, "reconstruction": terms.reconstruction, "kl": terms.kl}
+        values = {"loss": distortion.total + self.kl_weight.end * rate.total, "kl": rate.kl, **distortion.terms}
         values |= reconstruction_metrics(images, reconstructions)
+        if self.autoencoder.skip_connections:
+            for name, strength in (("with_half_skips", 0.5), ("with_skips", 1.0)):
+                detailed = self.autoencoder.decode(posterior.mode(), [strength * skip for skip in skips])
+                metrics = reconstruction_metrics(images, detailed)
+                values |= {f"{metric}_{name}": value for metric, value in metrics.items()}
         self.log_dict(
             {f"{stage}/{name}": value for name, value in values.items()}, batch_size=len(images), sync_dist=True
         )
-        return posterior
+        return posterior, images, reconstructions
 
     def on_validation_epoch_end(self) -> None:
+        self.health.reduce(self.device, self.trainer.strategy.reduce)
         # Measured anew in every validation, so that an exported VAE always knows its own latents.
-        self.moments.write_to(self.autoencoder, self.trainer.strategy.reduce)
+        mean, std = self.health.mean_and_std()
+        self.autoencoder.latent_mean.copy_(mean)
+        self.autoencoder.latent_std.copy_(std)
+        self.findings = self.health.values()
+        self.log_dict({f"health/{name}": value for name, value in self.findings.items()})
+
+    def on_test_epoch_end(self) -> None:
+        self.health.reduce(self.device, self.trainer.strategy.reduce)
+        self.findings = self.health.values()  # of the best weights, over all held-out photos
+
+    def verdict(self) -> str | None:
+        return verdict(self.findings) if self.findings else None
+
+    @property
+    def healthy(self) -> bool:
+        return self.verdict() in (None, HEALTHY)
 
     @torch.no_grad()
     def preview(self) -> Tensor:
-        """Held-out photos, and below them their reconstructions."""
+        """Held-out photos, and below them their reconstructions, from latents alone and, where it can, with skips."""
         assert self.previews is not None
-        reconstructions = self.autoencoder.decode(self.autoencoder.encode(self.previews).mode())
-        return torch.cat([self.previews, reconstructions])
-
-
-class LatentMoments:
-    """Mean and standard deviation of latents per channel, from posteriors, batch by batch.
-
-    Args:
-        channels: channels of a latent.
-    """
-
-    def __init__(self, channels: int) -> None:
-        self.channels = channels
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all batches."""
-        self.sums = torch.zeros(3, self.channels, dtype=torch.float64)
-
-    def update(self, posterior: DiagonalGaussian) -> None:
-        """Add a batch. E[x^2] of a draw is mean^2 + variance: no noise is needed to know it."""
-        mean, second = posterior.mean, posterior.mean.square() + posterior.logvar.exp()
-        counts = torch.full_like(mean, 1.0)
-        self.sums += torch.stack([v.double().sum((0, 2, 3)).cpu() for v in (counts, mean, second)])
-
-    def write_to(self, vae: VAE, reduce_over_ranks: Callable[..., Tensor]) -> None:
-        """Set `latent_mean` and `latent_std` of the VAE, from the batches of all ranks."""
-        device = vae.latent_mean.device
-        sums = self.sums.float() if device.type == "mps" else self.sums  # Apple's GPUs have no float64
-        count, mean, second = reduce_over_ranks(sums.to(device), reduce_op="sum")
-        mean, second = mean / count, second / count
-        vae.latent_mean.copy_(mean[:, None, None])
-        vae.latent_std.copy_((second - mean.square()).clamp(min=1e-12).sqrt()[:, None, None])
+        posterior, skips = self.autoencoder.encode_with_skips(self.previews)
+        rows = [self.previews, self.autoencoder.decode(posterior.mode())]
+        if self.autoencoder.skip_connections:
+            rows.append(self.autoencoder.decode(posterior.mode(), skips))
+        return torch.cat(rows)

@@ -4,5 +4,6 @@ from latentfaces.training.callbacks.best_weights import BestWeights
 from latentfaces.training.callbacks.ema import EMA
 from latentfaces.training.callbacks.previews import Previews
 from latentfaces.training.callbacks.status import Status
+from latentfaces.training.callbacks.verdict import Verdict
 
-__all__ = ["EMA", "BestWeights", "Previews", "Status"]
+__all__ = ["EMA", "BestWeights", "Previews", "Status", "Verdict"]

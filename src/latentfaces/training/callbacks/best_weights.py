@@ -24,6 +24,10 @@ class BestWeights(Callback):
         self.folder, self.monitor = Path(folder), monitor
         self.best = math.inf
 
+    def forget(self) -> None:
+        """Take the next weights, whatever their loss."""
+        self.best = math.inf
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return

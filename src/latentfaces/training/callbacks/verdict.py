@@ -1,0 +1,27 @@
+"""What a validation found, in words."""
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from latentfaces.training.stage import Stage
+
+
+class Verdict(Callback):
+    """Prints the verdict of the stage when it asks for a change and is new, and keeps the last one on W&B."""
+
+    def __init__(self) -> None:
+        self.last: str | None = None
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Stage)
+        verdict = pl_module.verdict()
+        if trainer.sanity_checking or verdict is None or verdict == self.last:
+            return
+        self.last = verdict
+        if not pl_module.healthy:
+            print(verdict)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.summary["verdict"] = verdict
