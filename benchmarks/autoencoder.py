@@ -67,16 +67,20 @@ def diffusers_kl(data: FFHQDataModule, minutes: float, autocast: bool) -> tuple[
     return vae, lambda images: vae.decode(vae.encode(images).latent_dist.mode()).sample.clamp(-1, 1), steps
 
 
-def latentfaces(photos: Path, overrides: list[str], minutes: float, name: str) -> tuple[nn.Module, Reconstruct, int]:
+def train_ours(photos: Path, overrides: list[str], name: str) -> tuple[nn.Module, Reconstruct, int]:
     """`train.py model=vae`; the network, its reconstructions, the number of steps."""
-    hours, seconds = divmod(round(minutes * 60), 3600)
-    limit = f"00:{hours:02d}:{seconds // 60:02d}:{seconds % 60:02d}"
     command = [sys.executable, "train.py", "model=vae", f"name={name}", "data=folder", f"data.root={photos}"]
-    options = [f'trainer.max_time="{limit}"', "trainer.max_steps=-1", 'trainer.val_check_interval="00:00:04:00"']
-    subprocess.run([*command, *options, "logger=csv", *overrides], check=True)
+    subprocess.run([*command, "logger=csv", "callbacks.early_stopping.patience=100", *overrides], check=True)
     run = open_run(Path("outputs/vae") / name)
     vae = run.module("autoencoder", "best_vae")
     return vae, lambda images: vae.decode(vae.encode(images).mode()), int(run.result()["steps"])
+
+
+def time_limit(minutes: float) -> list[str]:
+    """Options of train.py."""
+    hours, seconds = divmod(round(minutes * 60), 3600)
+    limit = f"00:{hours:02d}:{seconds // 60:02d}:{seconds % 60:02d}"
+    return [f'trainer.max_time="{limit}"', "trainer.max_steps=-1", 'trainer.val_check_interval="00:00:04:00"']
 
 
 class EfficientNetFeatures(nn.Module):
@@ -128,7 +132,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--rivals", default="latentfaces,diffusers,diffusers-bf16")
-    parser.add_argument("--set", nargs="*", default=["model/autoencoder=kl_f4"], help="options of train.py")
+    recipe = ["model/autoencoder=kl_f4", "data.batch_size=8", "model.optimizer.lr=6e-4"]
+    parser.add_argument("--set", nargs="*", default=recipe, help="options of train.py")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows: dict[str, Any] = {}
@@ -142,9 +147,9 @@ def main() -> None:
         if rival.startswith("diffusers"):
             vae, reconstruct, steps = diffusers_kl(data, arguments.minutes, autocast=rival.endswith("bf16"))
         else:
-            options = [f"data.resolution={arguments.resolution}", *arguments.set]
+            options = [*time_limit(arguments.minutes), f"data.resolution={arguments.resolution}", *arguments.set]
             name = f"benchmark-{round(time.time())}"
-            vae, reconstruct, steps = latentfaces(arguments.photos, options, arguments.minutes, name)
+            vae, reconstruct, steps = train_ours(arguments.photos, options, name)
         minutes = (time.monotonic() - started) / 60
         parameters = sum(p.numel() for p in vae.parameters())
         rows[rival] = {**measure(data, reconstruct), "parameters": parameters, "steps": steps, "minutes": minutes}

