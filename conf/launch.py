@@ -215,9 +215,9 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
             cfg.logger.wandb.offline = (
                 wandb_is_offline() if cfg.logger.wandb.offline == "auto" else cfg.logger.wandb.offline
             )
+    module = instantiate(cfg.model)  # before the packing: a mistake in it is told at once
     if is_main_process():
         data.pack()
-    module = instantiate(cfg.model)
     if vae_run is not None:
         module.autoencoder.load_state_dict(vae_run.module("autoencoder", "best_vae").state_dict())
         data.use_latents(weights_hash(module.autoencoder), module.encode)

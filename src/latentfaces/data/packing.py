@@ -19,7 +19,6 @@ from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
 
 MAX_SKIPPED = 0.01
-TOGETHER = 16  # pictures
 HOW = {
     True: "upright, largest centred square; JPEGs decoded at 1/2, 1/4 or 1/8 where that leaves enough pixels; "
     "the mean for whole factors, Lanczos otherwise",
@@ -96,9 +95,8 @@ class Packing:
         pending = np.flatnonzero(np.asarray(self.state) == PENDING).tolist()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
-                # A few at a time: a task of its own for each picture costs a fifth of the work.
-                few = [pending[start : start + TOGETHER] for start in range(0, len(pending), TOGETHER)]
-                for _ in track(pool.map(self.convert, few), f"Packing {self.source.name}", total=len(few)):
+                done = pool.map(self.convert, pending)
+                for _ in track(done, f"Packing {self.source.name}", total=len(pending)):
                     pass
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -125,17 +123,16 @@ class Packing:
         self.state: Any = np.load(self.partial / "state.npy", mmap_mode="r+")
         self.digests: Any = np.load(self.partial / "sha256.npy", mmap_mode="r+")
 
-    def convert(self, indices: list[int]) -> None:
-        """Pack a few pictures."""
-        for index in indices:
-            try:
-                picture = self.source.read(index, self.resolution, self.resize_filter)
-            except BadImageError as error:
-                self.leave_out(index, error)
-                continue
-            self.images[index] = picture.pixels
-            self.digests[index] = picture.sha256
-            self.state[index] = ENLARGED if picture.enlarged else WRITTEN  # last: a kill before it packs it again
+    def convert(self, index: int) -> None:
+        """Pack one picture."""
+        try:
+            picture = self.source.read(index, self.resolution, self.resize_filter)
+        except BadImageError as error:
+            self.leave_out(index, error)
+            return
+        self.images[index] = picture.pixels
+        self.digests[index] = picture.sha256
+        self.state[index] = ENLARGED if picture.enlarged else WRITTEN  # last: a kill before it packs this one again
 
     def leave_out(self, index: int, error: BadImageError) -> None:
         """Skip a damaged picture, if that was asked for and is still rare."""
