@@ -155,7 +155,16 @@ def main() -> None:
         rows[rival] = {**measure(data, reconstruct), "parameters": parameters, "steps": steps, "minutes": minutes}
         print(f"{rival:16s} " + "  ".join(f"{key} {value:.4g}" for key, value in rows[rival].items()), flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps({**about(), "command": " ".join(sys.argv), "rows": rows}, indent=1))
+        arguments.json.write_text(
+            json.dumps(
+                {
+                    **about(),
+                    "command": f"python benchmarks/autoencoder.py PHOTOS --minutes {arguments.minutes}",
+                    "rows": rows,
+                },
+                indent=1,
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ active units, mean standard deviation, share of energy in high frequencies, shar
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def main() -> None:
         rows[name] |= {key: value for key, value in result.items() if key in SHOWN or "skips" in key}
         print(f"{name:26s} " + "  ".join(f"{key} {value:.4g}" for key, value in rows[name].items()), flush=True)
     if arguments.json:
-        about_it = {**about(), "command": " ".join(sys.argv)}
+        about_it = {**about(), "command": f"python benchmarks/vae_ablation.py PHOTOS --steps {arguments.steps}"}
         arguments.json.write_text(json.dumps({**about_it, "rows": rows}, indent=1))
 
 
