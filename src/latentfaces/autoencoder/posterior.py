@@ -33,6 +33,10 @@ class DiagonalGaussian:
         """The most likely latents."""
         return self.mean
 
+    def kl_of_values(self) -> Tensor:
+        """KL(q || N(0, 1)) of each latent value, (b, c, h, w), in nats (Kingma & Welling 2014, appendix B)."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar)
+
     def kl(self) -> Tensor:
-        """KL(q || N(0, 1)) per sample, (b,), in nats, summed over the latent (Kingma & Welling 2014, appendix B)."""
-        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).flatten(1).sum(1)
+        """KL(q || N(0, 1)) per sample, (b,), in nats, summed over the latent."""
+        return self.kl_of_values().flatten(1).sum(1)

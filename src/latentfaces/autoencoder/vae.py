@@ -181,7 +181,7 @@ class VAE(nn.Module):
         upsample: "nearest", "bilinear" or "shuffle" (see `Upsample`).
         output: "tanh" keeps images within [-1, 1]; "linear" lets them leave it, and pictures are then clipped.
         skip_connections: the decoder can also take the encoder's features (see `decode`).
-        gradient_checkpointing: less memory, about a third more time in training.
+        gradient_checkpointing: less memory and more time in training.
     """
 
     latent_mean: Tensor

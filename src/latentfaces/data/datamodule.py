@@ -44,7 +44,7 @@ class FFHQDataModule(LightningDataModule):
         on_bad_image: "fail" or "skip" (see `find_or_write_pack`).
         val_every: one picture (or person) of so many is held out.
         num_val_images: at most so many held-out pictures in a validation, evenly spaced; the test takes all.
-        filter: how pictures are made smaller: "auto" (box for whole factors, Lanczos otherwise), or one by name.
+        filter: how pictures are made smaller: "auto" (the mean for whole factors, Lanczos otherwise), or one by name.
         num_workers: processes that load; 0 is the fastest for packed data.
     """
 

@@ -40,14 +40,14 @@ class LatentHealth:
     def update(self, posterior: DiagonalGaussian, images: Tensor, reconstructions: Tensor) -> None:
         """Add a batch: posterior over (b, c, h, w), images and reconstructions (b, 3, H, W)."""
         # On the CPU for its float64, which Apple's GPUs lack: in float32 the variance of large means is rounding.
-        mean, logvar = posterior.mean.cpu().double(), posterior.logvar.cpu().double()
-        variance = logvar.exp()
+        exact = DiagonalGaussian(posterior.mean.cpu().double(), posterior.logvar.cpu().double())
+        mean, variance = exact.mean, exact.logvar.exp()
         batch = {
             "count": torch.tensor(float(len(mean))),
             "mean": mean.sum(0),
             "mean_squared": mean.square().sum(0),
             "variance": variance.sum(0),
-            "kl": 0.5 * (mean.square() + variance - 1 - logvar).sum((0, 2, 3)),
+            "kl": exact.kl_of_values().sum((0, 2, 3)),
             "latent_energy": band_energy(mean - mean.mean((2, 3), keepdim=True)),
             "image_energy": band_energy(images),
             "reconstruction_energy": band_energy(reconstructions),
