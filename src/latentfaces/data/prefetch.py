@@ -60,8 +60,8 @@ class Workers:
     def __iter__(self) -> Iterator[Any]:
         try:
             yield from self.loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise UserError(
                 f"a loading process was lost, most often because memory or /dev/shm is full ({error}): lower "
