@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Cyclical(AnnealingSchedule):
 
 @dataclass(frozen=True)
 class WarmupDecay:
-    """Learning rate as a multiple of its peak: a line up, a rest at 1, half a cosine down.
+    """Learning rate as a multiple of its peak: a line up, a rest at 1, half a cosine or a line down.
 
     The way down follows how much of training is over, counted by whichever limit comes first (steps, epochs or
     `trainer.max_time`), so that it ends at the right moment on a fast machine and on a slow one.
@@ -112,11 +113,13 @@ class WarmupDecay:
         warmup_steps: steps of the way up.
         decay_share: share of training, at its end, that the way down takes; 0 for none.
         final: multiple at the end.
+        shape: of the way down.
     """
 
     warmup_steps: int = 200
     decay_share: float = 0.5
     final: float = 0.0
+    shape: Literal["cosine", "linear"] = "cosine"
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0 or not 0 <= self.decay_share <= 1:
@@ -128,4 +131,7 @@ class WarmupDecay:
         """The multiple at training step `step`, `progress` in [0, 1] of the way through training."""
         up = min((step + 1) / (self.warmup_steps + 1), 1.0)
         into_decay = max(0.0, progress - (1 - self.decay_share)) / self.decay_share if self.decay_share else 0.0
-        return up * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(into_decay, 1.0))))
+        left = 1 - min(into_decay, 1.0)
+        if self.shape == "cosine":
+            left = 0.5 * (1 - math.cos(math.pi * left))
+        return up * (self.final + (1 - self.final) * left)

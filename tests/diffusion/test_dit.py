@@ -9,10 +9,20 @@ from latentfaces.diffusion.dit import DiTBlock
 from latentfaces.nn import rotation_2d
 
 
-def tiny_dit(patch_size: int = 2, depth: int = 2, random: bool = True) -> DiT:
+def tiny_dit(
+    patch_size: int = 2, depth: int = 2, random: bool = True, auxiliary_depth: int = 0, label_channels: int = 0
+) -> DiT:
     """Return a DiT of a few thousand weights, random ones also where it starts from zero."""
     torch.manual_seed(0)
-    dit = DiT(3, width=16, depth=depth, num_heads=2, patch_size=patch_size)
+    dit = DiT(
+        3,
+        width=16,
+        depth=depth,
+        num_heads=2,
+        patch_size=patch_size,
+        auxiliary_depth=auxiliary_depth,
+        label_channels=label_channels,
+    )
     if random:
         randomise(dit)
     return dit.eval()
@@ -112,8 +122,10 @@ def test_places_matter_because_of_the_rotation_alone(monkeypatch: pytest.MonkeyP
 
 
 def test_patch_goes_back_to_where_it_came_from() -> None:
-    # Without blocks no token hears of another: what changes in one patch may change nothing elsewhere.
-    dit = tiny_dit(depth=0)
+    # Where blocks are the identity no token hears of another: what changes in one patch may change nothing elsewhere.
+    dit = tiny_dit(depth=1)
+    nn.init.zeros_(dit.blocks[0].modulation.weight)
+    nn.init.zeros_(dit.blocks[0].modulation.bias)
     x_t, t = torch.randn(1, 3, 4, 6), torch.tensor([0.5])
     changed = x_t.clone()
     changed[0, :, 2:4, 4:6] += 1
@@ -142,6 +154,79 @@ def test_gradients_reach_every_parameter() -> None:
     dit = tiny_dit()
     dit(torch.randn(2, 3, 4, 4), torch.rand(2)).square().mean().backward()
     assert [name for name, p in dit.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_first_of_the_heads_is_the_prediction() -> None:
+    dit, x_t, t = tiny_dit(depth=3, auxiliary_depth=2), torch.randn(2, 3, 4, 4), torch.rand(2)
+    first, second = dit.heads(x_t, t)
+    assert torch.equal(first, dit(x_t, t))
+    assert second.shape == first.shape
+    assert not torch.allclose(first, second, atol=1e-2)
+
+
+def test_transformer_without_an_auxiliary_head_has_one_head() -> None:
+    dit, x_t, t = tiny_dit(), torch.randn(2, 3, 4, 4), torch.rand(2)
+    (head,) = dit.heads(x_t, t)
+    assert torch.equal(head, dit(x_t, t))
+    assert not any("auxiliary" in name for name in dit.state_dict())
+
+
+@pytest.mark.parametrize("auxiliary_depth", [1, 2, 3])
+def test_auxiliary_head_hears_of_the_blocks_before_it_alone(auxiliary_depth: int) -> None:
+    x_t, t = torch.randn(2, 3, 4, 4), torch.rand(2)
+    for number in range(4):
+        dit = tiny_dit(depth=4, auxiliary_depth=auxiliary_depth)
+        first, second = dit.heads(x_t, t)
+        randomise(dit.blocks[number])
+        first_after, second_after = dit.heads(x_t, t)
+        assert not torch.allclose(first, first_after, atol=1e-3)
+        assert torch.equal(second, second_after) == (number >= auxiliary_depth)
+
+
+def test_auxiliary_head_is_a_head_of_a_shorter_transformer() -> None:
+    dit, short = tiny_dit(depth=4, auxiliary_depth=2), tiny_dit(depth=2)
+    weights = {name: value for name, value in dit.state_dict().items() if not name.startswith("head.")}
+    renamed = {name.replace("auxiliary_head.", "head."): value for name, value in weights.items()}
+    short.load_state_dict({name: value for name, value in renamed.items() if name in short.state_dict()})
+    x_t, t = torch.randn(2, 3, 4, 4), torch.rand(2)
+    assert torch.allclose(dit.heads(x_t, t)[1], short(x_t, t), atol=1e-6)
+
+
+def test_gradient_of_the_auxiliary_head_reaches_what_is_before_it() -> None:
+    dit = tiny_dit(depth=3, auxiliary_depth=2, label_channels=2)
+    dit.heads(torch.randn(2, 3, 4, 4), torch.rand(2), torch.rand(2, 2))[1].square().mean().backward()
+    without = {name for name, p in dit.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    after = {name for name, _ in dit.named_parameters() if name.startswith(("blocks.2.", "head."))}
+    assert without == after
+
+
+def test_auxiliary_head_starts_from_zero_too() -> None:
+    dit, x_t = tiny_dit(random=False, auxiliary_depth=1), torch.randn(2, 3, 4, 4)
+    assert [head.abs().max().item() for head in dit.heads(x_t, torch.rand(2))] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("auxiliary_depth", [-1, 2, 3])
+def test_auxiliary_head_that_is_not_within_the_transformer_is_refused(auxiliary_depth: int) -> None:
+    with pytest.raises(ValueError, match=f"auxiliary_depth={auxiliary_depth} .* depth=2"):
+        tiny_dit(auxiliary_depth=auxiliary_depth)
+
+
+def test_label_of_zero_is_no_label() -> None:
+    dit, x_t, t = tiny_dit(label_channels=3), torch.randn(2, 3, 4, 4), torch.rand(2)
+    assert torch.equal(dit(x_t, t, torch.zeros(2, 3)), dit(x_t, t))
+
+
+def test_label_of_each_sample_changes_that_sample_alone() -> None:
+    dit, x_t, t = tiny_dit(label_channels=3, auxiliary_depth=1), torch.randn(2, 3, 4, 4), torch.rand(2)
+    label = torch.tensor([[0.0, 0.0, 0.0], [0.5, -0.5, 1.0]])
+    for before, after in zip(dit.heads(x_t, t), dit.heads(x_t, t, label), strict=True):
+        assert torch.allclose(before[0], after[0], atol=1e-5)
+        assert not torch.allclose(before[1], after[1], atol=1e-2)
+
+
+def test_label_that_the_network_does_not_know_is_refused() -> None:
+    with pytest.raises(AssertionError, match="label_channels"):
+        tiny_dit()(torch.randn(2, 3, 4, 4), torch.rand(2), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("size", [(5, 4), (4, 7)])

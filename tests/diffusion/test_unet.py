@@ -7,18 +7,30 @@ from torch import nn
 from latentfaces.diffusion import UNet
 
 
-def tiny_unet(multipliers: tuple[int, ...] = (1, 2), attention_levels: tuple[int, ...] = (1,)) -> UNet:
+def tiny_unet(
+    multipliers: tuple[int, ...] = (1, 2), attention_levels: tuple[int, ...] = (1,), label_channels: int = 0
+) -> UNet:
     """Return a U-Net of a few thousand random weights, none of them zero."""
-    unet = new_unet(multipliers, attention_levels)
+    unet = new_unet(multipliers, attention_levels, label_channels)
     for parameter in unet.parameters():
         nn.init.normal_(parameter, std=0.15)
     return unet.eval()
 
 
-def new_unet(multipliers: tuple[int, ...] = (1, 2), attention_levels: tuple[int, ...] = (1,)) -> UNet:
+def new_unet(
+    multipliers: tuple[int, ...] = (1, 2), attention_levels: tuple[int, ...] = (1,), label_channels: int = 0
+) -> UNet:
     """Return a U-Net as it is before training."""
     torch.manual_seed(0)
-    return UNet(3, width=8, multipliers=multipliers, num_blocks=1, attention_levels=attention_levels, head_width=4)
+    return UNet(
+        3,
+        width=8,
+        multipliers=multipliers,
+        num_blocks=1,
+        attention_levels=attention_levels,
+        head_width=4,
+        label_channels=label_channels,
+    )
 
 
 def test_first_prediction_is_exactly_zero() -> None:
@@ -42,9 +54,27 @@ def test_time_of_each_sample_changes_that_sample_alone() -> None:
     assert not torch.allclose(before[1], after[1], atol=1e-2)
 
 
-def test_gradients_reach_every_parameter() -> None:
-    unet = tiny_unet()
-    unet(torch.randn(2, 3, 8, 8), torch.rand(2)).square().mean().backward()
+def test_label_of_zero_is_no_label() -> None:
+    unet, x_t, t = tiny_unet(label_channels=3), torch.randn(2, 3, 4, 4), torch.rand(2)
+    assert torch.equal(unet(x_t, t, torch.zeros(2, 3)), unet(x_t, t))
+
+
+def test_label_of_each_sample_changes_that_sample_alone() -> None:
+    unet, x_t, t = tiny_unet(label_channels=3), torch.randn(2, 3, 4, 4), torch.rand(2)
+    before, after = unet(x_t, t), unet(x_t, t, torch.tensor([[0.0, 0.0, 0.0], [2.0, -2.0, 3.0]]))
+    assert torch.allclose(before[0], after[0], atol=1e-5)
+    assert not torch.allclose(before[1], after[1], atol=1e-2)
+
+
+def test_label_that_the_network_does_not_know_is_refused() -> None:
+    with pytest.raises(AssertionError, match="label_channels"):
+        tiny_unet()(torch.randn(2, 3, 4, 4), torch.rand(2), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("label_channels", [0, 3])
+def test_gradients_reach_every_parameter(label_channels: int) -> None:
+    unet, label = tiny_unet(label_channels=label_channels), torch.rand(2, 3) if label_channels else None
+    unet(torch.randn(2, 3, 8, 8), torch.rand(2), label).square().mean().backward()
     assert [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 

@@ -193,13 +193,13 @@ def test_the_vae_of_stage_2_is_frozen_and_its_latents_are_normalised(monkeypatch
     network = UNet(2, width=8, multipliers=[1, 2], num_blocks=1, attention_levels=[])
     module = LatentDiffusionModule(
         vae, Denoiser(network, RectifiedFlow()), DenoisingLoss(LogitNormalTime()), EulerSampler(2),
-        partial(torch.optim.AdamW, lr=1e-3), WarmupDecay(), seed=0,
+        None, partial(torch.optim.AdamW, lr=1e-3), WarmupDecay(), seed=0,
     )  # fmt: skip
     seen: dict[str, Tensor] = {}
 
-    def spy(denoiser: Denoiser, x0: Tensor) -> Tensor:
+    def spy(denoiser: Denoiser, x0: Tensor, label: Tensor | None) -> Tensor:
         seen["x0"] = x0
-        return torch.zeros(len(x0), requires_grad=True)
+        return torch.zeros(1, len(x0), requires_grad=True)
 
     monkeypatch.setattr(module.loss, "forward", spy)
     monkeypatch.setattr(module, "log_terms", lambda terms: None)

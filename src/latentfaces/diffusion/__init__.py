@@ -1,23 +1,51 @@
 """Stage 2: noise -> latents."""
 
-from latentfaces.diffusion.denoiser import Denoiser
+from latentfaces.diffusion.augmentation import Augmentation
+from latentfaces.diffusion.denoiser import Denoiser, Predictor, Target
 from latentfaces.diffusion.dit import DiT
-from latentfaces.diffusion.loss import DenoisingLoss, LogitNormalTime, TimeSampler, UniformTime
-from latentfaces.diffusion.samplers import EulerSampler, HeunSampler, Sampler
-from latentfaces.diffusion.schedule import NoiseSchedule, RectifiedFlow
+from latentfaces.diffusion.guidance import AutoGuidance, Guidance, InternalGuidance, NoGuidance
+from latentfaces.diffusion.loss import DenoisingLoss, EDMWeighting, MinSNRWeighting, UniformWeighting, Weighting
+from latentfaces.diffusion.samplers import (
+    DDIMSampler,
+    DDPMSampler,
+    DPMpp2MSampler,
+    EulerSampler,
+    HeunSampler,
+    Sampler,
+)
+from latentfaces.diffusion.schedule import EDM, NoiseSchedule, RectifiedFlow, VPCosine, VPLinear
+from latentfaces.diffusion.time_sampler import LogitNormalTime, LogNormalNoise, TimeSampler, UniformTime
 from latentfaces.diffusion.unet import UNet
 
 __all__ = [
+    "EDM",
+    "Augmentation",
+    "AutoGuidance",
+    "DDIMSampler",
+    "DDPMSampler",
+    "DPMpp2MSampler",
     "Denoiser",
     "DenoisingLoss",
     "DiT",
+    "EDMWeighting",
     "EulerSampler",
+    "Guidance",
     "HeunSampler",
+    "InternalGuidance",
+    "LogNormalNoise",
     "LogitNormalTime",
+    "MinSNRWeighting",
+    "NoGuidance",
     "NoiseSchedule",
+    "Predictor",
     "RectifiedFlow",
     "Sampler",
+    "Target",
     "TimeSampler",
     "UNet",
     "UniformTime",
+    "UniformWeighting",
+    "VPCosine",
+    "VPLinear",
+    "Weighting",
 ]

@@ -41,6 +41,21 @@ class DiTBlock(nn.Module):
         return tokens + gate2 * self.dropout(self.feed_forward(normed))
 
 
+class DiTHead(nn.Module):
+    """Tokens to patches; starts by giving 0, the mean of v."""
+
+    def __init__(self, width: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, elementwise_affine=False)
+        self.modulation = zero_init(nn.Linear(width, 2 * width))
+        self.out = zero_init(nn.Linear(width, out_channels))
+
+    def forward(self, tokens: Tensor, embedding: Tensor) -> Tensor:
+        """Tokens (b, n, width), embedding of the time (b, width) -> patches (b, n, out_channels)."""
+        shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=-1)
+        return self.out(self.norm(tokens) * (1 + scale) + shift)
+
+
 class DiT(nn.Module):
     """(x_t (b, channels, h, w), t (b,)) -> (b, channels, h, w); h and w are multiples of `patch_size`.
 
@@ -54,6 +69,8 @@ class DiT(nn.Module):
         patch_size: latents per side that make one token.
         qk_norm: normalise queries and keys.
         dropout: of both branches of a block.
+        auxiliary_depth: after so many blocks a second head predicts too, which guidance="internal" needs; 0 for none.
+        label_channels: numbers that say how the data were augmented; see `Augmentation`.
     """
 
     def __init__(
@@ -65,24 +82,43 @@ class DiT(nn.Module):
         patch_size: int = 2,
         qk_norm: bool = True,
         dropout: float = 0.0,
+        auxiliary_depth: int = 0,
+        label_channels: int = 0,
     ) -> None:
         super().__init__()
-        self.patch_size = patch_size
+        if not 0 <= auxiliary_depth < depth:
+            raise ValueError(f"auxiliary_depth={auxiliary_depth} must be at least 0 and below depth={depth}")
+        self.patch_size, self.auxiliary_depth = patch_size, auxiliary_depth
         self.head_width = width // num_heads
         self.embed_patch = nn.Linear(channels * patch_size**2, width)
         self.embed_time = TimeEmbedding(width)
+        self.embed_label = nn.Linear(label_channels, width, bias=False) if label_channels else None
         self.blocks = nn.ModuleList(DiTBlock(width, num_heads, qk_norm, dropout) for _ in range(depth))
-        self.norm = nn.RMSNorm(width, elementwise_affine=False)
-        self.modulation = zero_init(nn.Linear(width, 2 * width))
-        self.out = zero_init(nn.Linear(width, channels * patch_size**2))  # the first prediction is 0, the mean of v
+        self.head = DiTHead(width, channels * patch_size**2)
+        self.auxiliary_head = DiTHead(width, channels * patch_size**2) if auxiliary_depth else None
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.predictions(x_t, t, label, auxiliary=False)[0]
+
+    def heads(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> list[Tensor]:
+        """The prediction, and that of the auxiliary head (Internal Guidance: arXiv 2512.24176)."""
+        return self.predictions(x_t, t, label, auxiliary=True)
+
+    def predictions(self, x_t: Tensor, t: Tensor, label: Tensor | None, auxiliary: bool) -> list[Tensor]:
+        """One or both."""
         height, width = (side // self.patch_size for side in x_t.shape[-2:])
         tokens = self.embed_patch(F.pixel_unshuffle(x_t, self.patch_size).flatten(2).transpose(1, 2))
-        embedding = F.silu(self.embed_time(t))
+        embedding = self.embed_time(t)
+        if label is not None:
+            assert self.embed_label is not None, "a network without label_channels takes no label"
+            embedding = embedding + self.embed_label(label)
+        embedding = F.silu(embedding)
         rotation = rotation_2d(height, width, self.head_width, x_t.device).to(tokens.dtype)
-        for block in self.blocks:
+        halfway: list[Tensor] = []
+        for number, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, embedding, rotation)
-        shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=-1)
-        patches = self.out(self.norm(tokens) * (1 + scale) + shift)
-        return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, (height, width)), self.patch_size)
+            if auxiliary and self.auxiliary_head is not None and number == self.auxiliary_depth:
+                halfway.append(self.auxiliary_head(tokens, embedding))
+        patches = [self.head(tokens, embedding), *halfway]
+        unflat = [p.transpose(1, 2).unflatten(2, (height, width)) for p in patches]
+        return [F.pixel_shuffle(p, self.patch_size) for p in unflat]

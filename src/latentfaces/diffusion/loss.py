@@ -1,4 +1,4 @@
-"""The objective of stage 2, and the times at which it is asked."""
+"""The objective of stage 2."""
 
 from abc import ABC, abstractmethod
 
@@ -6,61 +6,92 @@ import torch
 from torch import Tensor, nn
 
 from latentfaces.diffusion.denoiser import Denoiser
+from latentfaces.diffusion.time_sampler import TimeSampler
 
 
-class TimeSampler(ABC):
-    """Draws the times t of a training batch."""
+class Weighting(ABC):
+    """How much an error counts at a time."""
 
     @abstractmethod
-    def from_uniform(self, u: Tensor) -> Tensor:
-        """Map u ~ U(0, 1), any shape, to t in (0, 1): the inverse of the distribution function of t."""
-
-    def __call__(self, batch_size: int, device: torch.device | None = None) -> Tensor:
-        """Times (batch_size,), stratified: one from each of batch_size equal slices (Kingma et al. 2021, I.1)."""
-        slices = torch.arange(batch_size, device=device)
-        u = (slices + torch.rand(batch_size, device=device)) / batch_size
-        return self.from_uniform(u.clamp(1e-5, 1 - 1e-5))
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        """Weight (b,) of the squared error of the denoiser's own target at t (b,)."""
 
 
-class UniformTime(TimeSampler):
-    """t ~ U(0, 1)."""
+class UniformWeighting(Weighting):
+    """Every time alike, in the target that the network predicts (Ho et al. 2020, eq. 14)."""
 
-    def from_uniform(self, u: Tensor) -> Tensor:
-        return u
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
 
 
-class LogitNormalTime(TimeSampler):
-    """logit(t) ~ N(mean, std^2): most questions where the answer is hardest (Esser et al. 2024, eq. 19).
+class SNRWeighting(Weighting):
+    """A weight that the paper gives for the error of x0, as a function of the signal-to-noise ratio."""
+
+    @abstractmethod
+    def of_x0(self, snr: Tensor) -> Tensor:
+        """Weight of the squared error of x0."""
+
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        # x0 = ... + q * prediction: an error of the prediction is q times as large in x0
+        _, q = denoiser.x0_coefficients(t)
+        return self.of_x0(denoiser.schedule.snr(t)) * q.square()
+
+
+class MinSNRWeighting(SNRWeighting):
+    """min(SNR, gamma) (Hang et al. 2023, eq. 8): easy times, of little noise, count less.
 
     Args:
-        mean: above 0 asks more of noisy times.
-        std: width; above 0.
+        gamma: above 0.
     """
 
-    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        if std <= 0:
-            raise ValueError(f"std={std} must be above 0")
-        self.mean, self.std = mean, std
+    def __init__(self, gamma: float = 5.0) -> None:
+        if gamma <= 0:
+            raise ValueError(f"gamma={gamma} must be above 0")
+        self.gamma = gamma
 
-    def from_uniform(self, u: Tensor) -> Tensor:
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+    def of_x0(self, snr: Tensor) -> Tensor:
+        return snr.clamp(max=self.gamma)
+
+
+class EDMWeighting(SNRWeighting):
+    """(sigma^2 + 1) / sigma^2 = SNR + 1 (Karras et al. 2022, table 1, with a data deviation of 1)."""
+
+    def of_x0(self, snr: Tensor) -> Tensor:
+        return snr + 1
 
 
 class DenoisingLoss(nn.Module):
-    """Mean squared error of the predicted velocity (Lipman et al. 2023, eq. 9; Liu et al. 2023, eq. 1).
+    """Weighted mean squared error of what the denoiser predicts (Ho et al. 2020; Lipman et al. 2023, eq. 9).
 
     Args:
         time_sampler: where on [0, 1] to ask.
+        weighting: how much each time counts; uniform unless given.
+        auxiliary_weight: weight of the error of the denoiser's auxiliary head, where it has one.
     """
 
-    def __init__(self, time_sampler: TimeSampler) -> None:
+    def __init__(
+        self, time_sampler: TimeSampler, weighting: Weighting | None = None, auxiliary_weight: float = 0.25
+    ) -> None:
         super().__init__()
-        self.time_sampler = time_sampler
+        self.time_sampler, self.weighting = time_sampler, weighting or UniformWeighting()
+        self.auxiliary_weight = auxiliary_weight
 
-    def forward(self, denoiser: Denoiser, x0: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """Loss per sample, (b,), at clean latents x0 (b, c, h, w); t (b,) and noise are drawn unless given."""
-        t = self.time_sampler(len(x0), x0.device) if t is None else t
+    def forward(
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
+        """Loss per head and sample, (heads, b), at clean latents x0 (b, c, h, w); t and noise are drawn if None."""
+        t = self.time_sampler(len(x0), denoiser.schedule, x0.device) if t is None else t
         noise = torch.randn_like(x0) if noise is None else noise
-        x_t = denoiser.schedule.add_noise(x0, noise, t)
-        error = denoiser(x_t, t) - denoiser.schedule.velocity(x0, noise, t)
-        return error.square().flatten(1).mean(1)
+        heads = denoiser.heads(denoiser.schedule.add_noise(x0, noise, t), t, label)
+        target, weight = denoiser.target_of(x0, noise, t), self.weighting(denoiser, t)
+        return torch.stack([weight * (head - target).square().flatten(1).mean(1) for head in heads])
+
+    def total(self, losses: Tensor) -> Tensor:
+        """Losses (heads, b) -> what training minimises, a scalar."""
+        means = losses.mean(1)
+        return means[0] + self.auxiliary_weight * means[1:].sum()

@@ -1,62 +1,267 @@
-"""From noise to latents: solvers of dx / dt = v(x, t) from t = 1 to t = 0."""
+"""From noise to latents.
+
+A denoiser's x0 and noise are linear in x_t and in its prediction, so that all a sampler adds to the network is a few
+numbers a step, worked out in float64 before it starts.
+"""
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
+from latentfaces.diffusion.denoiser import Predictor
+from latentfaces.diffusion.schedule import NoiseSchedule, Spacing
+
+AfterStep = Callable[[Tensor, float], Tensor]
+"""(x at t, t) -> x, to change what a sampler has come to."""
+
+RATIO_RANGE = 0.002, 80.0
+"""sigma / alpha where the spacings "karras" and "log_snr" end and begin (Karras et al. 2022, table 1)."""
+RHO = 7
+CLEANEST = 1e-3
+"""sigma / alpha at which inversion takes real latents for x_t."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where a sampler goes.
+
+    Args:
+        times: from the first to the last.
+        fresh: gives more noise like the first; drawn anew where None.
+        after_step: changes what each step has come to.
+    """
+
+    times: Sequence[float]
+    fresh: Callable[[], Tensor] | None = None
+    after_step: AfterStep | None = None
+
+    @property
+    def grid(self) -> Tensor:
+        """The times in float64."""
+        return torch.tensor(self.times, dtype=torch.float64)
+
+    def noise_like(self, x: Tensor) -> Tensor:
+        """Fresh noise."""
+        return torch.randn_like(x) if self.fresh is None else self.fresh()
+
+    def arrive(self, x: Tensor, t: float) -> Tensor:
+        """x as it is to go on from t."""
+        return x if self.after_step is None else self.after_step(x, t)
 
 
 class Sampler(ABC):
-    """`sampler(denoiser, noise)` -> latents. The denoiser is any callable (x_t, t (b,)) -> v.
+    """`sampler(denoiser, noise)` -> latents.
 
     Args:
         num_steps: steps from noise to data.
-        shift: above 1 spends more steps at noisy times, t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23).
+        shift: above 1 spends more steps at noisy times: it multiplies sigma / alpha, less near a schedule's end; for a
+            rectified flow t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23).
+        spacing: "uniform" in t; "karras": in (sigma / alpha)^(1/7) (Karras et al. 2022, eq. 5); "log_snr": in its
+            logarithm (Lu et al. 2022); "auto": as the schedule prefers.
     """
 
-    def __init__(self, num_steps: int, shift: float = 1.0) -> None:
+    def __init__(self, num_steps: int, shift: float = 1.0, spacing: Spacing | Literal["auto"] = "auto") -> None:
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps} must be at least 1")
         if shift <= 0:
             raise ValueError(f"shift={shift} must be above 0")
-        self.num_steps, self.shift = num_steps, shift
+        self.num_steps, self.shift, self.spacing = num_steps, shift, spacing
 
-    @property
-    def times(self) -> list[float]:
-        """num_steps + 1 times, from 1 down to 0."""
-        uniform = [1 - step / self.num_steps for step in range(self.num_steps + 1)]
-        return [self.shift * t / (1 + (self.shift - 1) * t) for t in uniform]
+    def times(self, schedule: NoiseSchedule, first: float = 1.0) -> list[float]:
+        """num_steps + 1 times, from `first` down to 0."""
+        spacing = schedule.spacing if self.spacing == "auto" else self.spacing
+        share = torch.arange(self.num_steps, dtype=torch.float64) / self.num_steps
+        if spacing == "uniform":
+            t = first * (1 - share)
+        else:
+            low, high = RATIO_RANGE
+            high = min(high, float(schedule.ratio(torch.tensor(first, dtype=torch.float64))))
+            along = share * self.num_steps / max(self.num_steps - 1, 1)
+            if spacing == "karras":
+                ratio = (high ** (1 / RHO) + along * (low ** (1 / RHO) - high ** (1 / RHO))) ** RHO
+            else:
+                ratio = high * (low / high) ** along
+            t = schedule.time_at(ratio)
+        if self.shift != 1:
+            ratio, most = schedule.ratio(t), schedule.ratio(torch.tensor(first, dtype=torch.float64))
+            # Bent to stay below `most` where the schedule ends, or several steps would start at the end.
+            t = schedule.time_at(self.shift * ratio / (1 + (self.shift - 1) * ratio / most))
+        t[0] = first
+        return [*t.clamp(max=first).tolist(), 0.0]
 
     @torch.no_grad()
-    def __call__(self, denoiser: Velocity, noise: Tensor) -> Tensor:
-        """Noise (b, c, h, w) ~ N(0, 1) -> normalised latents (b, c, h, w)."""
-        x, times = noise, self.times
-        for t, t_next in itertools.pairwise(times):
-            x = self.step(denoiser, x, t, t_next)
-        return x
+    def __call__(self, denoiser: Predictor, noise: Tensor, fresh: Callable[[], Tensor] | None = None) -> Tensor:
+        """Noise (b, c, h, w) ~ N(0, 1) -> normalised latents (b, c, h, w).
+
+        Args:
+            denoiser: predicts what is under the noise.
+            noise: where to start.
+            fresh: gives more noise like it, for samplers that add some on the way; drawn anew unless given.
+        """
+        times = self.times(denoiser.schedule, denoiser.first_time)
+        return self.solve(denoiser, share(denoiser.schedule.sigma, times[0]) * noise, Way(times, fresh))
+
+    @torch.no_grad()
+    def refine(
+        self,
+        denoiser: Predictor,
+        x_t: Tensor,
+        start: float,
+        fresh: Callable[[], Tensor] | None = None,
+        after_step: AfterStep | None = None,
+    ) -> Tensor:
+        """x_t (b, c, h, w) at the time `start` -> latents, by the steps that lie below it."""
+        start = min(start, denoiser.first_time)
+        below = [t for t in self.times(denoiser.schedule, denoiser.first_time) if t < start * (1 - 1e-4)]
+        return self.solve(denoiser, x_t, Way([start, *below], fresh, after_step))
+
+    @torch.no_grad()
+    def invert(self, denoiser: Predictor, latents: Tensor) -> Tensor:
+        """Latents (b, c, h, w) -> the noise that leads to them, by the same equation run backwards.
+
+        Raises:
+            ValueError: this sampler adds noise, so that no single noise leads anywhere.
+        """
+        if self.is_random:
+            raise ValueError("a sampler that adds noise on the way cannot be inverted: take sampler=heun")
+        schedule = denoiser.schedule
+        cleanest = float(schedule.time_at(torch.tensor(CLEANEST, dtype=torch.float64)))
+        times = sorted({cleanest, *(t for t in self.times(schedule, denoiser.first_time) if t > cleanest)})
+        x = self.solve(denoiser, share(schedule.alpha, cleanest) * latents, Way(times))
+        return x / share(schedule.sigma, times[-1])
+
+    @property
+    def is_random(self) -> bool:
+        """Whether noise is added on the way."""
+        return False
 
     @abstractmethod
-    def step(self, denoiser: Velocity, x: Tensor, t: float, t_next: float) -> Tensor:
-        """x at t -> x at t_next < t."""
+    def solve(self, denoiser: Predictor, x: Tensor, way: Way) -> Tensor:
+        """x at the first time -> x at the last."""
+
+
+def share(function: Callable[[Tensor], Tensor], t: float) -> float:
+    """alpha or sigma at one time."""
+    return float(function(torch.tensor(t, dtype=torch.float64)))
+
+
+def velocity_coefficients(denoiser: Predictor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """dx / dt = alpha' x0 + sigma' eps, as first * x_t + second * prediction (Song et al. 2021, eq. 13)."""
+    schedule = denoiser.schedule
+    alpha, sigma = schedule.alpha_derivative(t), schedule.sigma_derivative(t)
+    (x0_x, x0_f), (noise_x, noise_f) = denoiser.x0_coefficients(t), denoiser.noise_coefficients(t)
+    return alpha * x0_x + sigma * noise_x, alpha * x0_f + sigma * noise_f
 
 
 class EulerSampler(Sampler):
-    """First order, one evaluation a step (Liu et al. 2023, section 2.2)."""
+    """First order along dx / dt, one evaluation a step (Liu et al. 2023, section 2.2)."""
 
-    def step(self, denoiser: Velocity, x: Tensor, t: float, t_next: float) -> Tensor:
-        return x + (t_next - t) * denoiser(x, x.new_full((len(x),), t))
+    def solve(self, denoiser: Predictor, x: Tensor, way: Way) -> Tensor:
+        grid = way.grid
+        on_x, on_prediction = velocity_coefficients(denoiser, grid[:-1])
+        length = grid.diff()
+        steps = torch.stack([1 + length * on_x, length * on_prediction], dim=1).tolist()
+        for (a, b), (t, t_next) in zip(steps, itertools.pairwise(way.times), strict=True):
+            x = torch.add(a * x, denoiser.predict(x, t), alpha=b)
+            x = way.arrive(x, t_next)
+        return x
 
 
 class HeunSampler(Sampler):
     """Second order, two evaluations a step, one in the last (Karras et al. 2022, algorithm 1 without churn)."""
 
-    def step(self, denoiser: Velocity, x: Tensor, t: float, t_next: float) -> Tensor:
-        v = denoiser(x, x.new_full((len(x),), t))
-        euler = x + (t_next - t) * v
-        if t_next == 0:  # as in the paper: the network is least trained where no noise is left
-            return euler
-        return x + (t_next - t) * 0.5 * (v + denoiser(euler, x.new_full((len(x),), t_next)))
+    def solve(self, denoiser: Predictor, x: Tensor, way: Way) -> Tensor:
+        grid = way.grid
+        slopes = torch.stack(velocity_coefficients(denoiser, grid), dim=1).tolist()
+        for (a, b), (c, d), (t, t_next) in zip(slopes, slopes[1:], itertools.pairwise(way.times), strict=False):
+            v = torch.add(a * x, denoiser.predict(x, t), alpha=b)
+            euler = x + (t_next - t) * v
+            if t_next == 0:  # as in the paper: the network is least trained where no noise is left
+                x = euler
+            else:
+                v_next = torch.add(c * euler, denoiser.predict(euler, t_next), alpha=d)
+                x = x + (0.5 * (t_next - t)) * (v + v_next)
+            x = way.arrive(x, t_next)
+        return x
+
+
+class DDIMSampler(Sampler):
+    """x0 and noise mixed anew for the next time (Song et al. 2021, "Denoising diffusion implicit models", eq. 12).
+
+    Args:
+        num_steps, shift, spacing: see `Sampler`.
+        eta: share of fresh noise: 0 for none, 1 for ancestral sampling.
+    """
+
+    def __init__(
+        self, num_steps: int, shift: float = 1.0, spacing: Spacing | Literal["auto"] = "auto", eta: float = 0.0
+    ) -> None:
+        super().__init__(num_steps, shift, spacing)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta={eta} must be between 0 and 1")
+        self.eta = eta
+
+    @property
+    def is_random(self) -> bool:
+        return self.eta > 0
+
+    def solve(self, denoiser: Predictor, x: Tensor, way: Way) -> Tensor:
+        grid = way.grid
+        t, t_next, schedule = grid[:-1], grid[1:], denoiser.schedule
+        alpha, sigma = schedule.alpha(t_next), schedule.sigma(t_next)
+        # Variance of x at t_next given x_t and x0 (Kingma et al. 2021, eq. 33), in any schedule.
+        shrunk = schedule.snr(t) / schedule.snr(t_next)  # 0 where t_next is 0
+        added = self.eta * sigma * (1 - shrunk).clamp(min=0).sqrt()
+        kept = (sigma.square() - added.square()).clamp(min=0).sqrt()
+        (x0_x, x0_f), (noise_x, noise_f) = denoiser.x0_coefficients(t), denoiser.noise_coefficients(t)
+        steps = torch.stack([alpha * x0_x + kept * noise_x, alpha * x0_f + kept * noise_f, added], dim=1).tolist()
+        for (a, b, c), (now, then) in zip(steps, itertools.pairwise(way.times), strict=True):
+            x = torch.add(a * x, denoiser.predict(x, now), alpha=b)
+            if c > 0:
+                x = torch.add(x, way.noise_like(x), alpha=c)
+            x = way.arrive(x, then)
+        return x
+
+
+class DDPMSampler(DDIMSampler):
+    """Ancestral sampling: each step draws from q(x_s | x_t, x0) (Ho et al. 2020, eq. 6 and 7).
+
+    Args:
+        num_steps, shift, spacing: see `Sampler`.
+    """
+
+    def __init__(self, num_steps: int, shift: float = 1.0, spacing: Spacing | Literal["auto"] = "auto") -> None:
+        super().__init__(num_steps, shift, spacing, eta=1.0)
+
+
+class DPMpp2MSampler(Sampler):
+    """DPM-Solver++(2M), second order with one evaluation a step (Lu et al. 2022b, algorithm 2).
+
+    The first step and the last, to t = 0 where the logarithm of the SNR is infinite, are of first order.
+    """
+
+    def solve(self, denoiser: Predictor, x: Tensor, way: Way) -> Tensor:
+        grid = way.grid
+        schedule = denoiser.schedule
+        on_x, on_prediction = denoiser.x0_coefficients(grid[:-1])
+        half_log_snr = -schedule.ratio(grid).log()
+        h = half_log_snr.diff()
+        shrink = schedule.sigma(grid[1:]) / schedule.sigma(grid[:-1])
+        towards = schedule.alpha(grid[1:]) - schedule.alpha(grid[:-1]) * shrink  # -alpha (e^-h - 1) of the paper
+        # 1 / (2 r) of the paper, r = previous h / h: how far to extrapolate x0 from the last step
+        beyond = torch.zeros_like(h)
+        beyond[1:] = 0.5 * h[1:] / h[:-1]
+        beyond[~torch.isfinite(h)] = 0.0
+        rows = torch.stack([on_x, on_prediction, shrink, towards * (1 + beyond), -towards * beyond], dim=1).tolist()
+        previous = torch.zeros_like(x)
+        for (p, q, a, b, c), (t, t_next) in zip(rows, itertools.pairwise(way.times), strict=True):
+            x0 = torch.add(p * x, denoiser.predict(x, t), alpha=q)
+            x = torch.add(torch.add(a * x, x0, alpha=b), previous, alpha=c)
+            previous = x0
+            x = way.arrive(x, t_next)
+        return x

@@ -1,14 +1,18 @@
 """How data becomes noise. Said once, here: t = 0 is data, t = 1 is noise.
 
     x_t = alpha(t) x0 + sigma(t) eps,    eps ~ N(0, 1)
-    v_t = dx_t / dt = alpha'(t) x0 + sigma'(t) eps
 
-Every part takes t as a tensor (b,) and latents as (b, c, h, w).
+Every part takes t as a tensor (b,) and latents, of mean 0 and standard deviation 1, as (b, c, h, w).
 """
 
+import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
+import torch
 from torch import Tensor
+
+Spacing = Literal["uniform", "karras", "log_snr"]
 
 
 def per_sample(t: Tensor) -> Tensor:
@@ -18,6 +22,9 @@ def per_sample(t: Tensor) -> Tensor:
 
 class NoiseSchedule(ABC):
     """alpha, sigma and their derivatives as functions of t; the rest follows."""
+
+    spacing: Spacing = "uniform"
+    """How samplers space their times unless told otherwise."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -35,31 +42,49 @@ class NoiseSchedule(ABC):
     def sigma_derivative(self, t: Tensor) -> Tensor:
         """d sigma / d t."""
 
+    @abstractmethod
+    def time_at(self, ratio: Tensor) -> Tensor:
+        """The t at which sigma / alpha is `ratio` in [0, infinity]; 1 where the schedule does not go as far."""
+
+    def ratio(self, t: Tensor) -> Tensor:
+        """Noise over data, sigma / alpha: what Karras et al. 2022 call sigma."""
+        return self.sigma(t) / self.alpha(t)
+
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio (alpha / sigma)^2 (Kingma et al. 2021, eq. 3)."""
         return (self.alpha(t) / self.sigma(t)).square()
+
+    def deviation(self, t: Tensor) -> Tensor:
+        """Standard deviation of x_t."""
+        return (self.alpha(t).square() + self.sigma(t).square()).sqrt()
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t of x0 and noise (b, c, h, w) at t (b,)."""
         return per_sample(self.alpha(t)) * x0 + per_sample(self.sigma(t)) * noise
 
-    def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """v_t of x0 and noise."""
-        return per_sample(self.alpha_derivative(t)) * x0 + per_sample(self.sigma_derivative(t)) * noise
+    def v_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What v is of x0 and of the noise: (alpha eps - sigma x0) / deviation (Salimans & Ho 2022, section 4).
 
-    def x0_from_velocity(self, x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-        """Solve the two equations above for x0."""
-        determinant = self.alpha(t) * self.sigma_derivative(t) - self.alpha_derivative(t) * self.sigma(t)
-        return (per_sample(self.sigma_derivative(t)) * x_t - per_sample(self.sigma(t)) * v) / per_sample(determinant)
+        At deviation 1 that is their v. For `EDM` it is, but for the sign, what its preconditioned network predicts
+        (Karras et al. 2022, table 1, with a data deviation of 1).
+        """
+        return -self.sigma(t) / self.deviation(t), self.alpha(t) / self.deviation(t)
 
-    def noise_from_velocity(self, x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-        """Solve the two equations above for eps."""
-        determinant = self.alpha(t) * self.sigma_derivative(t) - self.alpha_derivative(t) * self.sigma(t)
-        return (per_sample(self.alpha(t)) * v - per_sample(self.alpha_derivative(t)) * x_t) / per_sample(determinant)
+    def input_scale(self, t: Tensor) -> Tensor:
+        """What x_t is multiplied with before a network sees it."""
+        return torch.ones_like(t)
+
+    def condition(self, t: Tensor) -> Tensor:
+        """What a network is told of the time: an even scale from 0, data, to 1, noise."""
+        return t
+
+    def time_of(self, condition: Tensor) -> Tensor:
+        """The inverse of `condition`."""
+        return condition
 
 
 class RectifiedFlow(NoiseSchedule):
-    """Straight lines from data to noise: x_t = (1 - t) x0 + t eps, v = eps - x0 (Liu et al. 2023, eq. 1)."""
+    """Straight lines from data to noise: x_t = (1 - t) x0 + t eps, v = dx / dt = eps - x0 (Liu et al. 2023, eq. 1)."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -68,7 +93,121 @@ class RectifiedFlow(NoiseSchedule):
         return t
 
     def alpha_derivative(self, t: Tensor) -> Tensor:
-        return -t.new_ones(t.shape)
+        return -torch.ones_like(t)
 
     def sigma_derivative(self, t: Tensor) -> Tensor:
-        return t.new_ones(t.shape)
+        return torch.ones_like(t)
+
+    def time_at(self, ratio: Tensor) -> Tensor:
+        return 1 / (1 + 1 / ratio)
+
+    def v_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.alpha_derivative(t), self.sigma_derivative(t)
+
+
+class VPCosine(NoiseSchedule):
+    """A quarter of a circle: alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans & Ho 2022, section 4)."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        # cos rounds to 4e-8 where pi/2 is meant, not to 0
+        return torch.where(t == 1, torch.zeros_like(t), torch.cos(math.pi / 2 * t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 * t)
+
+    def alpha_derivative(self, t: Tensor) -> Tensor:
+        return -math.pi / 2 * self.sigma(t)
+
+    def sigma_derivative(self, t: Tensor) -> Tensor:
+        return math.pi / 2 * self.alpha(t)
+
+    def time_at(self, ratio: Tensor) -> Tensor:
+        return 2 / math.pi * torch.atan(ratio)
+
+
+class VPLinear(NoiseSchedule):
+    """DDPM's linear betas in continuous time: alpha^2 = exp(-integral of beta) (Song et al. 2021, eq. 33).
+
+    Args:
+        beta_min: beta at t = 0.
+        beta_max: beta at t = 1.
+        zero_terminal_snr: shift and scale alpha to be 0 at t = 1, so that sampling starts where training was
+            (Lin et al. 2023, algorithm 1).
+    """
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, zero_terminal_snr: bool = False) -> None:
+        if not 0 < beta_min < beta_max:
+            raise ValueError(f"beta_min={beta_min} must be above 0 and below beta_max={beta_max}")
+        self.beta_min, self.beta_max = beta_min, beta_max
+        self.floor = math.exp(-(beta_min + beta_max) / 4) if zero_terminal_snr else 0.0
+
+    def integral(self, t: Tensor) -> Tensor:
+        """Of beta, from 0 to t."""
+        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t.square()
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - self.missing(t)
+
+    def missing(self, t: Tensor) -> Tensor:
+        """1 - alpha, exact also where alpha rounds to 1."""
+        return (-torch.expm1(-0.5 * self.integral(t)) / (1 - self.floor)).clamp(max=1.0)  # 1 may round to above 1
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (self.missing(t) * (1 + self.alpha(t))).sqrt()
+
+    def alpha_derivative(self, t: Tensor) -> Tensor:
+        beta = self.beta_min + (self.beta_max - self.beta_min) * t
+        return -0.5 * beta * torch.exp(-0.5 * self.integral(t)) / (1 - self.floor)
+
+    def sigma_derivative(self, t: Tensor) -> Tensor:
+        return -self.alpha(t) * self.alpha_derivative(t) / self.sigma(t)
+
+    def time_at(self, ratio: Tensor) -> Tensor:
+        # With alpha = (1 + ratio^2)^(-1/2), the integral is -2 log(floor + (1 - floor) alpha).
+        alpha = (1 + ratio.square()).rsqrt()
+        missing = ratio.square() * alpha.square() / (1 + alpha)  # 1 - alpha, exact also where alpha rounds to 1
+        integral = -2 * torch.log1p(-(1 - self.floor) * missing)
+        rise = self.beta_max - self.beta_min
+        root = (self.beta_min**2 + 2 * rise * integral).sqrt()
+        return (2 * integral / (self.beta_min + root)).nan_to_num(nan=1.0).clamp(max=1.0)
+
+
+class EDM(NoiseSchedule):
+    """Noise is added and data stay as they are: x_t = x0 + sigma eps (Karras et al. 2022), with sigma = sigma_max t.
+
+    Networks see x_t at deviation 1, and are told the angle whose tangent is sigma: an even scale from data to noise.
+
+    Args:
+        sigma_max: the noise at t = 1, where data of deviation 1 no longer show.
+    """
+
+    spacing: Spacing = "karras"
+
+    def __init__(self, sigma_max: float = 80.0) -> None:
+        if sigma_max <= 1:
+            raise ValueError(f"sigma_max={sigma_max} must be well above 1, the deviation of the data")
+        self.sigma_max = sigma_max
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_max * t
+
+    def alpha_derivative(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def sigma_derivative(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.sigma_max)
+
+    def time_at(self, ratio: Tensor) -> Tensor:
+        return (ratio / self.sigma_max).clamp(max=1.0)
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        return 1 / self.deviation(t)
+
+    def condition(self, t: Tensor) -> Tensor:
+        return 2 / math.pi * torch.atan(self.sigma(t))
+
+    def time_of(self, condition: Tensor) -> Tensor:
+        return self.time_at(torch.tan(math.pi / 2 * condition))

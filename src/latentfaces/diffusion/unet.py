@@ -34,6 +34,7 @@ class UNet(nn.Module):
         attention_levels: levels, counted from 0, with self-attention; the middle always has it.
         head_width: channels of an attention head.
         dropout: in the residual blocks.
+        label_channels: numbers that say how the data were augmented; see `Augmentation`.
     """
 
     def __init__(
@@ -45,10 +46,12 @@ class UNet(nn.Module):
         attention_levels: Collection[int] = (1, 2),
         head_width: int = 64,
         dropout: float = 0.0,
+        label_channels: int = 0,
     ) -> None:
         super().__init__()
         embedding_width = 4 * width
         self.embed_time = TimeEmbedding(embedding_width)
+        self.embed_label = nn.Linear(label_channels, embedding_width, bias=False) if label_channels else None
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
 
         def stage(in_channels: int, out_channels: int, attend: bool) -> Stage:
@@ -79,8 +82,11 @@ class UNet(nn.Module):
         self.norm = group_norm(now)
         self.out = zero_init(nn.Conv2d(now, channels, 3, padding=1))  # the first prediction is 0, the mean of v
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         embedding = self.embed_time(t)
+        if label is not None:
+            assert self.embed_label is not None, "a network without label_channels takes no label"
+            embedding = embedding + self.embed_label(label)
         x = self.stem(x_t)
         skips = [x]
         for layer in self.down:

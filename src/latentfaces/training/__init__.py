@@ -4,6 +4,7 @@ from latentfaces.training.adversary import Adversary
 from latentfaces.training.checkpoint import AtomicCheckpointIO, ResumableCSVLogger
 from latentfaces.training.fit import fit_and_test
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
+from latentfaces.training.optimizers import MuonAdamW
 from latentfaces.training.stage import NonFiniteLossError, Stage
 from latentfaces.training.vae_module import VAEModule
 
@@ -11,6 +12,7 @@ __all__ = [
     "Adversary",
     "AtomicCheckpointIO",
     "LatentDiffusionModule",
+    "MuonAdamW",
     "NonFiniteLossError",
     "ResumableCSVLogger",
     "Stage",

@@ -58,7 +58,7 @@ class Adversary:
     def begin(self, device: torch.device) -> None:
         """Make ready on the device, the same on all ranks."""
         self.discriminator.to(device).train()
-        self.optimizer = self.make_optimizer(self.discriminator.parameters())
+        self.optimizer = self.make_optimizer(self.discriminator.named_parameters())
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         if self.restored is not None:
             self.discriminator.load_state_dict(self.restored["discriminator"])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from latentfaces.annealing import WarmupDecay
 from latentfaces.autoencoder import VAE
-from latentfaces.diffusion import Denoiser, DenoisingLoss, Sampler
+from latentfaces.diffusion import Augmentation, Denoiser, DenoisingLoss, Sampler
 from latentfaces.training.stage import OptimizerFactory, Stage
 
 NUM_PREVIEWS = 16
@@ -21,6 +21,7 @@ class LatentDiffusionModule(Stage):
         denoiser: the network and its noise schedule.
         loss: the objective.
         sampler: makes the previews.
+        augmentation: of latents in training, for a network with its `label_channels`; none unless given.
         optimizer, lr_schedule, seed: see `Stage`.
     """
 
@@ -30,13 +31,14 @@ class LatentDiffusionModule(Stage):
         denoiser: Denoiser,
         loss: DenoisingLoss,
         sampler: Sampler,
+        augmentation: Augmentation | None,
         optimizer: OptimizerFactory,
         lr_schedule: WarmupDecay,
         seed: int,
     ) -> None:
         super().__init__(optimizer, lr_schedule, seed)
         self.autoencoder = autoencoder.requires_grad_(False)
-        self.denoiser, self.loss, self.sampler = denoiser, loss, sampler
+        self.denoiser, self.loss, self.sampler, self.augmentation = denoiser, loss, sampler, augmentation
         self.latent_shape: torch.Size | None = None
 
     @property
@@ -55,9 +57,11 @@ class LatentDiffusionModule(Stage):
         mean, std = moments.unbind(1)
         # A fresh draw each time: the denoiser sees the whole posterior, not one point of it.
         x0 = self.autoencoder.normalize(mean + std * torch.randn_like(mean))
-        loss = self.loss(self.denoiser, x0).mean()
-        self.log_terms({"train/loss": loss})
-        return loss
+        x0, label = (x0, None) if self.augmentation is None else self.augmentation(x0)
+        losses = self.loss(self.denoiser, x0, label=label)
+        names = ("train/loss", "train/auxiliary_loss")
+        self.log_terms({name: head.mean() for name, head in zip(names, losses, strict=False)})
+        return self.loss.total(losses)
 
     def validation_step(self, moments: Tensor, batch_idx: int) -> None:
         self.latent_shape = moments.shape[2:]
@@ -72,7 +76,8 @@ class LatentDiffusionModule(Stage):
         generator = torch.Generator().manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         u = (torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(x0)
-        loss = self.loss(self.denoiser, x0, self.loss.time_sampler.from_uniform(u.to(x0)), noise).mean()
+        t = self.loss.time_sampler.inside(u.to(x0), self.denoiser.schedule)
+        loss = self.loss(self.denoiser, x0, t, noise)[0].mean()
         self.log(f"{stage}/loss", loss, batch_size=len(x0), sync_dist=True)
 
     @torch.no_grad()

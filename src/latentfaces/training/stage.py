@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from latentfaces.annealing import WarmupDecay
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -25,7 +25,7 @@ class Stage(LightningModule, ABC):
     """A stage of training.
 
     Args:
-        optimizer: parameters -> optimiser, at the peak of the learning rate.
+        optimizer: named parameters -> optimiser, at the peak of the learning rate.
         lr_schedule: the learning rate as a multiple of that peak.
         seed: of everything that is drawn in a step.
     """
@@ -69,7 +69,7 @@ class Stage(LightningModule, ABC):
                 callback.forget()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer(p for p in self.network.parameters() if p.requires_grad)
+        optimizer = self.make_optimizer((name, p) for name, p in self.network.named_parameters() if p.requires_grad)
         schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, self.progress()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

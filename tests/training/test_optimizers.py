@@ -1,0 +1,106 @@
+"""Muon and AdamW as one optimiser: each weight gets exactly the step of its own."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon
+from torch.optim.lr_scheduler import LambdaLR
+
+from latentfaces.diffusion import Denoiser, DiT, RectifiedFlow, UNet
+from latentfaces.training import MuonAdamW
+from latentfaces.training.optimizers import is_hidden_matrix
+
+
+def tiny_denoiser() -> Denoiser:
+    torch.manual_seed(0)
+    denoiser = Denoiser(DiT(2, width=16, depth=2, num_heads=2), RectifiedFlow())
+    for parameter in denoiser.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return denoiser
+
+
+def give_gradients(module: nn.Module, seed: int = 1) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_each_weight_takes_the_step_of_its_own_optimiser() -> None:
+    ours, theirs = tiny_denoiser(), tiny_denoiser()
+    optimizer = MuonAdamW(ours.named_parameters(), lr=1e-2, weight_decay=0.1)
+    hidden = [p for name, p in theirs.named_parameters() if is_hidden_matrix(name, p)]
+    rest = [p for name, p in theirs.named_parameters() if not is_hidden_matrix(name, p)]
+    muon = Muon(hidden, lr=1e-2, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = AdamW(rest, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    for step in range(3):
+        for module in (ours, theirs):
+            give_gradients(module, step)
+        optimizer.step()
+        muon.step()
+        adamw.step()
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other), name
+
+
+def test_hidden_matrices_are_those_inside_the_blocks() -> None:
+    names = {name for name, p in tiny_denoiser().named_parameters() if is_hidden_matrix(name, p)}
+    assert "network.blocks.0.attention.qkv.weight" in names
+    assert "network.blocks.1.feed_forward.out.weight" in names
+    assert not any("embed" in name or "head" in name.split(".")[1] or name.endswith("bias") for name in names)
+
+
+def test_convolutions_are_matrices_of_their_outputs() -> None:
+    torch.manual_seed(0)
+    denoiser = Denoiser(UNet(2, width=8, multipliers=(1,), num_blocks=1, attention_levels=()), RectifiedFlow())
+    kernel = denoiser.network.down[0].block.conv1.weight
+    before = kernel.detach().clone()
+    optimizer = MuonAdamW(denoiser.named_parameters(), lr=1e-2, weight_decay=0.0)
+    give_gradients(denoiser)
+    optimizer.step()
+    step = (kernel - before).detach().flatten(1)
+    # Orthogonalised: nearly equal singular values, and a root mean square of 0.2 lr.
+    singular = torch.linalg.svdvals(step)
+    assert singular.max() / singular.min() < 2.5
+    assert step.square().mean().sqrt().item() == pytest.approx(0.2 * 1e-2, rel=0.3)
+
+
+def test_learning_rate_schedule_reaches_both() -> None:
+    denoiser = tiny_denoiser()
+    optimizer = MuonAdamW(denoiser.named_parameters(), lr=1e-2)
+    schedule = LambdaLR(optimizer, lambda step: 0.0 if step else 1.0)
+    give_gradients(denoiser)
+    optimizer.step()
+    schedule.step()
+    before = copy.deepcopy(denoiser.state_dict())
+    optimizer.step()  # at rate 0 nothing moves
+    assert all(torch.equal(before[name], value) for name, value in denoiser.state_dict().items())
+
+
+def test_stored_and_loaded_it_goes_on_as_if_never_stopped() -> None:
+    one, other = tiny_denoiser(), tiny_denoiser()
+    first, second = MuonAdamW(one.named_parameters()), MuonAdamW(other.named_parameters())
+    for step in range(4):
+        if step == 2:
+            other.load_state_dict(one.state_dict())
+            second.load_state_dict(copy.deepcopy(first.state_dict()))
+        give_gradients(one, step)
+        first.step()
+        if step >= 2:
+            give_gradients(other, step)
+            second.step()
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_gradients_are_cleared() -> None:
+    denoiser = tiny_denoiser()
+    optimizer = MuonAdamW(denoiser.named_parameters())
+    give_gradients(denoiser)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in denoiser.parameters())
+
+
+def test_a_network_without_matrices_is_refused() -> None:
+    with pytest.raises(ValueError, match="model/optimizer=adamw"):
+        MuonAdamW(nn.LayerNorm(4).named_parameters())
