@@ -153,7 +153,7 @@ def test_config_builds_parts_within_parts() -> None:
     ],
 )
 def test_config_that_asks_for_anything_else_is_refused_by_name(target: str) -> None:
-    with pytest.raises(UserError, match=re.escape(target) + ".*may be built"):
+    with pytest.raises(UserError, match=re.escape(target) + ".*may ask for"):
         build({"_target_": target})
 
 

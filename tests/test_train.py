@@ -11,6 +11,9 @@ import pytest
 import torch
 from commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command
 
+from latentfaces.errors import UserError
+from latentfaces.nn import weights_hash
+from latentfaces.pipeline import FacePipeline
 from latentfaces.run import find_run
 
 
@@ -94,6 +97,47 @@ def test_a_resumed_diffusion_run_goes_on_bit_for_bit(train: Command, workplace: 
     assert straight["global_step"] == resumed["global_step"] == 11
     assert_equal(straight["state_dict"], resumed["state_dict"], "weights")
     assert_equal(ema_of(straight), ema_of(resumed), "average")
+
+
+def test_a_killed_diffusion_run_leaves_the_averages_and_the_guide_of_an_uninterrupted_one(
+    train: Command, workplace: Path
+) -> None:
+    train(*TINY_VAE, *SHORT, "name=faces")
+    settings = [*TINY_LDM, *SHORT, "trainer.max_steps=12", "callbacks.last.every_n_train_steps=4"]
+    settings += ["callbacks.ema.sigma_rel=0.07", "callbacks.ema.snapshots=4", "callbacks.guide.share=0.75"]
+    train(*settings, "name=straight")
+    # Killed after snapshot and guide of step 9, it goes on from step 8 and makes both again.
+    killed = subprocess.run(
+        [sys.executable, ROOT / "train.py", *settings, "name=killed", "+callbacks.kill._target_=probes.KillAt",
+         "+callbacks.kill.step=11"],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert killed.returncode == -9, killed.stderr
+    assert checkpoint("ldm/killed")["global_step"] == 8
+    assert Path("outputs/ldm/killed/checkpoints/guide_denoiser.pth").exists()
+    train(*settings, "name=killed", "resume=true")
+    assert_equal(ema_of(checkpoint("ldm/straight")), ema_of(checkpoint("ldm/killed")), "averages")
+    folders = [Path(f"outputs/ldm/{name}/checkpoints") for name in ("straight", "killed")]
+    assert sorted(path.name for path in (folders[0] / "ema").iterdir()) == [
+        "step_0000003.pth", "step_0000006.pth", "step_0000009.pth", "step_0000012.pth",
+    ]  # fmt: skip
+    straight, resumed = (
+        {path.name: path.read_bytes() for path in [*(folder / "ema").iterdir(), folder / "guide_denoiser.pth"]}
+        for folder in folders
+    )
+    assert straight == resumed
+
+    run = find_run("killed", "ldm")
+    rebuilt = run.averaged("denoiser", 0.07)  # which was kept as well, though not in the snapshots
+    names = [name for name, _ in rebuilt.named_parameters()]
+    for name, value in zip(names, ema_of(checkpoint("ldm/killed"))["average"], strict=True):
+        torch.testing.assert_close(rebuilt.get_parameter(name), value, rtol=2**-9, atol=2e-4, msg=name)
+    pipeline = FacePipeline.load(run, ema=0.07)
+    assert pipeline.guide is not None
+    assert pipeline.denoiser is not None
+    assert weights_hash(pipeline.denoiser) == weights_hash(rebuilt)
+    with pytest.raises(UserError, match=r"ema=0\.07 is for runs of stage 2"):
+        FacePipeline.load("outputs/vae/faces", ema=0.07)
 
 
 REFUSED = {

@@ -1,6 +1,6 @@
 """One trained run as an object: photos to latents, noise to faces."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -8,10 +8,14 @@ from torch import Tensor
 
 from latentfaces.autoencoder import VAE
 from latentfaces.data.ffhq import to_uint8
-from latentfaces.diffusion import Denoiser, Sampler
+from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, NoGuidance, Predictor, Sampler
 from latentfaces.errors import UserError
 from latentfaces.nn import weights_hash
 from latentfaces.run import Run, open_run
+
+GUIDE = "guide_denoiser"
+PIXELS_AT_ONCE = 2**22
+"""Decoded in one call: 64 faces of 256 pixels, 4 of 1024."""
 
 
 def best_device() -> torch.device:
@@ -30,6 +34,7 @@ class FacePipeline:
         resolution: height and width of the pictures, in pixels.
         device: where to compute; the best there is by default.
         bfloat16: compute in bfloat16 where that is safe: faster, and pictures then depend a little on the batch size.
+        guide: an early version of the denoiser, for `AutoGuidance`.
     """
 
     def __init__(
@@ -39,24 +44,71 @@ class FacePipeline:
         resolution: int,
         device: torch.device | None = None,
         bfloat16: bool = False,
+        guide: Denoiser | None = None,
     ) -> None:
         self.device, self.bfloat16 = device or best_device(), bfloat16
         self.vae = vae.to(self.device)
         self.denoiser = denoiser.to(self.device) if denoiser is not None else None
+        self.guide = guide.to(self.device) if guide is not None else None
         self.resolution = resolution
+        self.guidance: Guidance = NoGuidance()
 
     @classmethod
-    def load(cls, run: Run | str | Path, device: torch.device | None = None, bfloat16: bool = False) -> "FacePipeline":
-        """From a run's folder, e.g. "outputs/ldm/faces": its best weights; the rest as for the class."""
+    def load(
+        cls,
+        run: Run | str | Path,
+        device: torch.device | None = None,
+        bfloat16: bool = False,
+        ema: float | None = None,
+    ) -> "FacePipeline":
+        """From a run's folder, e.g. "outputs/ldm/faces": its best weights.
+
+        Args:
+            run: the run or its folder.
+            device, bfloat16: as for the class.
+            ema: instead of the best weights, those averaged with this width over the whole training; in (0, 0.28).
+
+        Raises:
+            UserError: the run has not what that needs.
+        """
         run = run if isinstance(run, Run) else open_run(run)
         vae = run.module("autoencoder", "best_vae")
-        denoiser = run.module("denoiser", "best_denoiser") if run.stage == "ldm" else None
-        return cls(vae, denoiser, run.config["data"]["resolution"], device, bfloat16)
+        denoiser = guide = None
+        if run.stage == "ldm":
+            denoiser = run.module("denoiser", "best_denoiser") if ema is None else run.averaged("denoiser", ema)
+            guide = run.module("denoiser", GUIDE) if run.has_weights(GUIDE) else None
+        elif ema is not None:
+            raise UserError(f"ema={ema} is for runs of stage 2: leave it out")
+        return cls(vae, denoiser, run.config["data"]["resolution"], device, bfloat16, guide)
+
+    @property
+    def predictor(self) -> Predictor:
+        """The denoiser under the pipeline's guidance.
+
+        Raises:
+            UserError: there is no denoiser, or none that this guidance can use.
+        """
+        if self.denoiser is None:
+            raise UserError(
+                "this is a run of stage 1, and noise from its prior decodes to noise by design: "
+                "train stage 2 with `python train.py model=ldm`, then sample that run"
+            )
+        try:
+            return self.guidance(self.denoiser, self.guide)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     @property
     def weights(self) -> str:
-        """Names the weights: the VAE's hash and, where there is one, the denoiser's."""
-        return "-".join(weights_hash(part) for part in (self.vae, self.denoiser) if part is not None)
+        """Names the weights: hashes of the VAE, of the denoiser if there is one, of the guide if it is used."""
+        guide = self.guide if isinstance(self.guidance, AutoGuidance) else None
+        return "-".join(weights_hash(part) for part in (self.vae, self.denoiser, guide) if part is not None)
+
+    def compile(self) -> None:
+        """Compile the denoiser when it is first used, which takes minutes on a CPU."""
+        for part in (self.denoiser, self.guide):
+            if part is not None:
+                part.network.compile()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -64,13 +116,15 @@ class FacePipeline:
         side = self.resolution // self.vae.downsampling
         return self.vae.latent_channels, side, side
 
-    def noise(self, seeds: list[tuple[int, int]]) -> Tensor:
-        """Start noise (n, c, h, w) of the faces named by (seed, number): each depends on its own name alone."""
-        draws = [
-            torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
-            for seed, number in seeds
-        ]
-        return torch.stack(draws).to(self.device)
+    def draws(self, names: Sequence[tuple[int, int]]) -> Callable[[], Tensor]:
+        """A source of noise (n, c, h, w) for the faces named by (seed, number): each depends on its own name alone."""
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for seed, number in names]
+        shape = self.latent_shape
+        return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+
+    def noise(self, names: Sequence[tuple[int, int]]) -> Tensor:
+        """Start noise (n, c, h, w) of the faces named by (seed, number)."""
+        return self.draws(names)()
 
     def autocast(self) -> torch.autocast:
         """bfloat16 within this context, where asked for."""
@@ -84,9 +138,10 @@ class FacePipeline:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (n, c, h, w) -> images (n, 3, R, R) in [-1, 1]."""
+        """Normalised latents (n, c, h, w) -> images (n, 3, R, R) in [-1, 1], a few at a time to bound the memory."""
+        at_once = max(1, PIXELS_AT_ONCE // self.resolution**2)
         with self.autocast():
-            return self.vae.decode(self.vae.denormalize(latents))
+            return torch.cat([self.vae.decode(self.vae.denormalize(part)) for part in latents.split(at_once)])
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, skips: float = 0.0) -> Tensor:
@@ -100,19 +155,52 @@ class FacePipeline:
             posterior, features = self.vae.encode_with_skips(images.to(self.device))
             return self.vae.decode(posterior.mode(), [skips * feature for feature in features] if skips else None)
 
-    def faces_from_noise(self, noise: Tensor, sampler: Sampler, batch_size: int = 64) -> Iterator[Tensor]:
-        """Noise (n, c, h, w) -> batches of faces (b, 3, R, R) uint8 on the CPU."""
-        if self.denoiser is None:
-            raise UserError(
-                "this is a run of stage 1, and noise from its prior decodes to noise by design: "
-                "train stage 2 with `python train.py model=ldm`, then sample that run"
-            )
-        for start in noise.split(batch_size):
+    def sample(self, noise: Tensor, sampler: Sampler, fresh: Callable[[], Tensor] | None = None) -> Tensor:
+        """Noise (n, c, h, w) -> normalised latents; `fresh` as for `Sampler`."""
+        with self.autocast():
+            return sampler(self.predictor, noise, fresh)
+
+    def invert(self, images: Tensor, sampler: Sampler) -> Tensor:
+        """Images (n, 3, R, R) in [-1, 1] -> the noise (n, c, h, w) from which `sampler` comes to them, nearly.
+
+        Raises:
+            UserError: the sampler cannot be run backwards.
+        """
+        latents = self.encode(images)
+        try:
             with self.autocast():
-                latents = sampler(self.denoiser, start)
-            yield to_uint8(self.decode(latents)).cpu()
+                return sampler.invert(self.predictor, latents)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def faces_from_noise(
+        self,
+        noise: Tensor,
+        sampler: Sampler,
+        batch_size: int = 64,
+        names: Sequence[tuple[int, int]] | None = None,
+    ) -> Iterator[Tensor]:
+        """Noise (n, c, h, w) -> batches of faces (b, 3, R, R) uint8 on the CPU.
+
+        Args:
+            noise: where to start.
+            sampler: from noise to latents.
+            batch_size: faces at once; it changes time and memory, not the faces.
+            names: (seed, number) of each face, from which a sampler that adds noise on the way takes it.
+        """
+        names = names or [(0, number) for number in range(len(noise))]
+        for start in range(0, len(noise), batch_size):
+            batch = slice(start, start + batch_size)
+            draw = self.draws(names[batch])
+            draw()  # the first is the start noise
+            yield to_uint8(self.decode(self.sample(noise[batch], sampler, draw))).cpu()
+
+    def faces(self, names: Sequence[tuple[int, int]], sampler: Sampler, batch_size: int = 64) -> Iterator[Tensor]:
+        """The faces named by (seed, number), in batches (b, 3, R, R) uint8 on the CPU."""
+        for start in range(0, len(names), batch_size):
+            draw = self.draws(names[start : start + batch_size])
+            yield to_uint8(self.decode(self.sample(draw(), sampler, draw))).cpu()
 
     def generate(self, num_images: int, seed: int, sampler: Sampler, batch_size: int = 64) -> Tensor:
         """New faces (num_images, 3, R, R) uint8: face i depends on (seed, i) alone, not on how many or how batched."""
-        noise = self.noise([(seed, number) for number in range(num_images)])
-        return torch.cat(list(self.faces_from_noise(noise, sampler, batch_size)))
+        return torch.cat(list(self.faces([(seed, number) for number in range(num_images)], sampler, batch_size)))

@@ -1,6 +1,7 @@
 """One training run as a folder: its config, its weights, whether it is finished."""
 
 import contextlib
+import hashlib
 import importlib
 import json
 from collections.abc import Callable, Iterator
@@ -10,15 +11,25 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
+from latentfaces.averaging import rebuild, snapshots_in
 from latentfaces.errors import UserError
 
-CONFIG, RESULT = "config.yaml", "result.json"
+CONFIG, RESULT, TUNED = "config.yaml", "result.json", "tuned.json"
+SNAPSHOTS = Path("checkpoints") / "ema"
 BUILDABLE = {
     "latentfaces.autoencoder": {"VAE"},
-    "latentfaces.diffusion": {"Denoiser", "DiT", "RectifiedFlow", "UNet"},
+    "latentfaces.diffusion": {
+        *("Denoiser", "DiT", "UNet", "EDM", "RectifiedFlow", "VPCosine", "VPLinear"),
+        *("DDIMSampler", "DDPMSampler", "DPMpp2MSampler", "EulerSampler", "HeunSampler"),
+        *("AutoGuidance", "InternalGuidance", "NoGuidance"),
+    },
+    "latentfaces.tasks": {
+        *("Edit", "Generate", "Inpaint", "Interpolate", "Invert", "Neighbours", "Reconstruct", "Variations"),
+    },
 }
+"""What a stored config, or a picture's text, may ask for."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +58,58 @@ class Run:
         """What a finished run came to: metrics and verdict."""
         return json.loads((self.folder / RESULT).read_text())
 
+    def tuned(self) -> dict[str, Any] | None:
+        """What task=tune found for the best weights this run has now: "guidance" and "ema"."""
+        path = self.folder / TUNED
+        if not path.exists():
+            return None
+        found = json.loads(path.read_text())
+        return found if found["of"] == self.stamp("best_denoiser") else None
+
+    def stamp(self, name: str) -> str:
+        """12 hexadecimal digits that change with `checkpoints/<name>.pth`."""
+        return hashlib.sha256((self.folder / "checkpoints" / f"{name}.pth").read_bytes()).hexdigest()[:12]
+
+    def has_weights(self, name: str) -> bool:
+        """Whether `checkpoints/<name>.pth` is there."""
+        return (self.folder / "checkpoints" / f"{name}.pth").exists()
+
+    @property
+    def has_snapshots(self) -> bool:
+        """Whether training left what `averaged` needs."""
+        return len(snapshots_in(self.folder / SNAPSHOTS)) > 1
+
     def module(self, node: str, weights: str) -> Any:
         """Build `model.<node>` of the config and load `checkpoints/<weights>.pth` into it, ready for evaluation.
 
         Raises:
             UserError: the weights are missing, damaged or of another shape.
         """
-        module = build(self.config["model"][node])
-        assert isinstance(module, nn.Module)
         path = self.folder / "checkpoints" / f"{weights}.pth"
         if not path.exists():
             raise UserError(f"{path} is missing: the run stopped before its first validation; train it again")
+        return self.filled(node, path, lambda: torch.load(path, weights_only=True, map_location="cpu"))
+
+    def averaged(self, node: str, sigma_rel: float) -> Any:
+        """Build `model.<node>` with the average of another width than the run exported, ready for evaluation.
+
+        Args:
+            node: the one that was trained.
+            sigma_rel: width of the average, in (0, 0.28), see `latentfaces.averaging`.
+
+        Raises:
+            UserError: the run's snapshots cannot give it.
+        """
+        folder = self.folder / SNAPSHOTS
+        state = rebuild(folder, sigma_rel)
+        return self.filled(node, folder, lambda: state)
+
+    def filled(self, node: str, path: Path, read: Callable[[], dict[str, Tensor]]) -> Any:
+        """Build `model.<node>` with the state dict that `read` finds at `path`, ready for evaluation."""
+        module = build(self.config["model"][node])
+        assert isinstance(module, nn.Module)
         try:
-            module.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+            module.load_state_dict(read())
         except Exception as error:
             raise UserError(
                 f"{path} does not fit {CONFIG} beside it, or is damaged ({type(error).__name__})"
@@ -124,10 +174,10 @@ def runs_in(folder: Path) -> Iterator[Run]:
 
 
 def build(node: Any) -> Any:
-    """A part of a stored config -> the object it describes.
+    """A part of a stored config, or of a picture's text -> the object it describes.
 
-    Only classes of our own that hold weights or schedules are built: a stored config may come from a stranger, and
-    must not be able to run anything else.
+    Only classes of our own are built, those in `BUILDABLE`: either may come from a stranger, and must not be able to
+    run anything else.
     """
     if isinstance(node, list):
         return [build(item) for item in node]
@@ -138,5 +188,5 @@ def build(node: Any) -> Any:
         return arguments
     module_name, _, class_name = str(node["_target_"]).rpartition(".")
     if class_name not in BUILDABLE.get(module_name, ()):
-        raise UserError(f"{CONFIG} asks for {node['_target_']}, which is not a part of latentfaces that may be built")
+        raise UserError(f"{node['_target_']} is not a part of latentfaces that a stored config or picture may ask for")
     return getattr(importlib.import_module(module_name), class_name)(**arguments)

@@ -8,10 +8,27 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+
+def save_whole(content: Any, path: Path) -> None:
+    """`torch.save` beside the target, then rename: the target is always the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write a plain state dict, on the CPU."""
+    save_whole({name: value.cpu() for name, value in module.state_dict().items()}, path)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, then renames: the target is always the old file or the new one, whole.
+    """Writes as `save_whole` does.
 
     The library writes to the system's temporary folder and moves; where that is another file system (a mounted drive,
     a cluster's scratch), the move copies, and a kill in the middle of it destroys the last good checkpoint.
@@ -19,15 +36,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         for orphan in target.parent.glob("*.ckpt.partial"):
             orphan.unlink()
-        partial = target.with_name(target.name + ".partial")
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
+        save_whole(checkpoint, target)
 
 
 class ResumableCSVLogger(CSVLogger):

@@ -2,8 +2,9 @@
 
 from latentfaces.training.callbacks.best_weights import BestWeights
 from latentfaces.training.callbacks.ema import EMA
+from latentfaces.training.callbacks.guide import GuideWeights
 from latentfaces.training.callbacks.previews import Previews
 from latentfaces.training.callbacks.status import Status
 from latentfaces.training.callbacks.verdict import Verdict
 
-__all__ = ["EMA", "BestWeights", "Previews", "Status", "Verdict"]
+__all__ = ["EMA", "BestWeights", "GuideWeights", "Previews", "Status", "Verdict"]

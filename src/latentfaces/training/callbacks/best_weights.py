@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from latentfaces.training.callbacks.ema import averaged_weights
+from latentfaces.training.checkpoint import save_weights
 from latentfaces.training.stage import Stage
 
 
@@ -41,11 +42,8 @@ class BestWeights(Callback):
     def write(self, pl_module: LightningModule) -> None:
         """Write all files, each appearing whole."""
         assert isinstance(pl_module, Stage)
-        self.folder.mkdir(parents=True, exist_ok=True)
         for name, module in pl_module.exports().items():
-            partial = self.folder / f"{name}.pth.partial"
-            torch.save({key: value.cpu() for key, value in module.state_dict().items()}, partial)
-            partial.replace(self.folder / f"{name}.pth")
+            save_weights(module, self.folder / f"{name}.pth")
 
     def load(self, pl_module: LightningModule) -> None:
         """Give the module the best weights."""

@@ -1,59 +1,89 @@
 """The weights averaged over training: what is validated, exported and sampled from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from latentfaces.averaging import WIDEST, Snapshot, decay, power_of_width, snapshots_in
+from latentfaces.errors import UserError
+from latentfaces.training.checkpoint import save_whole
 from latentfaces.training.stage import Stage
 
 
-def power_of_width(sigma_rel: float) -> float:
-    """Exponent gamma of the average whose profile has the relative width sigma_rel (Karras et al. 2024, eq. 123-126).
-
-    Solves sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) by bisection; sigma_rel in (0, 0.28).
-    """
-    low, high = 0.0, 1e6
-    for _ in range(200):
-        gamma = (low + high) / 2
-        if (gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)) > sigma_rel**2:
-            low = gamma
-        else:
-            high = gamma
-    return low
-
-
 class EMA(Callback):
-    """Average of the trained weights with a power-function profile (Karras et al. 2024, eq. 2 and 127).
+    """Averages of the trained weights with power-function profiles (Karras et al. 2024, eq. 2 and 127).
 
-    Its length grows with training, so it forgets the first steps by itself and needs no warm-up. Validation, previews
-    and exports see the average; the optimiser and the checkpoint's `state_dict` the weights themselves, also after an
-    exception in the middle of a validation.
+    Their length grows with training, so they forget the first steps by themselves and need no warm-up. Validation,
+    previews and exports see the average of width `sigma_rel`; the optimiser and the checkpoint's `state_dict` the
+    weights themselves, also after an exception in the middle of a validation. Snapshots of the tracks are what
+    `latentfaces.averaging.rebuild` makes averages of other widths from.
 
     Args:
         sigma_rel: width of the average relative to the training so far, in (0, 0.28).
+        tracks: widths of the averages kept in snapshots; each other than `sigma_rel` takes the memory of the weights.
+        snapshots: how many over the whole training, in equal shares of it, 0 for none; one more where training stops
+            between two.
+        folder: where snapshots go, `step_*.pth`.
+
+    Raises:
+        ValueError: a width is impossible, or an option has no effect.
     """
 
-    def __init__(self, sigma_rel: float = 0.1) -> None:
-        if not 0 < sigma_rel < 0.28:
-            raise ValueError(f"sigma_rel={sigma_rel} must be above 0 and below 0.28")
-        self.gamma = power_of_width(sigma_rel)
+    def __init__(
+        self,
+        sigma_rel: float = 0.1,
+        tracks: Sequence[float] = (),
+        snapshots: int = 0,
+        folder: str | Path | None = None,
+    ) -> None:
+        tracks = list(tracks)
+        for name, width in [("sigma_rel", sigma_rel), *(("tracks", width) for width in tracks)]:
+            if not 0 < width < WIDEST:
+                raise ValueError(f"{name}={width} must be above 0 and below {WIDEST}")
+        if len(set(tracks)) < len(tracks):
+            raise ValueError(f"tracks={tracks} names a width twice")
+        if snapshots < 0 or snapshots == 1:
+            raise ValueError(f"snapshots={snapshots} must be 0, or at least 2 to make another average from")
+        if tracks and not snapshots:
+            raise ValueError(f"tracks={tracks} has no effect with snapshots=0: set both, or tracks=[]")
+        if snapshots and not tracks:
+            raise ValueError(f"snapshots={snapshots} has no effect with tracks=[]: set both, or snapshots=0")
+        if snapshots and folder is None:
+            raise ValueError(f"snapshots={snapshots} needs folder=..., where to write them")
+        self.sigma_rel, self.tracks, self.snapshots = sigma_rel, tracks, snapshots
+        self.folder = Path(folder) if folder is not None else None
         self.average: list[Tensor] = []
-        self.num_updates = 0
+        self.others: dict[float, list[Tensor]] = {width: [] for width in tracks if width != sigma_rel}
+        self.powers = {width: power_of_width(width) for width in (sigma_rel, *self.others)}
+        self.num_updates = self.num_due = 0
         self.swapped = False
 
-    def decay(self, num_updates: int) -> float:
-        """Weight of the old average in update `num_updates` >= 1."""
-        return (1 - 1 / num_updates) ** (self.gamma + 1)
+    @property
+    def averages(self) -> dict[float, list[Tensor]]:
+        """All that are kept, by width."""
+        return {self.sigma_rel: self.average, **self.others}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parameters = self.parameters(pl_module)
-        if not self.average:
-            self.average = [p.detach().clone() for p in parameters]
-        self.average = [a.to(p.device) for a, p in zip(self.average, parameters, strict=True)]
+        placed = {
+            width: [a.to(p.device) for a, p in zip(average, parameters, strict=True)]
+            if average
+            else [p.detach().clone() for p in parameters]
+            for width, average in self.averages.items()
+        }
+        self.average = placed.pop(self.sigma_rel)
+        self.others = placed
+        self.forget_future()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # With a later limit than before, fewer snapshots are due by now.
+        self.num_due = min(self.num_due, self.due(pl_module))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -61,7 +91,51 @@ class EMA(Callback):
         if trainer.global_step <= self.num_updates:  # gradients are being accumulated: no step was taken
             return
         self.num_updates = trainer.global_step
-        torch._foreach_lerp_(self.average, self.parameters(pl_module), 1 - self.decay(self.num_updates))
+        parameters = self.parameters(pl_module)
+        for width, average in self.averages.items():
+            torch._foreach_lerp_(average, parameters, 1 - decay(self.powers[width], self.num_updates))
+        if self.due(pl_module) > self.num_due:
+            self.num_due = self.due(pl_module)
+            self.write_snapshot(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.snapshots and self.num_updates:
+            self.write_snapshot(pl_module)
+
+    def due(self, pl_module: LightningModule) -> int:
+        """How many snapshots should be there by now."""
+        if not self.snapshots:
+            return 0
+        assert isinstance(pl_module, Stage)
+        return int(pl_module.progress() * self.snapshots + 1e-9)
+
+    @rank_zero_only
+    def write_snapshot(self, pl_module: LightningModule) -> None:
+        """Write all tracks of this step, unless they are there."""
+        assert isinstance(pl_module, Stage)
+        assert self.folder is not None
+        path = self.folder / Snapshot.name(self.num_updates)
+        if path.exists():
+            return
+        names = [name for name, p in pl_module.network.named_parameters() if p.requires_grad]
+        averages = self.averages
+        tracks = {
+            width: {name: value.half().cpu() for name, value in zip(names, averages[width], strict=True)}
+            for width in self.tracks
+        }
+        rest = {name: value.cpu() for name, value in pl_module.network.state_dict().items() if name not in names}
+        save_whole(vars(Snapshot(self.num_updates, tracks, rest)), path)
+
+    @rank_zero_only
+    def forget_future(self) -> None:
+        """Delete snapshots of steps that a run killed since then had done, but this one has not."""
+        if self.folder is None:
+            return
+        for orphan in self.folder.glob("step_*.pth.partial"):
+            orphan.unlink()
+        for step, path in snapshots_in(self.folder):
+            if step > self.num_updates:
+                path.unlink()
 
     @staticmethod
     def parameters(pl_module: LightningModule) -> list[Tensor]:
@@ -102,10 +176,26 @@ class EMA(Callback):
             self.swap(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self.average, "num_updates": self.num_updates}
+        return {
+            "sigma_rel": self.sigma_rel,
+            "average": self.average,
+            "others": self.others,
+            "num_updates": self.num_updates,
+            "num_due": self.num_due,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.average, self.num_updates = state_dict["average"], state_dict["num_updates"]
+        # Checkpoints of before there were tracks do not tell their width: it is taken to be the one asked for.
+        kept = {state_dict.get("sigma_rel", self.sigma_rel): state_dict["average"], **state_dict.get("others", {})}
+        for width in self.powers:
+            if width not in kept:
+                raise UserError(
+                    f"the checkpoint has averages of width {', '.join(map(str, kept))}, and none of {width}: take "
+                    "callbacks.ema.sigma_rel and callbacks.ema.tracks from these, or callbacks=default for no tracks"
+                )
+        self.average = kept[self.sigma_rel]
+        self.others = {width: kept[width] for width in self.others}
+        self.num_updates, self.num_due = state_dict["num_updates"], state_dict.get("num_due", 0)
 
 
 @contextmanager

@@ -1,0 +1,132 @@
+"""The early denoiser: written once, at its time, and the same after a kill."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from latentfaces.errors import UserError
+from latentfaces.training import LatentDiffusionModule
+from latentfaces.training.callbacks import EMA, GuideWeights
+
+
+class Early(LatentDiffusionModule):
+    """A stage 2 of which a test sets how much is over, and the weights."""
+
+    def __init__(self) -> None:
+        LightningModule.__init__(self)
+        self.denoiser, self.share = nn.Linear(1, 1), 0.0  # type: ignore[assignment]
+
+    def progress(self) -> float:
+        return self.share
+
+
+def trainer(*callbacks: Any, is_global_zero: bool = True) -> Any:
+    return SimpleNamespace(callbacks=list(callbacks), is_global_zero=is_global_zero)
+
+
+def begin(guide: GuideWeights, share: float = 0.0) -> Early:
+    """Start training where `share` of it is over."""
+    module = Early()
+    module.share = share
+    guide.on_fit_start(trainer(guide), module)
+    guide.on_train_start(trainer(guide), module)
+    return module
+
+
+def step(guide: GuideWeights, module: Early, share: float, *others: Any) -> None:
+    """Train until `share` is over; the weights are then `share`."""
+    nn.init.constant_(module.denoiser.weight, share)  # type: ignore[arg-type]
+    module.share = share
+    guide.on_train_batch_end(trainer(guide, *others), module, None, None, 0)
+
+
+def written(folder: Path) -> float:
+    return torch.load(folder / "guide_denoiser.pth", weights_only=True)["weight"].item()
+
+
+@pytest.mark.parametrize("share", [-1.0, 0.0, 1.0, 12.0])
+def test_impossible_shares_are_refused(tmp_path: Path, share: float) -> None:
+    with pytest.raises(ValueError, match=f"share={share} must be"):
+        GuideWeights(tmp_path, share)
+
+
+def test_weights_of_the_first_step_past_the_share_are_written_and_later_ones_not(tmp_path: Path) -> None:
+    guide = GuideWeights(tmp_path, share=0.25)
+    module = begin(guide)
+    step(guide, module, 0.125)
+    assert not list(tmp_path.iterdir())
+    for share in (0.375, 0.5, 0.75):
+        step(guide, module, share)
+    assert written(tmp_path) == 0.375
+    assert [path.name for path in tmp_path.iterdir()] == ["guide_denoiser.pth"]
+
+
+def test_the_average_is_written_and_training_goes_on_with_the_weights(tmp_path: Path) -> None:
+    guide, ema = GuideWeights(tmp_path, share=0.25), EMA()
+    module = begin(guide)
+    ema.on_fit_start(trainer(ema), module)
+    nn.init.constant_(ema.average[0], 7.0)
+    step(guide, module, 0.5, ema)
+    assert written(tmp_path) == 7
+    assert module.denoiser.weight.item() == 0.5  # type: ignore[operator]
+    assert ema.average[0].item() == 7
+
+
+def test_a_run_resumed_after_the_point_keeps_its_guide(tmp_path: Path) -> None:
+    guide = GuideWeights(tmp_path, share=0.25)
+    step(guide, begin(guide), 0.375)
+    resumed = GuideWeights(tmp_path, share=0.25)
+    resumed.load_state_dict(guide.state_dict())
+    # With a later limit the run is before the point again, and still keeps it.
+    step(resumed, begin(resumed, share=0.125), 0.5)
+    assert written(tmp_path) == 0.375
+
+
+def test_a_run_resumed_before_the_point_writes_its_guide_again(tmp_path: Path) -> None:
+    guide = GuideWeights(tmp_path, share=0.25)
+    module = begin(guide)
+    step(guide, module, 0.125)
+    state = guide.state_dict()
+    step(guide, module, 0.5)
+    resumed = GuideWeights(tmp_path, share=0.25)
+    resumed.load_state_dict(state)
+    module = begin(resumed, share=0.125)
+    assert not list(tmp_path.iterdir())  # what is there before is of a future that did not happen
+    step(resumed, module, 0.375)
+    assert written(tmp_path) == 0.375
+
+
+def test_a_training_by_time_that_was_checkpointed_between_step_and_point_writes_its_guide(tmp_path: Path) -> None:
+    resumed = GuideWeights(tmp_path, share=0.25)
+    resumed.load_state_dict({"written": False})
+    step(resumed, begin(resumed, share=0.2501), 0.375)
+    assert written(tmp_path) == 0.375
+
+
+def test_a_run_that_went_past_the_point_without_the_callback_gets_no_late_guide(tmp_path: Path) -> None:
+    (tmp_path / "guide_denoiser.pth").write_text("from before the callback was left out")
+    guide = GuideWeights(tmp_path, share=0.25)
+    step(guide, begin(guide, share=0.5), 0.75)
+    assert (tmp_path / "guide_denoiser.pth").read_text() == "from before the callback was left out"
+
+
+def test_only_the_first_process_writes_and_deletes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    guide = GuideWeights(tmp_path, share=0.25)
+    (tmp_path / "guide_denoiser.pth").write_text("by the first")
+    module = Early()
+    guide.on_train_start(trainer(guide, is_global_zero=False), module)
+    step(guide, module, 0.5)
+    assert (tmp_path / "guide_denoiser.pth").read_text() == "by the first"
+
+
+def test_stage_1_has_no_use_for_a_guide(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"callbacks\.guide .* ~callbacks\.guide"):
+        GuideWeights(tmp_path).on_fit_start(trainer(), LightningModule())
