@@ -1,8 +1,25 @@
 """What sample.py can do, one file a task."""
 
+from latentfaces.tasks.edit import Edit
 from latentfaces.tasks.generate import Generate
+from latentfaces.tasks.inpaint import Inpaint
 from latentfaces.tasks.interpolate import Interpolate
+from latentfaces.tasks.invert import Invert
+from latentfaces.tasks.neighbours import Neighbours
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.reconstruct import Reconstruct
+from latentfaces.tasks.tune import Tune
+from latentfaces.tasks.variations import Variations
 
-__all__ = ["Generate", "Interpolate", "PictureFolder", "Reconstruct"]
+__all__ = [
+    "Edit",
+    "Generate",
+    "Inpaint",
+    "Interpolate",
+    "Invert",
+    "Neighbours",
+    "PictureFolder",
+    "Reconstruct",
+    "Tune",
+    "Variations",
+]

@@ -22,19 +22,21 @@ class Generate:
         sampler: from noise to latents.
         num_images: how many.
         seed: names them: face i of a seed is always the same.
+        first: number of the first face: `first=1000` goes on where 1,000 faces ended.
         batch_size: how many at once; it changes time and memory, not the faces.
     """
 
     sampler: Sampler
     num_images: int
     seed: int
+    first: int
     batch_size: int
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the pictures; the grid's path."""
-        noise = pipeline.noise([(self.seed, number) for number in range(self.num_images)])
+        names = [(self.seed, self.first + number) for number in range(self.num_images)]
         shown = []
-        batches = pipeline.faces_from_noise(noise, self.sampler, self.batch_size)
+        batches = pipeline.faces(names, self.sampler, self.batch_size)
         for faces in track(batches, "Generating", total=math.ceil(self.num_images / self.batch_size)):
             pictures.add(faces)
             shown.append(faces)

@@ -7,8 +7,12 @@ import torch
 from torch import Tensor
 
 from latentfaces.diffusion import Sampler
+from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks.animation import Animation, check_animation, save_animation, there_and_back
+from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
+from latentfaces.tasks.photos import one_photo
 
 
 def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
@@ -22,27 +26,59 @@ def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
 
 @dataclass
 class Interpolate:
-    """A row of `num_images` faces from the first face of `seed` to the first of `to_seed`, through noise.
+    """A row of `num_images` faces from one to another, through noise, and an animation there and back.
+
+    The ends are the first faces of `seed` and `to_seed` or, where given, the photos `image` and `to_image`, nearly:
+    what comes of their inverted noise.
 
     Args:
-        sampler: from noise to latents.
+        sampler: from noise to latents; between photos one that adds no noise.
+        pack: the run's pack, whose photos yours are compared with.
+        image: the photo at the left.
+        to_image: the photo at the right.
         num_images: faces in the row, both ends included.
         seed: the face at the left.
         to_seed: the face at the right.
+        animation: "gif", "mp4" (needs PyAV) or "none".
+        frames_per_second: of the animation.
         batch_size: how many at once.
     """
 
     sampler: Sampler
+    pack: str | None
+    image: str | None
+    to_image: str | None
     num_images: int
     seed: int
     to_seed: int
+    animation: Animation
+    frames_per_second: float
     batch_size: int
+
+    def __post_init__(self) -> None:
+        check_animation(self.animation, self.frames_per_second)
+        if self.image is None and self.to_image is not None:
+            raise UserError(f"task.to_image={self.to_image} is the photo at the right: type image=... for the left")
+        if self.image is not None and self.to_image is None:
+            raise UserError(f"image={self.image} is the photo at the left: type task.to_image=... for the right")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the pictures; the row's path."""
-        start, end = pipeline.noise([(self.seed, 0), (self.to_seed, 0)])
+        start, end = self.ends(pipeline)
         shares = torch.linspace(0, 1, self.num_images).tolist()
         noise = torch.stack([slerp(start, end, share) for share in shares])
         faces = torch.cat(list(pipeline.faces_from_noise(noise, self.sampler, self.batch_size)))
         pictures.add(faces)
+        if self.animation != "none":
+            path = pictures.folder / f"animation.{self.animation}"
+            save_animation(there_and_back(faces), path, self.frames_per_second, pictures.text()["latentfaces"])
+            print(path)
         return pictures.grid(faces, columns=len(faces))
+
+    def ends(self, pipeline: FacePipeline) -> Tensor:
+        """Noise (2, c, h, w) of the two ends."""
+        if self.image is None or self.to_image is None:
+            return pipeline.noise([(self.seed, 0), (self.to_seed, 0)])
+        left = one_photo(pipeline, self.image, self.pack, self.seed, self.batch_size)
+        right = one_photo(pipeline, self.to_image, self.pack, self.seed, self.batch_size, key="task.to_image")
+        return found_noise(pipeline, torch.cat([left, right]), self.sampler, self.batch_size)

@@ -1,0 +1,67 @@
+"""Pictures one after the other."""
+
+import importlib
+import importlib.util
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from latentfaces.errors import UserError
+
+Animation = Literal["gif", "mp4", "none"]
+FASTEST_GIF = 50.0
+
+
+def check_animation(kind: Animation, frames_per_second: float) -> None:
+    """Refuse, before anything is computed, what could not be written.
+
+    Raises:
+        UserError: naming the key and the remedy.
+    """
+    if frames_per_second <= 0:
+        raise UserError(f"task.frames_per_second={frames_per_second} must be above 0")
+    if kind == "gif" and frames_per_second > FASTEST_GIF:
+        raise UserError(
+            f"task.frames_per_second={frames_per_second} is more than a GIF can show: take at most {FASTEST_GIF:g}, "
+            "or task.animation=mp4"
+        )
+    if kind == "mp4" and importlib.util.find_spec("av") is None:
+        raise UserError("task.animation=mp4 needs PyAV: type `pip install av`, or take task.animation=gif")
+
+
+def there_and_back(frames: Tensor) -> Tensor:
+    """Frames (n, 3, H, W) as a loop: to the last and back to the second."""
+    return torch.cat([frames, frames[1:-1].flip(0)])
+
+
+def save_animation(frames: Tensor, path: Path, frames_per_second: float, text: str = "") -> None:
+    """Write frames (n, 3, H, W) uint8 as .gif or .mp4, by the suffix, with `text` as the file's comment.
+
+    A GIF counts time in hundredths of a second: each frame is shown for the nearest whole number of them.
+    """
+    pictures = list(frames.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+    if path.suffix == ".mp4":
+        write_mp4(pictures, path, frames_per_second, text)
+        return
+    first, *rest = [Image.fromarray(picture) for picture in pictures]
+    milliseconds = 10 * round(100 / frames_per_second)
+    first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0, comment=text.encode())
+
+
+def write_mp4(pictures: list[Any], path: Path, frames_per_second: float, text: str) -> None:
+    """H.264 by PyAV, in the colours that every player knows, which want even sides."""
+    av: Any = importlib.import_module("av")
+    height, width = pictures[0].shape[:2]
+    with av.open(str(path), "w") as file:
+        file.metadata["comment"] = text
+        stream = file.add_stream("libx264", rate=Fraction(frames_per_second).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = width - width % 2, height - height % 2, "yuv420p"
+        stream.options = {"crf": "16"}
+        for picture in pictures:
+            frame = av.VideoFrame.from_ndarray(picture[: stream.height, : stream.width].copy(), format="rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))

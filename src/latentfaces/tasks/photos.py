@@ -1,0 +1,180 @@
+"""A person's photos, for every task that takes `image=`."""
+
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from latentfaces.data.images import ORIENTATION_TAG, UPRIGHT
+from latentfaces.data.pack import open_pack
+from latentfaces.data.sources import SUFFIXES, BadImageError, Photos
+from latentfaces.errors import UserError
+from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks.familiarity import warn_of_unfamiliar
+
+Size = tuple[int, int]
+"""Width and height, in pixels."""
+
+
+class OnePhoto(Photos):
+    """A single picture as a source, without a look at the other files beside it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.parent)
+        self.path = path
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        return {self.path.name: self.path.stat().st_size}
+
+
+@dataclass(frozen=True)
+class OwnPhotos:
+    """Photos as the model takes them, and what they were before."""
+
+    names: list[str]
+    images: Tensor
+    """(n, 3, R, R) uint8: centred squares."""
+    sizes: list[Size]
+    """Of the upright files."""
+
+
+def photos_for(
+    pipeline: FacePipeline, image: str | None, pack: str | None, num_photos: int, seed: int, batch_size: int
+) -> Tensor:
+    """The person's photos or, without any, held-out photos of the run's pack.
+
+    Args:
+        pipeline: for its resolution, and to see whether the photos look like those it was trained on.
+        image: a picture, a folder or a .zip.
+        pack: the folder of the run's pack.
+        num_photos: at most so many.
+        seed: of the choice among more.
+        batch_size: photos at once.
+
+    Returns:
+        (n, 3, R, R) uint8.
+    """
+    if image is not None:
+        return own_photos(pipeline, image, pack, num_photos, seed, batch_size).images
+    if pack is None:
+        raise UserError("this run names no pack with held-out photos: give your own with image=...")
+    opened = open_pack(Path(pack))
+    return torch.from_numpy(opened.images[np.sort(choose(opened.val_indices, num_photos, seed))])
+
+
+def own_photos(
+    pipeline: FacePipeline,
+    image: str,
+    pack: str | None,
+    num_photos: int,
+    seed: int,
+    batch_size: int,
+    key: str = "image",
+) -> OwnPhotos:
+    """Read a person's photos; warn on stderr of those that the model may not serve well.
+
+    Args:
+        pipeline, image, pack, num_photos, seed, batch_size: see `photos_for`.
+        key: what the person typed `image` under.
+
+    Raises:
+        UserError: there is no such picture, or it is damaged.
+    """
+    photos = read_photos(image, pipeline.resolution, num_photos, seed, key)
+    warn_of_shapes(photos.names, photos.sizes, pipeline.resolution)
+    warn_of_unfamiliar(pipeline, photos.names, photos.images, pack, batch_size)
+    return photos
+
+
+def one_photo(
+    pipeline: FacePipeline, image: str, pack: str | None, seed: int, batch_size: int, key: str = "image"
+) -> Tensor:
+    """(1, 3, R, R) uint8, where a task needs one picture and no folder."""
+    if not Path(image).expanduser().is_file() or not Photos.is_picture(Path(image).name):
+        raise UserError(f"{key}={image} must be one picture here ({', '.join(SUFFIXES)})")
+    return own_photos(pipeline, image, pack, 1, seed, batch_size, key).images
+
+
+def read_photos(image: str, resolution: int, num_photos: int, seed: int, key: str = "image") -> OwnPhotos:
+    """Read a picture, a folder or a .zip; arguments and errors as for `own_photos`."""
+    source = open_source(image, key)
+    wanted = choose(np.arange(len(source.names)), num_photos, seed).tolist()
+    names = [source.names[index] for index in wanted]
+    try:
+        pixels = np.stack([source.read(index, resolution).pixels for index in wanted])
+    except BadImageError as error:
+        raise UserError(f"{error}: give {key}= another picture") from error
+    return OwnPhotos(names, torch.from_numpy(pixels), [upright_size(source.file_bytes(name)) for name in names])
+
+
+def open_source(image: str, key: str) -> Photos:
+    """What `image` names, with at least one picture in it."""
+    path = Path(image).expanduser()
+    if not path.exists():
+        raise UserError(f"{key}={image} does not exist")
+    if path.is_file() and Photos.is_picture(path.name):
+        return OnePhoto(path)
+    if path.is_file() and path.suffix.lower() != ".zip":
+        raise UserError(f"{key}={image} is neither a picture ({', '.join(SUFFIXES)}) nor a folder or .zip: convert it")
+    try:
+        source = Photos(path)
+        assert source.names  # else it says so itself
+    except UserError as error:
+        raise UserError(str(error).replace("data.root", key)) from error
+    return source
+
+
+def choose(indices: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """At most `count` of them, by the seed."""
+    return np.random.default_rng(seed).permutation(indices)[:count]
+
+
+def turned_upright(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF orientation says."""
+    turn = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def upright_size(data: bytes) -> Size:
+    """Width and height of an encoded picture, by its header alone."""
+    with Image.open(io.BytesIO(data)) as image:
+        lies = image.getexif().get(ORIENTATION_TAG, 1) >= 5
+        return (image.height, image.width) if lies else (image.width, image.height)
+
+
+def warn_of_shapes(names: Sequence[str], sizes: Sequence[Size], resolution: int) -> None:
+    """Say which photos are cropped, and which are enlarged: one sentence each, however many they are."""
+    oblong = [index for index, (width, height) in enumerate(sizes) if width != height]
+    if oblong:
+        width, height = sizes[oblong[0]]
+        where = "at the left and right" if width > height else "at the top and bottom"
+        warn(
+            f"{and_others(names, oblong)} is not square ({width}x{height}), and {abs(width - height)} pixels are cut "
+            f"away {where}: crop it yourself to keep another part"
+        )
+    small = [index for index, size in enumerate(sizes) if min(size) < resolution]
+    if small:
+        width, height = sizes[small[0]]
+        warn(
+            f"{and_others(names, small)} has {width}x{height} pixels, fewer than the model's {resolution}, and was "
+            "enlarged: give a larger photo for a sharper result"
+        )
+
+
+def and_others(names: Sequence[str], indices: Sequence[int]) -> str:
+    """The first by name, the others by their number."""
+    more = len(indices) - 1
+    return names[indices[0]] + (f" (as {more} more)" if more else "")
+
+
+def warn(sentence: str) -> None:
+    """Tell the person, and go on."""
+    print(f"warning: {sentence}", file=sys.stderr)

@@ -1,0 +1,153 @@
+"""The guidance and the average that make the best faces."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentfaces.data.ffhq import to_float
+from latentfaces.data.pack import open_pack
+from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, InternalGuidance, NoGuidance, Sampler
+from latentfaces.errors import UserError
+from latentfaces.evaluation import EncoderDistance
+from latentfaces.pipeline import FacePipeline
+from latentfaces.run import TUNED, Run, open_run
+from latentfaces.tasks.output import PictureFolder
+
+KINDS: dict[str, type[Guidance]] = {"none": NoGuidance, "auto": AutoGuidance, "internal": InternalGuidance}
+MAX_PHOTOS = 2000
+SHOWN = 16
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to sample a run.
+
+    Args:
+        guidance: "none", "auto" or "internal".
+        weight: of the guidance; 1 for none.
+        ema: length of the average; None for that of the best weights.
+    """
+
+    guidance: str = "none"
+    weight: float = 1.0
+    ema: float | None = None
+
+    def config(self) -> dict[str, Any]:
+        """As in conf/guidance."""
+        target = {"_target_": f"latentfaces.diffusion.{KINDS[self.guidance].__name__}"}
+        return target if self.guidance == "none" else {**target, "weight": self.weight, "start": 1.0, "end": 0.0}
+
+    def __str__(self) -> str:
+        average = "best weights" if self.ema is None else f"ema={self.ema:g}"
+        return f"guidance={self.guidance}, weight {self.weight:g}, {average}"
+
+
+@dataclass
+class Tune:
+    """Search of guidance, weight and EMA length, one after the other: what is best is kept for the next.
+
+    Every choice makes the same `num_images` faces (the same seeds); the one whose faces are nearest to held-out photos,
+    by `EncoderDistance`, is written to the run's tuned.json, where later commands find it.
+
+    Args:
+        folder: the run's folder.
+        pack: the run's pack.
+        sampler: from noise to latents.
+        weights: of guidance, each above 1.
+        emas: lengths of the average.
+        num_images: faces for each choice; at least 32.
+        seed: of the faces.
+        batch_size: how many at once.
+    """
+
+    folder: str
+    pack: str
+    sampler: Sampler
+    weights: Sequence[float]
+    emas: Sequence[float]
+    num_images: int
+    seed: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.num_images < 32:
+            raise ValueError(f"num_images={self.num_images} must be at least 32 to tell one choice from another")
+        if any(weight <= 1 for weight in self.weights):
+            raise ValueError(f"weights={list(self.weights)} must all be above 1, which is no guidance")
+
+    def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
+        """Write tuned.json, scores.csv, and faces without guidance above faces by the best; the grid's path."""
+        if pipeline.denoiser is None:
+            raise UserError("task=tune is for a run of stage 2: type run=RUN")
+        run = open_run(self.folder)
+        pack = open_pack(Path(self.pack))
+        chosen = np.random.default_rng(self.seed).permutation(pack.val_indices)[:MAX_PHOTOS]
+        distance = EncoderDistance(pipeline.vae, to_float(torch.from_numpy(pack.images[np.sort(chosen)])))
+        best_weights, scores = pipeline.denoiser, dict[Choice, float]()
+        shown: dict[Choice, Tensor] = {}
+
+        def score(choice: Choice) -> float:
+            if choice not in scores:
+                pipeline.denoiser = self.averaged(run, choice.ema, best_weights)
+                pipeline.guidance = KINDS[choice.guidance](*[choice.weight] * (choice.guidance != "none"))
+                faces = pipeline.generate(self.num_images, self.seed, self.sampler, self.batch_size)
+                scores[choice], shown[choice] = distance(to_float(faces)), faces[:SHOWN]
+                print(f"{choice}: {scores[choice]:.4f}", flush=True)
+            return scores[choice]
+
+        plain = Choice()
+        kinds = ["auto"] * (pipeline.guide is not None) + ["internal"] * best_weights.has_auxiliary
+        best = min([plain, *(Choice(kind, weight) for kind in kinds for weight in self.weights)], key=score)
+        if run.has_snapshots:
+            best = min([best, *(replace(best, ema=ema) for ema in self.emas if possible(run, ema))], key=score)
+        best = min([best, *self.nearby(best)], key=score)
+        self.write(run, best, scores, pictures)
+        print(f"best: {best}, {scores[best]:.4f} (without guidance {scores[plain]:.4f})")
+        return pictures.grid(torch.cat([shown[plain], shown[best]]), columns=SHOWN)
+
+    @staticmethod
+    def averaged(run: Run, ema: float | None, best_weights: Denoiser) -> Denoiser:
+        """The denoiser with that average."""
+        if ema is None:
+            return best_weights
+        denoiser: Denoiser = run.averaged("denoiser", ema).to(next(best_weights.parameters()).device)
+        return denoiser
+
+    def nearby(self, best: Choice) -> list[Choice]:
+        """Weights halfway to the neighbours of the best."""
+        grid = sorted({1.0, *self.weights})
+        if best.guidance == "none" or best.weight not in grid:
+            return []
+        at = grid.index(best.weight)
+        neighbours = [grid[i] for i in (at - 1, at + 1) if 0 <= i < len(grid)]
+        return [replace(best, weight=round((best.weight + other) / 2, 4)) for other in neighbours]
+
+    @staticmethod
+    def write(run: Run, best: Choice, scores: dict[Choice, float], pictures: PictureFolder) -> None:
+        """tuned.json into the run, scores.csv beside the pictures."""
+        found = {"guidance": best.config(), "ema": best.ema, "score": scores[best], "of": run.stamp("best_denoiser")}
+        partial = run.folder / f"{TUNED}.partial"
+        partial.write_text(json.dumps(found, indent=1))
+        partial.replace(run.folder / TUNED)
+        with (pictures.folder / "scores.csv").open("w", newline="") as file:
+            table = csv.DictWriter(file, [*asdict(best), "encoder_distance"])
+            table.writeheader()
+            for choice, value in sorted(scores.items(), key=lambda item: item[1]):
+                table.writerow({**asdict(choice), "encoder_distance": value})
+
+
+def possible(run: Run, ema: float) -> bool:
+    """Whether the run's snapshots can give this average; says so where not."""
+    try:
+        run.averaged("denoiser", ema)
+    except UserError as error:
+        print(error)
+        return False
+    return True

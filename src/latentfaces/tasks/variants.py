@@ -1,0 +1,73 @@
+"""Several pictures of one photo: which noise belongs to which, and the way from a photo to latents and back."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from latentfaces.autoencoder import Skips
+from latentfaces.data.ffhq import to_float, to_uint8
+from latentfaces.errors import UserError
+from latentfaces.pipeline import PIXELS_AT_ONCE, FacePipeline
+
+Name = tuple[int, int]
+"""Seed and number of a face."""
+
+
+def variants(num_photos: int, num_images: int, seed: int, batch_size: int) -> Iterator[tuple[list[int], list[Name]]]:
+    """Batches of (photo, name), `num_images` of each photo in turn.
+
+    Variant i of any photo has the noise of face i of the seed: it depends on nothing else.
+    """
+    pairs = [(photo, (seed, number)) for photo in range(num_photos) for number in range(num_images)]
+    for start in range(0, len(pairs), batch_size):
+        batch = pairs[start : start + batch_size]
+        yield [photo for photo, _ in batch], [name for _, name in batch]
+
+
+@torch.no_grad()
+def encode(pipeline: FacePipeline, images: Tensor, photos: list[int]) -> tuple[Tensor, Skips]:
+    """Normalised latents (b, c, h, w) and encoder features of some images of (n, 3, R, R) uint8, each encoded once."""
+    unique, where = torch.unique(torch.tensor(photos), return_inverse=True)
+    with pipeline.autocast():
+        posterior, features = pipeline.vae.encode_with_skips(to_float(images[unique]).to(pipeline.device))
+        latents = pipeline.vae.normalize(posterior.mode())
+    where = where.to(pipeline.device)
+    return latents[where], [feature[where] for feature in features]
+
+
+@torch.no_grad()
+def decode(pipeline: FacePipeline, latents: Tensor, skips: Skips | None = None) -> Tensor:
+    """Normalised latents (b, c, h, w), with or without encoder features -> pictures (b, 3, R, R) uint8 on the CPU."""
+    if skips is None:
+        return to_uint8(pipeline.decode(latents)).cpu()
+    at_once = max(1, PIXELS_AT_ONCE // pipeline.resolution**2)
+    parts = [slice(start, start + at_once) for start in range(0, len(latents), at_once)]
+    vae = pipeline.vae
+    with pipeline.autocast():
+        images = [vae.decode(vae.denormalize(latents[part]), [skip[part] for skip in skips]) for part in parts]
+    return to_uint8(torch.cat(images)).cpu()
+
+
+def check_skips(pipeline: FacePipeline, skips: float) -> None:
+    """Refuse `task.skips` where the VAE has none.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if skips and not pipeline.vae.skip_connections:
+        raise UserError(f"task.skips={skips}: this run's VAE has no skip connections; leave task.skips out")
+
+
+def check_share(key: str, value: float, low_included: bool = True, high_included: bool = True) -> None:
+    """Refuse what is not a share of 1.
+
+    Raises:
+        UserError: naming the key.
+    """
+    above = value >= 0 if low_included else value > 0
+    below = value <= 1 if high_included else value < 1
+    if not (above and below):
+        low, high = "[0" if low_included else "above 0", "1]" if high_included else "below 1"
+        between = f"in {low}, {high}" if low_included and high_included else f"{low} and {high}"
+        raise UserError(f"{key}={value} must be {between}")

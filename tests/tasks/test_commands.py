@@ -1,0 +1,97 @@
+"""The tasks as a person types them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import SHORT, TINY_LDM, TINY_VAE, run_command
+from PIL import Image, ImageDraw
+from tasks.stand_ins import drawn, read, save_photo
+
+SHOTS = ["num_images=2", "sampler.num_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workplace with a run of each stage, whose VAE has skip connections; two photos and a mask."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_command("train.py", *TINY_VAE, *SHORT, "model.autoencoder.skip_connections=true", "name=faces")
+        run_command("train.py", *TINY_LDM, *SHORT, "name=faces")
+    for name, pixels in zip(("me.png", "you.png"), drawn(2, first=400), strict=True):
+        save_photo(pixels, folder / name)
+    hole = Image.new("L", (64, 64), 0)
+    ImageDraw.Draw(hole).ellipse((16, 16, 40, 40), fill=255)
+    hole.save(folder / "hole.png")
+    return folder
+
+
+@pytest.fixture
+def home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(trained)
+    return trained
+
+
+TASKS = {
+    "interpolate": (["image=me.png", "task.to_image=you.png"], ["animation.gif"], 2),
+    "invert": ([], ["noise.npy"], 2),
+    "edit": (["image=me.png", "task.strength=0.3", "task.skips=0.5"], [], 2),
+    "inpaint": (["image=me.png", "task.mask=hole.png", "task.resample=2"], [], 2),
+    "variations": (["image=me.png", "task.amount=0.2"], [], 2),
+    "neighbours": (["task.num_neighbours=3"], ["neighbours.json"], 2),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_writes_its_pictures_and_says_where(task: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, files, number = TASKS[task]
+    run_command("sample.py", f"task={task}", *arguments, *SHOTS, f"output={task}")
+    assert capsys.readouterr().out.splitlines()[-1] == f"{task}/grid.png"
+    assert sorted(path.name for path in Path(task).iterdir()) == sorted(
+        ["grid.png", *files, *(f"{index:05d}.png" for index in range(number))]
+    )
+    text = json.loads(Image.open(f"{task}/00001.png").text["latentfaces"])  # type: ignore[attr-defined]
+    assert (text["task"], text["index"]) == (task, 1)
+
+
+def test_a_photo_is_kept_around_what_is_painted_anew(home: Path) -> None:
+    run_command("sample.py", "task=inpaint", "image=me.png", "task.mask=hole.png", *SHOTS, "output=kept")
+    changed = np.abs(read(Path("kept/00000.png")) - read(Path("me.png"))).any(0)
+    assert changed.any()
+    assert not changed[:4].any()
+    assert not changed[:, 11:].any()
+
+
+def test_inversion_takes_more_steps_unless_told(home: Path) -> None:
+    run_command("sample.py", "task=invert", "num_images=1", "output=fifty")
+    text = json.loads(Image.open("fifty/00000.png").text["latentfaces"])  # type: ignore[attr-defined]
+    assert text["settings"]["sampler"]["num_steps"] == 50
+
+
+REFUSED = {
+    "strength": (["task=edit", "image=me.png", "task.strength=0"], "task.strength=0"),
+    "amount": (["task=variations", "image=me.png", "task.amount=1"], "task.amount=1"),
+    "no mask": (["task=inpaint", "image=me.png"], "task.mask="),
+    "no photo": (["task=inpaint", "task.mask=hole.png"], "image="),
+    "half a pair": (["task=interpolate", "image=me.png"], "task.to_image="),
+    "no speed": (["task=interpolate", "task.frames_per_second=0"], "task.frames_per_second=0"),
+    "another format": (["task=interpolate", "task.animation=avi"], "task.animation=avi"),
+    "no neighbours": (["task=neighbours", "task.num_neighbours=0"], "task.num_neighbours=0"),
+    "a random sampler": (["task=invert", "sampler=ddpm"], "sampler=heun"),
+    "a photo that is not there": (["task=edit", "image=nowhere.png"], "image=nowhere.png"),
+}
+
+
+@pytest.mark.parametrize("arguments_and_clue", REFUSED.values(), ids=REFUSED.keys())
+def test_mistakes_get_one_sentence(
+    arguments_and_clue: tuple[list[str], str], home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments, clue = arguments_and_clue
+    with pytest.raises(SystemExit) as exit_:
+        run_command("sample.py", *arguments, f"output={tmp_path / 'refused'}")
+    said = capfd.readouterr().err
+    assert exit_.value.code != 0
+    assert clue in said
+    assert "Traceback" not in said

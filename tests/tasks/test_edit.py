@@ -1,0 +1,112 @@
+"""A photo, a little noise and back: near nothing it stays, at the end it is forgotten."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tasks.stand_ins import (
+    CPU,
+    SCHEDULES,
+    SIDE,
+    White,
+    drawn,
+    folder_for,
+    read,
+    save_photo,
+    singles,
+    skip_vae,
+    white_pipeline,
+)
+
+from latentfaces.data.pack import Pack
+from latentfaces.diffusion import DDPMSampler, DPMpp2MSampler, HeunSampler, NoiseSchedule, Sampler
+from latentfaces.errors import UserError
+from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks import Edit
+from latentfaces.tasks.photos import read_photos
+from latentfaces.tasks.reconstruct import reconstructions
+
+TASK = Edit(HeunSampler(10), None, None, 3, 4, 7, 0.5, 0.0, 64)
+
+
+def edits(task: Edit, pipeline: FacePipeline, folder: Path) -> np.ndarray:
+    task(pipeline, folder_for(folder))
+    return singles(folder)
+
+
+def test_nearly_no_noise_leaves_what_the_vae_makes_of_it(pipeline: FacePipeline, photo: str, tmp_path: Path) -> None:
+    made = edits(replace(TASK, image=photo, strength=0.002), pipeline, tmp_path / "out")
+    assert np.abs(made - read(Path(photo))).max() <= 2
+
+
+@pytest.mark.parametrize("sampler", [HeunSampler(4), DDPMSampler(4), DPMpp2MSampler(4)])
+def test_at_full_strength_the_photo_is_forgotten(
+    sampler: Sampler, pipeline: FacePipeline, photo: str, tmp_path: Path
+) -> None:
+    made = edits(replace(TASK, image=photo, strength=1.0, sampler=sampler), pipeline, tmp_path / "out")
+    assert np.abs(made - pipeline.generate(3, 7, sampler).int().numpy()).max() <= 1
+
+
+def test_more_strength_leads_further_away(pipeline: FacePipeline, photo: str, tmp_path: Path) -> None:
+    away = [
+        np.abs(edits(replace(TASK, image=photo, strength=s), pipeline, tmp_path / str(s)) - read(Path(photo))).mean()
+        for s in (0.1, 0.4, 0.7, 1.0)
+    ]
+    assert away == sorted(away)
+    assert away[0] < 0.3 * away[-1]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_strength_is_a_time_of_any_schedule(schedule: NoiseSchedule, photo: str, tmp_path: Path) -> None:
+    pipeline = white_pipeline(schedule=schedule)
+    little = edits(replace(TASK, image=photo, strength=1e-5), pipeline, tmp_path / "little")
+    assert np.abs(little - read(Path(photo))).max() <= 3
+    whole = edits(replace(TASK, image=photo, strength=1.0), pipeline, tmp_path / "whole")
+    assert np.abs(whole - pipeline.generate(3, 7, TASK.sampler).int().numpy()).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", [HeunSampler(4), DDPMSampler(4)])
+def test_an_edit_depends_on_photo_seed_and_number_alone(
+    sampler: Sampler, pipeline: FacePipeline, tmp_path: Path
+) -> None:
+    (tmp_path / "album").mkdir()
+    for number, pixels in enumerate(drawn(3, first=60)):
+        save_photo(pixels, tmp_path / "album" / f"{number}.png")
+    task = replace(TASK, image=str(tmp_path / "album"), sampler=sampler)
+    together = edits(task, pipeline, tmp_path / "together")
+    by_two = edits(replace(task, batch_size=2), pipeline, tmp_path / "by_two")
+    assert len(together) == 9
+    assert np.abs(together - by_two).max() <= 1
+    names = read_photos(task.image, SIDE, 3, task.seed).names
+    alone = replace(task, image=str(tmp_path / "album" / names[1]), num_images=2)
+    assert np.abs(edits(alone, pipeline, tmp_path / "alone") - together[3:5]).max() <= 1
+    other = edits(replace(task, seed=8, num_photos=1), pipeline, tmp_path / "other")
+    assert np.abs(other[0] - together[0]).max() > 1
+
+
+def test_held_out_photos_are_edited_without_a_picture(pipeline: FacePipeline, pack: Pack, tmp_path: Path) -> None:
+    task = replace(TASK, pack=str(pack.folder), num_photos=2)
+    grid = read(task(pipeline, folder_for(tmp_path / "out")))
+    assert grid.shape == (3, 2 * 18 + 2, 4 * 18 + 2)  # two lines of photo and three edits
+    first = grid[:, 2:18, 2:18]
+    assert any(np.array_equal(first, pack.images[index]) for index in pack.val_indices)
+
+
+def test_skips_hand_on_the_photos_detail(photo: str, tmp_path: Path) -> None:
+    pipeline = FacePipeline(skip_vae(), White(1.0), SIDE, CPU)
+    image = read_photos(photo, SIDE, 1, 0).images
+    for strength in (0.0, 0.5, 1.0):
+        task = replace(TASK, image=photo, strength=0.001, skips=strength, num_images=1)
+        expected = reconstructions(pipeline, image, strength, 1)[0].int().numpy()
+        assert np.abs(edits(task, pipeline, tmp_path / str(strength))[0] - expected).max() <= 2
+
+
+def test_what_makes_no_sense_is_refused_by_key(pipeline: FacePipeline, photo: str, tmp_path: Path) -> None:
+    for strength in (0.0, -0.1, 1.01, float("nan")):
+        with pytest.raises(UserError, match=r"task.strength="):
+            replace(TASK, strength=strength)
+    with pytest.raises(UserError, match=r"task.skips=1.5"):
+        replace(TASK, skips=1.5)
+    with pytest.raises(UserError, match=r"task.skips=0.5.*no skip connections"):
+        replace(TASK, image=photo, skips=0.5)(pipeline, folder_for(tmp_path / "out"))

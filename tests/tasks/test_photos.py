@@ -1,0 +1,113 @@
+"""A person's photos: what is read, what is said of it, what is refused."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tasks.stand_ins import drawn, save_photo, white_pipeline
+
+from latentfaces.data.pack import Pack
+from latentfaces.errors import UserError
+from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks.photos import one_photo, own_photos, photos_for, read_photos
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """A folder of five photos."""
+    (tmp_path / "album").mkdir()
+    for number, pixels in enumerate(drawn(5, first=900)):
+        save_photo(pixels, tmp_path / "album" / f"{number}.png")
+    return tmp_path / "album"
+
+
+def test_picture_folder_and_zip_give_the_same_pixels(album: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "album.zip", "w") as archive:
+        for path in album.iterdir():
+            archive.write(path, path.name)
+    from_folder = read_photos(str(album), 16, 5, seed=0)
+    from_zip = read_photos(str(tmp_path / "album.zip"), 16, 5, seed=0)
+    assert from_folder.names == from_zip.names
+    assert torch.equal(from_folder.images, from_zip.images)
+    for name, image in zip(from_folder.names, from_folder.images, strict=True):
+        assert torch.equal(read_photos(str(album / name), 16, 5, seed=0).images[0], image)
+        assert np.array_equal(image, drawn(1, first=900 + int(name[0]))[0])
+
+
+def test_the_seed_chooses_among_more(album: Path) -> None:
+    chosen = [tuple(read_photos(str(album), 16, 2, seed).names) for seed in range(8)]
+    assert {len(names) for names in chosen} == {2}
+    assert len(set(chosen)) > 1
+    assert chosen[3] == tuple(read_photos(str(album), 16, 2, seed=3).names)
+
+
+def test_a_single_picture_is_read_without_those_beside_it(album: Path) -> None:
+    (album / "deep").mkdir()
+    (album / "deep" / "0.png").write_bytes(b"no picture")
+    assert read_photos(str(album / "0.png"), 16, 4, seed=0).names == ["0.png"]
+
+
+def test_held_out_photos_are_taken_without_a_picture(pipeline: FacePipeline, pack: Pack) -> None:
+    images = photos_for(pipeline, None, str(pack.folder), 7, seed=1, batch_size=4)
+    held_out = {pack.images[index].tobytes() for index in pack.val_indices}
+    assert len({image.numpy().tobytes() for image in images} & held_out) == 7
+
+
+def write(path: Path, width: int, height: int, orientation: int = 1) -> str:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (width, height), (200, 150, 120)).save(path, exif=exif)
+    return str(path)
+
+
+WARNED = {
+    "wide": ((40, 30, 1), ["me.jpg is not square (40x30)", "10 pixels are cut away at the left and right"]),
+    "tall": ((30, 40, 1), ["me.jpg is not square (30x40)", "at the top and bottom"]),
+    "tall only when turned upright": ((40, 30, 6), ["me.jpg is not square (30x40)", "at the top and bottom"]),
+    "small": ((12, 12, 1), ["me.jpg has 12x12 pixels, fewer than the model's 16", "enlarged"]),
+    "square and large": ((32, 32, 1), []),
+    "just so": ((16, 16, 3), []),
+}
+
+
+@pytest.mark.parametrize(("shape", "clues"), WARNED.values(), ids=WARNED.keys())
+def test_what_is_cut_or_enlarged_is_said(
+    shape: tuple[int, int, int], clues: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_photos(white_pipeline(), write(tmp_path / "me.jpg", *shape), None, 1, 0, 1)
+    said = capsys.readouterr().err
+    assert all(clue in said for clue in clues)
+    assert said.count("warning:") == bool(clues)
+
+
+def test_many_photos_of_one_fault_are_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "album").mkdir()
+    for number in range(6):
+        write(tmp_path / "album" / f"{number}.jpg", 20, 18)
+    own_photos(white_pipeline(), str(tmp_path / "album"), None, 6, 0, 6)
+    said = capsys.readouterr().err
+    assert said.count("warning:") == 1
+    assert "(as 5 more)" in said
+
+
+def test_what_is_no_photo_is_refused_by_name(album: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half.zip").write_bytes(b"PK")
+    (tmp_path / "torn.png").write_bytes((album / "0.png").read_bytes()[:60])
+    for name, clue in {
+        "nowhere.png": "image=.*does not exist",
+        "notes.txt": "neither a picture",
+        "empty": "image=.*holds no pictures",
+        "half.zip": "half.zip.*image at a folder",
+        "torn.png": "torn.png cannot be read",
+    }.items():
+        with pytest.raises(UserError, match=clue):
+            read_photos(str(tmp_path / name), 16, 1, 0)
+    with pytest.raises(UserError, match=r"task.to_image=.*one picture"):
+        one_photo(white_pipeline(), str(album), None, 0, 1, key="task.to_image")
+    with pytest.raises(UserError, match="image="):
+        photos_for(white_pipeline(), None, None, 1, 0, 1)

@@ -1,0 +1,52 @@
+"""Near a photo, by its noise."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tasks.stand_ins import folder_for, read, save_photo, singles
+
+from latentfaces.data.pack import Pack
+from latentfaces.diffusion import DDPMSampler, HeunSampler
+from latentfaces.errors import UserError
+from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks import Variations
+
+TASK = Variations(HeunSampler(20), None, None, 4, 2, 3, 0.4, 64)
+
+
+def variations(task: Variations, pipeline: FacePipeline, folder: Path) -> np.ndarray:
+    task(pipeline, folder_for(folder))
+    return singles(folder)
+
+
+def test_amount_is_how_far_they_are_from_the_photo(pipeline: FacePipeline, faces: np.ndarray, tmp_path: Path) -> None:
+    image = save_photo(faces[1], tmp_path / "me.png")
+    away = [
+        np.abs(variations(replace(TASK, image=image, amount=a), pipeline, tmp_path / str(a)) - faces[1]).mean()
+        for a in (0.001, 0.3, 0.7, 0.999)
+    ]
+    assert away[0] < 3
+    assert away == sorted(away)
+    fresh = pipeline.generate(4, 3, TASK.sampler).int().numpy()
+    assert np.abs(singles(tmp_path / "0.999") - fresh).max() <= 3
+
+
+def test_a_line_is_the_photo_and_its_variations_for_any_batch_size(
+    pipeline: FacePipeline, pack: Pack, tmp_path: Path
+) -> None:
+    task = replace(TASK, pack=str(pack.folder))
+    together = variations(task, pipeline, tmp_path / "together")
+    by_three = variations(replace(task, batch_size=3), pipeline, tmp_path / "by_three")
+    assert len(together) == 8
+    assert np.abs(together - by_three).max() <= 1
+    assert read(tmp_path / "together" / "grid.png").shape == (3, 2 * 18 + 2, 5 * 18 + 2)
+
+
+def test_what_makes_no_sense_is_refused_by_key(pipeline: FacePipeline, photo: str, tmp_path: Path) -> None:
+    for amount in (0.0, 1.0, -0.2, 1.5):
+        with pytest.raises(UserError, match=r"task.amount="):
+            replace(TASK, amount=amount)
+    with pytest.raises(UserError, match="sampler=heun"):
+        replace(TASK, image=photo, sampler=DDPMSampler(2))(pipeline, folder_for(tmp_path / "out"))
