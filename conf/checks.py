@@ -128,6 +128,16 @@ class ModelLimits:
                 f"latents of {latent_side}x{latent_side} do not divide by {factor}, as model.denoiser.network needs: "
                 "choose another model/denoiser, or another data.resolution for the VAE"
             )
+        if "model.loss.auxiliary_weight" in self.typed and not network.get("auxiliary_depth", 0):
+            raise UserError(
+                "model.loss.auxiliary_weight has no effect without a second head: set "
+                "model.denoiser.network.auxiliary_depth, of a DiT"
+            )
+        if (network.label_channels > 0) != (self.cfg.model.augmentation is not None):
+            raise UserError(
+                "model.denoiser.network.label_channels and model.augmentation go together: "
+                "type model/augmentation=nonleaky or =none"
+            )
 
 
 def check_devices(trainer: DictConfig) -> None:

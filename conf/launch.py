@@ -1,4 +1,4 @@
-"""Between Hydra and latentfaces: what a command looks up, writes down and builds before it starts its work."""
+"""Between Hydra and training: what train.py looks up, writes down and builds before it starts its work."""
 
 import contextlib
 import logging
@@ -8,7 +8,6 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from conf.checks import check_training, check_types
-from conf.schema import Precision
+from conf.checks import check_training
 from latentfaces.errors import UserError
 from latentfaces.run import CONFIG, RESULT, Run, find_run, open_run
 
@@ -240,31 +238,3 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
         kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
         print(f"training on {trainer.num_devices} {kind} device(s), {cfg.trainer.precision}")
     return data, module, trainer
-
-
-def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
-    """The task of sample.py, the pipeline of the run it asks for, and the folder for its pictures."""
-    from latentfaces.pipeline import FacePipeline
-    from latentfaces.tasks import PictureFolder
-
-    for key in ("num_images", "batch_size"):
-        if cfg[key] < 1:
-            raise UserError(f"{key}={cfg[key]} must be at least 1")
-    run = find_run(cfg.run, "ldm")
-    if "pack" in cfg.task:
-        cfg.task.pack = run.config["pack"]
-    settings = plain(cfg.task)
-    check_types(settings, "task")
-    task = instantiate(cfg.task)
-    pipeline = FacePipeline.load(run, bfloat16=cfg.precision == Precision.bf16)
-    hydra: Any = HydraConfig.get()
-    name = hydra.runtime.choices.task
-    default = run.folder / "samples" / f"{name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    origin = {
-        "run": str(run.folder),
-        "weights": pipeline.weights,
-        "precision": cfg.precision.name,
-        **settings,
-        "task": name,
-    }
-    return task, pipeline, PictureFolder(cfg.output or default, origin)

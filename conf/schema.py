@@ -81,7 +81,10 @@ class SampleConfig:
     seed: int = 0
     batch_size: int = 64
     precision: Precision = Precision.fp32
+    compile: bool = False
+    ema: float | None = None
     sampler: Any = None
+    guidance: Any = None
     task: Any = MISSING
     image: str | None = None
 

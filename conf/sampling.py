@@ -1,0 +1,140 @@
+"""Between Hydra and the tasks: what sample.py looks up and builds, and how a picture is made again."""
+
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from conf.checks import check_types
+from conf.launch import plain
+from conf.schema import Precision
+from latentfaces.errors import UserError
+from latentfaces.run import Run, build, find_run, open_run
+
+NO_GUIDANCE = {"_target_": "latentfaces.diffusion.NoGuidance"}
+
+
+@dataclass
+class Recipe:
+    """All that makes a picture, as it is written into it.
+
+    Args:
+        run: the run's folder.
+        task: name of the task.
+        settings: the task's own config.
+        guidance: the config of the guidance.
+        ema: length of the weights' average; None for that of the best weights.
+        precision: "fp32" or "bf16".
+        weights: names the weights, where the recipe comes from a picture.
+    """
+
+    run: str
+    task: str
+    settings: dict[str, Any]
+    guidance: dict[str, Any] = field(default_factory=lambda: dict(NO_GUIDANCE))
+    ema: float | None = None
+    precision: str = Precision.fp32.name
+    weights: str | None = None
+
+    def text(self, weights: str) -> dict[str, Any]:
+        """What a picture says of itself."""
+        own = {"run": self.run, "weights": weights, "precision": self.precision, "task": self.task}
+        return {**own, "ema": self.ema, "guidance": self.guidance, "settings": self.settings}
+
+
+def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
+    """The task of sample.py, the pipeline of the run it asks for, and the folder for its pictures."""
+    from latentfaces.pipeline import FacePipeline
+    from latentfaces.tasks import PictureFolder
+
+    for key in ("num_images", "batch_size"):
+        if cfg[key] < 1:
+            raise UserError(f"{key}={cfg[key]} must be at least 1")
+    choices = HydraConfig.get().runtime.choices
+    if choices["task"] == "remake":
+        recipe = remembered(cfg)
+        run = open_run(recipe.run)
+        task, guidance = built(recipe.settings), built(recipe.guidance)
+    else:
+        run = find_run(cfg.run, "ldm")
+        recipe = typed(cfg, run)
+        task, guidance = instantiate(cfg.task), instantiate(OmegaConf.create(recipe.guidance))
+    pipeline = FacePipeline.load(run, bfloat16=recipe.precision == Precision.bf16.name, ema=recipe.ema)
+    pipeline.guidance = guidance
+    if cfg.compile:
+        pipeline.compile()
+    if recipe.weights not in (None, pipeline.weights):
+        raise UserError(
+            f"image={cfg.image} was made with the weights {recipe.weights}, and {recipe.run} now has "
+            f"{pipeline.weights}: it cannot be made again"
+        )
+    default = run.folder / "samples" / f"{choices['task']}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    return task, pipeline, PictureFolder(cfg.output or default, recipe.text(pipeline.weights))
+
+
+def typed(cfg: DictConfig, run: Run) -> Recipe:
+    """The recipe that the command asks for."""
+    for key, value in {"pack": run.config.get("pack"), "folder": str(run.folder)}.items():
+        if key in cfg.task:
+            cfg.task[key] = value
+    settings = plain(cfg.task)
+    check_types(settings, "task")
+    choices = HydraConfig.get().runtime.choices
+    recipe = Recipe(str(run.folder), choices["task"], settings, precision=cfg.precision.name, ema=cfg.ema)
+    if cfg.guidance is not None:
+        recipe.guidance = plain(cfg.guidance)
+        check_types(recipe.guidance, "guidance")
+    guided = next((choice for key, choice in choices.items() if key.partition("@")[0].strip("/") == "guidance"), None)
+    if guided == "tuned" and (best := run.tuned()) is not None:
+        recipe.guidance = best["guidance"]
+        recipe.ema = best["ema"] if cfg.ema is None else cfg.ema
+        print(f"as tuned: {described(recipe)} (guidance=none for none)")
+    return recipe
+
+
+def described(recipe: Recipe) -> str:
+    """Guidance and averaging in a few words."""
+    how = str(recipe.guidance["_target_"]).rpartition(".")[2]
+    weight = f" with weight {recipe.guidance['weight']:.3g}" if "weight" in recipe.guidance else ""
+    return f"{how}{weight}, " + ("best weights" if recipe.ema is None else f"ema={recipe.ema:.3g}")
+
+
+def remembered(cfg: DictConfig) -> Recipe:
+    """The recipe that a picture carries in its text; nothing in it is run that is not a part of latentfaces."""
+    from PIL import Image, UnidentifiedImageError
+
+    if cfg.image is None:
+        raise UserError("task=remake needs the picture: type image=FACE.png")
+    path = Path(cfg.image).expanduser()
+    try:
+        with Image.open(path) as picture:
+            text = json.loads(getattr(picture, "text", {}).get("latentfaces", "null"))
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise UserError(f"image={cfg.image} cannot be read ({error})") from None
+    try:
+        index = text.pop("index", None)
+        recipe = Recipe(**text)
+        settings = recipe.settings
+        if recipe.task == "generate" and index is not None:  # that face alone
+            settings |= {"first": settings.get("first", 0) + index, "num_images": 1}
+        check_types(settings, "task")
+        if "image" in settings and settings["image"] is not None and not Path(settings["image"]).exists():
+            raise UserError(f"image={cfg.image} was made from {settings['image']}, which is no longer there")
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"image={cfg.image} does not say how it was made: it is no PNG of sample.py") from None
+    if cfg.run != "latest":
+        recipe.run = str(find_run(cfg.run, "ldm").folder)  # the run has moved; its weights are compared
+    return recipe
+
+
+def built(settings: dict[str, Any]) -> Any:
+    """The object that a picture's text describes."""
+    try:
+        return build(settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the picture's text does not describe what this version can make ({error})") from error
