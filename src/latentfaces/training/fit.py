@@ -1,14 +1,18 @@
 """One training from its first step to its result."""
 
 import json
+import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 
 from latentfaces.errors import UserError
 from latentfaces.evaluation import plot_losses
+from latentfaces.report import write_report
 from latentfaces.run import RESULT
 from latentfaces.training.callbacks import BestWeights
 from latentfaces.training.stage import Stage
@@ -43,14 +47,26 @@ def fit_and_test(
     metrics = trainer.test(module, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:
         result: dict[str, Any] = {**metrics, "val/best_loss": best.best, "steps": trainer.global_step}
-        result["minutes"] = (time.monotonic() - started) / 60
+        result |= {"minutes": (time.monotonic() - started) / 60, "peak_memory_gb": peak_memory(module.device) / 1e9}
         (run_dir / "images").mkdir(exist_ok=True)
         plot_losses(run_dir / "metrics.csv", run_dir / "images" / "losses.png")
         print(" · ".join(f"{name} {value:.4g}" for name, value in result.items()))
         if (verdict := module.verdict()) is not None:
-            result |= {f"health/{name}": value for name, value in module.findings.items()} | {"verdict": verdict}
+            result |= {f"health/{name}": value for name, value in module.findings.items()} | {
+                "verdict": verdict,
+                "healthy": module.healthy,
+            }
             print(verdict)
         (run_dir / RESULT).write_text(json.dumps(result, indent=1))
         print(run_dir / "images" / "losses.png")
+        print(write_report(run_dir))
         print(run_dir)
     return best.best
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes at the most so far: of the device where it is a GPU, of the process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most

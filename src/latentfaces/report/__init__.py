@@ -1,0 +1,6 @@
+"""A run, or a sweep, as one page: to look at, to send, to keep."""
+
+from latentfaces.report.run_page import write_report
+from latentfaces.report.sweep_page import write_sweep_report
+
+__all__ = ["write_report", "write_sweep_report"]

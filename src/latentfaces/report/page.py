@@ -1,0 +1,36 @@
+"""Pages that need nothing but themselves: their pictures are inside."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from matplotlib.figure import Figure
+
+
+def write_page(path: Path, template: str, **values: Any) -> Path:
+    """Write the page of a template of this folder; whatever the values hold, none becomes markup.
+
+    Args:
+        path: where to; the page appears whole.
+        template: file name.
+        values: what it shows.
+    """
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(environment.get_template(template).render(**values), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def embedded(figure: Figure) -> str:
+    """A figure as an address that holds it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return as_data(buffer.getvalue())
+
+
+def as_data(png: bytes) -> str:
+    """A PNG as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
