@@ -1,21 +1,26 @@
 """Is it good?"""
 
-from latentfaces.evaluation.encoder_distance import EncoderDistance, kernel_distance
+from latentfaces.evaluation.encoder_distance import EncoderDistance
+from latentfaces.evaluation.generation import generator_metrics, kernel_distance
 from latentfaces.evaluation.grids import save_grid, save_png
 from latentfaces.evaluation.latent_health import HEALTHY, LatentHealth, verdict
 from latentfaces.evaluation.metrics import calculate_metrics, reconstruction_metrics
 from latentfaces.evaluation.plots import plot_losses, visualize_random_input_output
+from latentfaces.evaluation.tensor_values import TensorValues, track_tensor_values
 
 __all__ = [
     "HEALTHY",
     "EncoderDistance",
     "LatentHealth",
+    "TensorValues",
     "calculate_metrics",
+    "generator_metrics",
     "kernel_distance",
     "plot_losses",
     "reconstruction_metrics",
     "save_grid",
     "save_png",
+    "track_tensor_values",
     "verdict",
     "visualize_random_input_output",
 ]

@@ -4,20 +4,8 @@ import torch
 from torch import Tensor
 
 from latentfaces.autoencoder import VAE
-
-
-def kernel_distance(real: Tensor, fake: Tensor) -> float:
-    """Unbiased squared MMD of features (n, d), (m, d), cubic kernel, all pairs (Binkowski et al. 2018, eq. 4)."""
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
-    def off_diagonal(k: Tensor) -> Tensor:
-        return (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
-
-    real, fake = real.double(), fake.double()
-    within = off_diagonal(kernel(real, real)) + off_diagonal(kernel(fake, fake))
-    return float(within - 2 * kernel(real, fake).mean())
+from latentfaces.evaluation.features import EncoderFeatures
+from latentfaces.evaluation.generation import kernel_distance
 
 
 class EncoderDistance:
@@ -27,25 +15,19 @@ class EncoderDistance:
 
     Args:
         vae: whose encoder looks.
-        real: images (n, 3, R, R) in [-1, 1] that it was not trained on.
+        real: images (n, 3, R, R) uint8 that it was not trained on.
     """
 
     def __init__(self, vae: VAE, real: Tensor) -> None:
-        self.vae = vae
+        self.look = EncoderFeatures(vae)
         features = self.features(real)
         self.mean, self.std = features.mean(0), features.std(0).clamp(min=1e-6)
         self.real = (features - self.mean) / self.std
 
-    @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Mean and deviation over the picture of each channel at each level, (n, d)."""
-        parts = []
-        for batch in images.split(64):
-            posterior, maps = self.vae.encode_with_skips(batch.to(self.vae.latent_mean.device))
-            levels = [level.float().flatten(2) for level in (*maps, posterior.mean)]
-            parts.append(torch.cat([f(level, -1) for level in levels for f in (torch.mean, torch.std)], dim=1).cpu())
-        return torch.cat(parts)
+        """Of images (n, 3, R, R) uint8, (n, d)."""
+        return torch.cat([self.look(batch) for batch in images.split(64)])
 
     def __call__(self, fake: Tensor) -> float:
-        """Of images (m, 3, R, R) in [-1, 1]: about 0 for real ones, no upper bound."""
+        """Of images (m, 3, R, R) uint8: about 0 for real ones, no upper bound."""
         return kernel_distance(self.real, (self.features(fake) - self.mean) / self.std)

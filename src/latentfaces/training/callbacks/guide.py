@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from latentfaces.errors import UserError
-from latentfaces.pipeline import GUIDE
+from latentfaces.run import GUIDE
 from latentfaces.training.callbacks.ema import averaged_weights
 from latentfaces.training.checkpoint import save_weights
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule

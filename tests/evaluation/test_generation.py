@@ -1,0 +1,124 @@
+"""Distances between sets of features, against closed forms and by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentfaces.evaluation.generation import (
+    duplicates,
+    frechet_distance,
+    generator_metrics,
+    kernel_distance,
+    memorised,
+    nearest_distances,
+    precision_and_recall,
+    symmetric_root,
+)
+
+
+def exact_normal(mean: Tensor, covariance: Tensor, n: int = 200) -> Tensor:
+    """Samples whose mean and covariance are exactly these."""
+    x = torch.randn(n, len(mean), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = x - x.mean(0)
+    x = x @ torch.linalg.inv(symmetric_root(x.T.cov()))
+    return x @ symmetric_root(covariance) + mean
+
+
+def test_frechet_distance_of_normals_with_one_set_of_axes() -> None:
+    a = exact_normal(torch.tensor([0.0, 1.0]).double(), torch.diag(torch.tensor([4.0, 1.0])).double())
+    b = exact_normal(torch.tensor([3.0, 1.0]).double(), torch.diag(torch.tensor([1.0, 9.0])).double())
+    # |difference of means|^2 + sum of (difference of deviations)^2
+    assert frechet_distance(a, b) == pytest.approx(9 + 1 + 4)
+
+
+def test_frechet_distance_of_turned_normals() -> None:
+    angle = math.pi / 6
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64)
+    first = torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64))
+    second = turn @ torch.diag(torch.tensor([9.0, 0.25], dtype=torch.float64)) @ turn.T
+    zero = torch.zeros(2, dtype=torch.float64)
+    # tr (AB)^(1/2) = sqrt(tr AB + 2 sqrt(det AB)) for two by two.
+    product = first @ second
+    root = torch.sqrt(product.trace() + 2 * torch.linalg.det(product).sqrt())
+    expected = first.trace() + second.trace() - 2 * root
+    assert frechet_distance(exact_normal(zero, first), exact_normal(zero, second)) == pytest.approx(expected.item())
+
+
+def test_frechet_distance_is_zero_to_itself_also_with_fewer_samples_than_features() -> None:
+    few = torch.randn(10, 40, generator=torch.Generator().manual_seed(0))
+    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-4)
+
+
+def test_kernel_distance_of_points_by_hand() -> None:
+    # One dimension: k(a, b) = (a b + 1)^3; within {0, 2}: 1; within {1, 1}: 8; across: 1, 1, 27, 27.
+    real, fake = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [1.0]])
+    assert kernel_distance(real, fake) == pytest.approx(1 + 8 - 2 * 14)
+
+
+def test_kernel_distance_is_unbiased_between_samples_of_one_kind() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = [
+        kernel_distance(torch.randn(50, 4, generator=generator), torch.randn(40, 4, generator=generator))
+        for _ in range(300)
+    ]
+    mean = sum(values) / len(values)
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+    assert abs(mean) < 4 * deviation / math.sqrt(len(values))
+    assert min(values) < 0
+
+
+def test_kernel_distance_does_not_depend_on_the_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, fake = torch.randn(30, 3), torch.randn(20, 3)
+    whole = kernel_distance(real, fake)
+    monkeypatch.setattr("latentfaces.evaluation.generation.ROWS_AT_ONCE", 7)
+    assert kernel_distance(real, fake) == pytest.approx(whole)
+
+
+def test_precision_and_recall_of_points_on_a_line() -> None:
+    real = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    fake = torch.tensor([[0.5], [0.6], [0.7], [50.0]])
+    # With k = 1 each real has radius 1, and so covers three fakes; the fakes' radii are 0.1, 0.1, 0.1 and 49.3,
+    # within which three reals lie.
+    assert precision_and_recall(real, fake, k=1) == (0.75, 0.75)
+
+
+def test_a_generator_of_one_good_face_has_precision_and_no_recall() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(200, 4, generator=generator)
+    fake = real[:1] + 1e-3 * torch.randn(200, 4, generator=generator)
+    precision, recall = precision_and_recall(real, fake)
+    assert precision == 1
+    assert recall <= 0.01
+
+
+def test_memorised_is_the_share_of_repeated_training_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    train, held_out, new = torch.randn(3, 400, 6, generator=generator)
+    fake = torch.cat([train[:100] + 1e-4, new[:300]])
+    assert memorised(fake, train, held_out) == pytest.approx(0.25, abs=0.03)
+    assert memorised(new, train, held_out) == pytest.approx(0.01, abs=0.02)
+
+
+def test_duplicates_are_faces_that_come_twice() -> None:
+    generator = torch.Generator().manual_seed(0)
+    held_out, new = torch.randn(2, 100, 6, generator=generator)
+    assert duplicates(torch.cat([new[:50], new[:50] + 1e-5]), held_out) == 1
+    assert duplicates(new, held_out) <= 0.05
+
+
+def test_nearest_distance_leaves_out_the_sample_itself() -> None:
+    samples = torch.tensor([[0.0], [1.0], [4.0]])
+    assert nearest_distances(samples).tolist() == [1.0, 1.0, 3.0]
+    assert nearest_distances(samples, torch.tensor([[1.0]])).tolist() == [1.0, 0.0, 3.0]
+
+
+def test_all_metrics_of_the_same_kind_are_as_good_as_can_be() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real, fake, train = torch.randn(3, 300, 5, generator=generator)
+    values = generator_metrics(real, fake, train)
+    assert abs(values["kernel_distance"]) < 0.05
+    assert values["frechet_distance"] < 0.3
+    assert min(values["precision"], values["recall"]) > 0.85
+    assert values["memorised"] < 0.05

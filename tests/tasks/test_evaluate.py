@@ -1,0 +1,155 @@
+"""Evaluation through sample.py: figures of known sets, going on after a kill, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import SHORT, TINY_LDM, TINY_VAE, run_command
+from torch import Tensor, nn
+
+from latentfaces.autoencoder import VAE
+from latentfaces.data.pack import open_pack
+from latentfaces.errors import UserError
+from latentfaces.evaluation.features import EncoderFeatures, ScriptFeatures, features_by_name
+from latentfaces.pipeline import FacePipeline
+
+
+class MeanColours(nn.Module):
+    """The simplest features: mean and deviation of each colour."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.float().flatten(2) / 255
+        return torch.cat([pixels.mean(2), pixels.std(2)], dim=1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workplace with runs of both stages on 400 drawn faces, 100 held out, and a network of features."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    more = ["data.num_images=400", "name=faces"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_command("train.py", *TINY_VAE, *SHORT, *more)
+        run_command("train.py", *TINY_LDM, *SHORT, "name=faces")
+        torch.jit.script(MeanColours()).save("colours.pt")
+    return folder
+
+
+@pytest.fixture
+def home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(trained)
+    shutil.rmtree("pictures", ignore_errors=True)
+    return trained
+
+
+def evaluate(*options: str) -> dict[str, float]:
+    """What metrics.json says."""
+    few = ["task=evaluate", "num_images=60", "batch_size=16", "sampler.num_steps=2", "output=pictures"]
+    run_command("sample.py", *few, *options)
+    told: dict[str, float] = json.loads(Path("pictures/metrics.json").read_text())
+    return told
+
+
+def give_photos(monkeypatch: pytest.MonkeyPatch, which: np.ndarray) -> None:
+    """Let the pipeline "generate" photos of the pack, in turn."""
+    images = open_pack(next(Path("data").glob("*-16"))).images
+
+    def faces(self: FacePipeline, names: list[tuple[int, int]], sampler: object, batch_size: int) -> object:
+        for start in range(0, len(names), batch_size):
+            yield torch.from_numpy(images[[which[n] for _, n in names[start : start + batch_size]]])
+
+    monkeypatch.setattr(FacePipeline, "faces", faces)
+
+
+def test_training_photos_given_as_new_faces_are_found_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = open_pack(next(Path("data").glob("*-16")))
+    give_photos(monkeypatch, pack.train_indices)
+    told = evaluate("task.features=colours.pt")
+    assert told["memorised"] == 1
+    assert abs(told["kernel_distance"]) < 0.01
+    assert told["precision"] > 0.8
+
+
+def test_held_out_photos_given_as_new_faces_are_perfect_and_not_memorised(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = open_pack(next(Path("data").glob("*-16")))
+    give_photos(monkeypatch, pack.val_indices)
+    told = evaluate("task.features=colours.pt")
+    assert (told["precision"], told["memorised"]) == (1.0, pytest.approx(0.01, abs=0.03))
+
+
+def test_one_face_again_and_again_is_duplicates(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    give_photos(monkeypatch, np.zeros(60, int))
+    told = evaluate("task.features=colours.pt")
+    assert told["duplicates"] == 1
+    assert told["recall"] < 0.2
+
+
+def test_faces_of_the_run_by_its_own_encoder(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = evaluate()
+    assert {"frechet_distance", "kernel_distance", "precision", "recall", "memorised", "duplicates"} <= set(told)
+    assert "fid" not in told  # that name is Inception's
+    assert f"kernel_distance {told['kernel_distance']:.4g}" in capsys.readouterr().out
+    assert list(Path("data").glob("*/features-encoder-*.npy"))
+
+
+def test_an_evaluation_that_was_killed_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate("task.features=colours.pt")
+    shutil.rmtree("pictures")
+    made: list[int] = []
+    faces = FacePipeline.faces
+
+    def dying(self: FacePipeline, names: list[tuple[int, int]], sampler: object, batch_size: int) -> object:
+        for batch in faces(self, names, sampler, batch_size):  # type: ignore[arg-type]
+            if len(names) == 60 and sum(made) == 16 + 32:
+                raise KeyboardInterrupt
+            made.append(len(batch))
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FacePipeline, "faces", dying)
+        patch.setattr("latentfaces.tasks.evaluate.EVERY", 1)
+        patch.setattr("latentfaces.tasks.evaluate.SHOWN", 16)
+        with pytest.raises((KeyboardInterrupt, RuntimeError, SystemExit)):
+            evaluate("task.features=colours.pt")
+    kept = next(Path("pictures").glob("features-*.npz"))
+    assert len(np.load(kept)["features"]) == 32
+    again = evaluate("task.features=colours.pt")
+    assert again == pytest.approx(whole, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "clue"),
+    [
+        (["num_images=3"], "num_images=3"),
+        (["task.features=nowhere.pt"], "nowhere.pt"),
+        (["task.weights=file.pth"], "task.weights=file.pth"),
+        (["task.features=inception"], "inception"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_is_made(
+    options: list[str], clue: str, home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FacePipeline, "faces", lambda *_: pytest.fail("faces were made"))
+    with pytest.raises(SystemExit):
+        evaluate(*options)
+    said = capfd.readouterr().err
+    assert clue in said
+    assert "Traceback" not in said
+
+
+def test_features_have_names_that_change_with_what_they_are(home: Path) -> None:
+    torch.manual_seed(0)
+    first, second = (VAE(2, channels=8, multipliers=(1, 2), num_blocks=1, attention=False).eval() for _ in range(2))
+    assert EncoderFeatures(first).key == EncoderFeatures(first).key != EncoderFeatures(second).key
+    colours = features_by_name("colours.pt", first)
+    assert isinstance(colours, ScriptFeatures)
+    assert colours.key.startswith("colours-")
+    grey = torch.full((2, 3, 4, 4), 51, dtype=torch.uint8)
+    assert torch.allclose(colours(grey), torch.tensor([0.2, 0.2, 0.2, 0, 0, 0]).expand(2, -1), atol=1e-6)
+    with pytest.raises(UserError, match="no effect"):
+        features_by_name("encoder", first, "file.pth")
