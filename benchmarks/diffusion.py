@@ -38,6 +38,7 @@ from latentfaces.diffusion import (
     DPMpp2MSampler,
     EulerSampler,
     HeunSampler,
+    InternalGuidance,
     Sampler,
 )
 from latentfaces.evaluation import kernel_distance
@@ -53,7 +54,7 @@ TRAINED: dict[str, list[str]] = {
     "cosine-v": ["model/schedule=vp_cosine"],
     "EDM": ["model/schedule=edm", "model/time_sampler=log_normal", "model/weighting=edm"],
     "DiT": ["model/denoiser=tiny", "model.denoiser.network.auxiliary_depth=3"],
-    "DiT, Muon": ["model/denoiser=tiny", "model.denoiser.network.auxiliary_depth=3", "model/optimizer=muon"],
+    "DiT with Muon": ["model/denoiser=tiny", "model.denoiser.network.auxiliary_depth=3", "model/optimizer=muon"],
     "Muon": ["model/optimizer=muon"],
 }
 """Variants that are trained: `experiment=faces64_cpu` and these."""
@@ -62,10 +63,10 @@ SAMPLED: dict[str, Sampler] = {
     f"{name} {steps}": kind(steps)
     for name, kind, counts in (
         ("euler", EulerSampler, (5, 10, 20, 50)),
-        ("heun", HeunSampler, (5, 9, 18, 32)),
+        ("heun", HeunSampler, (5, 9, 18)),
         ("ddim", DDIMSampler, (10, 50)),
         ("dpmpp_2m", DPMpp2MSampler, (5, 10, 20, 50)),
-        ("ddpm", DDPMSampler, (50, 250)),
+        ("ddpm", DDPMSampler, (50,)),
     )
     for steps in counts
 }
@@ -138,8 +139,9 @@ def train_ours(vae: str, options: list[str], name: str) -> Run:
 class Judge:
     """Scores new faces against the held-out photos, and keeps what it has seen."""
 
-    def __init__(self, data: FFHQDataModule, keep: Path | None) -> None:
-        self.keep, self.rows = keep, dict[str, dict[str, Any]]()
+    def __init__(self, data: FFHQDataModule, keep: Path | None, result: Path | None, command: str) -> None:
+        self.keep, self.result, self.command = keep, result, command
+        self.rows: Rows = {}
         self.photos = to_uint8(
             torch.cat([data.on_after_batch_transfer(batch, 0).clone() for batch in data.test_dataloader()])
         )
@@ -158,6 +160,9 @@ class Judge:
         self.rows[name] = {"kid_effnet": distance, **more}
         print(f"{name:34s} " + "  ".join(f"{k} {v:.4g}" for k, v in self.rows[name].items()), flush=True)
         self.write(name, faces)
+        if self.result is not None:
+            about_it = {**about(), "command": self.command, "rows": self.rows}
+            self.result.write_text(json.dumps(about_it, indent=1))
 
 
 def sample_ours(pipeline: FacePipeline, sampler: Sampler) -> Tensor:
@@ -167,9 +172,11 @@ def sample_ours(pipeline: FacePipeline, sampler: Sampler) -> Tensor:
 def judge_guidance(judge: Judge, run: Run, name: str) -> None:
     """The weights of guidance that the run allows."""
     pipeline = FacePipeline.load(run, bfloat16=True)
-    for weight in (1.25, 1.5, 2.0):
-        pipeline.guidance = AutoGuidance(weight)
-        judge(f"{name}, auto {weight}", sample_ours(pipeline, HeunSampler(18)))
+    assert pipeline.denoiser is not None
+    kinds = [AutoGuidance, InternalGuidance] if pipeline.denoiser.has_auxiliary else [AutoGuidance]
+    for kind, weight in itertools.product(kinds, (1.25, 1.5, 2.0)):
+        pipeline.guidance = kind(weight)
+        judge(f"{name}, {kind.__name__} {weight}", sample_ours(pipeline, HeunSampler(18)))
 
 
 def judge_samplers(judge: Judge, run: Run, name: str) -> None:
@@ -195,7 +202,9 @@ def main() -> None:
     resolution = vae.config["data"]["resolution"]
     data = FFHQDataModule.from_photos(arguments.photos, folder="data", resolution=resolution, batch_size=64)
     data.setup()
-    judge = Judge(data, arguments.keep)
+    command = f"python benchmarks/diffusion.py PHOTOS --vae RUN --minutes {arguments.minutes}"
+    command += f" --rivals '{arguments.rivals}'" + (f" --more {' '.join(arguments.more)}" if arguments.more else "")
+    judge = Judge(data, arguments.keep, arguments.json, command)
     plain = FacePipeline.load(vae, bfloat16=True)
     photos = (judge.photos.float() / 127.5 - 1).split(64)
     judge("floor", torch.cat([to_uint8(plain.reconstruct(batch)) for batch in photos]))
@@ -221,10 +230,6 @@ def main() -> None:
             judge_guidance(judge, run, rival)
         if "samplers" in arguments.more:
             judge_samplers(judge, run, rival)
-    if arguments.json:
-        command = f"python benchmarks/diffusion.py PHOTOS --vae RUN --minutes {arguments.minutes}"
-        command += f" --rivals {arguments.rivals}" + (f" --more {' '.join(arguments.more)}" if arguments.more else "")
-        arguments.json.write_text(json.dumps({**about(), "command": command, "rows": judge.rows}, indent=1))
 
 
 def cached_latents(pipeline: FacePipeline, photos: Path, resolution: int) -> Callable[[], Tensor]:
@@ -236,6 +241,7 @@ def cached_latents(pipeline: FacePipeline, photos: Path, resolution: int) -> Cal
         return posterior.mean, posterior.std
 
     data.use_latents(weights_hash(pipeline.vae), encode)
+    data.prepare_data()
     data.setup()
     batches = itertools.chain.from_iterable(itertools.repeat(data.train_dataloader()))
 

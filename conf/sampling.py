@@ -1,5 +1,6 @@
 """Between Hydra and the tasks: what sample.py looks up and builds, and how a picture is made again."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,8 +15,10 @@ from conf.checks import check_types
 from conf.launch import plain
 from conf.schema import Precision
 from latentfaces.errors import UserError
-from latentfaces.run import Run, build, find_run, open_run
+from latentfaces.run import GUIDE, Run, build, find_run, open_run
 
+FILE_KEYS = ("image", "to_image", "mask")
+AUTO = Path(__file__).parent / "guidance" / "auto.yaml"
 NO_GUIDANCE = {"_target_": "latentfaces.diffusion.NoGuidance"}
 
 
@@ -30,6 +33,7 @@ class Recipe:
         guidance: the config of the guidance.
         ema: length of the weights' average; None for that of the best weights.
         precision: "fp32" or "bf16".
+        files: SHA-256 of each file that the settings name, 12 digits, by its key.
         weights: names the weights, where the recipe comes from a picture.
     """
 
@@ -39,12 +43,13 @@ class Recipe:
     guidance: dict[str, Any] = field(default_factory=lambda: dict(NO_GUIDANCE))
     ema: float | None = None
     precision: str = Precision.fp32.name
+    files: dict[str, str] = field(default_factory=dict)
     weights: str | None = None
 
     def text(self, weights: str) -> dict[str, Any]:
         """What a picture says of itself."""
         own = {"run": self.run, "weights": weights, "precision": self.precision, "task": self.task}
-        return {**own, "ema": self.ema, "guidance": self.guidance, "settings": self.settings}
+        return {**own, "ema": self.ema, "guidance": self.guidance, "files": self.files, "settings": self.settings}
 
 
 def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
@@ -86,14 +91,18 @@ def typed(cfg: DictConfig, run: Run) -> Recipe:
     check_types(settings, "task")
     choices = HydraConfig.get().runtime.choices
     recipe = Recipe(str(run.folder), choices["task"], settings, precision=cfg.precision.name, ema=cfg.ema)
+    recipe.files = named_files(settings)
     if cfg.guidance is not None:
         recipe.guidance = plain(cfg.guidance)
         check_types(recipe.guidance, "guidance")
     guided = next((choice for key, choice in choices.items() if key.partition("@")[0].strip("/") == "guidance"), None)
-    if guided == "tuned" and (best := run.tuned()) is not None:
-        recipe.guidance = best["guidance"]
-        recipe.ema = best["ema"] if cfg.ema is None else cfg.ema
-        print(f"as tuned: {described(recipe)} (guidance=none for none)")
+    if guided == "tuned":
+        if (best := run.tuned()) is not None:
+            recipe.guidance = best["guidance"]
+            recipe.ema = best["ema"] if cfg.ema is None else cfg.ema
+        elif run.has_weights(GUIDE):
+            recipe.guidance = plain(OmegaConf.load(AUTO))  # type: ignore[arg-type]
+        print(f"guidance: {described(recipe)}")
     return recipe
 
 
@@ -123,13 +132,22 @@ def remembered(cfg: DictConfig) -> Recipe:
         if recipe.task == "generate" and index is not None:  # that face alone
             settings |= {"first": settings.get("first", 0) + index, "num_images": 1}
         check_types(settings, "task")
-        if "image" in settings and settings["image"] is not None and not Path(settings["image"]).exists():
-            raise UserError(f"image={cfg.image} was made from {settings['image']}, which is no longer there")
+        now = named_files(settings)
+        for key, digest in recipe.files.items():
+            if now.get(key) != digest:
+                state = "has changed since" if key in now else "is no longer there"
+                raise UserError(f"image={cfg.image} was made from {settings[key]}, which {state}")
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"image={cfg.image} does not say how it was made: it is no PNG of sample.py") from None
     if cfg.run != "latest":
         recipe.run = str(find_run(cfg.run, "ldm").folder)  # the run has moved; its weights are compared
     return recipe
+
+
+def named_files(settings: dict[str, Any]) -> dict[str, str]:
+    """The hash of each file among a task's photos and masks."""
+    paths = {key: Path(settings[key]).expanduser() for key in FILE_KEYS if settings.get(key) is not None}
+    return {key: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for key, path in paths.items() if path.is_file()}
 
 
 def built(settings: dict[str, Any]) -> Any:

@@ -119,3 +119,10 @@ def test_no_steps_are_refused_by_name(kind: type[AnnealingSchedule]) -> None:
 def test_senseless_value_is_refused_by_name(kind: type, argument: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{argument}={value}"):
         kind(**{argument: value})
+
+
+def test_learning_rate_comes_down_along_a_line_or_half_a_cosine() -> None:
+    line, cosine = (WarmupDecay(0, decay_share=0.5, final=0.2, shape=shape) for shape in ("linear", "cosine"))
+    assert [line(0, progress) for progress in (0.0, 0.5, 0.625, 0.75, 1.0)] == pytest.approx([1, 1, 0.8, 0.6, 0.2])
+    assert [cosine(0, progress) for progress in (0.5, 0.75, 1.0)] == pytest.approx([1, 0.6, 0.2])
+    assert cosine(0, 0.625) == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 4)))

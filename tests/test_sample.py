@@ -61,7 +61,7 @@ def test_a_face_depends_on_seed_and_number_alone(home: Path) -> None:
 
 
 def test_each_picture_says_what_made_it(sample: Command) -> None:
-    sample("num_images=2", "seed=7", "output=pictures")
+    sample("num_images=2", "seed=7", "guidance=none", "output=pictures")
     text = json.loads(Image.open("pictures/00001.png").text["latentfaces"])  # type: ignore[attr-defined]
     settings = text["settings"]
     assert (text["task"], settings["seed"], text["index"], settings["sampler"]["num_steps"]) == ("generate", 7, 1, 2)
@@ -213,11 +213,17 @@ def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.C
     assert (origin()["guidance"]["weight"], origin()["ema"]) == (1.5, 0.1)
     assert "weight" not in origin("guidance=none")["guidance"]
     assert origin("guidance=none")["ema"] is None
+    assert origin("guidance=auto", "guidance.weight=3")["guidance"]["weight"] == 3
     assert origin("ema=0.05")["ema"] == 0.05
     other_weights = found | tuned | {"of": "0123456789ab"}
     Path("outputs/ldm/faces/tuned.json").write_text(json.dumps(other_weights))
-    assert "weight" not in origin()["guidance"]
+    assert origin()["guidance"] == origin("guidance=auto")["guidance"]  # as if nobody had tuned
+    assert origin()["ema"] is None
     Path("outputs/ldm/faces/tuned.json").unlink()
+    guide = Path("outputs/ldm/faces/checkpoints/guide_denoiser.pth")
+    guide.rename("kept.pth")
+    assert origin()["guidance"] == {"_target_": "latentfaces.diffusion.NoGuidance"}
+    Path("kept.pth").rename(guide)
 
 
 def test_compiled_only_when_asked(sample: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +234,33 @@ def test_compiled_only_when_asked(sample: Command, monkeypatch: pytest.MonkeyPat
     shutil.rmtree("pictures")
     sample("num_images=1", "output=pictures", "compile=true")
     assert [type(part).__name__ for part in compiled] == ["UNet", "UNet"]
+
+
+def test_faces_as_one_array_are_the_faces(sample: Command) -> None:
+    sample("num_images=5", "batch_size=2", "task.npz=true", "output=pictures")
+    faces = np.load("pictures/images.npz")["arr_0"]
+    assert (faces.shape, faces.dtype) == ((5, 16, 16, 3), np.uint8)
+    assert sorted(path.name for path in Path("pictures").iterdir()) == ["grid.png", "images.npz"]
+    shutil.rmtree("pictures")
+    sample("num_images=5", "batch_size=2", "output=pictures")
+    assert all(np.array_equal(faces[i], pixels(f"{i:05d}.png")) for i in range(5))
+
+
+def test_a_photo_that_has_changed_is_noticed(sample: Command, capfd: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (16, 16), (200, 150, 120)).save("me.png")
+    sample("task=edit", "image=me.png", "num_images=1", "output=pictures")
+    Path("pictures/00000.png").rename("face.png")
+    shutil.rmtree("pictures")
+    run_command("sample.py", "task=remake", "image=face.png", "output=pictures")
+    assert np.abs(pixels("00000.png") - np.asarray(Image.open("face.png")).astype(int)).max() <= 1
+    for change, clue in (
+        (lambda: Image.new("RGB", (16, 16)).save("me.png"), "has changed"),
+        (lambda: Path("me.png").unlink(), "no longer there"),
+    ):
+        change()
+        with pytest.raises(SystemExit):
+            run_command("sample.py", "task=remake", "image=face.png", "output=again")
+        assert clue in capfd.readouterr().err
 
 
 def test_faces_go_on_from_a_number(sample: Command) -> None:

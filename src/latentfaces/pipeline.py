@@ -6,14 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentfaces.autoencoder import VAE
+from latentfaces.autoencoder import VAE, Skips
 from latentfaces.data.ffhq import to_uint8
 from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, NoGuidance, Predictor, Sampler
 from latentfaces.errors import UserError
 from latentfaces.nn import weights_hash
-from latentfaces.run import Run, open_run
+from latentfaces.run import GUIDE, Run, open_run
 
-GUIDE = "guide_denoiser"
 PIXELS_AT_ONCE = 2**22
 """Decoded in one call: 64 faces of 256 pixels, 4 of 1024."""
 
@@ -137,11 +136,21 @@ class FacePipeline:
             return self.vae.normalize(self.vae.encode(images.to(self.device)).mode())
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (n, c, h, w) -> images (n, 3, R, R) in [-1, 1], a few at a time to bound the memory."""
+    def decode(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
+        """Normalised latents (n, c, h, w) -> images (n, 3, R, R) in [-1, 1], a few at a time to bound the memory.
+
+        Args:
+            latents: of new faces or of photos.
+            skips: the encoder's features of the photos, if the decoder is to see them (see `VAE.decode`).
+        """
         at_once = max(1, PIXELS_AT_ONCE // self.resolution**2)
+        images = []
         with self.autocast():
-            return torch.cat([self.vae.decode(self.vae.denormalize(part)) for part in latents.split(at_once)])
+            for start in range(0, len(latents), at_once):
+                part = slice(start, start + at_once)
+                features = None if skips is None else [skip[part] for skip in skips]
+                images.append(self.vae.decode(self.vae.denormalize(latents[part]), features))
+        return torch.cat(images)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, skips: float = 0.0) -> Tensor:

@@ -17,6 +17,7 @@ from latentfaces.averaging import rebuild, snapshots_in
 from latentfaces.errors import UserError
 
 CONFIG, RESULT, TUNED = "config.yaml", "result.json", "tuned.json"
+GUIDE = "guide_denoiser"
 SNAPSHOTS = Path("checkpoints") / "ema"
 BUILDABLE = {
     "latentfaces.autoencoder": {"VAE"},
@@ -26,7 +27,8 @@ BUILDABLE = {
         *("AutoGuidance", "InternalGuidance", "NoGuidance"),
     },
     "latentfaces.tasks": {
-        *("Edit", "Generate", "Inpaint", "Interpolate", "Invert", "Neighbours", "Reconstruct", "Variations"),
+        *("Edit", "Evaluate", "Generate", "Inpaint", "Interpolate", "Invert"),
+        *("Neighbours", "Reconstruct", "Variations"),
     },
 }
 """What a stored config, or a picture's text, may ask for."""

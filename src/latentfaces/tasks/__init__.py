@@ -1,6 +1,7 @@
 """What sample.py can do, one file a task."""
 
 from latentfaces.tasks.edit import Edit
+from latentfaces.tasks.evaluate import Evaluate
 from latentfaces.tasks.generate import Generate
 from latentfaces.tasks.inpaint import Inpaint
 from latentfaces.tasks.interpolate import Interpolate
@@ -13,6 +14,7 @@ from latentfaces.tasks.variations import Variations
 
 __all__ = [
     "Edit",
+    "Evaluate",
     "Generate",
     "Inpaint",
     "Interpolate",

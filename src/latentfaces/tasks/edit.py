@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from latentfaces.data.ffhq import to_uint8
 from latentfaces.diffusion import Sampler
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.layout import beside
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.photos import photos_for
-from latentfaces.tasks.variants import Name, check_share, check_skips, decode, encode, variants
+from latentfaces.tasks.variants import Name, check_share, check_skips, encode, variants
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Edit:
         for which, names in variants(len(photos), self.num_images, self.seed, self.batch_size):
             x0, features = encode(pipeline, photos, which)
             skips = [self.skips * feature for feature in features] if self.skips else None
-            faces = decode(pipeline, self.edited(pipeline, x0, names), skips)
+            faces = to_uint8(pipeline.decode(self.edited(pipeline, x0, names), skips)).cpu()
             pictures.add(faces)
             shown.append(faces)
         return pictures.grid(*beside(photos, torch.cat(shown)))

@@ -6,7 +6,6 @@ held-out photos and for the photo: about as much as to make six faces with heun 
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from latentfaces.data.pack import open_pack
 from latentfaces.diffusion import Denoiser
 from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks.notices import and_others, warn
 
 RATIOS = (0.3, 1.0, 2.0)
 """sigma / alpha: fine detail, features, the whole face."""
@@ -38,13 +38,11 @@ def warn_of_unfamiliar(
         return
     usual = restoration_errors(pipeline, pipeline.denoiser, known, batch_size)
     own = restoration_errors(pipeline, pipeline.denoiser, images, batch_size)
-    strange = [name for name, flag in zip(names, unfamiliar(own, usual).tolist(), strict=True) if flag]
+    strange = unfamiliar(own, usual).nonzero().flatten().tolist()
     if strange:
-        more = f" (as {len(strange) - 1} more)" if len(strange) > 1 else ""
-        print(
-            f"warning: {strange[0]}{more} does not look like the photos this model was trained on, and the result will "
-            "be poor: give an upright face that fills the picture as theirs do",
-            file=sys.stderr,
+        warn(
+            f"{and_others(names, strange)} does not look like the photos this model was trained on, and the result "
+            "will be poor: give an upright face that fills the picture as theirs do"
         )
 
 

@@ -1,5 +1,6 @@
 """New faces."""
 
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,20 +10,21 @@ from rich.progress import track
 
 from latentfaces.diffusion import Sampler
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.output import PictureFolder
+from latentfaces.tasks.output import ArrayFile, PictureFolder
 
 MAX_IN_GRID = 400
 
 
 @dataclass
 class Generate:
-    """`num_images` new faces: a grid of the first 400 and one file each.
+    """`num_images` new faces: a grid of the first 400, and one file each or one for all.
 
     Args:
         sampler: from noise to latents.
         num_images: how many.
         seed: names them: face i of a seed is always the same.
         first: number of the first face: `first=1000` goes on where 1,000 faces ended.
+        npz: write all as one array, images.npz, instead of a PNG each.
         batch_size: how many at once; it changes time and memory, not the faces.
     """
 
@@ -30,15 +32,21 @@ class Generate:
     num_images: int
     seed: int
     first: int
+    npz: bool
     batch_size: int
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the pictures; the grid's path."""
         names = [(self.seed, self.first + number) for number in range(self.num_images)]
-        shown = []
-        batches = pipeline.faces(names, self.sampler, self.batch_size)
-        for faces in track(batches, "Generating", total=math.ceil(self.num_images / self.batch_size)):
-            pictures.add(faces)
-            shown.append(faces)
-        images = torch.cat(shown)[:MAX_IN_GRID]
-        return pictures.grid(images, columns=math.ceil(math.sqrt(len(images))))
+        shape = (self.num_images, pipeline.resolution, pipeline.resolution, 3)
+        shown = torch.empty(0, 3, *shape[1:3], dtype=torch.uint8)
+        with contextlib.ExitStack() as stack:
+            array = stack.enter_context(ArrayFile(pictures.folder / "images.npz", shape)) if self.npz else None
+            batches = pipeline.faces(names, self.sampler, self.batch_size)
+            for faces in track(batches, "Generating", total=math.ceil(self.num_images / self.batch_size)):
+                if array is None:
+                    pictures.add(faces)
+                else:
+                    array.add(faces)
+                shown = torch.cat([shown, faces[: MAX_IN_GRID - len(shown)]])
+        return pictures.grid(shown, columns=math.ceil(math.sqrt(len(shown))))

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from latentfaces.data.ffhq import to_uint8
 from latentfaces.diffusion import NoiseSchedule, Sampler
 from latentfaces.diffusion.samplers import Way
 from latentfaces.diffusion.schedule import per_sample
@@ -17,7 +18,7 @@ from latentfaces.tasks.layout import beside
 from latentfaces.tasks.masks import feathered, read_mask, shrunk
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.photos import own_photos
-from latentfaces.tasks.variants import Name, check_share, check_skips, decode, encode, variants
+from latentfaces.tasks.variants import Name, check_share, check_skips, encode, variants
 
 GREY = 127
 
@@ -79,7 +80,8 @@ class Inpaint:
             x0, features = encode(pipeline, photos.images, which)
             kept = [strength * ~shrunk(hole, *f.shape[-2:]).to(f.device) * f for f in features] if strength else None
             latents = self.filled(pipeline, x0, shrunk(hole, *x0.shape[-2:]).to(x0.device), names)
-            faces = composed(photos.images[which], decode(pipeline, latents, kept), hole, weight)
+            filled = to_uint8(pipeline.decode(latents, kept)).cpu()
+            faces = composed(photos.images[which], filled, hole, weight)
             pictures.add(faces)
             shown.append(faces)
         holes = torch.where(hole, GREY, photos.images)

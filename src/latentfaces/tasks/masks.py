@@ -10,7 +10,8 @@ from torch import Tensor
 
 from latentfaces.data.images import to_rgb
 from latentfaces.errors import UserError
-from latentfaces.tasks.photos import OwnPhotos, turned_upright, warn
+from latentfaces.tasks.notices import warn
+from latentfaces.tasks.photos import OwnPhotos, turned_upright
 
 
 def read_mask(mask: str, photos: OwnPhotos, resolution: int) -> Tensor:

@@ -1,9 +1,11 @@
 """Where a task's pictures go."""
 
 import json
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 from torch import Tensor
 
 from latentfaces.errors import UserError
@@ -21,7 +23,7 @@ class PictureFolder:
     def __init__(self, folder: str | Path, origin: dict[str, Any]) -> None:
         self.folder, self.origin = Path(folder), origin
         self.count = 0
-        if any(self.folder.glob("*.png")):
+        if any(self.folder.glob("*.png")) or (self.folder / "images.npz").exists():
             raise UserError(f"output={self.folder} holds pictures already: name another folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -43,3 +45,35 @@ class PictureFolder:
     def text(self, **more: Any) -> dict[str, str]:
         """PNG text."""
         return {"latentfaces": json.dumps(self.origin | more)}
+
+
+class ArrayFile:
+    """An .npz with one array `arr_0` (n, H, W, 3) uint8, as evaluations of generators read it, written bit by bit.
+
+    Args:
+        path: the file, which appears whole.
+        shape: (n, H, W, 3).
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
+        self.path, self.shape = path, shape
+        self.partial = path.with_name(path.name + ".partial")
+
+    def __enter__(self) -> Self:
+        self.archive = zipfile.ZipFile(self.partial, "w")
+        self.file = self.archive.open("arr_0.npy", "w", force_zip64=True)
+        header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(self.file, header)  # type: ignore[arg-type]
+        return self
+
+    def add(self, images: Tensor) -> None:
+        """Append images (b, 3, H, W) uint8."""
+        self.file.write(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self.file.close()
+        self.archive.close()
+        if error is None:
+            self.partial.replace(self.path)
+        else:
+            self.partial.unlink()

@@ -1,7 +1,6 @@
 """A person's photos, for every task that takes `image=`."""
 
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from latentfaces.data.sources import SUFFIXES, BadImageError, Photos
 from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.familiarity import warn_of_unfamiliar
+from latentfaces.tasks.notices import and_others, warn
 
 Size = tuple[int, int]
 """Width and height, in pixels."""
@@ -167,14 +167,3 @@ def warn_of_shapes(names: Sequence[str], sizes: Sequence[Size], resolution: int)
             f"{and_others(names, small)} has {width}x{height} pixels, fewer than the model's {resolution}, and was "
             "enlarged: give a larger photo for a sharper result"
         )
-
-
-def and_others(names: Sequence[str], indices: Sequence[int]) -> str:
-    """The first by name, the others by their number."""
-    more = len(indices) - 1
-    return names[indices[0]] + (f" (as {more} more)" if more else "")
-
-
-def warn(sentence: str) -> None:
-    """Tell the person, and go on."""
-    print(f"warning: {sentence}", file=sys.stderr)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentfaces.data.ffhq import to_float
 from latentfaces.data.pack import open_pack
 from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, InternalGuidance, NoGuidance, Sampler
 from latentfaces.errors import UserError
@@ -89,7 +88,7 @@ class Tune:
         run = open_run(self.folder)
         pack = open_pack(Path(self.pack))
         chosen = np.random.default_rng(self.seed).permutation(pack.val_indices)[:MAX_PHOTOS]
-        distance = EncoderDistance(pipeline.vae, to_float(torch.from_numpy(pack.images[np.sort(chosen)])))
+        distance = EncoderDistance(pipeline.vae, torch.from_numpy(pack.images[np.sort(chosen)]))
         best_weights, scores = pipeline.denoiser, dict[Choice, float]()
         shown: dict[Choice, Tensor] = {}
 
@@ -98,7 +97,7 @@ class Tune:
                 pipeline.denoiser = self.averaged(run, choice.ema, best_weights)
                 pipeline.guidance = KINDS[choice.guidance](*[choice.weight] * (choice.guidance != "none"))
                 faces = pipeline.generate(self.num_images, self.seed, self.sampler, self.batch_size)
-                scores[choice], shown[choice] = distance(to_float(faces)), faces[:SHOWN]
+                scores[choice], shown[choice] = distance(faces), faces[:SHOWN]
                 print(f"{choice}: {scores[choice]:.4f}", flush=True)
             return scores[choice]
 

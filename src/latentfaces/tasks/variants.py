@@ -1,14 +1,15 @@
-"""Several pictures of one photo: which noise belongs to which, and the way from a photo to latents and back."""
+"""Several pictures of one photo: which noise belongs to which, and the way from a photo to latents."""
 
 from collections.abc import Iterator
 
 import torch
+from rich.progress import track
 from torch import Tensor
 
 from latentfaces.autoencoder import Skips
-from latentfaces.data.ffhq import to_float, to_uint8
+from latentfaces.data.ffhq import to_float
 from latentfaces.errors import UserError
-from latentfaces.pipeline import PIXELS_AT_ONCE, FacePipeline
+from latentfaces.pipeline import FacePipeline
 
 Name = tuple[int, int]
 """Seed and number of a face."""
@@ -20,7 +21,7 @@ def variants(num_photos: int, num_images: int, seed: int, batch_size: int) -> It
     Variant i of any photo has the noise of face i of the seed: it depends on nothing else.
     """
     pairs = [(photo, (seed, number)) for photo in range(num_photos) for number in range(num_images)]
-    for start in range(0, len(pairs), batch_size):
+    for start in track(range(0, len(pairs), batch_size), "Drawing"):
         batch = pairs[start : start + batch_size]
         yield [photo for photo, _ in batch], [name for _, name in batch]
 
@@ -34,19 +35,6 @@ def encode(pipeline: FacePipeline, images: Tensor, photos: list[int]) -> tuple[T
         latents = pipeline.vae.normalize(posterior.mode())
     where = where.to(pipeline.device)
     return latents[where], [feature[where] for feature in features]
-
-
-@torch.no_grad()
-def decode(pipeline: FacePipeline, latents: Tensor, skips: Skips | None = None) -> Tensor:
-    """Normalised latents (b, c, h, w), with or without encoder features -> pictures (b, 3, R, R) uint8 on the CPU."""
-    if skips is None:
-        return to_uint8(pipeline.decode(latents)).cpu()
-    at_once = max(1, PIXELS_AT_ONCE // pipeline.resolution**2)
-    parts = [slice(start, start + at_once) for start in range(0, len(latents), at_once)]
-    vae = pipeline.vae
-    with pipeline.autocast():
-        images = [vae.decode(vae.denormalize(latents[part]), [skip[part] for skip in skips]) for part in parts]
-    return to_uint8(torch.cat(images)).cpu()
 
 
 def check_skips(pipeline: FacePipeline, skips: float) -> None:

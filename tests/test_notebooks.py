@@ -1,0 +1,56 @@
+"""The notebooks, executed on drawn faces at a size that tests can afford."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from commands import ROOT, SHORT, TINY_LDM, TINY_VAE
+from nbclient import NotebookClient
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def executed(name: str, parameters: dict[str, Any]) -> str:
+    """Run a notebook with other parameters; what it printed."""
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert {line.split(" = ")[0] for line in cell.source.splitlines() if line[0].isupper()} == set(parameters)
+    cell.source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in outputs)
+    pictures = sum("image/png" in output.get("data", {}) or "image/gif" in output.get("data", {}) for output in outputs)
+    return "".join(output.get("text", "") for output in outputs) + f"\n{pictures} pictures"
+
+
+@pytest.mark.slow
+def test_both_notebooks_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    data = [option for option in TINY_VAE if option.startswith("data")]
+    options = [option for option in TINY_VAE if not option.startswith(("data", "model=vae"))]
+    work = str(tmp_path)
+    printed = executed(
+        "train_vae.ipynb", {"NAME": "notebook", "DATA": data, "OPTIONS": [*options, *SHORT], "WORK": work}
+    )
+    assert (tmp_path / "outputs/vae/notebook/report.html").exists()
+    assert "'psnr'" in printed
+    assert "saturated" in printed
+    assert "2 pictures" in printed
+    options = [option for option in TINY_LDM if option != "model=ldm"]
+    sampling = ["num_images=4", "sampler.num_steps=2"]
+    printed = executed(
+        "train_ldm.ipynb",
+        {"NAME": "notebook", "VAE": "notebook", "OPTIONS": [*options, *SHORT], "SAMPLING": sampling, "WORK": work},
+    )
+    assert (tmp_path / "notebook-neighbours/neighbours.json").exists()
+    assert "median_distance" in printed
+    assert "5 pictures" in printed
+
+
+@pytest.mark.parametrize("name", ["train_vae.ipynb", "train_ldm.ipynb"])
+def test_notebooks_are_kept_without_output(name: str) -> None:
+    notebook = json.loads((NOTEBOOKS / name).read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
