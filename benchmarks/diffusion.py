@@ -5,7 +5,8 @@
 
 Same photos, held-out people, VAE, minutes, machine; one after the other. diffusers is trained as its
 train_unconditional.py does it (noise prediction, 1,000 linear betas, AdamW 1e-4, batch 16, cosine rate after 500
-steps, clip 1, its EMA), in bfloat16 autocast as ours is, and sampled by its own schedulers. latentfaces is train.py
+steps, clip 1, its EMA), in bfloat16 autocast as ours is, and sampled by its own schedulers; `diffusers-tuned` with the
+batch size and learning rate of ours, as its own are too low for so few minutes. latentfaces is train.py model=ldm
 with one thing changed in each variant. Reported: kid_effnet, the kernel inception distance x 1000 over features of
 EfficientNet-Lite0 between 1,000 new faces and all held-out photos; `floor` is that of the VAE's reconstructions of
 those photos. With --keep, the pictures are written as .npz for other metrics.
@@ -33,7 +34,6 @@ from latentfaces.data import FFHQDataModule
 from latentfaces.data.ffhq import to_uint8
 from latentfaces.diffusion import (
     AutoGuidance,
-    DDIMSampler,
     DDPMSampler,
     DPMpp2MSampler,
     EulerSampler,
@@ -59,12 +59,14 @@ TRAINED: dict[str, list[str]] = {
 }
 """Variants that are trained: `experiment=faces64_cpu` and these."""
 
+DIFFUSERS = {"diffusers": (16, 1e-4), "diffusers-tuned": (32, 1e-3)}
+"""Batch size and learning rate: as its script has them, and as ours has them."""
+
 SAMPLED: dict[str, Sampler] = {
     f"{name} {steps}": kind(steps)
     for name, kind, counts in (
-        ("euler", EulerSampler, (5, 10, 20, 50)),
+        ("euler", EulerSampler, (10, 20, 50)),
         ("heun", HeunSampler, (5, 9, 18)),
-        ("ddim", DDIMSampler, (10, 50)),
         ("dpmpp_2m", DPMpp2MSampler, (5, 10, 20, 50)),
         ("ddpm", DDPMSampler, (50,)),
     )
@@ -72,7 +74,7 @@ SAMPLED: dict[str, Sampler] = {
 }
 
 
-def train_diffusers(latents: Callable[[], Tensor], minutes: float) -> tuple[nn.Module, int]:
+def train_diffusers(latents: Callable[[], Tensor], minutes: float, rate: float) -> tuple[nn.Module, int]:
     """A plain loop; the averaged network and the number of steps."""
     from diffusers import DDPMScheduler, UNet2DModel  # type: ignore[import-not-found]
     from diffusers.training_utils import EMAModel  # type: ignore[import-not-found]
@@ -88,7 +90,7 @@ def train_diffusers(latents: Callable[[], Tensor], minutes: float) -> tuple[nn.M
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
     )
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=rate, betas=(0.95, 0.999), weight_decay=1e-6)
     average = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     schedule = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
     started, steps = time.monotonic(), 0
@@ -96,7 +98,7 @@ def train_diffusers(latents: Callable[[], Tensor], minutes: float) -> tuple[nn.M
         x0 = latents()
         noise, t = torch.randn_like(x0), torch.randint(1000, (len(x0),))
         for group in optimizer.param_groups:  # their cosine, over the minutes there are
-            group["lr"] = 1e-4 * min(1, (steps + 1) / 500) * 0.5 * (1 + np.cos(np.pi * share))
+            group["lr"] = rate * min(1, (steps + 1) / 500) * 0.5 * (1 + np.cos(np.pi * share))
         with torch.autocast("cpu", torch.bfloat16):
             prediction = unet(schedule.add_noise(x0, noise, t), t).sample
         loss = F.mse_loss(prediction.float(), noise)
@@ -179,12 +181,14 @@ def judge_guidance(judge: Judge, run: Run, name: str) -> None:
         judge(f"{name}, {kind.__name__} {weight}", sample_ours(pipeline, HeunSampler(18)))
 
 
-def judge_samplers(judge: Judge, run: Run, name: str) -> None:
-    """Every sampler at a few numbers of steps."""
+def judge_samplers(judge: Judge, run: Run) -> None:
+    """Every sampler at a few numbers of steps, with the guidance that is the default; 500 faces each."""
     pipeline = FacePipeline.load(run, bfloat16=True)
+    pipeline.guidance = AutoGuidance(1.5)
     for label, sampler in SAMPLED.items():
         started = time.monotonic()
-        judge(f"{name}, {label}", sample_ours(pipeline, sampler), seconds=time.monotonic() - started)
+        faces = pipeline.generate(500, seed=0, sampler=sampler)
+        judge(label, faces, seconds=time.monotonic() - started)
 
 
 def main() -> None:
@@ -192,9 +196,12 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--vae", required=True, help="a run of stage 1 on these photos")
     parser.add_argument("--minutes", type=float, default=12.0)
-    parser.add_argument("--rivals", default="latentfaces,diffusers", help=f"of diffusers, {', '.join(TRAINED)}")
+    parser.add_argument(
+        "--rivals", default="latentfaces,diffusers", help=f"of {', '.join(DIFFUSERS)}, {', '.join(TRAINED)}"
+    )
     parser.add_argument("--set", nargs="*", default=[], help="options of train.py for all variants of latentfaces")
-    parser.add_argument("--more", nargs="*", default=[], help="for latentfaces: guidance, samplers")
+    parser.add_argument("--more", nargs="*", default=[], choices=["guidance"], help="also sample latentfaces with it")
+    parser.add_argument("--samplers", type=Path, help="only compare samplers, on this finished run of stage 2")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -203,20 +210,26 @@ def main() -> None:
     data = FFHQDataModule.from_photos(arguments.photos, folder="data", resolution=resolution, batch_size=64)
     data.setup()
     command = f"python benchmarks/diffusion.py PHOTOS --vae RUN --minutes {arguments.minutes}"
+    command += " --samplers RUN" if arguments.samplers else ""
     command += f" --rivals '{arguments.rivals}'" + (f" --more {' '.join(arguments.more)}" if arguments.more else "")
     judge = Judge(data, arguments.keep, arguments.json, command)
     plain = FacePipeline.load(vae, bfloat16=True)
     photos = (judge.photos.float() / 127.5 - 1).split(64)
     judge("floor", torch.cat([to_uint8(plain.reconstruct(batch)) for batch in photos]))
+    if arguments.samplers is not None:
+        judge_samplers(judge, open_run(arguments.samplers))
+        return
     for rival in arguments.rivals.split(","):
         started = time.monotonic()
-        if rival == "diffusers":
-            unet, steps = train_diffusers(cached_latents(plain, arguments.photos, resolution), arguments.minutes)
+        if rival in DIFFUSERS:
+            batch_size, rate = DIFFUSERS[rival]
+            latents = cached_latents(plain, arguments.photos, resolution, batch_size)
+            unet, steps = train_diffusers(latents, arguments.minutes, rate)
             minutes = (time.monotonic() - started) / 60
             parameters = sum(p.numel() for p in unet.parameters())
             for scheduler, count in (("ddim", 50), ("dpm", 20), ("dpm", 50)):
                 faces = sample_diffusers(unet, plain, scheduler, count)
-                judge(f"diffusers, {scheduler} {count}", faces, steps=steps, minutes=minutes, parameters=parameters)
+                judge(f"{rival}, {scheduler} {count}", faces, steps=steps, minutes=minutes, parameters=parameters)
             continue
         options = [*time_limit(arguments.minutes), *arguments.set, *TRAINED[rival]]
         run = train_ours(arguments.vae, options, f"benchmark-{round(time.time())}")
@@ -228,13 +241,11 @@ def main() -> None:
         judge(rival, sample_ours(pipeline, HeunSampler(18)), **about_it)
         if "guidance" in arguments.more:
             judge_guidance(judge, run, rival)
-        if "samplers" in arguments.more:
-            judge_samplers(judge, run, rival)
 
 
-def cached_latents(pipeline: FacePipeline, photos: Path, resolution: int) -> Callable[[], Tensor]:
-    """Batches of 16 drawn latents, from the cache that latentfaces trains on."""
-    data = FFHQDataModule.from_photos(photos, folder="data", resolution=resolution, batch_size=16)
+def cached_latents(pipeline: FacePipeline, photos: Path, resolution: int, batch_size: int) -> Callable[[], Tensor]:
+    """Batches of drawn latents, from the cache that latentfaces trains on."""
+    data = FFHQDataModule.from_photos(photos, folder="data", resolution=resolution, batch_size=batch_size)
 
     def encode(images: Tensor) -> tuple[Tensor, Tensor]:
         posterior = pipeline.vae.encode(images)

@@ -22,6 +22,21 @@ class KillAt(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Poison(Callback):
+    """Makes one gradient NaN in one step, as a spike of the loss would.
+
+    Args:
+        step: which.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.global_step == self.step:
+            next(p for p in module.parameters() if p.grad is not None).grad[:] = float("nan")  # type: ignore[index]
+
+
 class GradientProbe(Callback):
     """Writes what each rank saw in its first step: images, a draw of noise, gradients; and at the end the adversary."""
 

@@ -324,3 +324,23 @@ def test_wandb_logs_offline_and_beside_it_a_csv(
     assert capsys.readouterr().out.count("wandb login") == 1
     assert list(Path("outputs/vae/logged/wandb").glob("offline-run-*/*.wandb"))
     assert Path("outputs/vae/logged/metrics.csv").exists()
+
+
+@pytest.mark.parametrize("clip", ["1.0", "null"])
+def test_a_gradient_that_is_no_number_stops_training_before_its_step(
+    clip: str, train: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    poison = ["+callbacks.poison._target_=probes.Poison", "+callbacks.poison.step=5"]
+    last = "callbacks.last.every_n_train_steps=1"
+    options = [last, f"trainer.gradient_clip_val={clip}", "trainer.log_every_n_steps=50", "trainer.max_steps=20"]
+    with pytest.raises(SystemExit) as exit_:
+        train(*TINY_VAE, *SHORT, *poison, *options, "name=bad")
+    said = capfd.readouterr().err
+    assert exit_.value.code == 2
+    assert "the gradient's norm is nan at step 5" in said
+    assert "Traceback" not in said
+    kept = torch.load("outputs/vae/bad/checkpoints/last.ckpt", weights_only=True)
+    assert kept["global_step"] == 5
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+    averages = next(state for name, state in kept["callbacks"].items() if name.startswith("EMA"))["average"]
+    assert all(value.isfinite().all() for value in averages)

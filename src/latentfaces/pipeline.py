@@ -108,6 +108,8 @@ class FacePipeline:
         for part in (self.denoiser, self.guide):
             if part is not None:
                 part.network.compile()
+                if part.has_auxiliary:  # which guidance asks for by another method
+                    part.network.heads = torch.compile(part.network.heads)  # type: ignore[arg-type, assignment]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from latentfaces.annealing import Linear, WarmupDecay
 from latentfaces.autoencoder import VAE, VAELoss
 from latentfaces.diffusion import Denoiser, DenoisingLoss, EulerSampler, LogitNormalTime, RectifiedFlow, UNet
 from latentfaces.evaluation import reconstruction_metrics
-from latentfaces.training import LatentDiffusionModule, NonFiniteLossError, VAEModule
+from latentfaces.training import LatentDiffusionModule, NonFiniteError, VAEModule
 
 
 def same(value: Tensor, reduce_op: str) -> Tensor:
@@ -161,7 +161,7 @@ def test_a_loss_that_is_no_number_stops_training_by_name(
     vae_module._trainer = SimpleNamespace(log_every_n_steps=1, global_step=0)  # type: ignore[assignment]
     monkeypatch.setattr(type(vae_module), "global_step", 0)
     vae_module.log_terms({"train/loss": torch.tensor(1.0), "train/kl": 2.0})
-    with pytest.raises(NonFiniteLossError, match="train/kl"):
+    with pytest.raises(NonFiniteError, match="train/kl"):
         vae_module.log_terms({"train/loss": torch.tensor(1.0), "train/kl": torch.tensor(bad)})
 
 

@@ -63,7 +63,7 @@ class ArrayFile:
         self.archive = zipfile.ZipFile(self.partial, "w")
         self.file = self.archive.open("arr_0.npy", "w", force_zip64=True)
         header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(self.file, header)  # type: ignore[arg-type]
+        np.lib.format.write_array_header_1_0(self.file, header)
         return self
 
     def add(self, images: Tensor) -> None:

@@ -5,7 +5,7 @@ from latentfaces.training.checkpoint import AtomicCheckpointIO, ResumableCSVLogg
 from latentfaces.training.fit import fit_and_test
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 from latentfaces.training.optimizers import MuonAdamW
-from latentfaces.training.stage import NonFiniteLossError, Stage
+from latentfaces.training.stage import NonFiniteError, Stage
 from latentfaces.training.vae_module import VAEModule
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "LatentDiffusionModule",
     "MuonAdamW",
-    "NonFiniteLossError",
+    "NonFiniteError",
     "ResumableCSVLogger",
     "Stage",
     "VAEModule",

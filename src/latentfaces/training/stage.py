@@ -1,5 +1,6 @@
 """What both LightningModules share: optimiser, learning rate, seeds, and logging that costs little."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,12 +14,25 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from latentfaces.annealing import WarmupDecay
+from latentfaces.errors import UserError
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite: training on would destroy the weights."""
+class NonFiniteError(UserError):
+    """A loss or a gradient is NaN or infinite: training on would destroy the weights.
+
+    Args:
+        name: which.
+        value: what it is.
+        step: of training.
+    """
+
+    def __init__(self, name: str, value: float, step: int) -> None:
+        super().__init__(
+            f"{name} is {value} at step {step}: training stops before the weights are lost; go on from the last "
+            "checkpoint with resume=true and a lower model.optimizer.lr"
+        )
 
 
 class Stage(LightningModule, ABC):
@@ -35,6 +49,8 @@ class Stage(LightningModule, ABC):
         self.make_optimizer, self.lr_schedule, self.seed = optimizer, lr_schedule, seed
         self.findings: dict[str, float] = {}
         """What the verdict rests on."""
+        self.gradient_norm: Tensor | None = None
+        self.gradient_step = 0
 
     @property
     @abstractmethod
@@ -102,28 +118,44 @@ class Stage(LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # The library refuses to clip for fused optimisers, for the sake of float16 scaling, which is not used here.
-        if gradient_clip_val is None:
-            return
-        if gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(self.network.parameters(), gradient_clip_val)
-        else:
-            norm = nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
-            if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-                self.log("train/gradient_norm", norm)
+        self.check_gradient()
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        norm = self.gradient_norm = nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+        self.gradient_step = self.global_step
+        if self.device.type == "cpu":
+            self.check_gradient()
+        if gradient_clip_val is not None and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val is not None:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/gradient_norm", norm)
+
+    def check_gradient(self) -> None:
+        """Stop at a gradient that is no number.
+
+        On a CPU before its step is taken; on other devices at the next step, or before anything is saved, so that no
+        step waits for the device.
+
+        Raises:
+            NonFiniteError: it is none.
+        """
+        if self.gradient_norm is not None and not math.isfinite(value := float(self.gradient_norm)):
+            raise NonFiniteError("the gradient's norm", value, self.gradient_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_gradient()
 
     def log_terms(self, terms: Mapping[str, Tensor | float]) -> None:
         """Log scalars of a training step, every `trainer.log_every_n_steps`: each key costs half a millisecond.
 
         Raises:
-            NonFiniteLossError: naming the term and the step.
+            NonFiniteError: naming the term and the step.
         """
         if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         values = {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in terms.items()}
         for name, value in values.items():
             if value != value or abs(value) == float("inf"):
-                raise NonFiniteLossError(
-                    f"{name} is {value} at step {self.global_step}: training stops before the weights are lost; "
-                    "resume from the last checkpoint with a lower model.optimizer.lr"
-                )
+                raise NonFiniteError(name, value, self.global_step)
         self.log_dict(values)

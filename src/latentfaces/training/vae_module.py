@@ -105,6 +105,7 @@ class VAEModule(Stage):
             self.adversary.step(rate, self.trainer.gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         if self.adversary is not None and self.adversary.optimizer is not None:
             checkpoint["adversary"] = self.adversary.state_dict()
 

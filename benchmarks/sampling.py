@@ -1,0 +1,96 @@
+"""What a sampler costs beside the network, against diffusers' schedulers.
+
+    pip install diffusers
+    python benchmarks/sampling.py [--json FILE]
+
+Both step latents (4, 4, 16, 16) with a network that costs nothing; one thread, process CPU time, in turns, the median
+of some rounds and their ends. Ours works on coefficients of x and of the prediction, known before the first step.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from about import about
+from torch import Tensor
+
+from latentfaces.diffusion import DDIMSampler, Denoiser, DPMpp2MSampler, EulerSampler, RectifiedFlow, Sampler, VPLinear
+
+STEPS, ROUNDS = 50, 21
+
+
+class Nothing(torch.nn.Module):
+    """A network that gives back one tensor."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.answer = torch.randn(shape)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.answer
+
+
+def microseconds(run: Callable[[], object]) -> float:
+    """CPU time of a step."""
+    started = time.process_time()
+    run()
+    return 1e6 * (time.process_time() - started) / STEPS
+
+
+def ours(sampler: Sampler, denoiser: Denoiser, noise: Tensor) -> Callable[[], object]:
+    """All steps of one sampling, without what the denoiser does around the network."""
+    denoiser.predict = lambda x, t: denoiser.network.answer  # type: ignore[method-assign, assignment, return-value]
+    return lambda: sampler(denoiser, noise)
+
+
+def theirs(name: str, noise: Tensor, answer: Tensor) -> Callable[[], object]:
+    """All steps of one of diffusers' schedulers."""
+    import diffusers  # type: ignore[import-not-found]
+
+    def run() -> None:
+        schedule = getattr(diffusers, name)()
+        schedule.set_timesteps(STEPS)
+        x = noise
+        for t in schedule.timesteps:
+            x = schedule.step(answer, t, x).prev_sample
+
+    return run
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    noise = torch.randn(4, 4, 16, 16)
+    network = Nothing(noise.shape)
+    variants = {
+        "latentfaces euler": ours(EulerSampler(STEPS), Denoiser(network, RectifiedFlow()), noise),
+        "latentfaces ddim": ours(DDIMSampler(STEPS), Denoiser(network, VPLinear(), "eps"), noise),
+        "latentfaces dpmpp_2m": ours(DPMpp2MSampler(STEPS), Denoiser(network, VPLinear(), "eps"), noise),
+        "diffusers FlowMatchEulerDiscreteScheduler": theirs("FlowMatchEulerDiscreteScheduler", noise, network.answer),
+        "diffusers DDIMScheduler": theirs("DDIMScheduler", noise, network.answer),
+        "diffusers DPMSolverMultistepScheduler": theirs("DPMSolverMultistepScheduler", noise, network.answer),
+    }
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(ROUNDS):
+        for name, run in variants.items():
+            times[name].append(microseconds(run))
+    rows = {
+        name: {"median_us": statistics.median(t[1:]), "min_us": min(t[1:]), "max_us": max(t[1:])}
+        for name, t in times.items()
+    }
+    for name, row in rows.items():
+        print(f"{name:44s} " + "  ".join(f"{key} {value:.1f}" for key, value in row.items()))
+    if arguments.json:
+        told = {**about(), "command": "python benchmarks/sampling.py", "steps": STEPS, "rows": rows}
+        arguments.json.write_text(json.dumps(told, indent=1))
+
+
+if __name__ == "__main__":
+    main()
