@@ -114,13 +114,14 @@ def train_diffusers(latents: Callable[[], Tensor], minutes: float, rate: float) 
 
 @torch.no_grad()
 def sample_diffusers(unet: nn.Module, pipeline: FacePipeline, scheduler: str, num_steps: int) -> Tensor:
-    """1,000 faces (n, 3, R, R) uint8 by "ddim" or "dpm" (DPM-Solver++), as their documentation calls them."""
+    """1,000 faces (n, 3, R, R) uint8 by "ddim", "ddim-clipped" (x0 within three deviations) or "dpm" (DPM-Solver++)."""
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
     faces = []
     for noise in pipeline.noise([(0, number) for number in range(NUM_FACES)]).split(64):
-        kind = DDIMScheduler if scheduler == "ddim" else DPMSolverMultistepScheduler
-        options = {"clip_sample": False} if scheduler == "ddim" else {}  # latents are not within [-1, 1]
+        kind = DPMSolverMultistepScheduler if scheduler == "dpm" else DDIMScheduler
+        clipping = {"clip_sample": scheduler == "ddim-clipped", "clip_sample_range": 3.0}  # latents leave [-1, 1]
+        options = {} if scheduler == "dpm" else clipping
         schedule, x = kind(num_train_timesteps=1000, beta_schedule="linear", **options), noise
         schedule.set_timesteps(num_steps)
         for t in schedule.timesteps:
@@ -171,12 +172,12 @@ def sample_ours(pipeline: FacePipeline, sampler: Sampler) -> Tensor:
     return pipeline.generate(NUM_FACES, seed=0, sampler=sampler)
 
 
-def judge_guidance(judge: Judge, run: Run, name: str) -> None:
-    """The weights of guidance that the run allows."""
+def judge_guidance(judge: Judge, run: Run, name: str, weights: list[float]) -> None:
+    """The kinds of guidance that the run allows."""
     pipeline = FacePipeline.load(run, bfloat16=True)
     assert pipeline.denoiser is not None
     kinds = [AutoGuidance, InternalGuidance] if pipeline.denoiser.has_auxiliary else [AutoGuidance]
-    for kind, weight in itertools.product(kinds, (1.25, 1.5, 2.0)):
+    for kind, weight in itertools.product(kinds, weights):
         pipeline.guidance = kind(weight)
         judge(f"{name}, {kind.__name__} {weight}", sample_ours(pipeline, HeunSampler(18)))
 
@@ -201,6 +202,7 @@ def main() -> None:
     )
     parser.add_argument("--set", nargs="*", default=[], help="options of train.py for all variants of latentfaces")
     parser.add_argument("--more", nargs="*", default=[], choices=["guidance"], help="also sample latentfaces with it")
+    parser.add_argument("--weights", nargs="*", type=float, default=[1.25, 1.5, 2.0], help="of guidance")
     parser.add_argument("--samplers", type=Path, help="only compare samplers, on this finished run of stage 2")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--json", type=Path)
@@ -227,7 +229,7 @@ def main() -> None:
             unet, steps = train_diffusers(latents, arguments.minutes, rate)
             minutes = (time.monotonic() - started) / 60
             parameters = sum(p.numel() for p in unet.parameters())
-            for scheduler, count in (("ddim", 50), ("dpm", 20), ("dpm", 50)):
+            for scheduler, count in (("ddim", 50), ("ddim-clipped", 50), ("dpm", 20)):
                 faces = sample_diffusers(unet, plain, scheduler, count)
                 judge(f"{rival}, {scheduler} {count}", faces, steps=steps, minutes=minutes, parameters=parameters)
             continue
@@ -240,7 +242,7 @@ def main() -> None:
         about_it = {"steps": run.result()["steps"], "minutes": minutes, "parameters": parameters}
         judge(rival, sample_ours(pipeline, HeunSampler(18)), **about_it)
         if "guidance" in arguments.more:
-            judge_guidance(judge, run, rival)
+            judge_guidance(judge, run, rival, arguments.weights)
 
 
 def cached_latents(pipeline: FacePipeline, photos: Path, resolution: int, batch_size: int) -> Callable[[], Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command
+from commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command
 
 from latentfaces.errors import UserError
 from latentfaces.nn import weights_hash
@@ -344,3 +344,86 @@ def test_a_gradient_that_is_no_number_stops_training_before_its_step(
     assert all(value.isfinite().all() for value in kept["state_dict"].values())
     averages = next(state for name, state in kept["callbacks"].items() if name.startswith("EMA"))["average"]
     assert all(value.isfinite().all() for value in averages)
+
+
+CHOICES = {
+    "EDM": ["model/schedule=edm", "model/time_sampler=log_normal", "model/weighting=edm"],
+    "noise, betas, zero terminal SNR": [
+        "model/schedule=vp_linear",
+        "model.denoiser.schedule.zero_terminal_snr=true",
+        "model.denoiser.target=eps",
+        "model/weighting=min_snr",
+        "model/time_sampler=uniform",
+    ],
+    "x0 on a cosine, Muon": ["model/schedule=vp_cosine", "model.denoiser.target=x0", "model/optimizer=muon"],
+    "augmentation": ["model/augmentation=nonleaky", "model.augmentation.probability=0.5"],
+}
+DIT = [
+    "model/denoiser=tiny",
+    "model.denoiser.network.width=32",
+    "model.denoiser.network.depth=3",
+    "model.denoiser.network.num_heads=2",
+    "model.denoiser.network.auxiliary_depth=1",
+]
+WRONG_FOR_STAGE_TWO = {
+    "an auxiliary weight without a head": (["model.loss.auxiliary_weight=0.5"], "auxiliary_depth"),
+    "labels without augmentation": (["model.denoiser.network.label_channels=8"], "model/augmentation=nonleaky"),
+    "a target of no name": (["model.denoiser.target=noise"], "model.denoiser.target=noise"),
+    "a width of no distribution": (["model.time_sampler.std=0"], "model.time_sampler"),
+    "betas upside down": (["model/schedule=vp_linear", "model.denoiser.schedule.beta_min=30"], "beta_min=30"),
+    "an early moment that is none": (["callbacks.guide.share=1.5"], "share=1.5"),
+    "tracks without snapshots": (["callbacks.ema.snapshots=0"], "tracks"),
+}
+
+
+@pytest.fixture(scope="module")
+def home_with_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workplace with a finished run of stage 1."""
+    folder = tmp_path_factory.mktemp("choices")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_command("train.py", *TINY_VAE, *SHORT, "name=faces")
+    return folder
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_each_choice_of_stage_two_trains_samples_and_resumes_bit_for_bit(
+    choice: str, home_with_vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home_with_vae)
+    name = choice.split()[0].strip(",")
+    options = [*TINY_LDM, *SHORT, "model.lr_schedule.decay_share=0", *CHOICES[choice]]
+    run_command("train.py", *options, "trainer.max_steps=7", f"name={name}")
+    run_command("train.py", *options, "trainer.max_steps=4", f"name={name}-parts")
+    run_command("train.py", *options, "trainer.max_steps=7", f"name={name}-parts", "resume=true")
+    straight, resumed = checkpoint(f"ldm/{name}"), checkpoint(f"ldm/{name}-parts")
+    assert_equal(straight["state_dict"], resumed["state_dict"], "weights")
+    assert_equal(straight["optimizer_states"], resumed["optimizer_states"], "optimiser")
+    run_command("sample.py", f"run={name}", "num_images=2", "sampler.num_steps=3", f"output={name}-faces")
+    assert Path(f"{name}-faces/00001.png").exists()
+
+
+def test_a_dit_with_a_second_head_is_guided_by_it(home_with_vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home_with_vae)
+    options = [option for option in TINY_LDM if not option.startswith("model.denoiser") and "/denoiser" not in option]
+    run_command("train.py", *options, *DIT, *SHORT, "name=two-heads")
+    assert "train/auxiliary_loss" in (home_with_vae / "outputs/ldm/two-heads/metrics.csv").read_text()
+    run_command(
+        "sample.py", "run=two-heads", "guidance=internal", "num_images=2", "sampler.num_steps=2", "output=guided"
+    )
+    assert (home_with_vae / "guided" / "grid.png").exists()
+
+
+@pytest.mark.parametrize("mistake", WRONG_FOR_STAGE_TWO)
+def test_mistakes_of_stage_two_get_one_sentence(
+    mistake: str, home_with_vae: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home_with_vae)
+    arguments, clue = WRONG_FOR_STAGE_TWO[mistake]
+    with pytest.raises(SystemExit) as exit_:
+        run_command("train.py", *TINY_LDM, *SHORT, *arguments, "name=wrong")
+    said = capfd.readouterr().err
+    assert exit_.value.code != 0
+    assert clue in said
+    assert "Traceback" not in said
+    assert not (home_with_vae / "outputs/ldm/wrong/config.yaml").exists()
