@@ -49,12 +49,13 @@ from latentfaces.run import Run, open_run
 NUM_FACES = 1000
 Rows = dict[str, dict[str, Any]]
 
+TINY_DIT = ["model/denoiser=tiny", "model.denoiser.network.auxiliary_depth=3", "data.batch_size=32"]
 TRAINED: dict[str, list[str]] = {
     "latentfaces": [],
     "cosine-v": ["model/schedule=vp_cosine"],
     "EDM": ["model/schedule=edm", "model/time_sampler=log_normal", "model/weighting=edm"],
-    "DiT": ["model/denoiser=tiny", "model.denoiser.network.auxiliary_depth=3"],
-    "DiT with Muon": ["model/denoiser=tiny", "model.denoiser.network.auxiliary_depth=3", "model/optimizer=muon"],
+    "DiT": [*TINY_DIT, "model.optimizer.lr=1.0e-3"],
+    "DiT with Muon": [*TINY_DIT, "model/optimizer=muon", "model.optimizer.lr=1.0e-3"],
     "Muon": ["model/optimizer=muon"],
 }
 """Variants that are trained: `experiment=faces64_cpu` and these."""
@@ -134,8 +135,9 @@ def sample_diffusers(unet: nn.Module, pipeline: FacePipeline, scheduler: str, nu
 
 def train_ours(vae: str, options: list[str], name: str) -> Run:
     """`train.py model=ldm`."""
-    command = [sys.executable, "train.py", "model=ldm", f"vae={vae}", f"name={name}", "experiment=faces64_cpu"]
-    subprocess.run([*command, "logger=csv", "callbacks.early_stopping.patience=100", *options], check=True)
+    command = [sys.executable, "train.py", "model=ldm", f"vae={vae}", f"name={name}"]
+    recipe = [] if "model/denoiser=tiny" in options else ["experiment=faces64_cpu"]  # which sizes a U-Net
+    subprocess.run([*command, *recipe, "logger=csv", "callbacks.early_stopping.patience=100", *options], check=True)
     return open_run(Path("outputs/ldm") / name)
 
 

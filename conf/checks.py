@@ -120,8 +120,15 @@ class ModelLimits:
                 raise UserError(f"{key} has no effect without a perceptual loss: type model/loss=perceptual")
 
     def check_denoiser(self, latent_side: int) -> None:
-        """The denoiser's own factor must divide the latent."""
+        """The sizes are the chosen network's; its own factor must divide the latent."""
         network = self.cfg.model.denoiser.network
+        known = inspect.signature(get_object(network["_target_"])).parameters
+        if foreign := [str(key) for key in network if key not in known and not str(key).startswith("_")]:
+            name = network["_target_"].rpartition(".")[2]
+            raise UserError(
+                f"a {name} has no {', '.join(foreign)}: experiment=... gives the sizes of another network; leave it out, "
+                "or do without model/denoiser=..."
+            )
         factor = network.patch_size if "patch_size" in network else 2 ** (len(network.multipliers) - 1)
         if latent_side % factor:
             raise UserError(

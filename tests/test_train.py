@@ -414,6 +414,15 @@ def test_a_dit_with_a_second_head_is_guided_by_it(home_with_vae: Path, monkeypat
     assert (home_with_vae / "guided" / "grid.png").exists()
 
 
+def test_an_experiment_that_sizes_another_network_says_so(
+    home_with_vae: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home_with_vae)
+    with pytest.raises(SystemExit):
+        run_command("train.py", "model=ldm", "experiment=faces64_cpu", "model/denoiser=tiny", "name=wrong")
+    assert "a DiT has no multipliers" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("mistake", WRONG_FOR_STAGE_TWO)
 def test_mistakes_of_stage_two_get_one_sentence(
     mistake: str, home_with_vae: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
