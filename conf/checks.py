@@ -126,8 +126,8 @@ class ModelLimits:
         if foreign := [str(key) for key in network if key not in known and not str(key).startswith("_")]:
             name = network["_target_"].rpartition(".")[2]
             raise UserError(
-                f"a {name} has no {', '.join(foreign)}: experiment=... gives the sizes of another network; leave it out, "
-                "or do without model/denoiser=..."
+                f"a {name} has no {', '.join(foreign)}: experiment=... gives the sizes of another network; leave it "
+                "out, or do without model/denoiser=..."
             )
         factor = network.patch_size if "patch_size" in network else 2 ** (len(network.multipliers) - 1)
         if latent_side % factor:
