@@ -196,8 +196,8 @@ def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.C
     printed = capsys.readouterr().out
     found = json.loads(Path("outputs/ldm/faces/tuned.json").read_text())
     scores = list(csv.DictReader(Path("pictures/scores.csv").read_text().splitlines()))
-    assert float(scores[0]["encoder_distance"]) == pytest.approx(found["score"])
-    assert min(float(row["encoder_distance"]) for row in scores) == pytest.approx(found["score"])
+    assert float(scores[0]["distance"]) == pytest.approx(found["score"])
+    assert min(float(row["distance"]) for row in scores) == pytest.approx(found["score"])
     assert {row["guidance"] for row in scores} == {"none", "auto"}
     assert "best:" in printed
     tuned = {"guidance": {"_target_": "latentfaces.diffusion.AutoGuidance", "weight": 1.5, "start": 1.0, "end": 0.0}}

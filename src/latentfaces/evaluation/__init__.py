@@ -1,6 +1,6 @@
 """Is it good?"""
 
-from latentfaces.evaluation.encoder_distance import EncoderDistance
+from latentfaces.evaluation.feature_distance import FeatureDistance
 from latentfaces.evaluation.generation import generator_metrics, kernel_distance
 from latentfaces.evaluation.grids import save_grid, save_png
 from latentfaces.evaluation.latent_health import HEALTHY, LatentHealth, verdict
@@ -10,7 +10,7 @@ from latentfaces.evaluation.tensor_values import TensorValues, track_tensor_valu
 
 __all__ = [
     "HEALTHY",
-    "EncoderDistance",
+    "FeatureDistance",
     "LatentHealth",
     "TensorValues",
     "calculate_metrics",

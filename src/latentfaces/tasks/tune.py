@@ -14,7 +14,8 @@ from torch import Tensor
 from latentfaces.data.pack import open_pack
 from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, InternalGuidance, NoGuidance, Sampler
 from latentfaces.errors import UserError
-from latentfaces.evaluation import EncoderDistance
+from latentfaces.evaluation import FeatureDistance
+from latentfaces.evaluation.features import features_by_name
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import TUNED, Run, open_run
 from latentfaces.tasks.output import PictureFolder
@@ -53,7 +54,7 @@ class Tune:
     """Search of guidance, weight and EMA length, one after the other: what is best is kept for the next.
 
     Every choice makes the same `num_images` faces (the same seeds); the one whose faces are nearest to held-out photos,
-    by `EncoderDistance`, is written to the run's tuned.json, where later commands find it.
+    by `FeatureDistance`, is written to the run's tuned.json, where later commands find it.
 
     Args:
         folder: the run's folder.
@@ -61,6 +62,8 @@ class Tune:
         sampler: from noise to latents.
         weights: of guidance, each above 1.
         emas: lengths of the average.
+        features: "encoder", "inception" or the file of a network, as for task=evaluate. The run's own encoder needs no
+            download, and looks more at surfaces than at faces: it prefers somewhat weaker guidance than others do.
         num_images: faces for each choice; at least 32.
         seed: of the faces.
         batch_size: how many at once.
@@ -71,6 +74,7 @@ class Tune:
     sampler: Sampler
     weights: Sequence[float]
     emas: Sequence[float]
+    features: str
     num_images: int
     seed: int
     batch_size: int
@@ -87,8 +91,9 @@ class Tune:
             raise UserError("task=tune is for a run of stage 2: type run=RUN")
         run = open_run(self.folder)
         pack = open_pack(Path(self.pack))
+        look = features_by_name(self.features, pipeline.vae)
         chosen = np.random.default_rng(self.seed).permutation(pack.val_indices)[:MAX_PHOTOS]
-        distance = EncoderDistance(pipeline.vae, torch.from_numpy(pack.images[np.sort(chosen)]))
+        distance = FeatureDistance(look, torch.from_numpy(pack.images[np.sort(chosen)]))
         best_weights, scores = pipeline.denoiser, dict[Choice, float]()
         shown: dict[Choice, Tensor] = {}
 
@@ -136,10 +141,10 @@ class Tune:
         partial.write_text(json.dumps(found, indent=1))
         partial.replace(run.folder / TUNED)
         with (pictures.folder / "scores.csv").open("w", newline="") as file:
-            table = csv.DictWriter(file, [*asdict(best), "encoder_distance"])
+            table = csv.DictWriter(file, [*asdict(best), "distance"])
             table.writeheader()
             for choice, value in sorted(scores.items(), key=lambda item: item[1]):
-                table.writerow({**asdict(choice), "encoder_distance": value})
+                table.writerow({**asdict(choice), "distance": value})
 
 
 def possible(run: Run, ema: float) -> bool:

@@ -4,14 +4,15 @@ import torch
 
 from latentfaces.autoencoder import VAE
 from latentfaces.data.ffhq import to_uint8
-from latentfaces.evaluation import EncoderDistance
+from latentfaces.evaluation import FeatureDistance
+from latentfaces.evaluation.features import EncoderFeatures
 
 
 def test_distance_grows_as_pictures_leave_the_real_ones() -> None:
     torch.manual_seed(0)
     vae = VAE(2, channels=8, multipliers=(1, 2), num_blocks=1, attention=False).eval()
     base = torch.rand(192, 3, 1, 1) - 0.5 + 0.1 * torch.randn(192, 3, 16, 16)
-    distance = EncoderDistance(vae, to_uint8(base[:96]))
+    distance = FeatureDistance(EncoderFeatures(vae), to_uint8(base[:96]))
     values = [distance(to_uint8(base[96:] + noise * torch.randn(96, 3, 16, 16))) for noise in (0.0, 0.1, 0.3)]
     assert abs(values[0]) < 0.2 * values[1]
     assert values[0] < values[1] < values[2]
@@ -21,5 +22,5 @@ def test_distance_does_not_depend_on_the_batch() -> None:
     torch.manual_seed(0)
     vae = VAE(2, channels=8, multipliers=(1, 2), num_blocks=1, attention=False).eval()
     images = to_uint8(torch.randn(70, 3, 16, 16))
-    distance = EncoderDistance(vae, images)
+    distance = FeatureDistance(EncoderFeatures(vae), images)
     assert torch.allclose(distance.features(images)[64:], distance.features(images[64:]), atol=1e-5)

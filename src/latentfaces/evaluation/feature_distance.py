@@ -1,25 +1,22 @@
-"""How far generated faces are from real ones, as the VAE's own encoder sees them: quick, and nothing to download."""
+"""How far new faces are from real ones, in one number: to compare ways of sampling one run."""
 
 import torch
 from torch import Tensor
 
-from latentfaces.autoencoder import VAE
-from latentfaces.evaluation.features import EncoderFeatures
+from latentfaces.evaluation.features import Features
 from latentfaces.evaluation.generation import kernel_distance
 
 
-class EncoderDistance:
-    """Kernel distance between real images and others, on the features of a VAE's encoder.
-
-    Not a FID: it ranks samplings of one run, it does not compare runs.
+class FeatureDistance:
+    """Kernel distance between real images and others, each feature scaled to deviation 1 over the real ones.
 
     Args:
-        vae: whose encoder looks.
-        real: images (n, 3, R, R) uint8 that it was not trained on.
+        look: gives the features.
+        real: images (n, 3, R, R) uint8 that nothing was trained on.
     """
 
-    def __init__(self, vae: VAE, real: Tensor) -> None:
-        self.look = EncoderFeatures(vae)
+    def __init__(self, look: Features, real: Tensor) -> None:
+        self.look = look
         features = self.features(real)
         self.mean, self.std = features.mean(0), features.std(0).clamp(min=1e-6)
         self.real = (features - self.mean) / self.std
