@@ -73,13 +73,14 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     pipeline.guidance = guidance
     if cfg.compile:
         pipeline.compile()
-    if recipe.weights not in (None, pipeline.weights):
+    weights = pipeline.weights
+    if recipe.weights not in (None, weights):
         raise UserError(
             f"image={cfg.image} was made with the weights {recipe.weights}, and {recipe.run} now has "
-            f"{pipeline.weights}: it cannot be made again"
+            f"{weights}: it cannot be made again"
         )
     default = run.folder / "samples" / f"{choices['task']}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    return task, pipeline, PictureFolder(cfg.output or default, recipe.text(pipeline.weights))
+    return task, pipeline, PictureFolder(cfg.output or default, recipe.text(weights))
 
 
 def typed(cfg: DictConfig, run: Run) -> Recipe:

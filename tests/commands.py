@@ -1,8 +1,9 @@
 """The commands at a size that tests can afford, and how to call them."""
 
+import contextlib
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
@@ -41,3 +42,11 @@ def run_command(name: str, *arguments: str) -> None:
         runpy.run_path(sys.argv[0], run_name="__main__")
     finally:
         sys.argv = before
+
+
+def trained_in(folder: Path, *trainings: Sequence[str]) -> Path:
+    """The folder, after these calls of train.py in it."""
+    with contextlib.chdir(folder):
+        for arguments in trainings:
+            run_command("train.py", *arguments)
+    return folder

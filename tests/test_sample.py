@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command
+from commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -22,12 +22,8 @@ from latentfaces.pipeline import FacePipeline
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workplace with a finished run of each stage."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        run_command("train.py", *TINY_VAE, *SHORT, "name=faces")
-        run_command("train.py", *TINY_LDM, *SHORT, "name=faces")
-    return folder
+    both = ([*stage, *SHORT, "name=faces"] for stage in (TINY_VAE, TINY_LDM))
+    return trained_in(tmp_path_factory.mktemp("trained"), *both)
 
 
 @pytest.fixture

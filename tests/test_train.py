@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command
+from commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
 
 from latentfaces.errors import UserError
 from latentfaces.nn import weights_hash
@@ -65,17 +65,22 @@ def test_both_stages_from_photos_to_faces(
     assert Path("outputs/ldm/faces/checkpoints/best_vae.pth").exists()  # the run can be moved without the other
 
 
+def train_and_kill(*settings: str, step: int) -> None:
+    """Train under the name "killed" in a process of its own, which dies when `step` steps are done."""
+    kill = ["name=killed", "+callbacks.kill._target_=probes.KillAt", f"+callbacks.kill.step={step}"]
+    killed = subprocess.run(
+        [sys.executable, ROOT / "train.py", *settings, *kill],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert killed.returncode == -9, killed.stderr
+
+
 def test_a_killed_run_goes_on_bit_for_bit(train: Command, workplace: Path) -> None:
     settings = [*TINY_VAE, *SHORT, "trainer.max_steps=12", "trainer.val_check_interval=5"]
     settings += ["callbacks.last.every_n_train_steps=3", "model.loss.reconstruction=mse"]
     train(*settings, "name=straight")
     # 36 pictures in batches of 8 are 4 steps an epoch: step 7 is in the middle of the second.
-    killed = subprocess.run(
-        [sys.executable, ROOT / "train.py", *settings, "name=killed", "+callbacks.kill._target_=probes.KillAt",
-         "+callbacks.kill.step=7"],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert killed.returncode == -9, killed.stderr
+    train_and_kill(*settings, step=7)
     assert checkpoint("vae/killed")["global_step"] == 6
     train(*settings, "name=killed", "resume=true")
     straight, resumed = checkpoint("vae/straight"), checkpoint("vae/killed")
@@ -107,12 +112,7 @@ def test_a_killed_diffusion_run_leaves_the_averages_and_the_guide_of_an_uninterr
     settings += ["callbacks.ema.sigma_rel=0.07", "callbacks.ema.snapshots=4", "callbacks.guide.share=0.75"]
     train(*settings, "name=straight")
     # Killed after snapshot and guide of step 9, it goes on from step 8 and makes both again.
-    killed = subprocess.run(
-        [sys.executable, ROOT / "train.py", *settings, "name=killed", "+callbacks.kill._target_=probes.KillAt",
-         "+callbacks.kill.step=11"],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert killed.returncode == -9, killed.stderr
+    train_and_kill(*settings, step=11)
     assert checkpoint("ldm/killed")["global_step"] == 8
     assert Path("outputs/ldm/killed/checkpoints/guide_denoiser.pth").exists()
     train(*settings, "name=killed", "resume=true")
@@ -217,12 +217,7 @@ ADVERSARIAL = [
 def test_a_killed_adversarial_run_goes_on_bit_for_bit(train: Command, workplace: Path, squeezenet: Path) -> None:
     arguments = [*TINY_VAE, *SHORT, *ADVERSARIAL, f"model.loss.perceptual.weights={squeezenet}", "trainer.max_steps=6"]
     train(*arguments, "name=straight")
-    killed = subprocess.run(
-        [sys.executable, ROOT / "train.py", *arguments, "name=killed", "callbacks.last.every_n_train_steps=1",
-         "+callbacks.kill._target_=probes.KillAt", "+callbacks.kill.step=5"],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert killed.returncode == -9
+    train_and_kill(*arguments, "callbacks.last.every_n_train_steps=1", step=5)
     train(*arguments, "name=killed", "resume=true")
     straight, resumed = checkpoint("vae/straight"), checkpoint("vae/killed")
     assert straight["global_step"] == 6  # steps of the VAE, not of both optimisers
@@ -379,11 +374,7 @@ WRONG_FOR_STAGE_TWO = {
 @pytest.fixture(scope="module")
 def home_with_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workplace with a finished run of stage 1."""
-    folder = tmp_path_factory.mktemp("choices")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        run_command("train.py", *TINY_VAE, *SHORT, "name=faces")
-    return folder
+    return trained_in(tmp_path_factory.mktemp("choices"), [*TINY_VAE, *SHORT, "name=faces"])
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -184,33 +184,26 @@ class FacePipeline:
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def faces_from_noise(
-        self,
-        noise: Tensor,
-        sampler: Sampler,
-        batch_size: int = 64,
-        names: Sequence[tuple[int, int]] | None = None,
-    ) -> Iterator[Tensor]:
+    def faces_from_noise(self, noise: Tensor, sampler: Sampler, batch_size: int = 64) -> Iterator[Tensor]:
         """Noise (n, c, h, w) -> batches of faces (b, 3, R, R) uint8 on the CPU.
 
-        Args:
-            noise: where to start.
-            sampler: from noise to latents.
-            batch_size: faces at once; it changes time and memory, not the faces.
-            names: (seed, number) of each face, from which a sampler that adds noise on the way takes it.
+        A sampler that adds noise on the way takes, for face i, what it would take for face i of seed 0.
         """
-        names = names or [(0, number) for number in range(len(noise))]
         for start in range(0, len(noise), batch_size):
-            batch = slice(start, start + batch_size)
-            draw = self.draws(names[batch])
+            part = noise[start : start + batch_size]
+            draw = self.draws([(0, number) for number in range(start, start + len(part))])
             draw()  # the first is the start noise
-            yield to_uint8(self.decode(self.sample(noise[batch], sampler, draw))).cpu()
+            yield self.drawn(part, sampler, draw)
 
     def faces(self, names: Sequence[tuple[int, int]], sampler: Sampler, batch_size: int = 64) -> Iterator[Tensor]:
         """The faces named by (seed, number), in batches (b, 3, R, R) uint8 on the CPU."""
         for start in range(0, len(names), batch_size):
             draw = self.draws(names[start : start + batch_size])
-            yield to_uint8(self.decode(self.sample(draw(), sampler, draw))).cpu()
+            yield self.drawn(draw(), sampler, draw)
+
+    def drawn(self, noise: Tensor, sampler: Sampler, fresh: Callable[[], Tensor]) -> Tensor:
+        """Noise (b, c, h, w) -> faces (b, 3, R, R) uint8 on the CPU, all at once."""
+        return to_uint8(self.decode(self.sample(noise, sampler, fresh))).cpu()
 
     def generate(self, num_images: int, seed: int, sampler: Sampler, batch_size: int = 64) -> Tensor:
         """New faces (num_images, 3, R, R) uint8: face i depends on (seed, i) alone, not on how many or how batched."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import SHORT, TINY_LDM, TINY_VAE, run_command
+from commands import SHORT, TINY_LDM, TINY_VAE, run_command, trained_in
 from torch import Tensor, nn
 
 from latentfaces.autoencoder import VAE
@@ -28,13 +28,9 @@ class MeanColours(nn.Module):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workplace with runs of both stages on 400 drawn faces, 100 held out, and a network of features."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    more = ["data.num_images=400", "name=faces"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        run_command("train.py", *TINY_VAE, *SHORT, *more)
-        run_command("train.py", *TINY_LDM, *SHORT, "name=faces")
-        torch.jit.script(MeanColours()).save("colours.pt")
+    vae = [*TINY_VAE, *SHORT, "data.num_images=400", "name=faces"]
+    folder = trained_in(tmp_path_factory.mktemp("evaluated"), vae, [*TINY_LDM, *SHORT, "name=faces"])
+    torch.jit.script(MeanColours()).save(str(folder / "colours.pt"))
     return folder
 
 

@@ -49,7 +49,25 @@ class EncoderFeatures:
         return torch.cat([f(level, -1) for level in levels for f in (torch.mean, torch.std)], dim=1).cpu()
 
 
-class InceptionFeatures:
+class NetworkFeatures:
+    """What a network gives.
+
+    Args:
+        network: images (n, 3, H, W) uint8 -> (n, d).
+        device: where to compute.
+    """
+
+    def __init__(self, network: Any, device: torch.device | None) -> None:
+        self.device = device or torch.device("cpu")
+        self.network = network.eval().to(self.device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        features: Tensor = self.network(images.to(self.device))
+        return features.flatten(1).float().cpu()
+
+
+class InceptionFeatures(NetworkFeatures):
     """The 2,048 numbers of FID, by torch-fidelity's port of the original network, which resizes by itself.
 
     Args:
@@ -68,22 +86,18 @@ class InceptionFeatures:
 
             network: Any = NoTrainInceptionV3(INCEPTION, ["2048"], weights)
         except ModuleNotFoundError as error:
-            raise UserError("features=inception needs torch-fidelity: type `pip install torch-fidelity`") from error
+            raise UserError(
+                "task.features=inception needs torch-fidelity: type `pip install torch-fidelity`"
+            ) from error
         except Exception as error:  # a download fails in as many ways as there are networks
             raise UserError(
                 f"the Inception weights cannot be had ({type(error).__name__}): fetch them elsewhere and give "
                 "task.weights=FILE, or take task.features=encoder"
             ) from error
-        self.network, self.device = network.eval(), device or torch.device("cpu")
-        self.network.to(self.device)
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network(images.to(self.device))
-        return features.flatten(1).float().cpu()
+        super().__init__(network, device)
 
 
-class ScriptFeatures:
+class ScriptFeatures(NetworkFeatures):
     """Any network saved by `torch.jit.save` that takes images (n, 3, H, W) uint8 and gives (n, d).
 
     Args:
@@ -95,25 +109,21 @@ class ScriptFeatures:
     """
 
     def __init__(self, path: str | Path, device: torch.device | None = None) -> None:
-        self.path, self.device = Path(path), device or torch.device("cpu")
+        self.path = Path(path)
         try:
             with warnings.catch_warnings():
                 # Deprecated for torch.export, whose load unpickles what it finds: a file could then run anything.
                 warnings.simplefilter("ignore", FutureWarning)
-                self.network = torch.jit.load(str(path), map_location=self.device).eval()
+                network = torch.jit.load(str(path), map_location=device)
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(
                 f"task.features={path} is neither encoder nor inception, nor a file of torch.jit.save"
             ) from error
+        super().__init__(network, device)
 
     @property
     def key(self) -> str:
         return f"{self.path.stem}-{weights_hash(self.network)}"
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network(images.to(self.device))
-        return features.flatten(1).float().cpu()
 
 
 def features_by_name(name: str, vae: VAE, weights: str | None = None) -> Features:

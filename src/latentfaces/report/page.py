@@ -8,6 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
+REPORT = "report.html"
+
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Write the page of a template of this folder; whatever the values hold, none becomes markup.

@@ -11,10 +11,9 @@ import yaml
 
 from latentfaces.errors import UserError
 from latentfaces.evaluation import TensorValues, plot_losses
-from latentfaces.report.page import as_data, embedded, write_page
+from latentfaces.report.page import REPORT, as_data, embedded, write_page
 from latentfaces.run import CONFIG, RESULT, open_run
 
-REPORT = "report.html"
 KINDS = {"vae": "stage 1, a VAE", "ldm": "stage 2, a latent diffusion model"}
 NUM_PREVIEWS = 3
 

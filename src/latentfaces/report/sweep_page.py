@@ -12,10 +12,9 @@ import yaml
 from matplotlib.figure import Figure
 
 from latentfaces.errors import UserError
-from latentfaces.report.page import embedded, write_page
+from latentfaces.report.page import REPORT, embedded, write_page
 from latentfaces.run import RESULT
 
-REPORT = "report.html"
 SCORE = "val/best_loss"
 SHOWN = (SCORE, "test/loss", "test/psnr", "test/ssim", "steps", "minutes")
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,15 +13,15 @@ import torch
 from torch import Tensor
 
 from latentfaces.data.pack import open_pack
-from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, InternalGuidance, NoGuidance, Sampler
+from latentfaces.diffusion import Denoiser, Sampler
 from latentfaces.errors import UserError
 from latentfaces.evaluation import FeatureDistance
 from latentfaces.evaluation.features import features_by_name
 from latentfaces.pipeline import FacePipeline
-from latentfaces.run import TUNED, Run, open_run
+from latentfaces.run import TUNED, Run, build, open_run
 from latentfaces.tasks.output import PictureFolder
 
-KINDS: dict[str, type[Guidance]] = {"none": NoGuidance, "auto": AutoGuidance, "internal": InternalGuidance}
+KINDS = {"none": "NoGuidance", "auto": "AutoGuidance", "internal": "InternalGuidance"}
 MAX_PHOTOS = 2000
 SHOWN = 16
 
@@ -41,7 +42,7 @@ class Choice:
 
     def config(self) -> dict[str, Any]:
         """As in conf/guidance."""
-        target = {"_target_": f"latentfaces.diffusion.{KINDS[self.guidance].__name__}"}
+        target = {"_target_": f"latentfaces.diffusion.{KINDS[self.guidance]}"}
         return target if self.guidance == "none" else {**target, "weight": self.weight, "start": 1.0, "end": 0.0}
 
     def __str__(self) -> str:
@@ -99,8 +100,12 @@ class Tune:
 
         def score(choice: Choice) -> float:
             if choice not in scores:
-                pipeline.denoiser = self.averaged(run, choice.ema, best_weights)
-                pipeline.guidance = KINDS[choice.guidance](*[choice.weight] * (choice.guidance != "none"))
+                try:
+                    pipeline.denoiser = self.averaged(run, choice.ema, best_weights)
+                except UserError as error:  # the run's snapshots cannot give this average
+                    print(error)
+                    return math.inf
+                pipeline.guidance = build(choice.config())
                 faces = pipeline.generate(self.num_images, self.seed, self.sampler, self.batch_size)
                 scores[choice], shown[choice] = distance(faces), faces[:SHOWN]
                 print(f"{choice}: {scores[choice]:.4f}", flush=True)
@@ -110,7 +115,7 @@ class Tune:
         kinds = ["auto"] * (pipeline.guide is not None) + ["internal"] * best_weights.has_auxiliary
         best = min([plain, *(Choice(kind, weight) for kind in kinds for weight in self.weights)], key=score)
         if run.has_snapshots:
-            best = min([best, *(replace(best, ema=ema) for ema in self.emas if possible(run, ema))], key=score)
+            best = min([best, *(replace(best, ema=ema) for ema in self.emas)], key=score)
         best = min([best, *self.nearby(best)], key=score)
         self.write(run, best, scores, pictures)
         print(f"best: {best}, {scores[best]:.4f} (without guidance {scores[plain]:.4f})")
@@ -145,13 +150,3 @@ class Tune:
             table.writeheader()
             for choice, value in sorted(scores.items(), key=lambda item: item[1]):
                 table.writerow({**asdict(choice), "distance": value})
-
-
-def possible(run: Run, ema: float) -> bool:
-    """Whether the run's snapshots can give this average; says so where not."""
-    try:
-        run.averaged("denoiser", ema)
-    except UserError as error:
-        print(error)
-        return False
-    return True
