@@ -111,19 +111,29 @@ def test_annealing_is_chosen_bare_and_by_key() -> None:
     assert by_key.model.kl_weight._target_ == "latentfaces.annealing.Cosine"
 
 
-def readme_commands() -> list[str]:
-    """Every train.py and sample.py line of the README's shell blocks."""
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def documented_commands() -> list[str]:
+    """Every train.py and sample.py line of the shell blocks of the README and of docs/."""
+    blocks = [block for page in PAGES for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), re.DOTALL)]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split("#")[0].strip() for line in lines if re.match(r"python (train|sample)\.py", line)]
+    commands = [line.split("#")[0].strip() for line in lines if re.match(r"python (train|sample)\.py", line)]
+    return list(dict.fromkeys(commands))
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_each_readme_command_composes(command: str) -> None:
+@pytest.mark.parametrize("command", documented_commands())
+def test_each_documented_command_composes(command: str) -> None:
     script, *overrides = shlex.split(command)[1:]
     overrides = [o.split(",")[0] for o in overrides if o != "-m"]
     assert composed(script.removesuffix(".py"), overrides) is not None
 
 
-def test_readme_has_commands() -> None:
-    assert len(readme_commands()) >= 5
+def test_documents_have_commands() -> None:
+    assert len(documented_commands()) >= 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_link_between_documents_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
