@@ -1,5 +1,10 @@
 """What several test files share."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared out already; before torch is imported
+
 from functools import partial
 from pathlib import Path
 
