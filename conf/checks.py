@@ -8,9 +8,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from conf.resume import CHOICES
 from latentfaces.errors import UserError
-
-RESUME = ("true", "false", "auto")
 
 
 def check_types(node: Any, key: str = "") -> None:
@@ -62,8 +61,12 @@ def check_training(cfg: DictConfig) -> None:
             raise UserError(f"{key} has no effect here: type model.kl_weight.{key.removeprefix('annealing.')}=...")
     if cfg.stage == "vae" and cfg.vae is not None:
         raise UserError("vae=... is for model=ldm; with model=vae the VAE is what is trained")
-    if cfg.resume.lower() not in RESUME:
-        raise UserError(f"resume={cfg.resume} is not one of {', '.join(RESUME)}")
+    if cfg.resume.lower() not in CHOICES:
+        raise UserError(f"resume={cfg.resume} is not one of {', '.join(CHOICES)}")
+    if cfg.on_full_disk not in ("skip", "fail"):
+        raise UserError(f"on_full_disk={cfg.on_full_disk} is not one of skip, fail")
+    if cfg.requeue and cfg.resume.lower() != "auto":
+        raise UserError("requeue=true starts the same command again: it needs name=... and resume=auto")
     if str(cfg.trainer.precision).startswith("16"):
         raise UserError("trainer.precision=16-mixed overflows here: take bf16-mixed, which has float32's range")
     ModelLimits(cfg, typed).check()

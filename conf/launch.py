@@ -4,7 +4,9 @@ import contextlib
 import logging
 import netrc
 import os
+import secrets
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,8 +19,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conf.checks import check_training
+from conf.resume import claim_run, command_to_go_on, is_main_process, requeue
 from latentfaces.errors import UserError
-from latentfaces.run import CONFIG, RESULT, Run, find_run, open_run
+from latentfaces.run import CONFIG, Run, find_run, open_run
 
 
 def precision_for(trainer: DictConfig) -> str:
@@ -44,28 +47,13 @@ def wandb_is_offline() -> bool:
     return offline
 
 
-def is_main_process() -> bool:
-    """Whether this is the process that a person started, not one that it started for another device."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
-
-
-def claim_run(cfg: DictConfig) -> Path | None:
-    """Decide what the run's folder is for: the checkpoint to go on from, or None for a fresh start.
-
-    Raises:
-        UserError: the folder holds a run, and nobody said to go on; or the other way round.
-    """
-    folder, resume = Path(cfg.run_dir), cfg.resume.lower()
-    last = folder / "checkpoints" / "last.ckpt"
-    if resume == "true" and not last.exists():
-        raise UserError(
-            f"resume=true, but there is no {last} to go on from: check name={cfg.name}, or type resume=auto"
-        )
-    if resume == "false" and (last.exists() or (folder / RESULT).exists()) and is_main_process():
-        raise UserError(f"{folder} holds a run: go on with resume=auto, or give this one another name=...")
-    if resume == "auto" and is_main_process():
-        print(f"going on from {last}" if last.exists() else f"nothing to go on from in {folder}: a fresh start")
-    return last if resume != "false" and last.exists() else None
+def wandb_id(cfg: DictConfig) -> str:
+    """The one that this run has on W&B, if it goes on; else a new one."""
+    if cfg.resume.lower() != "false" and (Path(cfg.run_dir) / CONFIG).exists():
+        logger = open_run(cfg.run_dir).config["logger"].get("wandb") or {}
+        if known := logger.get("id"):
+            return known
+    return secrets.token_hex(4)
 
 
 def add_trained_vae(cfg: DictConfig) -> Run:
@@ -167,18 +155,36 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
     try:
         vae_run = add_trained_vae(cfg) if cfg.stage == "ldm" else None
         check_training(cfg)
-        checkpoint = claim_run(cfg)
         cfg.trainer.precision = precision_for(cfg.trainer) if cfg.trainer.precision == "auto" else cfg.trainer.precision
-        parts = build_training(cfg, vae_run)
+        checkpoint = claim_run(cfg)
+        with stops_told(cfg) as stop:
+            parts = build_training(cfg, vae_run, stop)
+            with one_job():
+                yield *parts, checkpoint
     except BaseException:
         drop_if_empty(cfg.run_dir)
         raise
-    try:
-        with one_job():
-            yield *parts, checkpoint
     finally:
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish()  # or the next job of a sweep would write into this job's run
+
+
+@contextlib.contextmanager
+def stops_told(cfg: DictConfig) -> Iterator[Any]:
+    """Within this context a signal ends the run in order, and then it is told how to go on; the callback for it."""
+    from latentfaces.training.callbacks import GracefulStop, Stopped
+
+    stop = GracefulStop(Path(cfg.run_dir) / "checkpoints" / "last.ckpt")
+    try:
+        with stop.listening():
+            yield stop
+    except Stopped as stopped:
+        if is_main_process():
+            saved = "nothing new to save" if stopped.saved is None else "step {} is saved in {}".format(*stopped.saved)
+            print(f"stopped by {stopped.signal.name}; {saved}; to go on type\n{command_to_go_on(cfg)}", flush=True)
+            if cfg.requeue and stopped.signal in (signal.SIGUSR1, signal.SIGUSR2):
+                requeue()
+        raise
 
 
 def quiet_libraries() -> None:
@@ -196,13 +202,20 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]:
-    """Data module, module and trainer of a checked config, which is written into the run's folder."""
+def build_training(cfg: DictConfig, vae_run: Run | None, stop: Any) -> tuple[Any, Any, Any]:
+    """Data module, module and trainer of a checked config, which is written into the run's folder.
+
+    Args:
+        cfg: the config.
+        vae_run: the run that has the VAE, for stage 2.
+        stop: the callback that ends the run in order.
+    """
     from lightning.pytorch import seed_everything
     from lightning.pytorch.loggers import WandbLogger
 
     from latentfaces.nn import weights_hash
     from latentfaces.training import AtomicCheckpointIO
+    from latentfaces.training.callbacks import ExactResume
 
     quiet_libraries()
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -213,6 +226,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
             cfg.logger.wandb.offline = (
                 wandb_is_offline() if cfg.logger.wandb.offline == "auto" else cfg.logger.wandb.offline
             )
+            cfg.logger.wandb.id = cfg.logger.wandb.id or wandb_id(cfg)
     module = instantiate(cfg.model)  # before the packing: a mistake in it is told at once
     if is_main_process():
         data.pack()
@@ -221,9 +235,10 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
         data.use_latents(weights_hash(module.autoencoder), module.encode)
     trainer: Any = instantiate(
         cfg.trainer,
-        callbacks=list(instantiate(cfg.callbacks).values()),
+        # The last two whatever was chosen: no choice of callbacks should cost a run, or make its resume another run.
+        callbacks=[*instantiate(cfg.callbacks).values(), ExactResume(), stop],
         logger=list(instantiate(cfg.logger).values()),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,
     )
     if is_main_process():

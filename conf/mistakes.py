@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, no_room
 
 
 def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -21,7 +21,7 @@ def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
     def wrapped(cfg: DictConfig) -> Any:
         try:
             return main(cfg)
-        except (UserError, InstantiationException, OmegaConfBaseException) as error:
+        except (UserError, InstantiationException, OmegaConfBaseException, OSError) as error:
             message = explain(error)
             if message is None:
                 raise
@@ -37,6 +37,9 @@ def explain(error: BaseException) -> str | None:
     """The sentence for a person's mistake; None for a fault of the program's."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, OSError):
+        reason = no_room(error)
+        return reason and f"{reason}: {error.filename or 'a file could not be written'}; make room there"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} must be given: type {error.full_key}=..."
     if isinstance(error, OmegaConfBaseException):

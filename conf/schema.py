@@ -53,6 +53,8 @@ class TrainConfig:
     name: str = MISSING
     seed: int = 0
     resume: str = "false"
+    requeue: bool = False
+    on_full_disk: str = "skip"
     vae: str | None = None
     run_dir: str = MISSING
     pack: str | None = None

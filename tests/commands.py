@@ -31,6 +31,14 @@ TINY_LDM = [
     "data.batch_size=8",
 ]
 SHORT = ["logger=csv", "trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1"]
+ADVERSARIAL = [
+    "model/loss=adversarial",
+    "model.loss.perceptual.net=squeeze",
+    "model.adversary.start_step=2",
+    "model.adversary.discriminator.channels=8",
+    "model.adversary.discriminator.num_layers=1",
+    "data.resolution=32",
+]
 
 
 def run_command(name: str, *arguments: str) -> None:

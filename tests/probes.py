@@ -1,7 +1,9 @@
 """Callbacks that tests put into commands of their own process."""
 
 import os
-import signal
+import resource
+import signal as signals
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,58 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-class KillAt(Callback):
-    """Ends the process as an out-of-memory killer would, when `step` steps are done."""
+class SignalAt(Callback):
+    """Sends the process a signal, as a person, a scheduler or an out-of-memory killer would.
+
+    Args:
+        step: when so many steps are done.
+        signal: its name.
+        hook: where in the step.
+        rank: to which process.
+    """
+
+    def __init__(self, step: int, signal: str = "SIGKILL", hook: str = "on_train_batch_start", rank: int = 0) -> None:
+        self.step, self.number, self.rank = step, getattr(signals, signal), rank
+        self.sent = False
+        setattr(self, hook, self.send)
+
+    def send(self, trainer: Trainer, *_: Any) -> None:
+        """Send it, once."""
+        if trainer.global_step == self.step and trainer.global_rank == self.rank and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), self.number)
+
+
+class KillInSave(Callback):
+    """Ends the process in the middle of the first save after `step` steps."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.fsync = lambda file: os.kill(os.getpid(), signals.SIGKILL)
+
+
+class FullDisk(Callback):
+    """Lets the system refuse files of more than 50 kB from step `first` until step `last` begins."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first, self.last = first, last
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        full = self.first <= trainer.global_step < self.last
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000 if full else most, most))
+
+
+class Sleep(Callback):
+    """Spends a minute in a step."""
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 2:
+            Path("asleep").touch()
+            time.sleep(60)
 
 
 class Poison(Callback):
@@ -67,3 +112,18 @@ class GradientProbe(Callback):
             self.folder.mkdir(exist_ok=True)
             weights = module.adversary.discriminator.state_dict()  # type: ignore[union-attr]
             torch.save(weights, self.folder / f"adversary_{when}_{trainer.global_rank}.pt")
+
+
+class SpoilValidation(Callback):
+    """Makes the weights that are validated no numbers, in the validation of one step.
+
+    Args:
+        step: which.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            next(module.parameters()).data.fill_(float("nan"))

@@ -1,44 +1,17 @@
-"""train.py as a person uses it: what a run leaves, what is refused, and that a killed run goes on as if nothing was."""
+"""train.py as a person uses it: what a run leaves, what is refused, and that a run goes on."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
+from commands import ADVERSARIAL, ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
+from states import assert_equal, checkpoint, ema_of
 
-from latentfaces.errors import UserError
-from latentfaces.nn import weights_hash
-from latentfaces.pipeline import FacePipeline
 from latentfaces.run import find_run
-
-
-def checkpoint(run: str, name: str = "last") -> dict[str, Any]:
-    return torch.load(Path("outputs") / run / "checkpoints" / f"{name}.ckpt", weights_only=True)
-
-
-def assert_equal(a: Any, b: Any, where: str = "") -> None:
-    """Equal to the last bit, all the way down."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}[{index}]")
-    else:
-        assert a == b, where
-
-
-def ema_of(state: dict[str, Any]) -> dict[str, Any]:
-    return next(value for key, value in state["callbacks"].items() if key.startswith("EMA"))
 
 
 def test_both_stages_from_photos_to_faces(
@@ -65,33 +38,6 @@ def test_both_stages_from_photos_to_faces(
     assert Path("outputs/ldm/faces/checkpoints/best_vae.pth").exists()  # the run can be moved without the other
 
 
-def train_and_kill(*settings: str, step: int) -> None:
-    """Train under the name "killed" in a process of its own, which dies when `step` steps are done."""
-    kill = ["name=killed", "+callbacks.kill._target_=probes.KillAt", f"+callbacks.kill.step={step}"]
-    killed = subprocess.run(
-        [sys.executable, ROOT / "train.py", *settings, *kill],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert killed.returncode == -9, killed.stderr
-
-
-def test_a_killed_run_goes_on_bit_for_bit(train: Command, workplace: Path) -> None:
-    settings = [*TINY_VAE, *SHORT, "trainer.max_steps=12", "trainer.val_check_interval=5"]
-    settings += ["callbacks.last.every_n_train_steps=3", "model.loss.reconstruction=mse"]
-    train(*settings, "name=straight")
-    # 36 pictures in batches of 8 are 4 steps an epoch: step 7 is in the middle of the second.
-    train_and_kill(*settings, step=7)
-    assert checkpoint("vae/killed")["global_step"] == 6
-    train(*settings, "name=killed", "resume=true")
-    straight, resumed = checkpoint("vae/straight"), checkpoint("vae/killed")
-    assert_equal(straight["state_dict"], resumed["state_dict"], "weights")
-    assert_equal(straight["optimizer_states"], resumed["optimizer_states"], "optimiser")
-    assert_equal(ema_of(straight), ema_of(resumed), "average")
-    assert_equal(straight["lr_schedulers"], resumed["lr_schedulers"], "learning rate")
-    logs = [Path(f"outputs/vae/{name}/metrics.csv").read_text().splitlines() for name in ("straight", "killed")]
-    assert len(logs[0]) == len(logs[1])
-
-
 def test_a_resumed_diffusion_run_goes_on_bit_for_bit(train: Command, workplace: Path) -> None:
     train(*TINY_VAE, *SHORT, "name=faces")
     settings = [*TINY_LDM, *SHORT, "model.lr_schedule.decay_share=0"]
@@ -102,42 +48,6 @@ def test_a_resumed_diffusion_run_goes_on_bit_for_bit(train: Command, workplace: 
     assert straight["global_step"] == resumed["global_step"] == 11
     assert_equal(straight["state_dict"], resumed["state_dict"], "weights")
     assert_equal(ema_of(straight), ema_of(resumed), "average")
-
-
-def test_a_killed_diffusion_run_leaves_the_averages_and_the_guide_of_an_uninterrupted_one(
-    train: Command, workplace: Path
-) -> None:
-    train(*TINY_VAE, *SHORT, "name=faces")
-    settings = [*TINY_LDM, *SHORT, "trainer.max_steps=12", "callbacks.last.every_n_train_steps=4"]
-    settings += ["callbacks.ema.sigma_rel=0.07", "callbacks.ema.snapshots=4", "callbacks.guide.share=0.75"]
-    train(*settings, "name=straight")
-    # Killed after snapshot and guide of step 9, it goes on from step 8 and makes both again.
-    train_and_kill(*settings, step=11)
-    assert checkpoint("ldm/killed")["global_step"] == 8
-    assert Path("outputs/ldm/killed/checkpoints/guide_denoiser.pth").exists()
-    train(*settings, "name=killed", "resume=true")
-    assert_equal(ema_of(checkpoint("ldm/straight")), ema_of(checkpoint("ldm/killed")), "averages")
-    folders = [Path(f"outputs/ldm/{name}/checkpoints") for name in ("straight", "killed")]
-    assert sorted(path.name for path in (folders[0] / "ema").iterdir()) == [
-        "step_0000003.pth", "step_0000006.pth", "step_0000009.pth", "step_0000012.pth",
-    ]  # fmt: skip
-    straight, resumed = (
-        {path.name: path.read_bytes() for path in [*(folder / "ema").iterdir(), folder / "guide_denoiser.pth"]}
-        for folder in folders
-    )
-    assert straight == resumed
-
-    run = find_run("killed", "ldm")
-    rebuilt = run.averaged("denoiser", 0.07)  # which was kept as well, though not in the snapshots
-    names = [name for name, _ in rebuilt.named_parameters()]
-    for name, value in zip(names, ema_of(checkpoint("ldm/killed"))["average"], strict=True):
-        torch.testing.assert_close(rebuilt.get_parameter(name), value, rtol=2**-9, atol=2e-4, msg=name)
-    pipeline = FacePipeline.load(run, ema=0.07)
-    assert pipeline.guide is not None
-    assert pipeline.denoiser is not None
-    assert weights_hash(pipeline.denoiser) == weights_hash(rebuilt)
-    with pytest.raises(UserError, match=r"ema=0\.07 is for runs of stage 2"):
-        FacePipeline.load("outputs/vae/faces", ema=0.07)
 
 
 REFUSED = {
@@ -175,7 +85,7 @@ REFUSED = {
     "annealing without a KL": (["model=ldm", "annealing=cosine"], "annealing"),
     "an annealing key that nothing reads": ([*TINY_VAE, "annealing.end=1"], "model.kl_weight.end"),
     "a VAE for a VAE": ([*TINY_VAE, "vae=latest"], "model=ldm"),
-    "going on from nothing": ([*TINY_VAE, "name=new", "resume=true"], "resume=auto"),
+    "a full disk that is to be ignored": ([*TINY_VAE, "on_full_disk=ignore"], "on_full_disk=ignore"),
     "an unknown way to resume": ([*TINY_VAE, "resume=perhaps"], "resume=perhaps"),
     "steps in no number": ([*TINY_VAE, "model.kl_weight.num_steps=0"], "num_steps=0"),
 }
@@ -202,29 +112,6 @@ def test_a_finished_run_is_not_overwritten(train: Command, workplace: Path, capf
         train(*TINY_VAE, *SHORT, "name=done", "model.optimizer.lr=1")
     assert "resume=auto" in capfd.readouterr().err
     assert {path: path.read_bytes() for path in Path("outputs/vae/done").rglob("*") if path.is_file()} == before
-
-
-ADVERSARIAL = [
-    "model/loss=adversarial",
-    "model.loss.perceptual.net=squeeze",
-    "model.adversary.start_step=2",
-    "model.adversary.discriminator.channels=8",
-    "model.adversary.discriminator.num_layers=1",
-    "data.resolution=32",
-]
-
-
-def test_a_killed_adversarial_run_goes_on_bit_for_bit(train: Command, workplace: Path, squeezenet: Path) -> None:
-    arguments = [*TINY_VAE, *SHORT, *ADVERSARIAL, f"model.loss.perceptual.weights={squeezenet}", "trainer.max_steps=6"]
-    train(*arguments, "name=straight")
-    train_and_kill(*arguments, "callbacks.last.every_n_train_steps=1", step=5)
-    train(*arguments, "name=killed", "resume=true")
-    straight, resumed = checkpoint("vae/straight"), checkpoint("vae/killed")
-    assert straight["global_step"] == 6  # steps of the VAE, not of both optimisers
-    for key in ("state_dict", "optimizer_states", "adversary"):
-        assert_equal(resumed[key], straight[key], key)
-    assert_equal(ema_of(resumed), ema_of(straight))
-    assert max(state["step"] for state in straight["adversary"]["optimizer"]["state"].values()) == 4  # steps 2 to 5
 
 
 def test_the_adversary_takes_one_step_for_several_batches(train: Command, workplace: Path, squeezenet: Path) -> None:
@@ -319,26 +206,6 @@ def test_wandb_logs_offline_and_beside_it_a_csv(
     assert capsys.readouterr().out.count("wandb login") == 1
     assert list(Path("outputs/vae/logged/wandb").glob("offline-run-*/*.wandb"))
     assert Path("outputs/vae/logged/metrics.csv").exists()
-
-
-@pytest.mark.parametrize("clip", ["1.0", "null"])
-def test_a_gradient_that_is_no_number_stops_training_before_its_step(
-    clip: str, train: Command, capfd: pytest.CaptureFixture[str]
-) -> None:
-    poison = ["+callbacks.poison._target_=probes.Poison", "+callbacks.poison.step=5"]
-    last = "callbacks.last.every_n_train_steps=1"
-    options = [last, f"trainer.gradient_clip_val={clip}", "trainer.log_every_n_steps=50", "trainer.max_steps=20"]
-    with pytest.raises(SystemExit) as exit_:
-        train(*TINY_VAE, *SHORT, *poison, *options, "name=bad")
-    said = capfd.readouterr().err
-    assert exit_.value.code == 2
-    assert "the gradient's norm is nan at step 5" in said
-    assert "Traceback" not in said
-    kept = torch.load("outputs/vae/bad/checkpoints/last.ckpt", weights_only=True)
-    assert kept["global_step"] == 5
-    assert all(value.isfinite().all() for value in kept["state_dict"].values())
-    averages = next(state for name, state in kept["callbacks"].items() if name.startswith("EMA"))["average"]
-    assert all(value.isfinite().all() for value in averages)
 
 
 CHOICES = {

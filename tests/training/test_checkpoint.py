@@ -22,11 +22,13 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
     assert torch.load(path, weights_only=True) == {"step": 1}
 
 
-def test_the_next_save_clears_what_a_kill_left(tmp_path: Path) -> None:
-    orphan = tmp_path / "last.ckpt.partial"
-    orphan.write_bytes(b"half a checkpoint")
-    AtomicCheckpointIO().save_checkpoint({"step": 3}, tmp_path / "best.ckpt")
-    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+def test_the_last_checkpoint_but_one_is_kept(tmp_path: Path) -> None:
+    writer = AtomicCheckpointIO()
+    for step in (1, 2, 3):
+        for name in ("last", "best"):
+            writer.save_checkpoint({"step": step}, tmp_path / f"{name}.ckpt")
+    kept = {path.name: torch.load(path, weights_only=True)["step"] for path in tmp_path.iterdir()}
+    assert kept == {"last.ckpt": 3, "last.previous.ckpt": 2, "best.ckpt": 3}
 
 
 def test_a_resumed_log_keeps_what_came_before_its_step_and_no_more(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The only room that knows Lightning, beside the data module."""
 
 from latentfaces.training.adversary import Adversary
-from latentfaces.training.checkpoint import AtomicCheckpointIO, ResumableCSVLogger
+from latentfaces.training.checkpoint import AtomicCheckpointIO, DiskFullError, ResumableCSVLogger, damage
 from latentfaces.training.fit import fit_and_test
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 from latentfaces.training.optimizers import MuonAdamW
@@ -11,11 +11,13 @@ from latentfaces.training.vae_module import VAEModule
 __all__ = [
     "Adversary",
     "AtomicCheckpointIO",
+    "DiskFullError",
     "LatentDiffusionModule",
     "MuonAdamW",
     "NonFiniteError",
     "ResumableCSVLogger",
     "Stage",
     "VAEModule",
+    "damage",
     "fit_and_test",
 ]

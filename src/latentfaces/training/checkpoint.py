@@ -1,24 +1,67 @@
-"""Checkpoints that a crash cannot break, and a log that a resume does not erase."""
+"""Checkpoints that neither a crash nor a full disk can break, and a log that a resume does not erase."""
 
 import csv
 import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
+from latentfaces.errors import UserError, no_room
 
-def save_whole(content: Any, path: Path) -> None:
-    """`torch.save` beside the target, then rename: the target is always the old file or the new one, whole."""
+PARTIAL = ".partial"
+
+
+class DiskFullError(UserError):
+    """A file could not be written; what it held before is untouched.
+
+    Args:
+        path: the file.
+        reason: what the system said.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        free = shutil.disk_usage(path.parent).free
+        super().__init__(
+            f"{path} was not written: {reason[0].lower()}{reason[1:]} ({free / 1e6:.0f} MB are free there). What it "
+            "held before is untouched: make room, or move the run with hydra.run.dir=..."
+        )
+
+
+def save_whole(content: Any, path: Path, previous: Path | None = None) -> None:
+    """`torch.save` beside the target, then rename: the target is always the old file or the new one, whole.
+
+    Args:
+        content: what to save.
+        path: the target.
+        previous: the name that the old file gets, if it is to be kept.
+
+    Raises:
+        DiskFullError: there is no room for it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except Exception as error:
+        partial.unlink(missing_ok=True)  # what could be written of it takes the room that the next save needs
+        if (reason := no_room(error)) is None:
+            raise
+        raise DiskFullError(path, reason) from error
+    if previous is not None and path.exists():
+        path.replace(previous)
     partial.replace(path)
 
 
@@ -27,18 +70,55 @@ def save_weights(module: nn.Module, path: Path) -> None:
     save_whole({name: value.cpu() for name, value in module.state_dict().items()}, path)
 
 
+def damage(path: Path) -> str | None:
+    """What is wrong with a file of `torch.save`, each record of which carries its CRC-32; None if nothing is."""
+    if path.is_dir():
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+    except Exception as error:  # a flipped bit may ask for a compression or an encryption that does not exist
+        return "it is empty" if path.stat().st_size == 0 else f"{error}".rstrip(".").lower()
+    return record and f"its part {record} has changed since it was written"
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes as `save_whole` does.
+    """Writes as `save_whole` does, and keeps the last.ckpt of before this one as last.previous.ckpt.
 
     The library writes to the system's temporary folder and moves; where that is another file system (a mounted drive,
     a cluster's scratch), the move copies, and a kill in the middle of it destroys the last good checkpoint.
+
+    Args:
+        on_full_disk: "skip" the checkpoint with a warning, or "fail".
     """
+
+    def __init__(self, on_full_disk: Literal["skip", "fail"] = "skip") -> None:
+        self.on_full_disk = on_full_disk
+        self.skipped = False
+        """Whether the last one that was due could not be written."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
-        for orphan in target.parent.glob("*.ckpt.partial"):
-            orphan.unlink()
-        save_whole(checkpoint, target)
+        with self.full_disk_survived():
+            save_whole(checkpoint, target, target.with_stem("last.previous") if target.stem == "last" else None)
+
+    @contextmanager
+    def full_disk_survived(self) -> Iterator[None]:
+        """Within this context a `DiskFullError` is only told, if so chosen; the rest of the context is left out."""
+        self.skipped = False
+        try:
+            yield
+        except DiskFullError as error:
+            self.skipped = True
+            if self.on_full_disk == "fail":
+                raise
+            print(f"WARNING: {error}. Training goes on, as on_full_disk=skip.", file=sys.stderr)
+
+
+def full_disk_survived(trainer: Trainer) -> AbstractContextManager[None]:
+    """The same for other files than checkpoints."""
+    io = trainer.strategy.checkpoint_io
+    return io.full_disk_survived() if isinstance(io, AtomicCheckpointIO) else nullcontext()
 
 
 class ResumableCSVLogger(CSVLogger):

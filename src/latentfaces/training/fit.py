@@ -23,6 +23,8 @@ def fit_and_test(
 ) -> float:
     """Fit, then measure the best weights on all held-out photos; write plots and result.json.
 
+    A run that is finished, and has no more steps to do than it had, is left as it is.
+
     Args:
         trainer: has a `BestWeights` callback.
         module: what to train.
@@ -38,8 +40,10 @@ def fit_and_test(
     if best is None:
         raise UserError("callbacks.best_weights is missing: without it a run leaves no weights to use")
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.checkpoint_callbacks:
-        trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    if trainer.global_step == module.resumed_at and (run_dir / RESULT).exists():
+        if trainer.is_global_zero and not trainer.should_stop:
+            print(f"{run_dir} is finished, at step {trainer.global_step}: to train it further raise trainer.max_steps")
+        return best.best
     # The limit of training rarely falls on a validation: the last weights, often the best, get theirs here.
     trainer.validate(module, datamodule=data, verbose=False)
     trainer.strategy.barrier()  # the first process writes what all read now

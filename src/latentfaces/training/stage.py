@@ -51,6 +51,8 @@ class Stage(LightningModule, ABC):
         """What the verdict rests on."""
         self.gradient_norm: Tensor | None = None
         self.gradient_step = 0
+        self.resumed_at: int | None = None
+        """The step of the checkpoint that training goes on from, if any."""
 
     @property
     @abstractmethod
@@ -145,6 +147,9 @@ class Stage(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_gradient()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.resumed_at = checkpoint["global_step"]
 
     def log_terms(self, terms: Mapping[str, Tensor | float]) -> None:
         """Log scalars of a training step, every `trainer.log_every_n_steps`: each key costs half a millisecond.

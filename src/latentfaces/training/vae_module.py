@@ -110,6 +110,7 @@ class VAEModule(Stage):
             checkpoint["adversary"] = self.adversary.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         if self.adversary is not None and "adversary" in checkpoint:
             self.adversary.load_state_dict(checkpoint["adversary"])
 

@@ -8,13 +8,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from latentfaces.errors import UserError
 from latentfaces.training.callbacks.ema import averaged_weights
-from latentfaces.training.checkpoint import save_weights
-from latentfaces.training.stage import Stage
+from latentfaces.training.checkpoint import full_disk_survived, save_weights
+from latentfaces.training.stage import NonFiniteError, Stage
 
 
 class BestWeights(Callback):
     """Writes `best_*.pth`, plain state dicts of the averaged weights, whenever the validation loss is the lowest yet.
+
+    Comes first of the callbacks that look at what a validation has found: none of them sees a value that is no number.
 
     Args:
         folder: where to.
@@ -32,11 +35,29 @@ class BestWeights(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
+        self.check_monitored(trainer)
         value = float(trainer.callback_metrics[self.monitor])
-        if value < self.best:  # never true of NaN
-            self.best = value
-            with averaged_weights(trainer, pl_module):
+        if not math.isfinite(value):
+            raise NonFiniteError(self.monitor, value, trainer.global_step)
+        if value < self.best:
+            with averaged_weights(trainer, pl_module), full_disk_survived(trainer):
                 self.write(pl_module)
+                self.best = value
+
+    def check_monitored(self, trainer: Trainer) -> None:
+        """Hold what callbacks monitor against what is logged.
+
+        Raises:
+            UserError: one of them waits for something else.
+        """
+        for callback in trainer.callbacks if trainer.state.fn == "fit" else [self]:  # type: ignore[attr-defined]
+            monitor = getattr(callback, "monitor", None)
+            if monitor is not None and monitor not in trainer.callback_metrics:
+                logged = ", ".join(sorted(trainer.callback_metrics))
+                raise UserError(
+                    f"the callback {type(callback).__name__} has monitor={monitor}, which is not logged: take one of "
+                    f"{logged}"
+                )
 
     @rank_zero_only
     def write(self, pl_module: LightningModule) -> None:

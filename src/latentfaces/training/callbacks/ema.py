@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentfaces.averaging import WIDEST, Snapshot, decay, power_of_width, snapshots_in
 from latentfaces.errors import UserError
-from latentfaces.training.checkpoint import save_whole
+from latentfaces.training.checkpoint import full_disk_survived, save_whole
 from latentfaces.training.stage import Stage
 
 
@@ -124,7 +124,8 @@ class EMA(Callback):
             for width in self.tracks
         }
         rest = {name: value.cpu() for name, value in pl_module.network.state_dict().items() if name not in names}
-        save_whole(vars(Snapshot(self.num_updates, tracks, rest)), path)
+        with full_disk_survived(pl_module.trainer):
+            save_whole(vars(Snapshot(self.num_updates, tracks, rest)), path)
 
     @rank_zero_only
     def forget_future(self) -> None:

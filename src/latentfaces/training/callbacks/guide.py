@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from latentfaces.errors import UserError
 from latentfaces.run import GUIDE
 from latentfaces.training.callbacks.ema import averaged_weights
-from latentfaces.training.checkpoint import save_weights
+from latentfaces.training.checkpoint import full_disk_survived, save_weights
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 
 
@@ -54,7 +54,7 @@ class GuideWeights(Callback):
     @rank_zero_only
     def write(self, trainer: Trainer, pl_module: LatentDiffusionModule) -> None:
         """Write the file, which appears whole."""
-        with averaged_weights(trainer, pl_module):
+        with averaged_weights(trainer, pl_module), full_disk_survived(trainer):
             save_weights(pl_module.denoiser, self.path)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,147 @@
+"""A run that is told to end leaves everything that it needs to go on."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from latentfaces.training.checkpoint import AtomicCheckpointIO
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Stopped(SystemExit):
+    """A signal has ended the run, with the exit status that a shell gives it: 128 and its number.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
+        self.saved: tuple[int, Path] | None = None
+        """Step and checkpoint, where one was written."""
+
+
+class GracefulStop(Checkpoint):
+    """Keeps the last state of training in `path`: when training is over, or when a signal ends it.
+
+    A signal is only noted. After each step, and before each batch of a validation, the ranks tell one another, and
+    all of them leave training, save and end together, whichever of them it was sent to. Where there is nothing to
+    save, before and after training, it ends the run at once. So does a second Ctrl-C, everywhere.
+
+    Args:
+        path: the checkpoint.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.received = 0
+        self.process = os.getpid()
+        self.looping = self.saving = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within this context signals are heard."""
+        if threading.current_thread() is not threading.main_thread():  # no other may ask for signals
+            yield
+            return
+        # What the shell has told this process to ignore, as it does for jobs in its background, stays ignored.
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self.note) for number in heard}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        if os.getpid() != self.process or self.received:  # a loading process, forked from this one
+            return
+        self.received = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not self.looping:
+            raise Stopped(number)
+        os.write(
+            2, f"{signal.Signals(number).name}: saving; Ctrl-C ends at once\n".encode()
+        )  # print is not for handlers
+
+    def check(self, trainer: Trainer) -> None:
+        """End here on all ranks, if one of them has got a signal."""
+        number = self.received
+        if trainer.world_size > 1:
+            flag = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(flag, reduce_op="max"))
+        if number:
+            # The library kills what is left five seconds after the first of its processes has ended with a status.
+            getattr(trainer.strategy.launcher, "procs", []).clear()
+            raise Stopped(number)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # The library's handler waits for the other ranks inside the handler, which deadlocks unless all of them get
+        # the signal; and it hears only the first rank's, by a broadcast in each step, which ours takes the place of.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.looping = self.saving = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.check_between_steps(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.looping = True
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.check_between_steps(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.saving:  # one beside training
+            self.leave(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.looping = True
+
+    def on_test_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.check(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.leave(trainer)
+
+    def check_between_steps(self, trainer: Trainer) -> None:
+        """End here, unless gradients have been added for a step that is still to be taken: no checkpoint holds them."""
+        if not (self.saving and trainer.fit_loop.epoch_loop._should_accumulate()):
+            self.check(trainer)
+
+    def leave(self, trainer: Trainer) -> None:
+        """From here on a signal ends the run at once."""
+        self.saving = False
+        self.check(trainer)
+        self.looping = False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.check(trainer)
+        if any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.path)
+        self.leave(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # The average has given the weights back by now: this callback is called after those that save nothing.
+        if isinstance(exception, Stopped) and self.saving:
+            trainer.save_checkpoint(self.path)
+            io = trainer.strategy.checkpoint_io
+            if not (isinstance(io, AtomicCheckpointIO) and io.skipped):
+                exception.saved = (trainer.global_step, self.path)
+        self.looping = self.saving = False

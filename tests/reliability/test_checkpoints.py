@@ -1,0 +1,164 @@
+"""Checkpoints that are damaged, find no room, or would hold no numbers: cases 21, 23, 29, 31."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from commands import SHORT, TINY_VAE, Command, run_command
+from forked import Forker
+from states import assert_equal, checkpoint, ema_of
+
+from latentfaces.training import damage
+
+VAE = [*TINY_VAE, *SHORT]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def write_text(path: Path) -> None:
+    path.write_text("<html>404 not found</html>")
+
+
+def flip_a_bit(path: Path) -> None:
+    """In the middle of the weights."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGES = [truncate, empty, write_text, flip_a_bit]
+
+
+@pytest.fixture(scope="module")
+def two_saves(warm: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workplace with a run that was killed after the checkpoints of steps 2 and 4."""
+    place = tmp_path_factory.mktemp("saved")
+    kill = ["+callbacks.kill._target_=probes.SignalAt", "+callbacks.kill.step=5"]
+    options = ["callbacks.last.every_n_train_steps=2", "trainer.max_steps=6", "trainer.val_check_interval=100"]
+    status, said = Forker(place).run(*VAE, *options, *kill, "name=killed")
+    assert status == -9, said
+    return place
+
+
+@pytest.mark.parametrize("spoil", DAMAGES)
+def test_case_31_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    spoil: Callable[[Path], None], two_saves: Path, workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(two_saves, workplace, dirs_exist_ok=True)
+    last = Path("outputs/vae/killed/checkpoints/last.ckpt")
+    spoil(last)
+    settings = [*VAE, "trainer.max_steps=6", "trainer.val_check_interval=100", "name=killed"]
+    with pytest.raises(SystemExit) as exit_:
+        run_command("train.py", *settings, "resume=true")
+    said = capfd.readouterr().err
+    assert exit_.value.code == 2
+    assert f"{last} is damaged" in said
+    assert "last.previous.ckpt with resume=auto" in said
+    assert "Traceback" not in said
+    run_command("train.py", *settings, "resume=auto")
+    out, err = capfd.readouterr()
+    assert f"{last} is damaged" in err
+    assert f"going on from {last.with_stem('last.previous')}" in out
+    assert checkpoint("vae/killed")["global_step"] == 6
+    for path in last.parent.glob("*.ckpt"):
+        spoil(path)
+    with pytest.raises(SystemExit):
+        run_command("train.py", *settings, "resume=auto")
+    assert "begin anew" in capfd.readouterr().err
+
+
+def test_case_31_no_flipped_bit_goes_unseen(tmp_path: Path) -> None:
+    content = {"weights": torch.randn(300), "names": ["a", "b"], "step": 3}
+    path = tmp_path / "last.ckpt"
+    torch.save(content, path)
+    assert damage(path) is None
+    whole, draw = path.read_bytes(), random.Random(31)
+    unseen = 0
+    for place in draw.sample(range(len(whole)), 300):
+        spoiled = bytearray(whole)
+        spoiled[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(spoiled)
+        if damage(path) is None:
+            unseen += 1
+            assert_equal(torch.load(path, weights_only=True), content)  # it was in what only fills up
+    assert unseen < 150
+
+
+def test_case_29_a_full_disk_costs_a_checkpoint_and_not_the_run(fork: Forker) -> None:
+    options = ["callbacks.last.every_n_train_steps=3", "trainer.val_check_interval=5", "trainer.max_steps=12"]
+    full = ["+callbacks.full._target_=probes.FullDisk", "+callbacks.full.first=4", "+callbacks.full.last=8"]
+    status, said = fork.run(*VAE, *options, *full, "name=full")
+    assert status == 0, said
+    assert "Traceback" not in said
+    folder = Path("outputs/vae/full/checkpoints")
+    for name in ("last.ckpt", "best.ckpt", "best_vae.pth"):  # of steps 6, 5 and 5
+        assert f"{folder.resolve() / name} was not written: file too large" in said, name
+    assert said.count("MB are free there") == 3
+    assert checkpoint("vae/full")["global_step"] == 12
+    assert (folder / "best_vae.pth").exists()  # of step 10
+    assert not list(folder.glob("*.partial"))
+
+
+def test_case_29_a_full_disk_ends_the_run_if_so_chosen_and_leaves_the_checkpoint_before(fork: Forker) -> None:
+    options = ["callbacks.last.every_n_train_steps=3", "trainer.val_check_interval=100", "on_full_disk=fail"]
+    full = ["+callbacks.full._target_=probes.FullDisk", "+callbacks.full.first=4", "+callbacks.full.last=100"]
+    status, said = fork.run(*VAE, *options, *full, "trainer.max_steps=12", "name=full")
+    assert status == 2, said
+    assert "last.ckpt was not written" in said
+    assert "Traceback" not in said
+    assert checkpoint("vae/full")["global_step"] == 3
+    assert not list(Path("outputs").rglob("*.partial"))
+
+
+@pytest.mark.parametrize("clip", ["1.0", "null"])
+def test_case_21_a_gradient_that_is_no_number_stops_training_before_its_step(
+    clip: str, train: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    poison = ["+callbacks.poison._target_=probes.Poison", "+callbacks.poison.step=5"]
+    last = "callbacks.last.every_n_train_steps=1"
+    options = [last, f"trainer.gradient_clip_val={clip}", "trainer.log_every_n_steps=50", "trainer.max_steps=20"]
+    with pytest.raises(SystemExit) as exit_:
+        train(*VAE, *poison, *options, "name=bad")
+    said = capfd.readouterr().err
+    assert exit_.value.code == 2
+    assert "the gradient's norm is nan at step 5" in said
+    assert "Traceback" not in said
+    kept = checkpoint("vae/bad")
+    assert kept["global_step"] == 5
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+    assert all(value.isfinite().all() for value in ema_of(kept)["average"])
+
+
+def test_case_23_a_validation_that_gives_no_number_stops_training_and_is_never_the_best(
+    train: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spoil = ["+callbacks.spoil._target_=probes.SpoilValidation", "+callbacks.spoil.step=4"]
+    with pytest.raises(SystemExit) as exit_:
+        train(*VAE, *spoil, "trainer.max_steps=8", "name=bad")
+    said = capfd.readouterr().err
+    assert exit_.value.code == 2
+    assert "val/loss is nan at step 4" in said
+    assert "Traceback" not in said
+    assert checkpoint("vae/bad", "best")["global_step"] == 2
+
+
+@pytest.mark.parametrize("callback", ["best_weights", "best", "early_stopping"])
+def test_case_23_a_value_to_monitor_that_nothing_logs_is_named(
+    callback: str, train: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        train(*VAE, f"callbacks.{callback}.monitor=val/lss", "name=bad")
+    said = capfd.readouterr().err
+    assert exit_.value.code == 2
+    assert "monitor=val/lss" in said
+    assert "val/loss" in said
+    assert "Traceback" not in said

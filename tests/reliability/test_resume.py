@@ -1,0 +1,278 @@
+"""A killed run goes on as if nothing had been: cases 27, 28, 30, 32 to 35."""
+
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import ADVERSARIAL, SHORT, TINY_LDM, TINY_VAE, Command, run_command
+from forked import Forker
+from states import assert_same_end, checkpoint, ema_of, validations
+
+from latentfaces.errors import UserError
+from latentfaces.nn import weights_hash
+from latentfaces.pipeline import FacePipeline
+from latentfaces.run import find_run
+
+# 36 pictures in batches of 8 are 4 steps an epoch.
+STEPS = ["trainer.max_steps=14", "trainer.val_check_interval=5", "callbacks.last.every_n_train_steps=3"]
+VAE = [*TINY_VAE, *SHORT, *STEPS, "model.loss.reconstruction=mse"]
+RANDOM = random.Random(27)
+
+KILLS: dict[str, list[dict[str, Any]]] = {
+    "in the middle of an epoch": [{"step": 7}],
+    "twice in one epoch": [{"step": 5}, {"step": 7}],
+    "at the end of an epoch": [{"step": 12}],
+    "in a validation": [{"step": 5, "hook": "on_validation_batch_start"}],
+    "in a validation of a step that was saved": [{"step": 10, "hook": "on_validation_batch_start", "every": 5}],
+    "in a validation at the end of an epoch": [{"step": 8, "hook": "on_validation_end", "every": 4, "val": 4}],
+    "before the first checkpoint": [{"step": 1}],
+    "at random": [{"step": step} for step in sorted(RANDOM.sample(range(1, 14), 3))],
+}
+
+
+def killed(
+    step: int, hook: str = "on_train_batch_start", every: int | None = None, val: int | None = None
+) -> list[str]:
+    """Settings of a run that is killed."""
+    kill = ["+callbacks.kill._target_=probes.SignalAt", f"+callbacks.kill.step={step}", f"+callbacks.kill.hook={hook}"]
+    return kill + timing(every, val)
+
+
+def timing(every: int | None = None, val: int | None = None, **_: object) -> list[str]:
+    """Settings of when a run saves and validates, where they are other than `STEPS`."""
+    saves = [f"callbacks.last.every_n_train_steps={every}"] if every else []
+    return saves + ([f"trainer.val_check_interval={val}"] if val else [])
+
+
+def kill_and_resume(fork: Forker, settings: Sequence[str], kills: Sequence[dict[str, Any]]) -> None:
+    """Train under the name "killed", die each of these deaths, and come to the end."""
+    for kill in kills:
+        status, said = fork.run(*settings, *killed(**kill), "name=killed", "resume=auto")
+        assert status == -9, said
+    status, said = fork.run(*settings, *timing(**kills[-1]), "name=killed", "resume=auto")
+    assert status == 0, said
+
+
+@pytest.fixture(scope="module")
+def straight(warm: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`straight(settings)`: the folder of a run that nothing has interrupted, trained once."""
+    runs: dict[tuple[str, ...], Path] = {}
+
+    def train(*settings: str) -> Path:
+        if settings not in runs:
+            place = tmp_path_factory.mktemp("straight")
+            status, said = Forker(place).run(*settings, "name=straight")
+            assert status == 0, said
+            runs[settings] = place / "outputs/vae/straight"
+        return runs[settings]
+
+    return train
+
+
+@pytest.mark.parametrize("where", KILLS)
+def test_case_27_a_killed_run_goes_on_bit_for_bit(where: str, straight: Callable[..., Path], fork: Forker) -> None:
+    kills = KILLS[where]
+    kill_and_resume(fork, VAE, kills)
+    assert_same_end("vae/killed", straight(*VAE, *timing(**kills[-1])))
+
+
+def test_case_27_a_killed_run_with_loading_processes_goes_on_bit_for_bit(
+    straight: Callable[..., Path], fork: Forker
+) -> None:
+    kill_and_resume(fork, [*VAE, "data.num_workers=2"], [{"step": 7}, {"step": 10, "every": 5}])
+    assert_same_end("vae/killed", straight(*VAE, *timing(every=5)))  # which loads in a thread
+
+
+def test_case_27_a_killed_adversarial_run_goes_on_bit_for_bit(fork: Forker, squeezenet: Path) -> None:
+    settings = [*TINY_VAE, *SHORT, *ADVERSARIAL, f"model.loss.perceptual.weights={squeezenet}", "trainer.max_steps=6"]
+    settings.append("callbacks.last.every_n_train_steps=1")
+    assert fork.run(*settings, "name=straight")[0] == 0
+    kill_and_resume(fork, settings, [{"step": 5}])
+    assert_same_end("vae/killed", "vae/straight")
+    state = checkpoint("vae/killed")
+    assert state["global_step"] == 6  # steps of the VAE, not of both optimisers
+    assert max(step["step"] for step in state["adversary"]["optimizer"]["state"].values()) == 4  # steps 2 to 5
+
+
+def test_case_27_a_killed_diffusion_run_leaves_the_averages_and_the_guide_of_an_uninterrupted_one(
+    fork: Forker,
+) -> None:
+    assert fork.run(*TINY_VAE, *SHORT, "name=faces")[0] == 0
+    settings = [*TINY_LDM, *SHORT, "trainer.max_steps=12", "callbacks.last.every_n_train_steps=4"]
+    settings += ["callbacks.ema.sigma_rel=0.07", "callbacks.ema.snapshots=4", "callbacks.guide.share=0.75"]
+    assert fork.run(*settings, "name=straight")[0] == 0
+    # Killed after snapshot and guide of step 9, it goes on from step 8 and makes both again.
+    status, said = fork.run(*settings, *killed(step=11), "name=killed")
+    assert status == -9, said
+    assert checkpoint("ldm/killed")["global_step"] == 8
+    assert Path("outputs/ldm/killed/checkpoints/guide_denoiser.pth").exists()
+    status, said = fork.run(*settings, "name=killed", "resume=true")
+    assert status == 0, said
+    assert_same_end("ldm/straight", "ldm/killed")
+    folders = [Path(f"outputs/ldm/{name}/checkpoints") for name in ("straight", "killed")]
+    assert sorted(path.name for path in (folders[0] / "ema").iterdir()) == [
+        "step_0000003.pth", "step_0000006.pth", "step_0000009.pth", "step_0000012.pth",
+    ]  # fmt: skip
+    whole, resumed = (
+        {path.name: path.read_bytes() for path in [*(folder / "ema").iterdir(), folder / "guide_denoiser.pth"]}
+        for folder in folders
+    )
+    assert whole == resumed
+
+    run = find_run("killed", "ldm")
+    rebuilt = run.averaged("denoiser", 0.07)  # which was kept as well, though not in the snapshots
+    names = [name for name, _ in rebuilt.named_parameters()]
+    for name, value in zip(names, ema_of(checkpoint("ldm/killed"))["average"], strict=True):
+        torch.testing.assert_close(rebuilt.get_parameter(name), value, rtol=2**-9, atol=2e-4, msg=name)
+    pipeline = FacePipeline.load(run, ema=0.07)
+    assert pipeline.guide is not None
+    assert pipeline.denoiser is not None
+    assert weights_hash(pipeline.denoiser) == weights_hash(rebuilt)
+    with pytest.raises(UserError, match=r"ema=0\.07 is for runs of stage 2"):
+        FacePipeline.load("outputs/vae/faces", ema=0.07)
+
+
+@pytest.mark.ddp
+def test_case_27_two_killed_processes_go_on_bit_for_bit(fork: Forker) -> None:
+    settings = [*VAE, "data.batch_size=4"]
+    ends = [rank.wait() for rank in fork.start_ranks(*settings, "name=straight")]
+    assert ends == [0, 0]
+    ranks = fork.start_ranks(*settings, *killed(step=7), "+callbacks.kill.rank=1", "name=killed")
+    assert ranks[1].wait() == -9
+    assert ranks[0].wait() != 0  # it cannot go on alone
+    assert checkpoint("vae/killed")["global_step"] == 6
+    assert [rank.wait() for rank in fork.start_ranks(*settings, "name=killed", "resume=true")] == [0, 0]
+    assert_same_end("vae/killed", "vae/straight")
+
+
+def test_case_28_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_before_it(
+    straight: Callable[..., Path], fork: Forker, tmp_path: Path
+) -> None:
+    kill = ["+callbacks.kill._target_=probes.KillInSave", "+callbacks.kill.step=5"]
+    elsewhere = tmp_path / "tmp"
+    elsewhere.mkdir()
+    status, said = fork.run(*VAE, *kill, "name=killed", TMPDIR=str(elsewhere))
+    assert status == -9, said
+    folder = Path("outputs/vae/killed/checkpoints")
+    assert (folder / "last.ckpt.partial").exists()
+    assert checkpoint("vae/killed")["global_step"] == 3
+    status, said = fork.run(*VAE, "name=killed", "resume=true")
+    assert status == 0, said
+    assert not list(folder.glob("*.partial"))
+    assert not list(elsewhere.glob("*.ckpt*"))
+    assert_same_end("vae/killed", straight(*VAE))
+
+
+def test_case_30_last_is_the_last_and_best_the_best(train: Command) -> None:
+    train(*VAE, "name=worse", "model.optimizer.lr=0.1", "trainer.val_check_interval=1", "~callbacks.early_stopping")
+    losses = {int(step): float(loss) for step, loss in validations("vae/worse")}
+    best = min(losses, key=lambda step: losses[step]) + 1
+    assert best < 14  # the case: later validations were worse
+    assert checkpoint("vae/worse", "best")["global_step"] == best
+    assert checkpoint("vae/worse")["global_step"] == 14
+
+
+def test_case_32_going_on_from_nothing_is_an_error_or_said(train: Command, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        train(*TINY_VAE, *SHORT, "name=new", "resume=true")
+    assert exit_.value.code == 2
+    assert "no " in (said := capfd.readouterr().err)
+    assert "resume=auto" in said
+    assert not Path("outputs/vae/new").exists()
+    train(*TINY_VAE, *SHORT, "name=new", "resume=auto")
+    assert "a fresh start" in capfd.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def done(warm: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workplace with a finished run."""
+    place = tmp_path_factory.mktemp("done")
+    status, said = Forker(place).run(*VAE, "name=done")
+    assert status == 0, said
+    return place
+
+
+@pytest.fixture
+def copied(done: Path, workplace: Path) -> Path:
+    """A copy of that workplace, to go on in."""
+    shutil.copytree(done, workplace, dirs_exist_ok=True)
+    return workplace
+
+
+def best_of(state: dict[str, object]) -> dict[str, object]:
+    """What a checkpoint says of the best one."""
+    callbacks = state["callbacks"]
+    assert isinstance(callbacks, dict)
+    return next(value for value in callbacks.values() if value.get("monitor") == "val/loss")
+
+
+def test_case_33_a_run_that_was_moved_keeps_its_best(copied: Path) -> None:
+    before = best_of(checkpoint("vae/done"))
+    Path("outputs/vae/done").rename("moved")
+    worse = ["model.optimizer.lr=1", "resume=force", "hydra.run.dir=moved", "trainer.max_steps=16"]
+    run_command("train.py", *VAE, "name=done", *worse)
+    after = best_of(checkpoint(Path("moved")))
+    assert after["best_model_score"] == before["best_model_score"]
+    assert after["best_model_path"] == str(copied / "moved/checkpoints/best.ckpt")
+    assert checkpoint(Path("moved"), "best")["global_step"] <= 14
+
+
+def test_case_33_a_run_that_goes_on_is_the_same_run_of_wandb(train: Command) -> None:
+    train(*TINY_VAE, *SHORT, "logger=wandb", "name=logged")
+    train(*TINY_VAE, *SHORT, "logger=wandb", "name=logged", "resume=auto", "trainer.max_steps=5")
+    runs = list(Path("outputs/vae/logged/wandb").glob("offline-run-*"))
+    assert len(runs) == 2
+    assert len({run.name.rpartition("-")[2] for run in runs}) == 1
+
+
+def test_case_34_a_changed_config_is_told_and_what_changes_the_outcome_must_be_forced(
+    copied: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    harmful = ["model.optimizer.lr=0.002", "data.batch_size=4", "seed=5"]
+    for resume in ("auto", "true"):
+        with pytest.raises(SystemExit) as exit_:
+            run_command("train.py", *VAE, *harmful, "trainer.max_steps=15", "name=done", f"resume={resume}")
+        said = capfd.readouterr().err
+        assert exit_.value.code == 2
+        assert "model.optimizer.lr: 0.001 -> 0.002" in said
+        assert "data.batch_size: 8 -> 4" in said
+        assert "seed: 0 -> 5; " not in said.replace("; seed: 0 -> 5", "")  # told once, not for each key that follows it
+        assert "resume=force" in said
+        assert "max_steps" not in said
+    assert checkpoint("vae/done")["global_step"] == 14
+    run_command(
+        "train.py", *VAE, "trainer.max_steps=15", "callbacks.last.every_n_train_steps=4", "name=done", "resume=true"
+    )
+    said = capfd.readouterr().out
+    assert "trainer.max_steps: 14 -> 15" in said
+    assert "callbacks.last.every_n_train_steps: 3 -> 4" in said
+    assert checkpoint("vae/done")["global_step"] == 15
+    run_command("train.py", *VAE, *harmful, "trainer.max_steps=16", "name=done", "resume=force")
+    assert checkpoint("vae/done")["global_step"] == 16
+
+
+def test_case_35_a_finished_run_is_left_as_it_is(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = Path("outputs/vae/done/result.json")
+    before = result.read_bytes()
+    run_command("train.py", *VAE, "name=done", "resume=auto")
+    assert "raise trainer.max_steps" in capfd.readouterr().out
+    assert result.read_bytes() == before
+
+
+def test_case_35_patience_survives_a_kill_and_an_early_stop_a_resume(
+    fork: Forker, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Without a learning rate nothing gets better.
+    settings = [*VAE, "model.optimizer.lr=0", "callbacks.early_stopping.patience=3", "trainer.val_check_interval=2"]
+    kill_and_resume(fork, settings, [{"step": 7, "every": 1}])
+    assert checkpoint("vae/killed")["global_step"] == 8  # the lowest loss at step 2, then three that are not lower
+    status, said = fork.run(*settings, "name=killed", "resume=auto")
+    assert status == 0
+    assert "callbacks.early_stopping.patience=6" in said
+    assert checkpoint("vae/killed")["global_step"] == 8
+    status, said = fork.run(*settings, "name=killed", "resume=auto", "callbacks.early_stopping.patience=5")
+    assert checkpoint("vae/killed")["global_step"] == 12

@@ -1,0 +1,56 @@
+"""What a run leaves, and whether two runs left the same."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+OF_A_FILE = ("best_k_models", "current_score")
+"""What checkpoints say of where files are, and what the library writes but does not read."""
+
+
+def checkpoint(run: str | Path, name: str = "last") -> dict[str, Any]:
+    """A checkpoint of a run, named by its folder or as `vae/faces`."""
+    folder = run if isinstance(run, Path) else Path("outputs") / run
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def ema_of(state: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the average."""
+    return next(value for key, value in state["callbacks"].items() if key.startswith("EMA"))
+
+
+def assert_equal(a: Any, b: Any, where: str = "") -> None:
+    """Equal to the last bit, all the way down."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{index}]")
+    else:
+        assert a == b, where
+
+
+def assert_same_end(one: str | Path, other: str | Path) -> None:
+    """Both runs came to the same weights, optimisers, schedules, average, patience, best loss and place in the data."""
+    states = [checkpoint(run) for run in (one, other)]
+    for state in states:
+        for callback in state["callbacks"].values():
+            for name in [name for name, value in callback.items() if isinstance(value, str) or name in OF_A_FILE]:
+                del callback[name]
+        del state["loops"]  # how often training was begun is counted there
+    assert_equal(*states)
+    assert validations(one) == validations(other)
+
+
+def validations(run: str | Path) -> list[tuple[str, str]]:
+    """Step and loss of each validation, as logged."""
+    folder = run if isinstance(run, Path) else Path("outputs") / run
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    step, loss = (lines[0].split(",").index(name) for name in ("step", "val/loss"))
+    return [(cells[step], cells[loss]) for line in lines[1:] if (cells := line.split(","))[loss]]
