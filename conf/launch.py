@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import netrc
 import os
 import shutil
@@ -17,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conf.checks import check_training
+from conf.devices import settle_devices
 from latentfaces.errors import UserError
 from latentfaces.run import CONFIG, RESULT, Run, find_run, open_run
 
@@ -45,8 +47,9 @@ def wandb_is_offline() -> bool:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that a person started, not one that it started for another device."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+    """Whether this is the process that a person started, or the first of those that torchrun or srun did."""
+    numbers = ("LOCAL_RANK", "NODE_RANK", "RANK", "GROUP_RANK", "SLURM_PROCID")
+    return not any(int(os.environ.get(number, "0")) for number in numbers)
 
 
 def claim_run(cfg: DictConfig) -> Path | None:
@@ -167,6 +170,7 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
     try:
         vae_run = add_trained_vae(cfg) if cfg.stage == "ldm" else None
         check_training(cfg)
+        settle_devices(cfg)
         checkpoint = claim_run(cfg)
         cfg.trainer.precision = precision_for(cfg.trainer) if cfg.trainer.precision == "auto" else cfg.trainer.precision
         parts = build_training(cfg, vae_run)
@@ -202,7 +206,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
     from lightning.pytorch.loggers import WandbLogger
 
     from latentfaces.nn import weights_hash
-    from latentfaces.training import AtomicCheckpointIO
+    from latentfaces.training import CheckpointFiles
 
     quiet_libraries()
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -223,7 +227,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
         cfg.trainer,
         callbacks=list(instantiate(cfg.callbacks).values()),
         logger=list(instantiate(cfg.logger).values()),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[CheckpointFiles()],
         default_root_dir=cfg.run_dir,
     )
     if is_main_process():
@@ -235,6 +239,23 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
             logger._wandb_init.pop("anonymous", None)  # W&B warns of what the library always passes
             logger.log_hyperparams(plain(cfg))
     if is_main_process():
-        kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
-        print(f"training on {trainer.num_devices} {kind} device(s), {cfg.trainer.precision}")
+        print(told(cfg, trainer))
     return data, module, trainer
+
+
+def told(cfg: DictConfig, trainer: Any) -> str:
+    """What trains, and what a step takes: nothing is scaled behind a person's back."""
+    kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+    what = f"training on {trainer.world_size} {kind} device(s), {cfg.trainer.precision}"
+    factors = {
+        "data.batch_size": cfg.data.batch_size,
+        "devices": trainer.world_size,
+        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+    }
+    several = {name: factor for name, factor in factors.items() if factor > 1 or name == "data.batch_size"}
+    if len(several) == 1:
+        return what
+    return (
+        f"{what}: a step takes {math.prod(several.values())} pictures ({' x '.join(several)} = "
+        f"{' x '.join(map(str, several.values()))}); model.optimizer.lr={cfg.model.optimizer.lr:g} stays as it is"
+    )

@@ -37,16 +37,22 @@ class Generate:
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the pictures; the grid's path."""
-        names = [(self.seed, self.first + number) for number in range(self.num_images)]
+        ranks = pictures.ranks
+        share = ranks.share(self.num_images)
+        pictures.count = share.start
+        names = [(self.seed, self.first + number) for number in share]
+        in_grid = len(share[: max(MAX_IN_GRID - share.start, 0)])
         shape = (self.num_images, pipeline.resolution, pipeline.resolution, 3)
         shown = torch.empty(0, 3, *shape[1:3], dtype=torch.uint8)
         with contextlib.ExitStack() as stack:
-            array = stack.enter_context(ArrayFile(pictures.folder / "images.npz", shape)) if self.npz else None
+            array = stack.enter_context(ArrayFile(pictures.folder / "images.npz", shape, ranks)) if self.npz else None
             batches = pipeline.faces(names, self.sampler, self.batch_size)
-            for faces in track(batches, "Generating", total=math.ceil(self.num_images / self.batch_size)):
+            total = math.ceil(len(share) / self.batch_size)
+            for faces in track(batches, "Generating", total=total, disable=ranks.rank > 0):
                 if array is None:
                     pictures.add(faces)
                 else:
                     array.add(faces)
-                shown = torch.cat([shown, faces[: MAX_IN_GRID - len(shown)]])
+                shown = torch.cat([shown, faces[: in_grid - len(shown)]])
+        shown = ranks.join(shown)
         return pictures.grid(shown, columns=math.ceil(math.sqrt(len(shown))))

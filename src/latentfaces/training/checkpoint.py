@@ -2,13 +2,17 @@
 
 import csv
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+
+from latentfaces.training.sharding import whole
 
 
 def save_whole(content: Any, path: Path) -> None:
@@ -23,8 +27,25 @@ def save_whole(content: Any, path: Path) -> None:
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a plain state dict, on the CPU."""
-    save_whole({name: value.cpu() for name, value in module.state_dict().items()}, path)
+    """Write a plain state dict, on the CPU: the first rank does; where weights are sharded, all must call this."""
+    state = gathered(module.state_dict())
+    if is_first_rank():
+        save_whole(state, path)
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors on the CPU, at the first rank alone; where they are sharded, all ranks must call this."""
+    kept: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():  # one by one: all of them together may be more than a device holds
+        tensor = whole(tensor)
+        if is_first_rank():
+            kept[name] = tensor.cpu()
+    return kept
+
+
+def is_first_rank() -> bool:
+    """Whether this is the process that writes."""
+    return rank_zero_only.rank == 0
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
