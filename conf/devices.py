@@ -85,8 +85,8 @@ def check_launcher(cfg: DictConfig, launcher: Launcher) -> None:
         folder = Path(data.folder)
         if not (folder / "ffhq.zip").exists() and not (folder / f"ffhq-{data.resolution}").exists():
             raise UserError(
-                f"FFHQ is not in {folder} yet, and each process of {launcher.name} would fetch it: fetch it first, with "
-                "python train.py on one device"
+                f"FFHQ is not in {folder} yet, and each process of {launcher.name} would fetch it: fetch it first, "
+                "with python train.py on one device"
             )
 
 
@@ -168,7 +168,7 @@ def check_strategy(cfg: DictConfig) -> None:
         raise UserError("strategy=deepspeed clips by norm: leave out trainer.gradient_clip_algorithm=value")
     if trainer.precision not in ("auto", "32-true"):
         raise UserError(
-            f"strategy=deepspeed would average weights in trainer.precision={trainer.precision}, which loses small steps: "
-            "type trainer.precision=32-true"
+            f"strategy=deepspeed would average weights in trainer.precision={trainer.precision}, which loses small "
+            "steps: type trainer.precision=32-true"
         )
     trainer.precision = "32-true"

@@ -38,7 +38,8 @@ class Generate:
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the pictures; the grid's path."""
         ranks = pictures.ranks
-        share = ranks.share(self.num_images)
+        batches_here = ranks.share(math.ceil(self.num_images / self.batch_size))  # as one process alone would make them
+        share = range(self.num_images)[batches_here.start * self.batch_size : batches_here.stop * self.batch_size]
         pictures.count = share.start
         names = [(self.seed, self.first + number) for number in share]
         in_grid = len(share[: max(MAX_IN_GRID - share.start, 0)])
@@ -47,8 +48,7 @@ class Generate:
         with contextlib.ExitStack() as stack:
             array = stack.enter_context(ArrayFile(pictures.folder / "images.npz", shape, ranks)) if self.npz else None
             batches = pipeline.faces(names, self.sampler, self.batch_size)
-            total = math.ceil(len(share) / self.batch_size)
-            for faces in track(batches, "Generating", total=total, disable=ranks.rank > 0):
+            for faces in track(batches, "Generating", total=len(batches_here), disable=ranks.rank > 0):
                 if array is None:
                     pictures.add(faces)
                 else:

@@ -1,7 +1,7 @@
 """Checkpoints of sharded tensors: folders that any number of ranks can read, under any strategy.
 
-`meta.pt` has all that ranks have in common, and says which of the folders `a` and `b` has the rows, a file a rank. It is
-written last, and whole, so that the checkpoint is always the old one or the new one. Nothing in it is code.
+`meta.pt` has all that ranks have in common, and says which of the folders `a` and `b` has the rows, a file a rank. It
+is written last, and whole, so that the checkpoint is always the old one or the new one. Nothing in it is code.
 """
 
 import shutil
@@ -48,7 +48,7 @@ def write_sharded(
         num_ranks: how many write.
         barrier: waits for the others.
     """
-    target, folder = folder, folder.with_name(folder.name + ".partial") if folder.is_file() else folder
+    target, folder = folder, folder.with_name(folder.name + ".sharded") if folder.is_file() else folder
     slot = SLOTS[1] if (folder / META).exists() and read_meta(folder)["slot"] == SLOTS[0] else SLOTS[0]
     barrier()  # all have looked
     if rank == 0:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.plugins import LightningEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -101,7 +101,7 @@ class DDP(Watched, DDPStrategy):
 class FSDP(Watched, ModelParallelStrategy):
     """A process a device, each with a share of weights, gradients, averages and the optimiser's state (FSDP2).
 
-    The library's own checkpoints are neither atomic nor free of pickled code, and leave out what callbacks keep sharded.
+    The library's own checkpoints are neither atomic nor free of pickled code, and lose what callbacks keep sharded.
 
     Args:
         timeout_minutes: how long ranks wait for one another.
