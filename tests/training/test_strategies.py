@@ -207,7 +207,10 @@ REFUSED = {
         ["strategy=deepspeed", "data.resolution=32", "model/loss=adversarial"],
         "strategy=ddp",
     ),
-    "matrices in parts": (["strategy=fsdp", "model/optimizer=muon"], "model/optimizer=muon needs whole matrices"),
+    "matrices in parts": (
+        ["strategy=fsdp", "model.optimizer._target_=latentfaces.training.MuonAdamW"],
+        "model/optimizer=muon needs whole matrices",
+    ),
     "no package": (["strategy=deepspeed"], 'pip install "latentfaces[deepspeed]"'),
     "a strategy of no name": (["strategy=horovod"], "fsdp"),
     "no time": (["strategy=fsdp", "trainer.strategy.timeout_minutes=-1", *ON_CPU], "timeout_minutes=-1"),

@@ -45,7 +45,8 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def is_first_rank() -> bool:
     """Whether this is the process that writes."""
-    return rank_zero_only.rank == 0
+    first: bool = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    return first
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -80,6 +81,7 @@ class ResumableCSVLogger(CSVLogger):
         with self.path.open(newline="") as file:
             return [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         if self.earlier:
             rows = [row for row in self.earlier if step is None or int(row["step"]) < step]

@@ -72,7 +72,7 @@ class Watched(ParallelStrategy):
 
     def barrier(self, name: str | None = None) -> None:
         if not self.failed:
-            super().barrier(name)
+            super().barrier(name)  # type: ignore[safe-super]
 
 
 def backend_timeout(timeout_minutes: float) -> timedelta:
@@ -107,8 +107,8 @@ class FSDP(Watched, ModelParallelStrategy):
         timeout_minutes: how long ranks wait for one another.
     """
 
-    restore_checkpoint_after_setup = False  # type: ignore[assignment] # in the order of the other strategies
-    lightning_restore_optimizer = True  # type: ignore[assignment]
+    restore_checkpoint_after_setup = False  # in the order of the other strategies
+    lightning_restore_optimizer = True
 
     def __init__(self, timeout_minutes: float = 10.0) -> None:
         super().__init__(timeout=backend_timeout(timeout_minutes))
