@@ -21,7 +21,9 @@ def sample(cfg: DictConfig) -> None:
     from conf.sampling import prepared_task
 
     task, pipeline, pictures = prepared_task(cfg)
-    print(task(pipeline, pictures))
+    path = task(pipeline, pictures)
+    if pictures.ranks.rank == 0:
+        print(path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is checked before a training starts: types, sizes that must divide, options without effect, devices."""
+"""What is checked before a training starts: types, sizes that must divide, options without effect."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -70,7 +70,6 @@ def check_training(cfg: DictConfig) -> None:
     if str(cfg.trainer.precision).startswith("16"):
         raise UserError("trainer.precision=16-mixed overflows here: take bf16-mixed, which has float32's range")
     ModelLimits(cfg, typed).check()
-    check_devices(cfg.trainer)
 
 
 class ModelLimits:
@@ -148,21 +147,3 @@ class ModelLimits:
                 "model.denoiser.network.label_channels and model.augmentation go together: "
                 "type model/augmentation=nonleaky or =none"
             )
-
-
-def check_devices(trainer: DictConfig) -> None:
-    """Refuse more devices than there are, rather than start as many processes on one CPU."""
-    import torch
-
-    try:
-        wanted = int(trainer.devices)
-    except ValueError:  # "auto", "0,1"
-        return
-    available = torch.cuda.device_count()
-    on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and wanted > 1)
-    if on_gpu and wanted > available:
-        fewer = f"trainer.devices={available}" if available else "trainer.devices=1"
-        raise UserError(
-            f"trainer.devices={wanted}, but this machine has {available} GPUs: type {fewer}, or for {wanted} processes "
-            f"on the CPU trainer.accelerator=cpu trainer.devices={wanted} strategy=ddp"
-        )

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import netrc
 import os
 import secrets
@@ -19,6 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conf.checks import check_training
+from conf.devices import settle_devices
 from conf.resume import claim_run, command_to_go_on, is_main_process, requeue
 from latentfaces.errors import UserError
 from latentfaces.run import CONFIG, Run, find_run, open_run
@@ -155,6 +157,7 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
     try:
         vae_run = add_trained_vae(cfg) if cfg.stage == "ldm" else None
         check_training(cfg)
+        settle_devices(cfg)
         cfg.trainer.precision = precision_for(cfg.trainer) if cfg.trainer.precision == "auto" else cfg.trainer.precision
         checkpoint = claim_run(cfg)
         with stops_told(cfg) as stop:
@@ -214,7 +217,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, stop: Any) -> tuple[Any
     from lightning.pytorch.loggers import WandbLogger
 
     from latentfaces.nn import weights_hash
-    from latentfaces.training import AtomicCheckpointIO
+    from latentfaces.training import CheckpointFiles
     from latentfaces.training.callbacks import ExactResume
 
     quiet_libraries()
@@ -238,7 +241,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, stop: Any) -> tuple[Any
         # The last two whatever was chosen: no choice of callbacks should cost a run, or make its resume another run.
         callbacks=[*instantiate(cfg.callbacks).values(), ExactResume(), stop],
         logger=list(instantiate(cfg.logger).values()),
-        plugins=[AtomicCheckpointIO(cfg.on_full_disk)],
+        plugins=[CheckpointFiles(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,
     )
     if is_main_process():
@@ -250,6 +253,23 @@ def build_training(cfg: DictConfig, vae_run: Run | None, stop: Any) -> tuple[Any
             logger._wandb_init.pop("anonymous", None)  # W&B warns of what the library always passes
             logger.log_hyperparams(plain(cfg))
     if is_main_process():
-        kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
-        print(f"training on {trainer.num_devices} {kind} device(s), {cfg.trainer.precision}")
+        print(told(cfg, trainer))
     return data, module, trainer
+
+
+def told(cfg: DictConfig, trainer: Any) -> str:
+    """What trains, and what a step takes: nothing is scaled behind a person's back."""
+    kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+    what = f"training on {trainer.world_size} {kind} device(s), {cfg.trainer.precision}"
+    factors = {
+        "data.batch_size": cfg.data.batch_size,
+        "devices": trainer.world_size,
+        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+    }
+    several = {name: factor for name, factor in factors.items() if factor > 1 or name == "data.batch_size"}
+    if len(several) == 1:
+        return what
+    return (
+        f"{what}: a step takes {math.prod(several.values())} pictures ({' x '.join(several)} = "
+        f"{' x '.join(map(str, several.values()))}); model.optimizer.lr={cfg.model.optimizer.lr:g} stays as it is"
+    )

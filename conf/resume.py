@@ -26,15 +26,19 @@ HARMLESS = (
     *("data.folder", "data.num_val_images", "data.num_workers"),
     *(f"trainer.{key}" for key in ("accelerator", "strategy*", "devices", "num_nodes", "sync_batchnorm")),
     *(f"trainer.{key}" for key in ("precision", "deterministic", "benchmark", "detect_anomaly", "profiler")),
-    *(f"trainer.{key}" for key in ("max_*", "min_*", "enable_*", "log_every_n_steps", "num_sanity_val_steps")),
+    *(
+        f"trainer.{key}"
+        for key in ("max_*", "min_*", "enable_*", "log_every_n_steps", "num_sanity_val_steps", "inference_mode")
+    ),
     *(f"trainer.{key}" for key in ("val_check_interval", "check_val_every_n_epoch", "limit_val*", "limit_test*")),
 )
 """Keys that may change at a resume: how long, where, how fast, and what is shown; all others change what is learned."""
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that a person started, not one that it started for another device."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+    """Whether this is the process that a person started, or the first of those that torchrun or srun did."""
+    numbers = ("LOCAL_RANK", "NODE_RANK", "RANK", "GROUP_RANK", "SLURM_PROCID")
+    return not any(int(os.environ.get(number, "0")) for number in numbers)
 
 
 def claim_run(cfg: DictConfig) -> Path | None:

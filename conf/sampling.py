@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from conf.checks import check_types
-from conf.launch import plain
+from conf.launch import is_main_process, plain
 from conf.schema import Precision
 from latentfaces.errors import UserError
 from latentfaces.run import GUIDE, Run, build, find_run, open_run
@@ -55,12 +55,15 @@ class Recipe:
 def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     """The task of sample.py, the pipeline of the run it asks for, and the folder for its pictures."""
     from latentfaces.pipeline import FacePipeline
-    from latentfaces.tasks import PictureFolder
+    from latentfaces.tasks import PictureFolder, Ranks
 
     for key in ("num_images", "batch_size"):
         if cfg[key] < 1:
             raise UserError(f"{key}={cfg[key]} must be at least 1")
     choices = HydraConfig.get().runtime.choices
+    ranks = Ranks.started()
+    if ranks.count > 1 and choices["task"] != "generate":
+        raise UserError(f"task={choices['task']} is work for one process: type python in place of torchrun")
     if choices["task"] == "remake":
         recipe = remembered(cfg)
         run = open_run(recipe.run)
@@ -80,7 +83,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
             f"{weights}: it cannot be made again"
         )
     default = run.folder / "samples" / f"{choices['task']}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    return task, pipeline, PictureFolder(cfg.output or default, recipe.text(weights))
+    return task, pipeline, PictureFolder(cfg.output or default, recipe.text(weights), ranks)
 
 
 def typed(cfg: DictConfig, run: Run) -> Recipe:
@@ -103,7 +106,8 @@ def typed(cfg: DictConfig, run: Run) -> Recipe:
             recipe.ema = best["ema"] if cfg.ema is None else cfg.ema
         elif run.has_weights(GUIDE):
             recipe.guidance = plain(OmegaConf.load(AUTO))  # type: ignore[arg-type]
-        print(f"guidance: {described(recipe)}")
+        if is_main_process():
+            print(f"guidance: {described(recipe)}")
     return recipe
 
 

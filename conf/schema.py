@@ -43,6 +43,7 @@ class TrainerConfig:
     profiler: str | None = None
     detect_anomaly: bool = False
     sync_batchnorm: bool = False
+    inference_mode: bool = True
 
 
 @dataclass

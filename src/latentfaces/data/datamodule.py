@@ -174,6 +174,9 @@ class FFHQDataModule(LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
     def train_dataloader(self) -> Iterable[ImageBatch | Tensor]:
+        together = self.batch_size * self.num_ranks
+        # The last run may have had other batches, or another number of devices.
+        done = self.position.get("pictures", self.position["batch"] * together)
         self.train_batches = TrainBatches(
             len(self.train_dataset),  # type: ignore[arg-type]
             self.batch_size,
@@ -182,7 +185,7 @@ class FFHQDataModule(LightningDataModule):
             self.rank,
             self.num_ranks,
             self.position["epoch"],
-            self.position["batch"],
+            done // together,
         )
         return self.loader(self.train_dataset, self.train_batches)
 
@@ -229,7 +232,7 @@ class FFHQDataModule(LightningDataModule):
         epoch = self.train_batches.epoch - 1
         if done >= self.trainer.num_training_batches:
             epoch, done = epoch + 1, 0
-        return {"epoch": epoch, "batch": int(done)}
+        return {"epoch": epoch, "batch": int(done), "pictures": int(done) * self.batch_size * self.num_ranks}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.position = state_dict

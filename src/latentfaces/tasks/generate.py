@@ -37,16 +37,22 @@ class Generate:
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the pictures; the grid's path."""
-        names = [(self.seed, self.first + number) for number in range(self.num_images)]
+        ranks = pictures.ranks
+        batches_here = ranks.share(math.ceil(self.num_images / self.batch_size))  # as one process alone would make them
+        share = range(self.num_images)[batches_here.start * self.batch_size : batches_here.stop * self.batch_size]
+        pictures.count = share.start
+        names = [(self.seed, self.first + number) for number in share]
+        in_grid = len(share[: max(MAX_IN_GRID - share.start, 0)])
         shape = (self.num_images, pipeline.resolution, pipeline.resolution, 3)
         shown = torch.empty(0, 3, *shape[1:3], dtype=torch.uint8)
         with contextlib.ExitStack() as stack:
-            array = stack.enter_context(ArrayFile(pictures.folder / "images.npz", shape)) if self.npz else None
+            array = stack.enter_context(ArrayFile(pictures.folder / "images.npz", shape, ranks)) if self.npz else None
             batches = pipeline.faces(names, self.sampler, self.batch_size)
-            for faces in track(batches, "Generating", total=math.ceil(self.num_images / self.batch_size)):
+            for faces in track(batches, "Generating", total=len(batches_here), disable=ranks.rank > 0):
                 if array is None:
                     pictures.add(faces)
                 else:
                     array.add(faces)
-                shown = torch.cat([shown, faces[: MAX_IN_GRID - len(shown)]])
+                shown = torch.cat([shown, faces[: in_grid - len(shown)]])
+        shown = ranks.join(shown)
         return pictures.grid(shown, columns=math.ceil(math.sqrt(len(shown))))

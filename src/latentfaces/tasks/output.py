@@ -1,15 +1,17 @@
 """Where a task's pictures go."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from torch import Tensor
 
 from latentfaces.errors import UserError
 from latentfaces.evaluation import save_grid, save_png
+from latentfaces.tasks.ranks import Ranks
 
 
 class PictureFolder:
@@ -18,13 +20,16 @@ class PictureFolder:
     Args:
         folder: where to; it must not hold pictures yet.
         origin: what all pictures have in common: run, weights, task, seed, ...
+        ranks: the processes that share out the task; only this one unless given.
     """
 
-    def __init__(self, folder: str | Path, origin: dict[str, Any]) -> None:
-        self.folder, self.origin = Path(folder), origin
+    def __init__(self, folder: str | Path, origin: dict[str, Any], ranks: Ranks | None = None) -> None:
+        self.ranks = ranks or Ranks()
+        self.folder, self.origin = Path(self.ranks.agree(folder)), origin
         self.count = 0
         if any(self.folder.glob("*.png")) or (self.folder / "images.npz").exists():
             raise UserError(f"output={self.folder} holds pictures already: name another folder")
+        self.ranks.wait()  # all have looked
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -39,7 +44,8 @@ class PictureFolder:
     def grid(self, images: Tensor, columns: int) -> Path:
         """Write all images (n, 3, H, W) uint8 as grid.png."""
         path = self.folder / "grid.png"
-        save_grid(images, path, columns, self.text())
+        if self.ranks.rank == 0:
+            save_grid(images, path, columns, self.text())
         return path
 
     def text(self, **more: Any) -> dict[str, str]:
@@ -53,13 +59,22 @@ class ArrayFile:
     Args:
         path: the file, which appears whole.
         shape: (n, H, W, 3).
+        ranks: the processes that add to it, each its share.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
-        self.path, self.shape = path, shape
+    def __init__(self, path: Path, shape: tuple[int, int, int, int], ranks: Ranks) -> None:
+        self.path, self.shape, self.ranks = path, shape, ranks
         self.partial = path.with_name(path.name + ".partial")
 
+    def share_of(self, rank: int) -> Path:
+        """The bytes of another process than the first, on their way."""
+        return self.path.with_name(f"{self.path.name}.{rank}.partial")
+
     def __enter__(self) -> Self:
+        self.file: IO[bytes]
+        if self.ranks.rank > 0:
+            self.file = self.share_of(self.ranks.rank).open("wb")
+            return self
         self.archive = zipfile.ZipFile(self.partial, "w")
         self.file = self.archive.open("arr_0.npy", "w", force_zip64=True)
         header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
@@ -71,6 +86,16 @@ class ArrayFile:
         self.file.write(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if self.ranks.rank > 0:
+            self.file.close()
+            self.ranks.wait()
+            return
+        if error is None:
+            self.ranks.wait()
+            for rank in range(1, self.ranks.count):
+                with self.share_of(rank).open("rb") as share:
+                    shutil.copyfileobj(share, self.file)
+                self.share_of(rank).unlink()
         self.file.close()
         self.archive.close()
         if error is None:

@@ -5,12 +5,14 @@ from latentfaces.training.checkpoint import AtomicCheckpointIO, DiskFullError, R
 from latentfaces.training.fit import fit_and_test
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 from latentfaces.training.optimizers import MuonAdamW
+from latentfaces.training.sharded_checkpoint import CheckpointFiles
 from latentfaces.training.stage import NonFiniteError, Stage
 from latentfaces.training.vae_module import VAEModule
 
 __all__ = [
     "Adversary",
     "AtomicCheckpointIO",
+    "CheckpointFiles",
     "DiskFullError",
     "LatentDiffusionModule",
     "MuonAdamW",

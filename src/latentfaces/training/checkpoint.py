@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +14,11 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
 
 from latentfaces.errors import UserError, no_room
+from latentfaces.training.sharding import whole
 
 PARTIAL = ".partial"
 
@@ -66,8 +68,26 @@ def save_whole(content: Any, path: Path, previous: Path | None = None) -> None:
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a plain state dict, on the CPU."""
-    save_whole({name: value.cpu() for name, value in module.state_dict().items()}, path)
+    """Write a plain state dict, on the CPU: the first rank does; where weights are sharded, all must call this."""
+    state = gathered(module.state_dict())
+    if is_first_rank():
+        save_whole(state, path)
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors on the CPU, at the first rank alone; where they are sharded, all ranks must call this."""
+    kept: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():  # one by one: all of them together may be more than a device holds
+        tensor = whole(tensor)
+        if is_first_rank():
+            kept[name] = tensor.cpu()
+    return kept
+
+
+def is_first_rank() -> bool:
+    """Whether this is the process that writes."""
+    first: bool = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    return first
 
 
 def damage(path: Path) -> str | None:
@@ -139,6 +159,7 @@ class ResumableCSVLogger(CSVLogger):
         with self.path.open(newline="") as file:
             return [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         if self.earlier:
             rows = [row for row in self.earlier if step is None or int(row["step"]) < step]

@@ -48,6 +48,9 @@ class LatentDiffusionModule(Stage):
     def exports(self) -> Mapping[str, nn.Module]:
         return {"best_denoiser": self.denoiser}
 
+    def shards(self) -> Mapping[nn.Module, tuple[str, ...]]:
+        return {self.denoiser.network: ("heads",) if self.denoiser.has_auxiliary else ()}
+
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (b, 3, R, R) in [-1, 1] -> mean and standard deviation of the posterior, for the latent cache."""
         posterior = self.autoencoder.to(images.device).encode(images)

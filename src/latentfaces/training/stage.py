@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from latentfaces.annealing import WarmupDecay
 from latentfaces.errors import UserError
+from latentfaces.training.sharding import shard, whole
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 
@@ -63,6 +65,10 @@ class Stage(LightningModule, ABC):
     def exports(self) -> Mapping[str, nn.Module]:
         """Weight files by name, without `.pth`, and the modules whose weights they hold."""
 
+    def shards(self) -> Mapping[nn.Module, tuple[str, ...]]:
+        """What strategy=fsdp spreads over the ranks: parts of the network, with their methods besides `forward`."""
+        return {self.network: ()}
+
     @abstractmethod
     def preview(self) -> Tensor:
         """A few pictures that show how training goes: (n, 3, H, W) in [-1, 1], the same ones each time."""
@@ -85,6 +91,11 @@ class Stage(LightningModule, ABC):
                 callback.best_k_models, callback.kth_best_model_path, callback.best_model_score = {}, "", None
             elif hasattr(callback, "forget"):
                 callback.forget()
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            for part, methods in self.shards().items():
+                shard(part, self.device_mesh["data_parallel"], methods)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer((name, p) for name, p in self.network.named_parameters() if p.requires_grad)
@@ -122,7 +133,11 @@ class Stage(LightningModule, ABC):
         # The library refuses to clip for fused optimisers, for the sake of float16 scaling, which is not used here.
         self.check_gradient()
         parameters = [p for p in self.network.parameters() if p.grad is not None]
-        norm = self.gradient_norm = nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):  # clips within its step, and tells the norm afterwards
+            engine: Any = self.trainer.strategy.model
+            self.gradient_norm, self.gradient_step = engine.get_global_grad_norm(), self.global_step - 1
+            return
+        norm = self.gradient_norm = whole(nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None))
         self.gradient_step = self.global_step
         if self.device.type == "cpu":
             self.check_gradient()

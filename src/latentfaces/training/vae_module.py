@@ -54,6 +54,9 @@ class VAEModule(Stage):
         vae = self.autoencoder
         return {"best_vae": vae, "best_encoder": vae.encoder, "best_decoder": vae.decoder}
 
+    def shards(self) -> Mapping[nn.Module, tuple[str, ...]]:
+        return {self.autoencoder.encoder: ("with_skips",), self.autoencoder.decoder: ()}
+
     def training_step(self, images: Tensor, batch_idx: int) -> Tensor:
         kl_weight = self.kl_weight(self.global_step)
         skip_dropout = self.skip_dropout(self.global_step)

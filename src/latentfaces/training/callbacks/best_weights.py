@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 
 from latentfaces.errors import UserError
 from latentfaces.training.callbacks.ema import averaged_weights
 from latentfaces.training.checkpoint import full_disk_survived, save_weights
+from latentfaces.training.sharding import placed_like
 from latentfaces.training.stage import NonFiniteError, Stage
 
 
@@ -59,9 +59,8 @@ class BestWeights(Callback):
                     f"{logged}"
                 )
 
-    @rank_zero_only
     def write(self, pl_module: LightningModule) -> None:
-        """Write all files, each appearing whole."""
+        """Write all files, each appearing whole; all ranks must call this."""
         assert isinstance(pl_module, Stage)
         for name, module in pl_module.exports().items():
             save_weights(module, self.folder / f"{name}.pth")
@@ -70,7 +69,9 @@ class BestWeights(Callback):
         """Give the module the best weights."""
         assert isinstance(pl_module, Stage)
         name = next(iter(pl_module.exports()))
-        pl_module.network.load_state_dict(torch.load(self.folder / f"{name}.pth", weights_only=True))
+        best = torch.load(self.folder / f"{name}.pth", weights_only=True, map_location="cpu")
+        own = pl_module.network.state_dict()
+        pl_module.network.load_state_dict({key: placed_like(value, own[key]) for key, value in best.items()})
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from latentfaces.averaging import WIDEST, Snapshot, decay, power_of_width, snapshots_in
 from latentfaces.errors import UserError
-from latentfaces.training.checkpoint import full_disk_survived, save_whole
+from latentfaces.training.checkpoint import full_disk_survived, gathered, is_first_rank, save_whole
+from latentfaces.training.sharding import local, placed_like
 from latentfaces.training.stage import Stage
 
 
@@ -61,7 +62,7 @@ class EMA(Callback):
         self.average: list[Tensor] = []
         self.others: dict[float, list[Tensor]] = {width: [] for width in tracks if width != sigma_rel}
         self.powers = {width: power_of_width(width) for width in (sigma_rel, *self.others)}
-        self.num_updates = self.num_due = 0
+        self.num_updates = self.num_due = self.num_written = 0
         self.swapped = False
 
     @property
@@ -72,7 +73,7 @@ class EMA(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parameters = self.parameters(pl_module)
         placed = {
-            width: [a.to(p.device) for a, p in zip(average, parameters, strict=True)]
+            width: [placed_like(a, p) for a, p in zip(average, parameters, strict=True)]
             if average
             else [p.detach().clone() for p in parameters]
             for width, average in self.averages.items()
@@ -91,9 +92,10 @@ class EMA(Callback):
         if trainer.global_step <= self.num_updates:  # gradients are being accumulated: no step was taken
             return
         self.num_updates = trainer.global_step
-        parameters = self.parameters(pl_module)
+        parameters = [local(p) for p in self.parameters(pl_module)]
         for width, average in self.averages.items():
-            torch._foreach_lerp_(average, parameters, 1 - decay(self.powers[width], self.num_updates))
+            own = [local(a) for a in average]
+            torch._foreach_lerp_(own, parameters, 1 - decay(self.powers[width], self.num_updates))
         if self.due(pl_module) > self.num_due:
             self.num_due = self.due(pl_module)
             self.write_snapshot(pl_module)
@@ -109,23 +111,24 @@ class EMA(Callback):
         assert isinstance(pl_module, Stage)
         return int(pl_module.progress() * self.snapshots + 1e-9)
 
-    @rank_zero_only
     def write_snapshot(self, pl_module: LightningModule) -> None:
-        """Write all tracks of this step, unless they are there."""
+        """Write all tracks of this step, unless they are there; all ranks must call this."""
         assert isinstance(pl_module, Stage)
         assert self.folder is not None
-        path = self.folder / Snapshot.name(self.num_updates)
-        if path.exists():
+        if self.num_written == self.num_updates:
             return
+        self.num_written = self.num_updates
         names = [name for name, p in pl_module.network.named_parameters() if p.requires_grad]
         averages = self.averages
         tracks = {
-            width: {name: value.half().cpu() for name, value in zip(names, averages[width], strict=True)}
+            width: gathered({name: value.half() for name, value in zip(names, averages[width], strict=True)})
             for width in self.tracks
         }
-        rest = {name: value.cpu() for name, value in pl_module.network.state_dict().items() if name not in names}
-        with full_disk_survived(pl_module.trainer):
-            save_whole(vars(Snapshot(self.num_updates, tracks, rest)), path)
+        rest = gathered({name: value for name, value in pl_module.network.state_dict().items() if name not in names})
+        if is_first_rank():
+            snapshot = Snapshot(self.num_updates, tracks, rest)
+            with full_disk_survived(pl_module.trainer):
+                save_whole(vars(snapshot), self.folder / Snapshot.name(self.num_updates))
 
     @rank_zero_only
     def forget_future(self) -> None:
@@ -146,10 +149,11 @@ class EMA(Callback):
 
     def swap(self, pl_module: LightningModule) -> None:
         """Exchange the weights and their average, in place."""
-        for weight, average in zip(self.parameters(pl_module), self.average, strict=True):
+        for parameter, average in zip(self.parameters(pl_module), self.average, strict=True):
+            weight, mean = local(parameter), local(average)
             kept = weight.clone()
-            weight.copy_(average)
-            average.copy_(kept)
+            weight.copy_(mean)
+            mean.copy_(kept)
         self.swapped = not self.swapped
 
     @contextmanager

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 
 from latentfaces.errors import UserError
 from latentfaces.run import GUIDE
@@ -51,9 +50,8 @@ class GuideWeights(Callback):
             self.written = True
             self.write(trainer, pl_module)
 
-    @rank_zero_only
     def write(self, trainer: Trainer, pl_module: LatentDiffusionModule) -> None:
-        """Write the file, which appears whole."""
+        """Write the file, which appears whole; all ranks must call this."""
         with averaged_weights(trainer, pl_module), full_disk_survived(trainer):
             save_weights(pl_module.denoiser, self.path)
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from latentfaces.evaluation.grids import save_grid
 from latentfaces.training.callbacks.ema import averaged_weights
@@ -22,13 +21,15 @@ class Previews(Callback):
     def __init__(self, folder: str | Path, columns: int = 8) -> None:
         self.folder, self.columns = Path(folder), columns
 
-    @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
+        one_has_all_weights = pl_module.device_mesh is None
+        if trainer.sanity_checking or (one_has_all_weights and not trainer.is_global_zero):
             return
         assert isinstance(pl_module, Stage)
         with averaged_weights(trainer, pl_module), trainer.precision_plugin.val_step_context():
             images = pl_module.preview()
+        if not trainer.is_global_zero:
+            return
         path = self.folder / f"step_{trainer.global_step:07d}.png"
         save_grid(images, path, self.columns)
         for logger in trainer.loggers:

@@ -7,9 +7,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from latentfaces.evaluation.tensor_values import TensorValues, activations, module_tensors, track_tensor_values
+from latentfaces.training.sharding import whole
 from latentfaces.training.stage import Stage
 
 
@@ -45,14 +47,12 @@ class TensorStats(Callback):
         self.path.unlink()
         kept.write(self.path)
 
-    @rank_zero_only
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, Stage)
         self.hooks.close()
         if self.due(trainer):
             self.seen = self.hooks.enter_context(activations(pl_module.network, self.depth))
 
-    @rank_zero_only
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         assert isinstance(pl_module, Stage)
         if not self.due(trainer):
@@ -62,7 +62,14 @@ class TensorStats(Callback):
         tensors = {n: t for n, t in module_tensors(pl_module.network).items() if t.numel() >= self.smallest}
         tensors |= {f"{name}.output": tensor for name, tensor in self.seen.items()}
         self.seen = {}
-        track_tensor_values(tensors, trainer.global_step).write(self.path)
+        if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+            values = TensorValues()  # one by one: all of them together may be more than a device holds
+            for name, tensor in tensors.items():
+                track_tensor_values({name: whole(tensor)}, trainer.global_step, values)
+        elif trainer.is_global_zero:
+            values = track_tensor_values(tensors, trainer.global_step)
+        if trainer.is_global_zero:
+            values.write(self.path)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.hooks.close()

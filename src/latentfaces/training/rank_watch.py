@@ -1,0 +1,161 @@
+"""Ranks that train together end together, and the first mistake is told, not its echoes."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch.distributed as dist
+
+from latentfaces.errors import UserError
+
+GRACE = 5.0
+"""Seconds in which a rank should end by itself when another has failed."""
+LOOK_EVERY = 0.5
+STOPPED = (0, 130, 138, 140, 143)
+"""Exit statuses of ranks that ended as they should: done, or stopped by a signal that all have agreed on."""
+LOST = re.compile("gloo|NCCL|connection|socket", re.IGNORECASE)
+"""What backends say when another rank is gone."""
+
+
+class RankError(UserError):
+    """Another rank failed first."""
+
+
+class RankWatch(threading.Thread):
+    """Within this context, looks after this rank and the others.
+
+    A rank that fails tells the others, which else would wait for it, some of them without end. A rank that others have
+    waited for longer than `timeout` is named, and all end.
+
+    Args:
+        timeout: seconds.
+        children: ranks that this process has started, from local rank 1 on.
+        parent: process that started this rank for its own training, and must outlive it; None where there is none.
+    """
+
+    def __init__(self, timeout: float, children: Sequence["subprocess.Popen[Any]"] = (), parent: int | None = None):
+        super().__init__(daemon=True, name="rank-watch")
+        self.timeout, self.children, self.parent = timeout, children, parent
+        self.over = threading.Event()
+        self.failed = False
+        self.begun, self.since = -1, time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.over.set()
+        if not isinstance(error, Exception):  # a stop is no failure: all ranks stop together
+            return
+        self.failed = True
+        cause = self.first_failure(error)
+        if cause is None:
+            return
+        if self.rank == 0:
+            raise RankError(cause) from None
+        sys.exit(1)
+
+    def run(self) -> None:
+        while not self.over.wait(LOOK_EVERY):
+            if (trouble := self.trouble()) is None:
+                continue
+            # Most backends raise by themselves when a rank is gone; some wait on.
+            if not self.over.wait(GRACE):
+                self.end(trouble)
+            return
+
+    def end(self, trouble: str) -> None:
+        """End this process, whatever its main thread waits for, and those it has started."""
+        for child in self.children:
+            child.kill()
+        if self.rank == 0 or trouble.startswith("rank 0"):
+            print(f"error: {trouble}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank() if dist.is_initialized() else int(os.environ.get("LOCAL_RANK", "0"))
+
+    @property
+    def store(self) -> dist.Store:
+        """Where ranks leave word for one another."""
+        return dist.PrefixStore("rank-watch", dist.distributed_c10d._get_default_store())
+
+    def trouble(self) -> str | None:
+        """Why this rank should not go on, in one sentence."""
+        if self.parent is not None and os.getppid() != self.parent:
+            return "the process that started this rank has ended"
+        if (lost := self.lost_child()) is not None:
+            return lost
+        if not dist.is_initialized():
+            return None
+        try:
+            store = self.store
+            return store.get("failure").decode() if store.check(["failure"]) else self.stuck(store)
+        except RuntimeError:  # the store is rank 0's
+            return "rank 0 has ended"
+
+    def lost_child(self) -> str | None:
+        """Which of the ranks that this process started has failed."""
+        for local_rank, child in enumerate(self.children, start=1):
+            if (status := child.poll()) is not None and status not in STOPPED:
+                how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+                return f"rank {self.rank + local_rank} {how}"
+        return None
+
+    def stuck(self, store: dist.Store) -> str | None:
+        """Which ranks are missing where the others have waited for too long."""
+        begun, now = collectives_begun(), time.monotonic()
+        store.set(f"begun/{dist.get_rank()}", str(begun))
+        if begun != self.begun:
+            self.begun, self.since = begun, now
+        if now - self.since < self.timeout:
+            return None
+        keys = [f"begun/{rank}" for rank in range(dist.get_world_size())]
+        counts = [int(store.get(key)) if store.check([key]) else 0 for key in keys]
+        behind = [str(rank) for rank, count in enumerate(counts) if count < max(counts)]
+        if not behind:  # nobody waits: all are busy, each with its own work
+            return None
+        return (
+            f"rank {', '.join(behind)} did not come to where the other ranks have waited for "
+            f"{self.timeout / 60:g} minutes: see what it was doing, or give it longer with "
+            "trainer.strategy.timeout_minutes"
+        )
+
+    def first_failure(self, error: Exception) -> str | None:
+        """What another rank failed of before this one did; tells the others of this one's error where it is the first.
+
+        Returns:
+            One sentence; None where this rank is the first, or alone.
+        """
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return None
+        echo = isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
+        limit = time.monotonic() + (GRACE / 2 if echo else 0)
+        own = f"rank {self.rank} failed: {type(error).__name__}: {error}"
+        while True:
+            try:
+                if self.store.check(["failure"]):
+                    return self.store.get("failure").decode()
+                if not echo:
+                    first = self.store.compare_set("failure", "", own).decode()
+                    return None if first == own else first
+            except RuntimeError:
+                return "rank 0 has ended" if echo else None
+            if (lost := self.lost_child()) is not None:
+                return lost
+            if time.monotonic() > limit:
+                return "another rank has ended, and said why where it ran" if echo else None
+            time.sleep(LOOK_EVERY / 5)
+
+
+def collectives_begun() -> int:
+    """Communications that this rank has begun so far, in all groups."""
+    return sum(group._get_sequence_number_for_group() for group in dist.distributed_c10d._world.pg_map)

@@ -1,0 +1,132 @@
+"""Checkpoints of sharded tensors: folders that any number of ranks can read, under any strategy.
+
+`meta.pt` has all that ranks have in common, and says which of the folders `a` and `b` has the rows, a file a rank. It
+is written last, and whole, so that the checkpoint is always the old one or the new one. Nothing in it is code.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from latentfaces.errors import UserError
+from latentfaces.training.checkpoint import AtomicCheckpointIO, save_whole
+from latentfaces.training.sharding import local, rows_of, sharded
+
+META, ROWS = "meta.pt", "rows of"
+SLOTS = ("a", "b")
+
+
+class CheckpointFiles(AtomicCheckpointIO):
+    """Also goes on from a sharded checkpoint, and takes its place."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        if Path(path).is_dir():
+            shutil.rmtree(path)
+        super().save_checkpoint(checkpoint, path, storage_options)
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        if Path(path).is_dir():
+            return read_sharded(Path(path))
+        return super().load_checkpoint(path, *arguments, **options)
+
+
+def write_sharded(
+    checkpoint: dict[str, Any], folder: Path, rank: int, num_ranks: int, barrier: Callable[[], None]
+) -> None:
+    """Write a checkpoint as a folder; all ranks do.
+
+    Args:
+        checkpoint: nested containers with sharded tensors, the same on all ranks but for these.
+        folder: the target; a checkpoint of one file there is replaced.
+        rank: this one.
+        num_ranks: how many write.
+        barrier: waits for the others.
+    """
+    target, folder = folder, folder.with_name(folder.name + ".sharded") if folder.is_file() else folder
+    slot = SLOTS[1] if (folder / META).exists() and read_meta(folder)["slot"] == SLOTS[0] else SLOTS[0]
+    barrier()  # all have looked
+    if rank == 0:
+        shutil.rmtree(folder / slot, ignore_errors=True)
+        (folder / slot).mkdir(parents=True)
+    barrier()
+    rows: dict[str, Tensor] = {}
+    common = without_rows(checkpoint, rows)
+    save_whole(rows, folder / slot / f"{rank}.pt")
+    barrier()
+    if rank == 0:
+        save_whole({"slot": slot, "num_ranks": num_ranks, "checkpoint": common}, folder / META)
+        for other in set(SLOTS) - {slot}:
+            shutil.rmtree(folder / other, ignore_errors=True)
+        if folder != target:
+            target.unlink()
+            folder.rename(target)
+
+
+def without_rows(node: Any, rows: dict[str, Tensor], path: str = "") -> Any:
+    """The node with each sharded tensor taken out into `rows`, and its place and shape left behind."""
+    if isinstance(node, DTensor):
+        rows[path] = local(node.detach()).cpu()
+        return {ROWS: path, "shape": list(node.shape)}
+    if isinstance(node, dict):
+        return {key: without_rows(value, rows, f"{path}/{key}") for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(without_rows(value, rows, f"{path}/{number}") for number, value in enumerate(node))
+    return node
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What the ranks have in common.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        meta: dict[str, Any] = torch.load(folder / META, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise UserError(
+            f"{folder / META} is damaged ({type(error).__name__}): go on from another checkpoint"
+        ) from error
+    return meta
+
+
+def read_sharded(folder: Path, mesh: DeviceMesh | None = None) -> dict[str, Any]:
+    """A checkpoint that `write_sharded` wrote, on any number of ranks.
+
+    Args:
+        folder: the checkpoint.
+        mesh: the ranks to share it out over; none for whole tensors.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    meta = read_meta(folder)
+    files = [folder / meta["slot"] / f"{rank}.pt" for rank in range(meta["num_ranks"])]
+    try:
+        parts = [torch.load(file, weights_only=True, map_location="cpu", mmap=True) for file in files]
+    except Exception as error:
+        raise UserError(
+            f"{folder} has lost a rank's rows ({type(error).__name__}): go on from another checkpoint"
+        ) from error
+    checkpoint: dict[str, Any] = with_rows(meta["checkpoint"], parts, mesh)
+    return checkpoint
+
+
+def with_rows(node: Any, parts: list[Mapping[str, Tensor]], mesh: DeviceMesh | None) -> Any:
+    """The inverse of `without_rows`, from what all ranks wrote."""
+    if isinstance(node, dict) and ROWS in node:
+        tensor = torch.cat([part[node[ROWS]] for part in parts])
+        if mesh is None:
+            return tensor
+        rows = rows_of(tensor, mesh.get_local_rank(), mesh.size()).to(mesh.device_type, copy=True)
+        return sharded(rows, torch.Size(node["shape"]), mesh)
+    if isinstance(node, dict):
+        return {key: with_rows(value, parts, mesh) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(with_rows(value, parts, mesh) for value in node)
+    return node

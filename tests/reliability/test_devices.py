@@ -1,0 +1,108 @@
+"""Cases 3, 20, 36 and 38: too few devices, streams of several ranks, a rank that fails, a rank that hangs."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from commands import SHORT, TINY_VAE, Command
+from forked import Forker
+from several import ON_CPU, run_on, start_on
+from torch import Tensor
+
+SMALL = [*TINY_VAE, *SHORT, "data.batch_size=4", *ON_CPU]
+
+
+def probe(name: str, **options: str) -> list[str]:
+    """A callback of device_probes."""
+    arguments = [f"+callbacks.probe.{key}={value}" for key, value in options.items()]
+    return [f"+callbacks.probe._target_=device_probes.{name}", *arguments]
+
+
+@pytest.mark.parametrize("devices", ["trainer.devices=4", "trainer.devices=[0,3]", "trainer.devices=3,"])
+def test_3_more_devices_than_there_are(
+    devices: str, train: Command, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(SystemExit) as exit_:
+        train(*TINY_VAE, *SHORT, devices)
+    said = capfd.readouterr().err
+    assert exit_.value.code == 2
+    assert "has 2 GPUs: type trainer.devices=2, or" in said
+    assert "trainer.accelerator=cpu" in said
+    assert "Traceback" not in said
+
+
+def drawn(folder: str) -> list[list[dict[str, Tensor]]]:
+    """What each rank saw, step by step."""
+    return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.ddp
+def test_20_streams_differ_over_ranks_workers_and_epochs_and_come_again(fork: Forker) -> None:
+    # 36 pictures in two batches of 4 are 4 steps an epoch.
+    settings = [*SMALL, "data.num_workers=2", "trainer.max_steps=8"]
+    for folder in ("first", "second"):
+        run_on(2, fork, *settings, f"name={folder}", *probe("Draws", folder=folder))
+    ranks = drawn("first")
+    noise = [tuple(step["noise"].tolist()) for rank in ranks for step in rank]
+    assert len(noise) == len(set(noise)) == 16
+    for epoch in (slice(0, 4), slice(4, 8)):
+        pictures = torch.cat([step["images"] for rank in ranks for step in rank[epoch]])
+        assert len({picture.numpy().tobytes() for picture in pictures}) == 32  # each once, over both ranks
+    first, second = (torch.cat([step["images"] for step in ranks[0][epoch]]) for epoch in (slice(0, 4), slice(4, 8)))
+    assert not torch.equal(first, second)
+    for one, other in zip(ranks, drawn("second"), strict=True):
+        for step, again in zip(one, other, strict=True):
+            assert torch.equal(step["images"], again["images"])
+            assert torch.equal(step["noise"], again["noise"])
+
+
+def is_alive(number: int) -> bool:
+    """Whether there is a process of this number that is not merely waited for."""
+    try:
+        return "Z" not in Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("failing", [0, 1])
+def test_36_a_rank_that_fails_ends_all_and_says_why(failing: int, fork: Forker) -> None:
+    # A callback that saves at an exception waits for the other ranks, as the library has it.
+    saver = "+callbacks.saver._target_=lightning.pytorch.callbacks.OnExceptionCheckpoint"
+    saving = [saver, "+callbacks.saver.dirpath=saved"]
+    ranks = start_on(2, fork, *SMALL, "name=failed", *probe("OnOneRank", rank=str(failing)), *saving)
+    ranks[failing].wait_for(lambda: "boom" in ranks[failing].said or not ranks[failing].process.is_alive())
+    failed_at = time.monotonic()
+    ends = [rank.wait(20) for rank in ranks]
+    assert time.monotonic() - failed_at < 15
+    assert 0 not in ends
+    assert "ValueError: boom" in ranks[failing].said
+    echo = ranks[1 - failing].said
+    assert "Traceback" not in echo
+    if failing == 1:
+        assert "error: rank 1 failed: ValueError: boom" in echo
+    assert not any(is_alive(rank.process.pid or 0) for rank in ranks)
+
+
+@pytest.mark.ddp
+def test_38_a_rank_that_hangs_is_named_and_all_end(fork: Forker) -> None:
+    patience = ["strategy=ddp", "trainer.strategy.timeout_minutes=0.05"]
+    ranks = start_on(2, fork, *SMALL, *patience, "name=stuck", *probe("Hangs"))
+    assert [rank.wait(60) for rank in ranks] == [1, 1]
+    assert "error: rank 1 did not come to where the other ranks have waited for 0.05 minutes" in ranks[0].said
+    assert "trainer.strategy.timeout_minutes" in ranks[0].said
+
+
+def test_a_strategy_waits_ten_minutes_unless_told_otherwise(
+    train: Command, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from latentfaces.training.strategies import DDP
+
+    assert DDP().timeout_minutes == 10
+    with pytest.raises(SystemExit):
+        train(*SMALL, "strategy=ddp", "trainer.devices=2", "trainer.strategy.timeout_minutes=0")
+    assert "timeout_minutes=0" in capfd.readouterr().err
+    assert os.environ.get("LOCAL_RANK") is None
