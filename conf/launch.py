@@ -4,6 +4,7 @@ import contextlib
 import logging
 import netrc
 import os
+import secrets
 import shutil
 import sys
 import warnings
@@ -42,6 +43,32 @@ def wandb_is_offline() -> bool:
         os.environ.setdefault("WANDB_SILENT", "true")  # its own ten lines say no more than this one
         print("W&B logs offline into the run's folder; to go online type `wandb login` once")
     return offline
+
+
+def prepare_wandb(cfg: DictConfig) -> None:
+    """Decide whether W&B is online, what it calls a job of a sweep, and which run of W&B this one is.
+
+    Raises:
+        UserError: checkpoints are to go to W&B, which is offline.
+    """
+    wandb, hydra = cfg.logger.wandb, HydraConfig.get()
+    wandb.offline = wandb_is_offline() if wandb.offline == "auto" else wandb.offline
+    if wandb.offline and wandb.log_model:
+        raise UserError(
+            "logger.wandb.log_model needs W&B online: type `wandb login` once, or callbacks.dashboard.upload_weights=true"
+        )
+    if hydra.mode == RunMode.MULTIRUN:
+        wandb.name, wandb.tags = f"{cfg.name}/{hydra.job.num}", [*wandb.tags, "sweep"]
+    if wandb.id is None and "WANDB_RUN_ID" not in os.environ:  # which an agent of W&B sets
+        wandb.id = earlier_wandb_id(cfg) or secrets.token_hex(4)
+
+
+def earlier_wandb_id(cfg: DictConfig) -> str | None:
+    """The run of W&B that the training logged to which this one goes on, if it did."""
+    folder = Path(cfg.run_dir)
+    if cfg.resume.lower() == "false" or not (folder / CONFIG).exists():
+        return None
+    return open_run(folder).config["logger"].get("wandb", {}).get("id")
 
 
 def is_main_process() -> bool:
@@ -147,7 +174,7 @@ def one_job() -> Iterator[None]:
     hydra: Any = HydraConfig.get()
     OmegaConf.set_readonly(hydra, False)
     hydra.run.dir = hydra.runtime.output_dir
-    sys.argv = [argv[0], *hydra.overrides.task]
+    sys.argv = [argv[0], *hydra.overrides.task, "hydra.mode=RUN"]  # though an experiment may say that it is a sweep
     try:
         yield
     finally:
@@ -167,6 +194,8 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
     try:
         vae_run = add_trained_vae(cfg) if cfg.stage == "ldm" else None
         check_training(cfg)
+        if "median_stop" in cfg.callbacks and HydraConfig.get().mode != RunMode.MULTIRUN and is_main_process():
+            raise UserError("pruning=median compares the jobs of a sweep: train with -m, or leave it out")
         checkpoint = claim_run(cfg)
         cfg.trainer.precision = precision_for(cfg.trainer) if cfg.trainer.precision == "auto" else cfg.trainer.precision
         parts = build_training(cfg, vae_run)
@@ -210,9 +239,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
     with open_dict(cfg):
         cfg.pack = str(data.folder)
         if "wandb" in cfg.logger:
-            cfg.logger.wandb.offline = (
-                wandb_is_offline() if cfg.logger.wandb.offline == "auto" else cfg.logger.wandb.offline
-            )
+            prepare_wandb(cfg)
     module = instantiate(cfg.model)  # before the packing: a mistake in it is told at once
     if is_main_process():
         data.pack()
@@ -232,7 +259,6 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
         copy_vae(vae_run, cfg.run_dir)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger._wandb_init.pop("anonymous", None)  # W&B warns of what the library always passes
             logger.log_hyperparams(plain(cfg))
     if is_main_process():
         kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")

@@ -1,11 +1,24 @@
 """What happens beside the training steps."""
 
 from latentfaces.training.callbacks.best_weights import BestWeights
+from latentfaces.training.callbacks.dashboard import Dashboard, DashboardLogger
 from latentfaces.training.callbacks.ema import EMA
 from latentfaces.training.callbacks.guide import GuideWeights
+from latentfaces.training.callbacks.median_stop import MedianStop
 from latentfaces.training.callbacks.previews import Previews
 from latentfaces.training.callbacks.status import Status
 from latentfaces.training.callbacks.tensor_stats import TensorStats
 from latentfaces.training.callbacks.verdict import Verdict
 
-__all__ = ["EMA", "BestWeights", "GuideWeights", "Previews", "Status", "TensorStats", "Verdict"]
+__all__ = [
+    "EMA",
+    "BestWeights",
+    "Dashboard",
+    "DashboardLogger",
+    "GuideWeights",
+    "MedianStop",
+    "Previews",
+    "Status",
+    "TensorStats",
+    "Verdict",
+]
