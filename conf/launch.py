@@ -55,7 +55,8 @@ def prepare_wandb(cfg: DictConfig) -> None:
     wandb.offline = wandb_is_offline() if wandb.offline == "auto" else wandb.offline
     if wandb.offline and wandb.log_model:
         raise UserError(
-            "logger.wandb.log_model needs W&B online: type `wandb login` once, or callbacks.dashboard.upload_weights=true"
+            "logger.wandb.log_model needs W&B online: type `wandb login` once, or take "
+            "callbacks.dashboard.upload_weights=true"
         )
     if hydra.mode == RunMode.MULTIRUN:
         wandb.name, wandb.tags = f"{cfg.name}/{hydra.job.num}", [*wandb.tags, "sweep"]

@@ -1,4 +1,4 @@
-"""What surrounds the jobs of a sweep: what is refused before the first, what a failed one leaves, the page at the end."""
+"""What surrounds the jobs of a sweep: what is refused before the first, what a failed one leaves, the page of all."""
 
 import contextlib
 import importlib.metadata
@@ -22,7 +22,7 @@ CHANGING_ON_RESUME = ("resume", "trainer.max_")
 
 
 class SweepReport(Callback):
-    """A failed job does not end its sweep: it leaves `error.log`, and the sweep an exit status of 1, when all is over."""
+    """A failed job leaves `error.log` and the others go on; when all is over, the page and an exit status of 1."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:

@@ -67,3 +67,18 @@ class GradientProbe(Callback):
             self.folder.mkdir(exist_ok=True)
             weights = module.adversary.discriminator.state_dict()  # type: ignore[union-attr]
             torch.save(weights, self.folder / f"adversary_{when}_{trainer.global_rank}.pt")
+
+
+class Fault(Callback):
+    """A fault of the program's in one step.
+
+    Args:
+        step: which.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("the planned fault")

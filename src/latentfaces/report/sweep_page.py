@@ -1,4 +1,4 @@
-"""A sweep as one page: its jobs in a table, as curves, and as lines through what they were told and what they came to."""
+"""A sweep as one page: its jobs in a table, as curves, and as lines through what they were told and came to."""
 
 import json
 import math
@@ -212,7 +212,7 @@ def parallel_coordinates(jobs: Sequence[Job], varied: Sequence[str], shown: Sequ
 
 
 def heights(axes: Axes, column: int, values: Sequence[Any]) -> np.ndarray:
-    """Places in [0, 1] on one axis, which is lettered: numbers by size, words by the alphabet, NaN where there is none."""
+    """Places in [0, 1] on one axis, which is lettered: numbers by size, words by the alphabet, else NaN."""
     known = [value for value in values if value is not None]
     try:
         numbers = np.array([math.nan if value is None else float(value) for value in values])

@@ -50,7 +50,7 @@ class DashboardLogger(WandbLogger):
 
 
 class Dashboard(Callback):
-    """Adds to a run on W&B what the log has not: command, environment, speed, histograms, best values, the best weights.
+    """Adds to a run on W&B what the log has not: command, environment, speed, histograms, best values, best weights.
 
     Args:
         folder: the run's.
