@@ -72,10 +72,6 @@ WRONG = {
         ["-m", "model=vae", "data=synthetic", "pruning=median", "model.kl_weight.end=1e-6,1e-5"],
         "model.kl_weight.end changes what the loss is",
     ),
-    "pruning from no moment": (
-        ["model=vae", "data=synthetic", "pruning=median", "callbacks.median_stop.start=1.5"],
-        "start=1.5",
-    ),
 }
 
 
@@ -105,6 +101,12 @@ def test_a_sweep_that_was_stopped_goes_on(train: Command, workplace: Path) -> No
     train(*arguments, "trainer.max_steps=4", "resume=auto")
     for job in ("0", "1"):
         assert json.loads(Path(f"outputs/sweeps/parts/{job}/result.json").read_text())["steps"] == 4
+
+
+@pytest.mark.parametrize("options", [{"start": 1.5}, {"min_jobs": 0}])
+def test_impossible_options_of_pruning_are_named(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))}="):
+        MedianStop(tmp_path, **options)
 
 
 def test_lowest_loss_at_a_share_of_training() -> None:

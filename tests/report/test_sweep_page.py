@@ -47,12 +47,14 @@ def cells(page: str) -> list[list[str]]:
 def test_jobs_are_listed_the_best_first_with_what_differs_and_how_they_ended(sweep: Path) -> None:
     page = write_sweep_report(sweep).read_text()
     assert cells(page) == [
-        ["job", "annealing", "model.optimizer.lr", "val/best_loss", "minutes", "state"],
-        ["1", "linear", "2e-3", "0.25", "3", "finished"],
-        ["0", "cosine", "1e-3", "0.5", "2", "finished"],
-        ["3", "linear", "8e-3", "0.75", "5", "given up at 25%"],
-        ["2", "linear", "4e-3", "", "", "failed: train/loss is nan at step 7"],
+        ["job", "state", "annealing", "model.optimizer.lr", "val/best_loss", "minutes"],
+        ["1", "finished", "linear", "2e-3", "0.25", "3"],
+        ["0", "finished", "cosine", "1e-3", "0.5", "2"],
+        ["3", "given up", "linear", "8e-3", "0.75", "5"],
+        ["2", "failed", "linear", "4e-3", "", ""],
     ]
+    reasons = [re.sub("<.*?>", "", item) for item in re.findall("<li>.*?</li>", page)]
+    assert reasons == ["job 3 given up at 25%", "job 2 failed: train/loss is nan at step 7"]
     assert "4 jobs, 1 of them failed" in page
     assert 'href="1/report.html"' in page
     assert 'href="0/report.html"' not in page  # there is none
@@ -123,5 +125,5 @@ def test_a_multirun_ends_with_its_page(train: Command, capsys: pytest.CaptureFix
     page = Path("outputs/sweeps/two/report.html")
     assert str(page) in capsys.readouterr().out
     table = cells(page.read_text())
-    assert table[0][:2] == ["job", "annealing"]
-    assert {row[1] for row in table[1:]} == {"linear", "constant"}
+    assert table[0][:3] == ["job", "state", "annealing"]
+    assert {row[2] for row in table[1:]} == {"linear", "constant"}

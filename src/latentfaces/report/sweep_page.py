@@ -21,8 +21,8 @@ from latentfaces.run import PRUNING, RESULT
 
 LOSS, PSNR = "val/best_loss", "test/psnr"
 SHOWN = (
-    *(LOSS, "test/loss", PSNR, "test/ssim", "test/kl"),
-    *("health/active_units", "health/latent_high_frequency", "steps", "minutes"),
+    *(LOSS, PSNR, "test/ssim", "test/kl", "health/active_units", "health/latent_high_frequency"),
+    *("steps", "minutes"),
 )
 CHANGING_LOSS = (
     *("data", "data.root", "data.resolution", "data.num_images", "data.val_every", "vae"),
@@ -66,9 +66,12 @@ class Job:
 
     @property
     def state(self) -> str:
-        """How it stands with it, in one word or its own sentence."""
-        ended = "finished" if self.result else "not finished"
-        return f"failed: {self.error}" if self.error else self.stopped or ended
+        """How it stands with it."""
+        if self.error:
+            return "failed"
+        if self.stopped:
+            return "given up"
+        return "finished" if self.result else "not finished"
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ def write_sweep_report(folder: str | Path) -> Path:
     varied = [key for key in keys if len({job.told.get(key) for job in jobs}) > 1]
     order = order_of(jobs, varied)
     jobs.sort(key=order.rank)
-    shown = [name for name in SHOWN if any(name in job.result for job in jobs)]
+    ended = [job.result for job in jobs if job.result]
+    shown = [name for name in SHOWN if len({result.get(name) for result in ended}) > (len(ended) > 1)]
     rows = [
         {
             "name": job.name,
@@ -149,7 +153,7 @@ def write_sweep_report(folder: str | Path) -> Path:
             "told": [job.told.get(key, "") for key in varied],
             "came": [f"{job.result[name]:.5g}" if name in job.result else "" for name in shown],
             "state": job.state,
-            "failed": bool(job.error),
+            "reason": job.error or job.stopped,
         }
         for job in jobs
     ]
@@ -182,14 +186,11 @@ def parallel_coordinates(jobs: Sequence[Job], varied: Sequence[str], shown: Sequ
     Args:
         jobs: the best first, which is the order of the colours.
         varied: keys of what they were told.
-        shown: names of what they came to; those that are the same for all are left out.
+        shown: names of what they came to.
     """
     columns = [(key, [job.told.get(key) for job in jobs]) for key in varied]
-    for name in shown:
-        values = [job.result.get(name) for job in jobs]
-        if len(set(values) - {None}) > 1:
-            columns.append((name, values))
-    figure = Figure(figsize=(2.1 * max(len(columns), 3) + 1.2, 4.8), layout="constrained")
+    columns += [(name, [job.result.get(name) for job in jobs]) for name in shown]
+    figure = Figure(figsize=(max(1.25 * len(columns), 6) + 1, 5), layout="constrained")
     axes = figure.subplots()
     places = np.stack([heights(axes, number, values) for number, (_, values) in enumerate(columns)], axis=1)
     colour = colours(jobs)

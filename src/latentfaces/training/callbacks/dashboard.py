@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
 
 from latentfaces.report.run_page import command
 from latentfaces.run import CONFIG
@@ -54,12 +55,13 @@ class Dashboard(Callback):
 
     Args:
         folder: the run's.
-        upload_weights: keep the best weights and the config as one artifact, which gets the run's name.
+        upload_weights: keep the best weights and the config as one artifact, `<name>-<stage>`.
     """
 
     def __init__(self, folder: str | Path, upload_weights: bool = False) -> None:
         self.folder, self.upload_weights = Path(folder), upload_weights
         self.since, self.steps = time.monotonic(), 0
+        self.gradients_due = True
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,8 +84,16 @@ class Dashboard(Callback):
             images = self.steps * trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
             seconds = max(time.monotonic() - self.since, 1e-9)
             speed = {"speed/images_per_second": images / seconds, "speed/seconds_per_step": seconds / self.steps}
-            self.log(trainer, speed)
+            self.send(trainer, speed)
             self.since, self.steps = time.monotonic(), 0
+
+    @rank_zero_only
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        assert isinstance(pl_module, Stage)
+        if self.gradients_due:  # once after each validation, which finds none
+            gradients = {n: p.grad for n, p in pl_module.network.named_parameters() if p.grad is not None}
+            self.send(trainer, histograms("gradients", gradients))
+            self.gradients_due = False
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,9 +103,10 @@ class Dashboard(Callback):
         best = next((c for c in trainer.callbacks if isinstance(c, BestWeights)), None)  # type: ignore[attr-defined]
         values: dict[str, Any] = {} if best is None else {"val/best_loss": best.best}
         if trainer.state.fn == "fit":
-            values |= histograms(pl_module.network)
-        self.log(trainer, values)
+            values |= histograms("weights", {n: p.detach() for n, p in pl_module.network.named_parameters()})
+        self.send(trainer, values)
         self.since, self.steps = time.monotonic(), 0  # a validation is no training
+        self.gradients_due = True
 
     @rank_zero_only
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -105,14 +116,14 @@ class Dashboard(Callback):
 
         assert isinstance(pl_module, Stage)
         for run in runs(trainer):
-            artifact = wandb.Artifact(f"{run.group or run.id}-{run.job_type or 'weights'}", type="model")
+            artifact = wandb.Artifact(f"{run.name}-{run.job_type}".replace("/", "-"), type="model")
             for path in [self.folder / "checkpoints" / f"{name}.pth" for name in pl_module.exports()]:
                 artifact.add_file(str(path))
             artifact.add_file(str(self.folder / CONFIG))
             run.log_artifact(artifact)
 
     @staticmethod
-    def log(trainer: Trainer, values: Mapping[str, Any]) -> None:
+    def send(trainer: Trainer, values: Mapping[str, Any]) -> None:
         """Log values on W&B alone."""
         for logger in dashboards(trainer):
             logger.log_metrics(values, step=trainer.global_step)
@@ -143,21 +154,25 @@ def environment(trainer: Trainer) -> dict[str, str | int]:
     }
 
 
-def histograms(network: nn.Module) -> dict[str, Any]:
-    """Histograms of weights, and of the last step's gradients, of each part two names below the network."""
+def histograms(section: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A histogram for each part of a network, two names below it.
+
+    Args:
+        section: of the dashboard.
+        tensors: by the names of the network's parameters.
+    """
     import wandb
 
     parts: dict[str, list[Tensor]] = {}
-    for name, parameter in network.named_parameters():
-        part = ".".join(name.split(".")[:-1][:2]) or name
-        parts.setdefault(f"weights/{part}", []).append(parameter.detach())
-        if parameter.grad is not None:
-            parts.setdefault(f"gradients/{part}", []).append(parameter.grad)
-    return {name: wandb.Histogram(np_histogram=histogram(tensors)) for name, tensors in parts.items()}
+    for name, tensor in tensors.items():
+        parts.setdefault(".".join(name.split(".")[:-1][:2]) or name, []).append(tensor)
+    return {f"{section}/{part}": wandb.Histogram(np_histogram=histogram(group)) for part, group in parts.items()}
 
 
 def histogram(tensors: list[Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Counts and edges over some tensors' finite values; of many values, evenly chosen ones."""
+    # Of a tensor that is shared out over devices, only this process's part: the others are not asked.
+    tensors = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
     stride = -(-sum(tensor.numel() for tensor in tensors) // MOST_VALUES)
     values = torch.cat([tensor.flatten()[::stride].float() for tensor in tensors]).cpu()
     return np.histogram(values[values.isfinite()].numpy(), bins=NUM_BINS)
