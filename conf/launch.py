@@ -49,13 +49,31 @@ def wandb_is_offline() -> bool:
     return offline
 
 
-def wandb_id(cfg: DictConfig) -> str:
-    """The one that this run has on W&B, if it goes on; else a new one."""
-    if cfg.resume.lower() != "false" and (Path(cfg.run_dir) / CONFIG).exists():
-        logger = open_run(cfg.run_dir).config["logger"].get("wandb") or {}
-        if known := logger.get("id"):
-            return known
-    return secrets.token_hex(4)
+def prepare_wandb(cfg: DictConfig) -> None:
+    """Decide whether W&B is online, what it calls a job of a sweep, and which run of W&B this one is.
+
+    Raises:
+        UserError: checkpoints are to go to W&B, which is offline.
+    """
+    wandb, hydra = cfg.logger.wandb, HydraConfig.get()
+    wandb.offline = wandb_is_offline() if wandb.offline == "auto" else wandb.offline
+    if wandb.offline and wandb.log_model:
+        raise UserError(
+            "logger.wandb.log_model needs W&B online: type `wandb login` once, or take "
+            "callbacks.dashboard.upload_weights=true"
+        )
+    if hydra.mode == RunMode.MULTIRUN:
+        wandb.name, wandb.tags = f"{cfg.name}/{hydra.job.num}", [*wandb.tags, "sweep"]
+    if wandb.id is None and "WANDB_RUN_ID" not in os.environ:  # which an agent of W&B sets
+        wandb.id = earlier_wandb_id(cfg) or secrets.token_hex(4)
+
+
+def earlier_wandb_id(cfg: DictConfig) -> str | None:
+    """The run of W&B that the training logged to which this one goes on, if it did."""
+    folder = Path(cfg.run_dir)
+    if cfg.resume.lower() == "false" or not (folder / CONFIG).exists():
+        return None
+    return open_run(folder).config["logger"].get("wandb", {}).get("id")
 
 
 def add_trained_vae(cfg: DictConfig) -> Run:
@@ -137,7 +155,7 @@ def one_job() -> Iterator[None]:
     hydra: Any = HydraConfig.get()
     OmegaConf.set_readonly(hydra, False)
     hydra.run.dir = hydra.runtime.output_dir
-    sys.argv = [argv[0], *hydra.overrides.task]
+    sys.argv = [argv[0], *hydra.overrides.task, "hydra.mode=RUN"]  # though an experiment may say that it is a sweep
     try:
         yield
     finally:
@@ -157,6 +175,8 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
     try:
         vae_run = add_trained_vae(cfg) if cfg.stage == "ldm" else None
         check_training(cfg)
+        if "median_stop" in cfg.callbacks and HydraConfig.get().mode != RunMode.MULTIRUN and is_main_process():
+            raise UserError("pruning=median compares the jobs of a sweep: train with -m, or leave it out")
         settle_devices(cfg)
         cfg.trainer.precision = precision_for(cfg.trainer) if cfg.trainer.precision == "auto" else cfg.trainer.precision
         checkpoint = claim_run(cfg)
@@ -226,10 +246,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, stop: Any) -> tuple[Any
     with open_dict(cfg):
         cfg.pack = str(data.folder)
         if "wandb" in cfg.logger:
-            cfg.logger.wandb.offline = (
-                wandb_is_offline() if cfg.logger.wandb.offline == "auto" else cfg.logger.wandb.offline
-            )
-            cfg.logger.wandb.id = cfg.logger.wandb.id or wandb_id(cfg)
+            prepare_wandb(cfg)
     module = instantiate(cfg.model)  # before the packing: a mistake in it is told at once
     if is_main_process():
         data.pack()
@@ -250,7 +267,6 @@ def build_training(cfg: DictConfig, vae_run: Run | None, stop: Any) -> tuple[Any
         copy_vae(vae_run, cfg.run_dir)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger._wandb_init.pop("anonymous", None)  # W&B warns of what the library always passes
             logger.log_hyperparams(plain(cfg))
     if is_main_process():
         print(told(cfg, trainer))

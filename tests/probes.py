@@ -127,3 +127,18 @@ class SpoilValidation(Callback):
     def on_validation_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         if trainer.global_step == self.step:
             next(module.parameters()).data.fill_(float("nan"))
+
+
+class Fault(Callback):
+    """A fault of the program's in one step.
+
+    Args:
+        step: which.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("the planned fault")

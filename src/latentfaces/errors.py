@@ -3,6 +3,8 @@
 import errno
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ERROR_LOG = "error.log"
+"""What a failed job of a sweep leaves in its folder: one sentence and, for a fault of the program's, its traceback."""
 
 
 class UserError(Exception):

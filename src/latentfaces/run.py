@@ -17,6 +17,7 @@ from latentfaces.averaging import rebuild, snapshots_in
 from latentfaces.errors import UserError
 
 CONFIG, RESULT, TUNED = "config.yaml", "result.json", "tuned.json"
+PRUNING = "pruning.json"
 GUIDE = "guide_denoiser"
 SNAPSHOTS = Path("checkpoints") / "ema"
 BUILDABLE = {

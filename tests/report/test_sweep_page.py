@@ -4,58 +4,115 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from commands import SHORT, TINY_VAE, Command
+from matplotlib.figure import Figure
 
 from latentfaces.errors import UserError
 from latentfaces.report import write_sweep_report
-from latentfaces.report.sweep_page import parallel_coordinates, read_jobs
+from latentfaces.report.sweep_page import changes_loss, heights, loss_curves, parallel_coordinates, read_jobs
 
 
-def job(folder: Path, told: list[str], result: dict[str, float] | None) -> None:
+def job(folder: Path, told: list[str], result: dict[str, float] | None = None, error: str = "") -> None:
     """Write one job by hand."""
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(told))
     if result is not None:
         (folder / "result.json").write_text(json.dumps(result))
+    if error:
+        (folder / "error.log").write_text(error)
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Three jobs, the second the best, the third without a result."""
-    for number, (rate, loss) in enumerate([("1e-3", 0.5), ("2e-3", 0.25), ("4e-3", None)]):
+    """Four jobs, the second the best, the third failed, the last given up."""
+    rates = [("1e-3", 0.5), ("2e-3", 0.25), ("4e-3", None), ("8e-3", 0.75)]
+    for number, (rate, loss) in enumerate(rates):
         told = ["model=vae", f"model.optimizer.lr={rate}", f"annealing={'linear' if number else 'cosine'}"]
-        job(tmp_path / str(number), told, None if loss is None else {"val/best_loss": loss, "minutes": 2.0 + number})
+        error = "train/loss is nan at step 7\nTraceback" if loss is None else ""
+        job(tmp_path / str(number), told, loss and {"val/best_loss": loss, "minutes": 2.0 + number}, error)
+    (tmp_path / "1" / "report.html").touch()
+    (tmp_path / "3" / "pruning.json").write_text('{"validations": [], "stopped": "given up at 25%"}')
     return tmp_path
 
 
 def cells(page: str) -> list[list[str]]:
-    """The table of a page."""
-    return [re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)]
+    """The table of a page, as text."""
+    rows = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    return [[re.sub("<.*?>", "", cell) for cell in re.findall(r"<t[dh][^>]*>.*?</t[dh]>", row)] for row in rows]
 
 
-def test_jobs_are_listed_the_best_first_with_what_differs(sweep: Path) -> None:
-    table = cells(write_sweep_report(sweep).read_text())
-    assert table == [
-        ["job", "annealing", "model.optimizer.lr", "val/best_loss", "minutes"],
-        ["1", "linear", "2e-3", "0.25", "3"],
-        ["0", "cosine", "1e-3", "0.5", "2"],
-        ["2", "linear", "4e-3", "none", "none"],
+def test_jobs_are_listed_the_best_first_with_what_differs_and_how_they_ended(sweep: Path) -> None:
+    page = write_sweep_report(sweep).read_text()
+    assert cells(page) == [
+        ["job", "state", "annealing", "model.optimizer.lr", "val/best_loss", "minutes"],
+        ["1", "finished", "linear", "2e-3", "0.25", "3"],
+        ["0", "finished", "cosine", "1e-3", "0.5", "2"],
+        ["3", "given up", "linear", "8e-3", "0.75", "5"],
+        ["2", "failed", "linear", "4e-3", "", ""],
     ]
+    reasons = [re.sub("<.*?>", "", item) for item in re.findall("<li>.*?</li>", page)]
+    assert reasons == ["job 3 given up at 25%", "job 2 failed: train/loss is nan at step 7"]
+    assert "4 jobs, 1 of them failed" in page
+    assert 'href="1/report.html"' in page
+    assert 'href="0/report.html"' not in page  # there is none
 
 
-def test_page_counts_jobs_without_a_result(sweep: Path) -> None:
-    assert "3 jobs, 1 of them without a result" in write_sweep_report(sweep).read_text()
+def test_what_a_job_was_told_never_becomes_markup(tmp_path: Path) -> None:
+    job(tmp_path / "0", ["data.root=<script>"], error="<b>no</b>")
+    job(tmp_path / "1", ["data.root=photos"])
+    page = write_sweep_report(tmp_path).read_text()
+    assert "<script>" not in page
+    assert "<b>" not in page
 
 
-def test_lines_go_through_words_and_numbers(sweep: Path) -> None:
-    jobs = [job for job in read_jobs(sweep) if job.result]
+def test_losses_that_do_not_compare_rank_nothing(tmp_path: Path) -> None:
+    for number, (weight, loss, psnr) in enumerate([("1e-7", 0.1, 30.0), ("1e-4", 0.3, 31.0)]):
+        told = ["model=vae", f"model.kl_weight.end={weight}"]
+        job(tmp_path / str(number), told, {"val/best_loss": loss, "test/psnr": psnr})
+    page = write_sweep_report(tmp_path).read_text()
+    assert [row[0] for row in cells(page)[1:]] == ["1", "0"]  # by PSNR
+    assert "model.kl_weight.end changes what the loss is" in page
+
+
+def test_which_keys_change_what_the_loss_is() -> None:
+    keys = ["model.kl_weight.end", "model.kl_weight.num_steps", "model.loss.reconstruction", "model/loss", "data"]
+    keys += ["data.batch_size", "model.optimizer.lr", "model.denoiser.target", "model.loss.auxiliary_weight", "vae"]
+    assert changes_loss(keys) == [keys[0], *keys[2:5], keys[7], keys[9]]
+
+
+def test_lines_go_through_words_and_numbers_and_end_where_a_job_failed(sweep: Path) -> None:
+    jobs = read_jobs(sweep)
     (axes,) = parallel_coordinates(jobs, ["annealing", "model.optimizer.lr"], ["val/best_loss"]).axes
-    lines = {str(line.get_label()): list(line.get_ydata()) for line in axes.lines if len(line.get_xdata()) == 3}
-    assert lines == {"1": [1.0, 1.0, 0.0], "0": [0.0, 0.0, 1.0]}
+    lines = {str(line.get_label()): np.array(line.get_ydata()) for line in axes.lines if len(line.get_xdata()) == 3}
+    np.testing.assert_allclose(lines["0"], [0, 0, 0.5])
+    np.testing.assert_allclose(lines["1"], [1, 1 / 7, 0])
+    np.testing.assert_allclose(lines["2 failed"], [1, 3 / 7, np.nan])
     letters = {text.get_text() for text in axes.texts}
-    assert {"cosine", "linear", "0.001", "0.002", "0.25", "0.5"} <= letters
+    assert {"cosine", "linear", "0.001", "0.008", "0.25", "0.75"} <= letters
+
+
+def test_numbers_of_very_different_size_are_placed_by_their_logarithm() -> None:
+    axes = Figure().subplots()
+    np.testing.assert_allclose(heights(axes, 0, ["1e-7", "1e-5", None, "1e-3"]), [0, 0.5, np.nan, 1])
+    np.testing.assert_allclose(heights(axes, 1, [0, 5, None, 100]), [0, 0.05, np.nan, 1])  # 0 has none
+
+
+def test_curves_are_those_of_the_jobs_that_have_some(sweep: Path) -> None:
+    assert loss_curves(read_jobs(sweep)) is None
+    (sweep / "1" / "metrics.csv").write_text("step,val/loss\n2,0.5\n4,0.25\n")
+    figure = loss_curves(read_jobs(sweep))
+    assert figure is not None
+    (line,) = figure.axes[0].lines
+    assert (line.get_label(), list(line.get_ydata())) == ("1", [0.5, 0.25])
+
+
+def test_jobs_without_any_result_make_a_page(tmp_path: Path) -> None:
+    for number in (0, 1):
+        job(tmp_path / str(number), [f"seed={number}"], error="no")
+    assert "2 jobs, 2 of them failed" in write_sweep_report(tmp_path).read_text()
 
 
 def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
@@ -68,5 +125,5 @@ def test_a_multirun_ends_with_its_page(train: Command, capsys: pytest.CaptureFix
     page = Path("outputs/sweeps/two/report.html")
     assert str(page) in capsys.readouterr().out
     table = cells(page.read_text())
-    assert table[0][:2] == ["job", "annealing"]
-    assert {row[1] for row in table[1:]} == {"linear", "constant"}
+    assert table[0][:3] == ["job", "state", "annealing"]
+    assert {row[2] for row in table[1:]} == {"linear", "constant"}

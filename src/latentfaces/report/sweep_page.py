@@ -1,6 +1,8 @@
-"""A sweep as one page: its jobs in a table, and as lines through what they were told and what they came to."""
+"""A sweep as one page: its jobs in a table, as curves, and as lines through what they were told and came to."""
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,14 +11,29 @@ from typing import Any
 import matplotlib
 import numpy as np
 import yaml
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from latentfaces.errors import UserError
+from latentfaces.errors import ERROR_LOG, UserError
+from latentfaces.evaluation.plots import read_curves
 from latentfaces.report.page import REPORT, embedded, write_page
-from latentfaces.run import RESULT
+from latentfaces.run import PRUNING, RESULT
 
-SCORE = "val/best_loss"
-SHOWN = (SCORE, "test/loss", "test/psnr", "test/ssim", "steps", "minutes")
+LOSS, PSNR = "val/best_loss", "test/psnr"
+SHOWN = (
+    *(LOSS, PSNR, "test/ssim", "test/kl", "health/active_units", "health/latent_high_frequency"),
+    *("steps", "minutes"),
+)
+CHANGING_LOSS = (
+    *("data", "data.root", "data.resolution", "data.num_images", "data.val_every", "vae"),
+    *("model/loss", "model.loss", "model.kl_weight.end", "annealing.end"),
+    *("model/schedule", "model/weighting", "model/time_sampler"),
+    *("model.denoiser.schedule", "model.denoiser.target"),
+)
+WIDE = 20.0
+"""Numbers whose largest is so many times the smallest are shown on a logarithmic axis."""
+LONGEST = 22
+"""Letters of a word on an axis."""
 
 
 @dataclass(frozen=True)
@@ -24,23 +41,80 @@ class Job:
     """One job of a sweep.
 
     Args:
-        name: its folder.
+        folder: its folder.
         told: key and value of what was typed for it.
         result: what it came to; empty where it has not ended.
+        error: why it failed, in one sentence; empty where it did not.
+        stopped: why it was given up before its end; empty where it was not.
     """
 
-    name: str
+    folder: Path
     told: dict[str, str]
     result: dict[str, Any]
+    error: str = ""
+    stopped: str = ""
 
     @property
-    def score(self) -> float:
-        """Lower is better; infinite without a result."""
-        return float(self.result.get(SCORE, np.inf))
+    def name(self) -> str:
+        """That of its folder: its number."""
+        return self.folder.name
+
+    @property
+    def number(self) -> tuple[int, str]:
+        """What it is put in order by: 2 before 10."""
+        return len(self.name), self.name
+
+    @property
+    def state(self) -> str:
+        """How it stands with it."""
+        if self.error:
+            return "failed"
+        if self.stopped:
+            return "given up"
+        return "finished" if self.result else "not finished"
+
+
+@dataclass(frozen=True)
+class Order:
+    """By which figure jobs of a sweep are ranked.
+
+    Args:
+        words: how the table says so.
+        figure: the result that counts; none where none does.
+        sign: 1 where less is better, -1 where more is.
+    """
+
+    words: str
+    figure: str | None = None
+    sign: int = 1
+
+    def rank(self, job: Job) -> tuple[Any, ...]:
+        """What jobs are sorted by."""
+        value = job.result.get(self.figure, math.nan) if self.figure else 0.0
+        missing = not job.result or not math.isfinite(value)
+        return missing, 0.0 if missing else self.sign * value, job.number
+
+
+def changes_loss(keys: Sequence[str]) -> list[str]:
+    """Those of some keys that change what val/loss is, so that it compares no more between jobs."""
+    below = tuple(f"{key}." for key in CHANGING_LOSS if key != "data")
+    found = [key for key in keys if key in CHANGING_LOSS or key.startswith(below)]
+    return [key for key in found if key != "model.loss.auxiliary_weight"]  # which is for training alone
+
+
+def order_of(jobs: Sequence[Job], varied: Sequence[str]) -> Order:
+    """The figure that ranks these jobs."""
+    keys = changes_loss(varied)
+    if not keys:
+        return Order(f"the lowest {LOSS} first", LOSS)
+    why = f"{', '.join(keys)} changes what the loss is, so that it does not compare"
+    if any(PSNR in job.result for job in jobs):
+        return Order(f"the highest {PSNR} first: {why}", PSNR, -1)
+    return Order(f"in their order: {why}; `python sample.py run=JOB task=evaluate` does")
 
 
 def read_jobs(folder: Path) -> list[Job]:
-    """All jobs below a sweep's folder, the best first.
+    """All jobs below a sweep's folder, in their order.
 
     Raises:
         UserError: there are none.
@@ -50,10 +124,12 @@ def read_jobs(folder: Path) -> list[Job]:
         here = overrides.parents[1]
         told = dict(str(item).lstrip("+").partition("=")[::2] for item in yaml.safe_load(overrides.read_text()))
         result = json.loads((here / RESULT).read_text()) if (here / RESULT).exists() else {}
-        jobs.append(Job(here.name, told, result))
+        pruning = json.loads((here / PRUNING).read_text()) if (here / PRUNING).exists() else {}
+        error = (here / ERROR_LOG).read_text().splitlines()[0] if (here / ERROR_LOG).exists() else ""
+        jobs.append(Job(here, told, result, error, pruning.get("stopped") or ""))
     if not jobs:
         raise UserError(f"{folder} holds no jobs of a sweep")
-    return sorted(jobs, key=lambda job: (job.score, job.name))
+    return sorted(jobs, key=lambda job: job.number)
 
 
 def write_sweep_report(folder: str | Path) -> Path:
@@ -66,55 +142,122 @@ def write_sweep_report(folder: str | Path) -> Path:
     jobs = read_jobs(folder)
     keys = sorted({key for job in jobs for key in job.told})
     varied = [key for key in keys if len({job.told.get(key) for job in jobs}) > 1]
-    shown = [name for name in SHOWN if any(name in job.result for job in jobs)]
+    order = order_of(jobs, varied)
+    jobs.sort(key=order.rank)
+    ended = [job.result for job in jobs if job.result]
+    shown = [name for name in SHOWN if len({result.get(name) for result in ended}) > (len(ended) > 1)]
     rows = [
-        [job.name, *(job.told.get(key, "") for key in varied)]
-        + [f"{job.result[name]:.5g}" if name in job.result else "none" for name in shown]
+        {
+            "name": job.name,
+            "link": f"{job.name}/{REPORT}" if (job.folder / REPORT).exists() else None,
+            "told": [job.told.get(key, "") for key in varied],
+            "came": [f"{job.result[name]:.5g}" if name in job.result else "" for name in shown],
+            "state": job.state,
+            "reason": job.error or job.stopped,
+        }
         for job in jobs
     ]
-    ended = [job for job in jobs if job.result]
     return write_page(
         folder / REPORT,
         "sweep.html.j2",
         name=folder.name,
         date=f"{datetime.now():%Y-%m-%d %H:%M}",
-        num_failed=len(jobs) - len(ended),
-        columns=["job", *varied, *shown],
+        num_failed=sum(bool(job.error) for job in jobs),
+        order=order.words,
+        varied=varied,
+        shown=shown,
         rows=rows,
-        picture=embedded(parallel_coordinates(ended, varied, shown)) if len(ended) > 1 else None,
+        picture=embedded(parallel_coordinates(jobs, varied, shown)) if len(jobs) > 1 else None,
+        curves=embedded(figure) if (figure := loss_curves(jobs)) is not None else None,
     )
 
 
-def parallel_coordinates(jobs: list[Job], varied: list[str], shown: list[str]) -> Figure:
-    """An axis for each thing told and each figure, a line for each job, coloured by its score."""
-    columns = [*((key, [job.told.get(key, "") for job in jobs]) for key in varied)]
-    columns += [(name, [job.result.get(name, np.nan) for job in jobs]) for name in shown]
-    figure = Figure(figsize=(2.2 * max(len(columns), 3), 4.5), layout="constrained")
+def colours(jobs: Sequence[Job]) -> dict[str, Any]:
+    """A colour for each job, from yellow for the first to violet for the last; grey without a result."""
+    ended = [job for job in jobs if job.result]
+    scale = matplotlib.colormaps["viridis_r"]
+    places = {job.name: scale(0.08 + 0.92 * rank / max(len(ended) - 1, 1)) for rank, job in enumerate(ended)}
+    return {job.name: places.get(job.name, "0.6") for job in jobs}
+
+
+def parallel_coordinates(jobs: Sequence[Job], varied: Sequence[str], shown: Sequence[str]) -> Figure:
+    """An axis for each thing told and each figure, a line for each job; that of a failed one ends where it failed.
+
+    Args:
+        jobs: the best first, which is the order of the colours.
+        varied: keys of what they were told.
+        shown: names of what they came to.
+    """
+    columns = [(key, [job.told.get(key) for job in jobs]) for key in varied]
+    columns += [(name, [job.result.get(name) for job in jobs]) for name in shown]
+    figure = Figure(figsize=(max(1.25 * len(columns), 6) + 1, 5), layout="constrained")
     axes = figure.subplots()
     places = np.stack([heights(axes, number, values) for number, (_, values) in enumerate(columns)], axis=1)
-    ranks = np.argsort(np.argsort([job.score for job in jobs])) / max(len(jobs) - 1, 1)
-    for job, line, rank in zip(jobs, places, ranks, strict=True):
-        axes.plot(line, color=matplotlib.colormaps["viridis_r"](1 - rank), linewidth=2, alpha=0.8, label=job.name)
-    axes.set_xticks(range(len(columns)), [name for name, _ in columns], rotation=20, ha="right")
-    axes.set(yticks=[], ylim=(-0.08, 1.08))
+    colour = colours(jobs)
+    for job, line in reversed(list(zip(jobs, places, strict=True))):  # the best is drawn last, on top
+        style = {"linestyle": "-", "linewidth": 2.0} if job.result else {"linestyle": ":", "linewidth": 1.5}
+        label = f"{job.name} failed" if job.error else job.name
+        axes.plot(line, color=colour[job.name], alpha=0.9, marker="o", markersize=4, label=label, **style)
+    axes.set_xticks(range(len(columns)), [short(name, 2 * LONGEST) for name, _ in columns], rotation=18, ha="right")
+    axes.set(yticks=[], ylim=(-0.08, 1.08), xlim=(-0.15, len(columns) - 0.4))
+    axes.spines[:].set_visible(False)
     for number in range(len(columns)):
-        axes.axvline(number, color="grey", linewidth=0.8, zorder=0)
-    axes.legend(title="job", fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.axvline(number, color="0.75", linewidth=0.8, zorder=0)
+    if varied and len(columns) > len(varied):
+        axes.axvspan(-0.15, len(varied) - 0.5, color="0.95", zorder=-1)  # told | came to
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        handles[::-1], labels[::-1], title="job", fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5)
+    )
     return figure
 
 
-def heights(axes: Any, column: int, values: list[Any]) -> np.ndarray:
-    """Places in [0, 1] on one axis, which is lettered: numbers by their size, words in the order of the alphabet."""
+def heights(axes: Axes, column: int, values: Sequence[Any]) -> np.ndarray:
+    """Places in [0, 1] on one axis, which is lettered: numbers by size, words by the alphabet, else NaN."""
+    known = [value for value in values if value is not None]
     try:
-        numbers = np.array([float(value) for value in values])
+        numbers = np.array([math.nan if value is None else float(value) for value in values])
         low, high = np.nanmin(numbers), np.nanmax(numbers)
-        ends = {0.0: f"{low:.4g}", 1.0: f"{high:.4g}"} if high > low else {0.5: f"{low:.4g}"}
-        result = (numbers - low) / (high - low) if high > low else np.full(len(numbers), 0.5)
+        if low > 0 and high > WIDE * low:
+            numbers = np.log(numbers)
+        size = np.nanmax(numbers) - np.nanmin(numbers)
+        result = (numbers - np.nanmin(numbers)) / size if size > 0 else np.where(np.isnan(numbers), np.nan, 0.5)
+        letters = {0.0: f"{low:.4g}", 1.0: f"{high:.4g}"} if size > 0 else {0.5: f"{low:.4g}"}
     except ValueError:
-        words = sorted({str(value) for value in values})
-        place = {word: index / max(len(words) - 1, 1) for index, word in enumerate(words)}
-        ends = {height: word for word, height in place.items()}
-        result = np.array([place[str(value)] for value in values])
-    for height, letters in ends.items():
-        axes.text(column + 0.04, height, letters, fontsize=8, va="center")
+        words = sorted({str(value) for value in known})
+        place = {word: index / (len(words) - 1) if len(words) > 1 else 0.5 for index, word in enumerate(words)}
+        result = np.array([math.nan if value is None else place[str(value)] for value in values])
+        letters = {height: word for word, height in place.items()}
+    for height, text in letters.items():
+        axes.text(
+            column + 0.05, height + 0.015, short(text, LONGEST), fontsize=8, va="bottom",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8},
+        )  # fmt: skip
     return result
+
+
+def short(text: str, length: int) -> str:
+    """A word that fits; of a long one, its end says most."""
+    return text if len(text) <= length else f"…{text[1 - length :]}"
+
+
+def loss_curves(jobs: Sequence[Job]) -> Figure | None:
+    """val/loss of all jobs over training steps, in the colours of the lines; none where no job has any yet."""
+    curves = {}
+    for job in jobs:
+        path = job.folder / "metrics.csv"
+        if path.exists() and "val/loss" in (found := read_curves(path)):
+            curves[job.name] = found["val/loss"]
+    if not curves:
+        return None
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes, colour = figure.subplots(), colours(jobs)
+    for name, (steps, values) in curves.items():
+        axes.plot(steps, values, label=name, color=colour[name], marker="." if len(steps) < 30 else None)
+    everything = [value for _, values in curves.values() for value in values]
+    if min(everything) > 0 and max(everything) > WIDE * min(everything):
+        axes.set_yscale("log")
+    axes.set(xlabel="training step", ylabel="val/loss")
+    axes.grid(alpha=0.3)
+    axes.legend(title="job", fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure

@@ -25,6 +25,8 @@ class LatentDiffusionModule(Stage):
         optimizer, lr_schedule, seed: see `Stage`.
     """
 
+    previewed = "samples"
+
     def __init__(
         self,
         autoencoder: VAE,

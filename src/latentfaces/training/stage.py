@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -45,6 +45,9 @@ class Stage(LightningModule, ABC):
         lr_schedule: the learning rate as a multiple of that peak.
         seed: of everything that is drawn in a step.
     """
+
+    previewed: ClassVar[str]
+    """What the previews show, in one word."""
 
     def __init__(self, optimizer: OptimizerFactory, lr_schedule: WarmupDecay, seed: int) -> None:
         super().__init__()

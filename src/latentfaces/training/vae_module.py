@@ -28,6 +28,8 @@ class VAEModule(Stage):
         optimizer, lr_schedule, seed: see `Stage`.
     """
 
+    previewed = "reconstructions"
+
     def __init__(
         self,
         autoencoder: VAE,

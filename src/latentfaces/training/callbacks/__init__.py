@@ -1,11 +1,13 @@
 """What happens beside the training steps."""
 
 from latentfaces.training.callbacks.best_weights import BestWeights
+from latentfaces.training.callbacks.dashboard import Dashboard, DashboardLogger
 from latentfaces.training.callbacks.early_stopping import EarlyStopping
 from latentfaces.training.callbacks.ema import EMA
 from latentfaces.training.callbacks.exact_resume import ExactResume
 from latentfaces.training.callbacks.graceful_stop import GracefulStop, Stopped
 from latentfaces.training.callbacks.guide import GuideWeights
+from latentfaces.training.callbacks.median_stop import MedianStop
 from latentfaces.training.callbacks.previews import Previews
 from latentfaces.training.callbacks.status import Status
 from latentfaces.training.callbacks.tensor_stats import TensorStats
@@ -14,10 +16,13 @@ from latentfaces.training.callbacks.verdict import Verdict
 __all__ = [
     "EMA",
     "BestWeights",
+    "Dashboard",
+    "DashboardLogger",
     "EarlyStopping",
     "ExactResume",
     "GracefulStop",
     "GuideWeights",
+    "MedianStop",
     "Previews",
     "Status",
     "Stopped",

@@ -34,4 +34,4 @@ class Previews(Callback):
         save_grid(images, path, self.columns)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("previews", [str(path)], step=trainer.global_step)
+                logger.log_image(f"images/{pl_module.previewed}", [str(path)], step=trainer.global_step)

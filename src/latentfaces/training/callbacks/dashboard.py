@@ -1,0 +1,178 @@
+"""What a run looks like on Weights & Biases, where a panel's section is the part of its name before the first slash."""
+
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.optim import Optimizer
+
+from latentfaces.report.run_page import command
+from latentfaces.run import CONFIG
+from latentfaces.training.callbacks.best_weights import BestWeights
+from latentfaces.training.stage import Stage
+
+BEST = {"val/loss": "min", "val/psnr": "max", "val/ssim": "max"}
+"""What the table of all runs keeps of a value beside its last."""
+ANNEALED = ("kl_weight", "skip_dropout", "adaptive_weight")
+NUM_BINS, MOST_VALUES = 64, 100_000
+
+
+def panel(name: str) -> str:
+    """Where a logged value is shown: `train/kl_weight` -> `annealing/kl_weight`, `lr-AdamW` -> `train/lr-AdamW`."""
+    section, _, rest = name.rpartition("/")
+    if section == "train" and rest in ANNEALED:
+        return f"annealing/{rest}"
+    return f"train/{name}" if name.startswith("lr-") else name
+
+
+class DashboardLogger(WandbLogger):
+    """Lightning's logger, with every value in its section.
+
+    Args:
+        options: see `WandbLogger`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._wandb_init.pop("anonymous", None)  # W&B warns of what the library always passes
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        super().log_metrics({panel(name): value for name, value in metrics.items()}, step)
+
+
+class Dashboard(Callback):
+    """Adds to a run on W&B what the log has not: command, environment, speed, histograms, best values, best weights.
+
+    Args:
+        folder: the run's.
+        upload_weights: keep the best weights and the config as one artifact, `<name>-<stage>`.
+    """
+
+    def __init__(self, folder: str | Path, upload_weights: bool = False) -> None:
+        self.folder, self.upload_weights = Path(folder), upload_weights
+        self.since, self.steps = time.monotonic(), 0
+        self.gradients_due = True
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for run in runs(trainer):
+            for name, best in BEST.items():
+                run.define_metric(name, step_metric="trainer/global_step", summary=f"{best},last")
+            run.config.update(
+                {"command": command(self.folder), "environment": environment(trainer)}, allow_val_change=True
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.since, self.steps = time.monotonic(), 0
+
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.steps += 1
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            images = self.steps * trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
+            seconds = max(time.monotonic() - self.since, 1e-9)
+            speed = {"speed/images_per_second": images / seconds, "speed/seconds_per_step": seconds / self.steps}
+            self.send(trainer, speed)
+            self.since, self.steps = time.monotonic(), 0
+
+    @rank_zero_only
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        assert isinstance(pl_module, Stage)
+        if self.gradients_due:  # once after each validation, which finds none
+            gradients = {n: p.grad for n, p in pl_module.network.named_parameters() if p.grad is not None}
+            self.send(trainer, histograms("gradients", gradients))
+            self.gradients_due = False
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, Stage)
+        best = next((c for c in trainer.callbacks if isinstance(c, BestWeights)), None)  # type: ignore[attr-defined]
+        values: dict[str, Any] = {} if best is None else {"val/best_loss": best.best}
+        if trainer.state.fn == "fit":
+            values |= histograms("weights", {n: p.detach() for n, p in pl_module.network.named_parameters()})
+        self.send(trainer, values)
+        self.since, self.steps = time.monotonic(), 0  # a validation is no training
+        self.gradients_due = True
+
+    @rank_zero_only
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.upload_weights:
+            return
+        import wandb
+
+        assert isinstance(pl_module, Stage)
+        for run in runs(trainer):
+            artifact = wandb.Artifact(f"{run.name}-{run.job_type}".replace("/", "-"), type="model")
+            for path in [self.folder / "checkpoints" / f"{name}.pth" for name in pl_module.exports()]:
+                artifact.add_file(str(path))
+            artifact.add_file(str(self.folder / CONFIG))
+            run.log_artifact(artifact)
+
+    @staticmethod
+    def send(trainer: Trainer, values: Mapping[str, Any]) -> None:
+        """Log values on W&B alone."""
+        for logger in dashboards(trainer):
+            logger.log_metrics(values, step=trainer.global_step)
+
+
+def dashboards(trainer: Trainer) -> list[WandbLogger]:
+    """The loggers of a trainer that write to W&B."""
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
+def runs(trainer: Trainer) -> list[Any]:
+    """Their runs."""
+    return [logger.experiment for logger in dashboards(trainer)]
+
+
+def environment(trainer: Trainer) -> dict[str, str | int]:
+    """What a training ran on."""
+    device = trainer.strategy.root_device
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": trainer.world_size,
+        "nodes": trainer.num_nodes,
+        "precision": str(trainer.precision),
+    }
+
+
+def histograms(section: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A histogram for each part of a network, two names below it.
+
+    Args:
+        section: of the dashboard.
+        tensors: by the names of the network's parameters.
+    """
+    import wandb
+
+    parts: dict[str, list[Tensor]] = {}
+    for name, tensor in tensors.items():
+        parts.setdefault(".".join(name.split(".")[:-1][:2]) or name, []).append(tensor)
+    return {f"{section}/{part}": wandb.Histogram(np_histogram=histogram(group)) for part, group in parts.items()}
+
+
+def histogram(tensors: list[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Counts and edges over some tensors' finite values; of many values, evenly chosen ones."""
+    # Of a tensor that is shared out over devices, only this process's part: the others are not asked.
+    tensors = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    stride = -(-sum(tensor.numel() for tensor in tensors) // MOST_VALUES)
+    values = torch.cat([tensor.flatten()[::stride].float() for tensor in tensors]).cpu()
+    return np.histogram(values[values.isfinite()].numpy(), bins=NUM_BINS)
