@@ -9,13 +9,12 @@ of some rounds and their ends. Ours works on coefficients of x and of the predic
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from about import about
+from timing import Spread, cpu_ms, interleaved
 from torch import Tensor
 
 from latentfaces.diffusion import DDIMSampler, Denoiser, DPMpp2MSampler, EulerSampler, RectifiedFlow, Sampler, VPLinear
@@ -36,9 +35,7 @@ class Nothing(torch.nn.Module):
 
 def microseconds(run: Callable[[], object]) -> float:
     """CPU time of a step."""
-    started = time.process_time()
-    run()
-    return 1e6 * (time.process_time() - started) / STEPS
+    return 1e3 * cpu_ms(run) / STEPS
 
 
 def ours(sampler: Sampler, denoiser: Denoiser, noise: Tensor) -> Callable[[], object]:
@@ -61,34 +58,41 @@ def theirs(name: str, noise: Tensor, answer: Tensor) -> Callable[[], object]:
     return run
 
 
+PEERS = {
+    "euler": "FlowMatchEulerDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+}
+"""What each of ours is measured against."""
+
+
 @torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+def measure(rounds: int = ROUNDS) -> dict[str, Spread]:
+    """Microseconds of CPU time a step, by project and name."""
     noise = torch.randn(4, 4, 16, 16)
     network = Nothing(noise.shape)
     variants = {
         "latentfaces euler": ours(EulerSampler(STEPS), Denoiser(network, RectifiedFlow()), noise),
         "latentfaces ddim": ours(DDIMSampler(STEPS), Denoiser(network, VPLinear(), "eps"), noise),
         "latentfaces dpmpp_2m": ours(DPMpp2MSampler(STEPS), Denoiser(network, VPLinear(), "eps"), noise),
-        "diffusers FlowMatchEulerDiscreteScheduler": theirs("FlowMatchEulerDiscreteScheduler", noise, network.answer),
-        "diffusers DDIMScheduler": theirs("DDIMScheduler", noise, network.answer),
-        "diffusers DPMSolverMultistepScheduler": theirs("DPMSolverMultistepScheduler", noise, network.answer),
+        **{f"diffusers {name}": theirs(name, noise, network.answer) for name in PEERS.values()},
     }
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(ROUNDS):
-        for name, run in variants.items():
-            times[name].append(microseconds(run))
-    rows = {
-        name: {"median_us": statistics.median(t[1:]), "min_us": min(t[1:]), "max_us": max(t[1:])}
-        for name, t in times.items()
-    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rows = interleaved(variants, rounds, microseconds)
+    torch.set_num_threads(threads)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = measure()
     for name, row in rows.items():
         print(f"{name:44s} " + "  ".join(f"{key} {value:.1f}" for key, value in row.items()))
     if arguments.json:
-        told = {**about(), "command": "python benchmarks/sampling.py", "steps": STEPS, "rows": rows}
+        told = {**about(), "command": "python benchmarks/sampling.py", "steps": STEPS, "unit": "us", "rows": rows}
         arguments.json.write_text(json.dumps(told, indent=1))
 
 

@@ -1,0 +1,273 @@
+"""The rows of what is around the networks: loading, the Trainer, sampling steps, starting, memory."""
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, LightningModule, Trainer
+from networks import stage1_rivals
+from omegaconf import DictConfig, open_dict
+from ours import ROOT, composed, in_bfloat16, prepared_training
+from rows import Row, Scale
+from timing import spread
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from latentfaces.autoencoder import VAE
+
+
+def loading(scale: Scale) -> Row:
+    """`benchmarks/data.py`, shorter."""
+    import data
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        home = Path(temporary)
+        data.write_photos(home / "faces", scale.photos, names=4 * max(scale.photos, data.BATCH))
+        resolution = 256 if scale.photos > 100 else 32
+        rows = data.measure(home / "faces", resolution, scale.seconds_of_loading, home)
+    torch.set_num_threads(threads)
+    loads = {name.removeprefix("load: "): row for name, row in rows.items() if name.startswith("load")}
+    base = loads["ImageFolder chain, float"]["median"]
+    ratios = {
+        "equal float output": base / loads["pack, float"]["median"],
+        "as uint8": base / loads["pack, uint8 for the device"]["median"],
+    }
+    title = f"loading JPEGs of 512 px at {resolution} px, beside ImageFolder's usual chain"
+    return Row(title, "us a picture", {"wall": loads}, ratios, "30 at equal float output, 150 as uint8")
+
+
+def sampling_step(scale: Scale) -> Row:
+    """`benchmarks/sampling.py`."""
+    import sampling
+
+    rows = sampling.measure(1 + 4 * scale.rounds)
+    ratios = {
+        kind: rows[f"diffusers {scheduler}"]["median"] / rows[f"latentfaces {kind}"]["median"]
+        for kind, scheduler in sampling.PEERS.items()
+    }
+    return Row("a sampler's step beside the network", "us", {"cpu": rows}, ratios, "under 20 us")
+
+
+def starting(scale: Scale) -> Row:
+    """From the command to the answer, in seconds of CPU and of wall time."""
+    commands = {
+        "train.py --help": ["train.py", "--help"],
+        "train.py model=vea": ["train.py", "model=vea"],
+        "sample.py --help": ["sample.py", "--help"],
+    }
+    figures: dict[str, dict[str, list[float]]] = {"cpu": {}, "wall": {}}
+    for _ in range(scale.rounds):
+        for name, command in commands.items():
+            before, started = cpu_of_children(), time.perf_counter()
+            subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=False)
+            figures["wall"].setdefault(name, []).append(time.perf_counter() - started)
+            figures["cpu"].setdefault(name, []).append(cpu_of_children() - before)
+    told = {clock: {name: spread(values) for name, values in rows.items()} for clock, rows in figures.items()}
+    return Row("from a command to its answer", "s", told, goal="1.0 s")
+
+
+class StepClock(Callback):
+    """The process's CPU time at the start of each training step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.times.append(time.process_time())
+
+    @property
+    def ms(self) -> float:
+        """Of a step, on average, after the first tenth."""
+        first = len(self.times) // 10
+        return 1e3 * (self.times[-1] - self.times[first]) / (len(self.times) - 1 - first)
+
+
+class UsualModule(LightningModule):
+    """A module as Lightning's documentation has it, with five values logged in each step."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def training_step(self, images: Tensor, batch_idx: int) -> Tensor:
+        terms = plain_terms(self.vae, images)
+        for name, value in terms.items():
+            self.log(name, value)
+        return terms["loss"]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return AdamW(self.vae.parameters(), lr=1e-4)
+
+
+def plain_terms(vae: VAE, images: Tensor) -> dict[str, Tensor]:
+    """The loss of stage 1, and what there is to log of it."""
+    reconstructions, posterior, _ = vae(images)
+    distance, kl = (reconstructions - images).abs().mean(), posterior.kl().mean()
+    parts = {"mean": posterior.mean.mean(), "std": posterior.std.mean()}
+    return {"loss": distance + 1e-9 * kl, "distance": distance, "kl": kl, **parts}
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Hold back what a training prints."""
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
+
+
+class TrainerCost:
+    """What a step of the Trainer costs, with a network so small that little else does."""
+
+    def __init__(self, steps: int, home: Path) -> None:
+        self.steps, self.home, self.number = steps, home, 0
+
+    def config(self, logger: str = "csv") -> DictConfig:
+        """A tiny training into a fresh folder."""
+        self.number += 1
+        cfg = composed(
+            *("model=vae", "data=synthetic", "data.num_images=64", "data.resolution=16", "data.batch_size=8"),
+            *("model/autoencoder=tiny", "model.autoencoder.channels=8", f"logger={logger}"),
+            *(f"trainer.max_steps={self.steps}", f"trainer.val_check_interval={2 * self.steps}"),
+            *("trainer.accelerator=cpu", f"run_dir={self.home / str(self.number)}"),
+        )
+        with open_dict(cfg):
+            cfg.pop("hydra")
+        return cfg
+
+    def shipped(self, logger: str) -> float:
+        """As train.py makes it."""
+        clock = StepClock()
+        with prepared_training(self.config(logger)) as (data, module, trainer, _):
+            trainer.callbacks.append(clock)
+            trainer.fit(module, datamodule=data)
+        return clock.ms
+
+    def usual(self) -> float:
+        """With Lightning's own defaults."""
+        cfg, clock = self.config(), StepClock()
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=self.steps,
+            precision="bf16-mixed" if in_bfloat16() else "32-true",
+            gradient_clip_val=1.0,
+            callbacks=[clock],
+            default_root_dir=cfg.run_dir,
+            limit_val_batches=0,
+            enable_model_summary=False,
+        )
+        trainer.fit(UsualModule(instantiate(cfg.model).autoencoder), datamodule=instantiate(cfg.data))
+        return clock.ms
+
+    def bare(self) -> float:
+        """A loop over the same batches."""
+        cfg, clock = self.config(), StepClock()
+        data, module = instantiate(cfg.data), instantiate(cfg.model)
+        data.setup()
+        vae = module.autoencoder
+        optimizer = module.make_optimizer(vae.named_parameters())
+        while len(clock.times) < self.steps:
+            for batch in data.train_dataloader():
+                clock.on_train_batch_start()
+                images = data.on_after_batch_transfer(batch, 0)
+                with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16()):
+                    loss = plain_terms(vae, images)["loss"]
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+                optimizer.step()
+        return clock.ms
+
+
+def trainer(scale: Scale) -> Row:
+    """What the Trainer, as shipped, adds to a loop."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    os.environ["WANDB_MODE"] = "offline"
+    values: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
+        cost = TrainerCost(scale.steps, Path(temporary))
+        ways: dict[str, Callable[[], float]] = {
+            "bare loop": cost.bare,
+            "train.py logger=csv": partial(cost.shipped, "csv"),
+            "train.py (W&B offline)": partial(cost.shipped, "wandb"),
+            "Lightning's defaults, 5 logged keys": cost.usual,
+        }
+        with silence():
+            for _ in range((scale.rounds + 1) // 2):
+                for name, way in ways.items():
+                    values.setdefault(name, []).append(way())
+    torch.set_num_threads(threads)
+    figures = {name: spread(rounds) for name, rounds in values.items()}
+    base = figures.pop("bare loop")
+    beyond = {f"{name}, beyond": f["median"] - base["median"] for name, f in figures.items()}
+    title = "CPU of a training step, of a network of next to nothing"
+    return Row(title, "ms", {"cpu": {"bare loop": base, **figures}}, {}, "under 1.5 beyond the bare loop", beyond)
+
+
+def cpu_of_children() -> float:
+    """Seconds of all that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def in_own_process(function: Callable[..., float], *arguments: Any) -> float:
+    """Call it in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def memory_in_use(peak: bool = False) -> float:
+    """Bytes of this process, now or at the most."""
+    status = Path("/proc/self/status")
+    key = "VmHWM:" if peak else "VmRSS:"
+    if status.exists():  # getrusage would count what the parent had when it started this process
+        return 1024.0 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def peak_of_stage1(scale: Scale, side: int, bfloat16: bool) -> float:
+    """MB at the most that two steps take, beyond what the process had before the networks were built."""
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    images = torch.rand(scale.images_for_memory, 3, scale.resolution, scale.resolution, device=scale.device) * 2 - 1
+    torch.randn(8, 8, requires_grad=True).sum().backward()
+    before = memory_in_use()
+    rival = stage1_rivals(scale, images)[side]()
+    for _ in range(2):
+        rival.step(bfloat16)
+    if scale.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    return (memory_in_use(peak=True) - before) / 1e6
+
+
+def peak_memory(scale: Scale) -> Row:
+    """Of the stage-1 step, each in a process of its own."""
+    figures = {
+        f"{name} {precision}": spread([in_own_process(peak_of_stage1, scale, side, precision == "bf16")])
+        for precision in ("fp32", "bf16")
+        for side, name in enumerate(("ours", "theirs"))
+    }
+    peak = {name: values["median"] for name, values in figures.items()}
+    ratios = {  # here less is better, so ours / theirs
+        "shipped": peak[f"ours {scale.shipped}"] / peak["theirs fp32"],
+        "fp32": peak["ours fp32"] / peak["theirs fp32"],
+        "bf16": peak["ours bf16"] / peak["theirs bf16"],
+    }
+    title = f"peak memory of the stage-1 step, {scale.images_for_memory} x {scale.resolution} px, ours / theirs"
+    return Row(title, "MB", {"peak": figures}, ratios, "0.75")

@@ -1,0 +1,164 @@
+"""The rows where a network of ours stands beside a peer's."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from ours import OurStep, built_ldm, composed, equal_vae
+from peers import PlainDiT, TwoForwards, diffusers_unet, diffusers_vae, noise_prediction_loss, reconstruct_by
+from rows import Rival, Row, Scale, beside, count
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from latentfaces.autoencoder import PatchDiscriminator, PerceptualDistance
+from latentfaces.pipeline import FacePipeline
+from latentfaces.training.stage import Stage
+
+
+class PlainStep:
+    """A training step as a plain loop takes it.
+
+    Args:
+        network: what is trained.
+        loss: of it.
+    """
+
+    def __init__(self, network: nn.Module, loss: Callable[[], Tensor]) -> None:
+        self.loss, self.optimizer = loss, AdamW(network.parameters(), lr=1e-5)
+        self.device_type = next(network.parameters()).device.type
+
+    def __call__(self, bfloat16: bool) -> None:
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=bfloat16):
+            loss = self.loss()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+def our_rival(module: Stage, batch: Tensor, compiled: bool = False) -> Rival:
+    """A side of a row."""
+    if compiled:
+        module.network.compile()
+    return Rival(count(module.network), OurStep(module, batch))
+
+
+def vae_step(scale: Scale) -> Row:
+    """Stage 1 without adversary and perceptual loss."""
+    images = torch.rand(scale.images, 3, scale.resolution, scale.resolution, device=scale.device) * 2 - 1
+    network = diffusers_vae(scale.channels).to(scale.device)
+    reconstruct, pixels = reconstruct_by(network), images[0].numel()
+
+    def loss() -> Tensor:
+        reconstructions, kl = reconstruct(images)
+        return (reconstructions.float() - images).abs().mean() + 1e-6 * kl / pixels
+
+    ours = our_rival(equal_vae(scale.channels), images)
+    compiled = our_rival(equal_vae(scale.channels), images, compiled=True).step if scale.compiled else None
+    theirs = Rival(count(network), PlainStep(network, loss))
+    title = f"VAE step, {scale.images} x {scale.resolution} px, L1 + KL, beside diffusers AutoencoderKL"
+    return beside(title, ours, theirs, scale, "1.9 shipped, 1.07 at equal precision, share 0.76", compiled)
+
+
+class RandomPerceptualDistance(PerceptualDistance):
+    """LPIPS of random weights: as large, and nothing to download."""
+
+    def __init__(self, net: str = "vgg") -> None:
+        from torchmetrics.functional.image.lpips import _LPIPS
+
+        nn.Module.__init__(self)
+        self.unregistered = [_LPIPS(net=net, pnet_rand=True).requires_grad_(False)]  # type: ignore[arg-type]
+
+
+def with_adversary(module: Any, perceptual: PerceptualDistance) -> Any:
+    """Stage 1 with `model/loss=adversarial`, the adversary from the first step on."""
+    module.loss.perceptual = perceptual
+    adversarial = composed("model=vae", "model/loss=adversarial", "model.adversary.start_step=0").model
+    module.adversary = instantiate(adversarial.adversary)
+    return module
+
+
+def stage1_rivals(scale: Scale, images: Tensor) -> tuple[Callable[[], Rival], Callable[[], Rival]]:
+    """Makers of both sides."""
+    perceptual = RandomPerceptualDistance(scale.backbone)
+
+    def ours() -> Rival:
+        module = with_adversary(equal_vae(scale.channels), perceptual)
+        parameters = count(module.network, module.adversary.discriminator)
+        return Rival(parameters, OurStep(module, images))
+
+    def theirs() -> Rival:
+        network = diffusers_vae(scale.channels).to(images.device)
+        discriminator = PatchDiscriminator().to(images.device)
+        backbone = perceptual.unregistered[0].to(images.device)
+
+        def distortion(photos: Tensor, reconstructions: Tensor) -> Tensor:
+            return (reconstructions - photos).abs().mean() + backbone(photos, reconstructions).mean()
+
+        step = TwoForwards(network, reconstruct_by(network), network.decoder.conv_out.weight, distortion, discriminator)
+        return Rival(count(network, discriminator), partial(step, images))
+
+    return ours, theirs
+
+
+def stage1_step(scale: Scale) -> Row:
+    """Stage 1 with all of its loss."""
+    images = torch.rand(scale.images, 3, scale.resolution, scale.resolution, device=scale.device) * 2 - 1
+    ours, theirs = stage1_rivals(scale, images)
+    title = f"stage-1 step with LPIPS and adversary, {scale.images} x {scale.resolution} px, beside latent-diffusion's"
+    return beside(title, ours(), theirs(), scale, "2.5 shipped, 1.4 at equal precision", work="ours")
+
+
+def latent_batches(scale: Scale) -> tuple[Tensor, Tensor]:
+    """Cached posteriors, and their means: (b, 2, 4, h, w) and (b, 4, h, w)."""
+    mean = torch.randn(scale.latents, 4, scale.side, scale.side, device=scale.device)
+    return torch.stack([mean, 0.1 * torch.ones_like(mean)], dim=1), mean
+
+
+def unet_step(scale: Scale) -> Row:
+    """Stage 2 with the default network."""
+    moments, x0 = latent_batches(scale)
+    network = diffusers_unet(scale.channels, scale.side).to(scale.device)
+    options = ["model/denoiser=unet_s", f"model.denoiser.network.width={scale.channels}"]
+    ours = our_rival(built_ldm(*options), moments)
+    compiled = our_rival(built_ldm(*options), moments, compiled=True).step if scale.compiled else None
+    loss = partial(noise_prediction_loss, lambda x, t: network(x, t).sample, x0)
+    theirs = Rival(count(network), PlainStep(network, loss))
+    title = f"UNet step, {scale.latents} x {scale.side}x{scale.side}x4, beside diffusers UNet2DModel"
+    return beside(title, ours, theirs, scale, "1.6 shipped, 1.25 at equal precision, share 0.45", compiled)
+
+
+def dit_step(scale: Scale) -> Row:
+    """Stage 2 with a transformer."""
+    moments, x0 = latent_batches(scale)
+    network = PlainDiT(scale.width, scale.depth, scale.num_heads, scale.side).to(scale.device)
+    size = {"width": scale.width, "depth": scale.depth, "num_heads": scale.num_heads}
+    options = ["model/denoiser=dit_s", *(f"model.denoiser.network.{key}={value}" for key, value in size.items())]
+    ours = our_rival(built_ldm(*options), moments)
+    compiled = our_rival(built_ldm(*options), moments, compiled=True).step if scale.compiled else None
+    theirs = Rival(count(network), PlainStep(network, partial(noise_prediction_loss, network, x0)))
+    title = f"DiT-S/2 step, {scale.latents} x {scale.side}x{scale.side}x4, beside a plain DiT"
+    return beside(title, ours, theirs, scale, "1.9 shipped, 1.25 at equal precision, share 0.65", compiled)
+
+
+def decoding(scale: Scale) -> Row:
+    """Latents to faces: `sample.py precision=bf16` is ours as shipped here."""
+    latents = torch.randn(scale.decoded, 4, scale.resolution // 4, scale.resolution // 4, device=scale.device)
+    vae: Any = equal_vae(scale.channels).network.eval().requires_grad_(False)
+    pipelines = {b: FacePipeline(vae, None, scale.resolution, scale.device, bfloat16=b) for b in (False, True)}
+    network = diffusers_vae(scale.channels).to(scale.device).eval()
+
+    @torch.no_grad()
+    def theirs(bfloat16: bool) -> Tensor:
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=bfloat16):
+            return network.decode(latents).sample
+
+    def ours(bfloat16: bool) -> Tensor:
+        return pipelines[bfloat16].decode(latents)
+
+    parameters = sum(p.numel() for p in vae.decoder.parameters()), sum(p.numel() for p in network.decoder.parameters())
+    title = f"decoding {scale.decoded} latents to {scale.resolution} px, beside diffusers AutoencoderKL"
+    fewer = replace(scale, rounds=(scale.rounds + 1) // 2)
+    return beside(title, Rival(parameters[0], ours), Rival(parameters[1], theirs), fewer, "1.8 shipped")

@@ -1,0 +1,251 @@
+"""The rows of the table: two networks that do the same, and what the machine can do."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from typing import Any, Literal
+
+import torch
+from ours import in_bfloat16
+from timing import Spread, Work, cpu_ms, interleaved, wall_ms
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything.
+
+    Args:
+        kind: of device.
+        rounds, rounds_of_wall: of measuring with one thread, and with two.
+        compiled: ours compiled too.
+        channels: of the VAEs and U-Nets, in their first level.
+        resolution: of the images, in pixels.
+        images, latents: in a batch.
+        side: of the latents of stage 2.
+        width, depth, num_heads: of the transformers.
+        decoded: latents in one decoding.
+        images_for_memory: in a batch, where the peak of memory is looked for.
+        backbone: of LPIPS.
+        product: rows and columns of the largest product.
+        seconds_of_loading: in each round.
+        photos: to load.
+        steps: of the Trainer.
+    """
+
+    kind: str = "cpu"
+    rounds: int = 5
+    rounds_of_wall: int = 3
+    compiled: bool = False
+    channels: int = 64
+    resolution: int = 64
+    images: int = 4
+    latents: int = 16
+    side: int = 16
+    width: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    decoded: int = 64
+    images_for_memory: int = 8
+    backbone: str = "vgg"
+    product: int = 2048
+    seconds_of_loading: float = 1.0
+    photos: int = 512
+    steps: int = 500
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.kind)
+
+    @property
+    def shipped(self) -> str:
+        """What train.py computes in on this device."""
+        return "bf16" if in_bfloat16("gpu" if self.kind == "cuda" else "cpu") else "fp32"
+
+
+CUDA = Scale(
+    kind="cuda", rounds=20, compiled=True, channels=128, resolution=256, images=16, latents=256, side=32, width=768,
+    num_heads=12, images_for_memory=16, product=8192,
+)  # fmt: skip
+"""For a GPU of the H100 class: DiT-B on 256 tokens."""
+
+QUICK = Scale(
+    rounds=1, rounds_of_wall=0, channels=16, resolution=32, images=2, latents=2, side=8, width=32, depth=2, num_heads=2,
+    decoded=2, images_for_memory=1, backbone="squeeze", product=128, seconds_of_loading=0.05, photos=8, steps=20,
+)  # fmt: skip
+
+
+@dataclass
+class Row:
+    """One line of the table.
+
+    Args:
+        title: what is measured.
+        unit: of the figures.
+        figures: by clock ("cpu", "wall", ...) and variant.
+        ratios: theirs / ours, by kind.
+        goal: in words.
+        more: what else there is to say: parameters, gigaflops.
+    """
+
+    title: str
+    unit: str
+    figures: dict[str, dict[str, Spread]]
+    ratios: dict[str, float] = field(default_factory=dict)
+    goal: str = ""
+    more: dict[str, float] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        told = [f"{name} {value:.2f}" for name, value in self.ratios.items()]
+        told += [f"{name} {value:.4g}" for name, value in self.more.items()]
+        lines = [f"{self.title}: {', '.join(told)}" + (f"  (goal: {self.goal})" if self.goal else "")]
+        for clock, variants in self.figures.items():
+            for name, s in variants.items():
+                lines.append(
+                    f"    {clock:4s} {name:36s} {s['median']:10.4g} {self.unit} ({s['min']:.4g}-{s['max']:.4g})"
+                )
+        return lines
+
+
+Step = Callable[[bool], object]
+"""A step, in bfloat16 autocast or not."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One side of a row: its parameters, and its step."""
+
+    parameters: int
+    step: Step
+
+
+def count(*modules: nn.Module) -> int:
+    """Trained parameters."""
+    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts operations of products and convolutions, as torch does, also where gradients are asked for in parts."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def gigaflops(work: Work) -> float:
+    """Of one call; attention counted as the products that it is."""
+    with sdpa_kernel(SDPBackend.MATH), OperationCounter() as counter:
+        work()
+    return counter.total / 1e9
+
+
+def timed(works: Mapping[str, Work], scale: Scale) -> dict[str, dict[str, Spread]]:
+    """ "cpu": milliseconds of CPU time, one thread; "wall": milliseconds with two. On a GPU "wall" alone."""
+    if scale.device.type != "cpu":
+        return {"wall": interleaved(works, scale.rounds, wall_ms)}
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        figures = {"cpu": interleaved(works, scale.rounds, cpu_ms)}
+        if scale.rounds_of_wall:  # on a machine that is not alone, two threads wait for each other
+            torch.set_num_threads(min(2, os.cpu_count() or 1))
+            figures["wall"] = interleaved(works, scale.rounds_of_wall, wall_ms)
+        return figures
+    finally:
+        torch.set_num_threads(threads)
+
+
+def beside(
+    title: str,
+    ours: Rival,
+    theirs: Rival,
+    scale: Scale,
+    goal: str = "",
+    compiled: Step | None = None,
+    work: Literal["ours", "theirs"] = "theirs",
+) -> Row:
+    """The row of two networks.
+
+    Args:
+        title: what they do.
+        ours, theirs: the two.
+        scale: how often.
+        goal: in words.
+        compiled: ours, compiled.
+        work: whose operations are the work to be done, of which `share` is told: what ours leaves out counts as done.
+    """
+    works: dict[str, Work] = {
+        f"{side} {precision}": partial(rival.step, precision == "bf16")
+        for precision in ("fp32", "bf16")
+        for side, rival in (("ours", ours), ("theirs", theirs))
+    }
+    if compiled is not None:
+        works["ours compiled"] = partial(compiled, True)
+    operations = {side: gigaflops(works[f"{side} fp32"]) for side in ("ours", "theirs")}
+    figures = timed(works, scale)
+    ratios = {}
+    for clock, variants in figures.items():
+        took = {name: values["median"] for name, values in variants.items()}
+        after = "" if clock == next(iter(figures)) else f" ({clock})"
+        ratios |= {
+            f"shipped{after}": took["theirs fp32"] / took[f"ours {scale.shipped}"],
+            f"fp32{after}": took["theirs fp32"] / took["ours fp32"],
+            f"bf16{after}": took["theirs bf16"] / took["ours bf16"],
+        }
+        if compiled is not None:
+            ratios[f"compiled{after}"] = took["theirs fp32"] / took["ours compiled"]
+    first = next(iter(figures.values()))
+    rate = operations[work] / first[f"ours {scale.shipped}"]["median"] * 1e3
+    told = {
+        "share": rate / limit(scale, scale.shipped),
+        "ours M": ours.parameters / 1e6,
+        "theirs M": theirs.parameters / 1e6,
+        "ours GF": operations["ours"],
+        "theirs GF": operations["theirs"],
+    }
+    return Row(title, "ms", figures, ratios, goal, told)
+
+
+@cache
+def limits(scale: Scale) -> Row:
+    """The fastest large product and 3x3 convolution, in GF/s."""
+    works: dict[str, Work] = {}
+    operations: dict[str, float] = {}
+    size, channels, side = scale.product, max(16, scale.product // 8), max(8, scale.product // 32)
+    for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = torch.randn(2, size, size, device=scale.device).to(kind)
+        images = torch.randn(4, channels, side, side, device=scale.device).to(kind)
+        kernels = torch.randn(channels, channels, 3, 3, device=scale.device).to(kind)
+        works[f"product {precision}"] = partial(torch.mm, a, b)
+        for layout, form in (("nchw", torch.contiguous_format), ("nhwc", torch.channels_last)):
+            x, w = images.contiguous(memory_format=form), kernels.contiguous(memory_format=form)
+            works[f"convolution {precision} {layout}"] = partial(torch.conv2d, x, w, padding=1)
+    for name, work in works.items():
+        operations[name] = gigaflops(work)
+    times = timed(works, replace(scale, rounds=2 * scale.rounds))
+    # The fastest time gives the highest rate.
+    figures = {
+        clock: {
+            name: {"median": 1e3 * operations[name] / t["median"]}
+            | {"min": 1e3 * operations[name] / t["max"], "max": 1e3 * operations[name] / t["min"]}
+            for name, t in variants.items()
+        }
+        for clock, variants in times.items()
+    }
+    return Row("limits of this machine", "GF/s", figures)
+
+
+def limit(scale: Scale, precision: str) -> float:
+    """GF/s at the most."""
+    figures = next(iter(limits(scale).figures.values()))
+    return max(rate["median"] for name, rate in figures.items() if precision in name)

@@ -1,0 +1,103 @@
+"""What each part of latentfaces costs beside its peers, and beside what the machine can do.
+
+    pip install -e '.[bench]'
+    python benchmarks/speed.py [--rows vae,dit] [--rounds 5] [--device cpu] [--compile] [--quick] [--json FILE]
+
+Ours and the peer have as many parameters and operations, see the same batches, and take turns in one process. On a CPU
+the figure is the process's CPU time with one thread, median, minimum and maximum of some rounds; beside it wall time
+with two. On a GPU it is wall time. A row of two networks has three ratios, theirs / ours: each as its documentation
+runs it (peers: float32 and a plain AdamW; ours: what train.py chooses on this device), both in float32, and both in
+bfloat16 autocast. `share` is what ours makes of the fastest bfloat16 product or convolution of this machine.
+
+A training step is loss, gradient and the optimiser's step, without clipping, averaging and logging: row `trainer` has
+those. Nothing else should run meanwhile.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from about import about
+from around import loading, peak_memory, sampling_step, starting, trainer
+from networks import decoding, dit_step, stage1_step, unet_step, vae_step
+from ours import ROOT
+from rows import CUDA, QUICK, Row, Scale, limits
+
+PACKAGES = ("torch", "lightning", "diffusers", "torchmetrics", "torchvision", "numpy", "pillow")
+
+
+ROWS: dict[str, Callable[[Scale], Row]] = {
+    "limits": limits,
+    "vae": vae_step,
+    "stage1": stage1_step,
+    "unet": unet_step,
+    "dit": dit_step,
+    "decode": decoding,
+    "loading": loading,
+    "trainer": trainer,
+    "sampling": sampling_step,
+    "start": starting,
+    "memory": peak_memory,
+}
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def main(argv: list[str] | None = None) -> dict[str, Row]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--rounds", type=int, help="of measuring, after one that does not count")
+    parser.add_argument("--no-wall", action="store_true", help="leave out wall time, which needs the machine alone")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="ours compiled too, which takes minutes on a CPU")
+    parser.add_argument("--quick", action="store_true", help="at toy sizes, to see whether it runs")
+    parser.add_argument("--json", type=Path, help="of the whole table benchmarks/results/speed_DATE.json")
+    arguments = parser.parse_args(argv)
+    chosen = arguments.rows.split(",")
+    if unknown := [name for name in chosen if name not in ROWS]:
+        parser.error(f"--rows {','.join(unknown)} is none of {', '.join(ROWS)}")
+    if "limits" not in chosen:
+        chosen = ["limits", *chosen]  # which `share` needs
+    scale = QUICK if arguments.quick else CUDA if arguments.device == "cuda" else Scale()
+    scale = dataclasses.replace(scale, kind=arguments.device, compiled=scale.compiled or arguments.compile)
+    if arguments.rounds:
+        scale = dataclasses.replace(scale, rounds=arguments.rounds)
+    if arguments.no_wall:
+        scale = dataclasses.replace(scale, rounds_of_wall=0)
+    told = about()
+    whole = not arguments.quick and chosen == list(ROWS)
+    target = arguments.json or (ROOT / f"benchmarks/results/speed_{told['date']}.json" if whole else None)
+    command = " ".join(["python benchmarks/speed.py", *(sys.argv[1:] if argv is None else argv)])
+    rows: dict[str, Row] = {}
+    for name in chosen:
+        started = time.monotonic()
+        torch.manual_seed(0)
+        try:
+            rows[name] = ROWS[name](scale)
+        except ModuleNotFoundError as error:
+            parser.exit(2, f"row {name} needs {error.name}: pip install -e '.[bench]', or leave it out with --rows\n")
+        gc.collect()
+        print("\n".join([*rows[name].lines(), f"    ({time.monotonic() - started:.0f} s)"]), flush=True)
+        if target is not None:
+            kept = {name: dataclasses.asdict(row) for name, row in rows.items()}
+            target.write_text(json.dumps({**told, "versions": versions(), "command": command, "rows": kept}, indent=1))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The benchmarks: both sides of a row do the same work, and what is said of the figures follows from them."""
+
+import importlib
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+STEMS = {path.stem for path in BENCHMARKS.glob("*.py")}
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Iterator[Any]:
+    """`benchmark("rows")` imports benchmarks/rows.py as its scripts do."""
+    sys.path.insert(0, str(BENCHMARKS))
+    before = {stem: sys.modules.pop(stem) for stem in STEMS & sys.modules.keys()}
+    yield importlib.import_module
+    for stem in STEMS:
+        sys.modules.pop(stem, None)
+    sys.modules.update(before)
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def table(benchmark: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The rows of two networks at toy sizes, as they are written down."""
+    pytest.importorskip("diffusers")
+    path = tmp_path_factory.mktemp("speed") / "speed.json"
+    benchmark("speed").main(["--quick", "--rows", "vae,stage1,unet,dit,decode", "--json", str(path)])
+    return json.loads(path.read_text())
+
+
+NETWORKS = ("vae", "stage1", "unet", "dit", "decode")
+
+
+@pytest.mark.parametrize("row", NETWORKS)
+def test_both_sides_have_as_many_parameters(table: dict[str, Any], row: str) -> None:
+    more = table["rows"][row]["more"]
+    assert more["ours M"] == pytest.approx(more["theirs M"], rel=0.01)
+
+
+@pytest.mark.parametrize("row", ["vae", "unet", "dit", "decode"])
+def test_ours_has_no_more_operations_and_leaves_out_little(table: dict[str, Any], row: str) -> None:
+    more = table["rows"][row]["more"]
+    assert 0.7 < more["ours GF"] / more["theirs GF"] < 1.03
+
+
+@pytest.mark.parametrize("row", NETWORKS)
+def test_ratios_are_those_of_the_medians(table: dict[str, Any], row: str) -> None:
+    found = table["rows"][row]
+    took = {name: figures["median"] for name, figures in found["figures"]["cpu"].items()}
+    assert found["ratios"]["fp32"] == pytest.approx(took["theirs fp32"] / took["ours fp32"])
+    assert found["ratios"]["bf16"] == pytest.approx(took["theirs bf16"] / took["ours bf16"])
+    shipped = {took["theirs fp32"] / took["ours bf16"], took["theirs fp32"] / took["ours fp32"]}
+    assert any(found["ratios"]["shipped"] == pytest.approx(one) for one in shipped)
+
+
+def test_table_says_what_made_it(table: dict[str, Any]) -> None:
+    assert table["command"].startswith("python benchmarks/speed.py --quick --rows vae,")
+    assert {"torch", "diffusers", "lightning"} <= table["versions"].keys()
+    assert table["machine"]
+    assert table["date"]
+
+
+def test_unknown_row_is_refused_with_the_names_there_are(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        benchmark("speed").main(["--rows", "vea"])
+    assert refusal.value.code == 2
+    assert "--rows vea is none of limits, vae, stage1" in capsys.readouterr().err
+
+
+def test_turns_are_taken_and_the_first_round_does_not_count(benchmark: Any) -> None:
+    timing, order = benchmark("timing"), []
+    costs = itertools.count()
+
+    def cost(work: Any) -> float:
+        order.append(work())
+        return float(next(costs))
+
+    found = timing.interleaved({"a": lambda: "a", "b": lambda: "b"}, 3, cost)
+    assert order == ["a", "b"] * 4
+    assert found == {"a": {"median": 4, "min": 2, "max": 6}, "b": {"median": 5, "min": 3, "max": 7}}
+
+
+def test_operations_of_a_product_are_known(benchmark: Any) -> None:
+    a = torch.randn(100, 200)
+    assert benchmark("rows").gigaflops(lambda: a @ a.T) == pytest.approx(2 * 100 * 200 * 100 / 1e9)
+
+
+def test_two_forwards_give_the_gradient_that_ours_gives_with_one(benchmark: Any) -> None:
+    networks, ours, peers = benchmark("networks"), benchmark("ours"), benchmark("peers")
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    module = networks.with_adversary(ours.equal_vae(16), networks.RandomPerceptualDistance("squeeze"))
+    for parameter in module.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    step = ours.OurStep(module, images)
+
+    def reconstruct(photos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        reconstructions, posterior, _ = module.network(photos)
+        return reconstructions, posterior.kl().mean()
+
+    kl_weight = module.kl_weight(step.trainer.global_step) / images[0].numel()
+    theirs = peers.TwoForwards(
+        module.network, reconstruct, module.network.decoder.last_layer,
+        lambda photos, made: module.loss.distortion(photos, made).total, module.adversary.discriminator, kl_weight,
+    )  # fmt: skip
+    found = []
+    for loss in (lambda: module.training_step(images, 0), lambda: theirs.loss_of_vae(images)):
+        torch.manual_seed(1)  # of the draw of latents
+        module.zero_grad()
+        value = loss()
+        value.backward()
+        gradient = torch.cat([p.grad.flatten() for p in module.network.parameters() if p.grad is not None])
+        found.append((value.item(), gradient.clone()))
+    (value, gradient), (their_value, their_gradient) = found
+    assert value == pytest.approx(their_value, rel=1e-5)
+    assert (gradient - their_gradient).norm() < 1e-4 * their_gradient.norm()
+
+
+@pytest.mark.slow
+def test_cost_of_the_trainer_is_what_it_adds_to_a_loop(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cost = benchmark("around").TrainerCost(20, tmp_path)
+    bare, shipped, usual = cost.bare(), cost.shipped("csv"), cost.usual()
+    assert 0 < bare < min(shipped, usual)
+
+
+def test_difference_of_precisions_is_told_in_deviations_between_seeds(benchmark: Any) -> None:
+    curves = {"fp32": [{10: 1.0, 20: 0.5}, {10: 2.0, 20: 0.7}], "bf16": [{10: 1.5, 20: 0.7}, {10: 1.5, 20: 0.7}]}
+    found = benchmark("precision").compare(curves)
+    assert [row["difference"] for row in found["steps"]] == pytest.approx([0, 0.1])
+    assert found["last_in_deviations"] == pytest.approx(0.1 / (0.02**0.5))  # of 0.5 and 0.7
+    assert found["last_percent"] == pytest.approx(100 * 0.1 / 0.6)
+
+
+def test_curve_is_read_from_a_runs_log(benchmark: Any, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,train/loss,val/loss\n9,0.5,\n9,,0.4\n19,,0.3\n")
+    assert benchmark("precision").curve(tmp_path) == {10: 0.4, 20: 0.3}
+
+
+def test_the_best_of_the_peers_samplers_counts(benchmark: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    quality: ModuleType = benchmark("quality")
+    scores = {"floor": 69.0, "latentfaces": 213.0, quality.OURS: 122.0, "diffusers-tuned, ddim 50": 1361.0}
+    scores |= {"diffusers-tuned, dpm 20": 1385.0, "diffusers, ddim 50": 1000.0}
+    rows = {name: {quality.METRIC: score} for name, score in scores.items()}
+    found = quality.points(rows, "diffusers-tuned")
+    assert found == {"latentfaces": 122.0, "diffusers-tuned": 1361.0, "floor": 69.0}
+    quality.plot({3.0: found, 6.0: found}, tmp_path / "quality.png")
+    assert (tmp_path / "quality.png").stat().st_size > 1000
