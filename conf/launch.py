@@ -17,18 +17,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conf.checks import check_training
+from conf.device import apply_choices, device_choices, training_device
 from latentfaces.errors import UserError
+from latentfaces.nn import DeviceChoices
 from latentfaces.run import CONFIG, RESULT, Run, find_run, open_run
-
-
-def precision_for(trainer: DictConfig) -> str:
-    """bf16-mixed where the device multiplies in bfloat16 (four times as fast on such a CPU), else float32."""
-    import torch
-
-    if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if fast else "32-true"
 
 
 def wandb_is_offline() -> bool:
@@ -168,8 +160,7 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
         vae_run = add_trained_vae(cfg) if cfg.stage == "ldm" else None
         check_training(cfg)
         checkpoint = claim_run(cfg)
-        cfg.trainer.precision = precision_for(cfg.trainer) if cfg.trainer.precision == "auto" else cfg.trainer.precision
-        parts = build_training(cfg, vae_run)
+        parts = build_training(cfg, vae_run, device_choices(cfg))
     except BaseException:
         drop_if_empty(cfg.run_dir)
         raise
@@ -196,7 +187,7 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]:
+def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices) -> tuple[Any, Any, Any]:
     """Data module, module and trainer of a checked config, which is written into the run's folder."""
     from lightning.pytorch import seed_everything
     from lightning.pytorch.loggers import WandbLogger
@@ -205,6 +196,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
     from latentfaces.training import AtomicCheckpointIO
 
     quiet_libraries()
+    cfg.trainer.precision = choices.precision
     seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data)
     with open_dict(cfg):
@@ -219,6 +211,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
     if vae_run is not None:
         module.autoencoder.load_state_dict(vae_run.module("autoencoder", "best_vae").state_dict())
         data.use_latents(weights_hash(module.autoencoder), module.encode)
+    words = apply_choices(choices, module.network, training_device(cfg.trainer))
     trainer: Any = instantiate(
         cfg.trainer,
         callbacks=list(instantiate(cfg.callbacks).values()),
@@ -236,5 +229,5 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
             logger.log_hyperparams(plain(cfg))
     if is_main_process():
         kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
-        print(f"training on {trainer.num_devices} {kind} device(s), {cfg.trainer.precision}")
+        print(f"training on {trainer.num_devices} {kind} device(s): {words}")
     return data, module, trainer
