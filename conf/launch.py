@@ -20,20 +20,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conf.checks import check_training
+from conf.compute import apply_choices, device_choices, training_device
 from conf.devices import settle_devices
 from conf.resume import claim_run, command_to_go_on, is_main_process, requeue
 from latentfaces.errors import UserError
+from latentfaces.nn import DeviceChoices
 from latentfaces.run import CONFIG, Run, find_run, open_run
-
-
-def precision_for(trainer: DictConfig) -> str:
-    """bf16-mixed where the device multiplies in bfloat16 (four times as fast on such a CPU), else float32."""
-    import torch
-
-    if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if fast else "32-true"
 
 
 def wandb_is_offline() -> bool:
@@ -178,10 +170,11 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
         if "median_stop" in cfg.callbacks and HydraConfig.get().mode != RunMode.MULTIRUN and is_main_process():
             raise UserError("pruning=median compares the jobs of a sweep: train with -m, or leave it out")
         settle_devices(cfg)
-        cfg.trainer.precision = precision_for(cfg.trainer) if cfg.trainer.precision == "auto" else cfg.trainer.precision
+        choices = device_choices(cfg)
+        cfg.trainer.precision = choices.precision
         checkpoint = claim_run(cfg)
         with stops_told(cfg) as stop:
-            parts = build_training(cfg, vae_run, stop)
+            parts = build_training(cfg, vae_run, choices, stop)
             with one_job():
                 yield *parts, checkpoint
     except BaseException:
@@ -225,12 +218,13 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def build_training(cfg: DictConfig, vae_run: Run | None, stop: Any) -> tuple[Any, Any, Any]:
+def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices, stop: Any) -> tuple[Any, Any, Any]:
     """Data module, module and trainer of a checked config, which is written into the run's folder.
 
     Args:
         cfg: the config.
         vae_run: the run that has the VAE, for stage 2.
+        choices: how the networks are computed.
         stop: the callback that ends the run in order.
     """
     from lightning.pytorch import seed_everything
@@ -253,6 +247,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, stop: Any) -> tuple[Any
     if vae_run is not None:
         module.autoencoder.load_state_dict(vae_run.module("autoencoder", "best_vae").state_dict())
         data.use_latents(weights_hash(module.autoencoder), module.encode)
+    words = apply_choices(choices, module.network, training_device(cfg.trainer))
     trainer: Any = instantiate(
         cfg.trainer,
         # The last two whatever was chosen: no choice of callbacks should cost a run, or make its resume another run.
@@ -269,14 +264,14 @@ def build_training(cfg: DictConfig, vae_run: Run | None, stop: Any) -> tuple[Any
         if isinstance(logger, WandbLogger):
             logger.log_hyperparams(plain(cfg))
     if is_main_process():
-        print(told(cfg, trainer))
+        print(told(cfg, trainer, words))
     return data, module, trainer
 
 
-def told(cfg: DictConfig, trainer: Any) -> str:
-    """What trains, and what a step takes: nothing is scaled behind a person's back."""
+def told(cfg: DictConfig, trainer: Any, how: str) -> str:
+    """What trains, how, and what a step takes: nothing is scaled behind a person's back."""
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
-    what = f"training on {trainer.world_size} {kind} device(s), {cfg.trainer.precision}"
+    what = f"training on {trainer.world_size} {kind} device(s), {how}"
     factors = {
         "data.batch_size": cfg.data.batch_size,
         "devices": trainer.world_size,
@@ -286,6 +281,6 @@ def told(cfg: DictConfig, trainer: Any) -> str:
     if len(several) == 1:
         return what
     return (
-        f"{what}: a step takes {math.prod(several.values())} pictures ({' x '.join(several)} = "
+        f"{what}; a step takes {math.prod(several.values())} pictures ({' x '.join(several)} = "
         f"{' x '.join(map(str, several.values()))}); model.optimizer.lr={cfg.model.optimizer.lr:g} stays as it is"
     )

@@ -47,6 +47,17 @@ class TrainerConfig:
 
 
 @dataclass
+class DeviceConfig:
+    """How networks are computed; `conf.compute` says what each may be."""
+
+    attention: str = "auto"
+    phased_upsampling: Any = "auto"
+    channels_last: Any = "auto"
+    compile: Any = "auto"
+    fused_optimizer: bool = True
+
+
+@dataclass
 class TrainConfig:
     """train.yaml."""
 
@@ -62,6 +73,7 @@ class TrainConfig:
     data: Any = MISSING
     model: Any = MISSING
     annealing: Any = None
+    device: DeviceConfig = field(default_factory=DeviceConfig)
     callbacks: Any = None
     logger: Any = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -10,18 +10,11 @@ from latentfaces.autoencoder import VAE, Skips
 from latentfaces.data.ffhq import to_uint8
 from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, NoGuidance, Predictor, Sampler
 from latentfaces.errors import UserError
-from latentfaces.nn import weights_hash
+from latentfaces.nn import best_device, weights_hash
 from latentfaces.run import GUIDE, Run, open_run
 
 PIXELS_AT_ONCE = 2**22
 """Decoded in one call: 64 faces of 256 pixels, 4 of 1024."""
-
-
-def best_device() -> torch.device:
-    """The fastest kind of device that is there."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 class FacePipeline:
@@ -107,9 +100,7 @@ class FacePipeline:
         """Compile the denoiser when it is first used, which takes minutes on a CPU."""
         for part in (self.denoiser, self.guide):
             if part is not None:
-                part.network.compile()
-                if part.has_auxiliary:  # which guidance asks for by another method
-                    part.network.heads = torch.compile(part.network.heads)  # type: ignore[arg-type, assignment]
+                part.compile()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latentfaces.nn import SelfAttention, SelfAttention2d, attention, rotation_2d
 
@@ -120,3 +121,9 @@ def test_heads_that_do_not_divide_the_channels_are_refused() -> None:
         SelfAttention(10, 4)
     with pytest.raises(ValueError, match=r"channels=12 .* num_heads=5"):
         SelfAttention2d(12, 5)
+
+
+def test_attention_over_maps_is_fused_rather_than_keeping_all_scores() -> None:
+    layer, x = SelfAttention2d(32, num_heads=2), torch.randn(2, 32, 4, 4)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # an error where the fused kernel cannot take it
+        assert layer(x).shape == x.shape

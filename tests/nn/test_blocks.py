@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latentfaces.nn import Downsample, ResBlock, Upsample, group_norm
+from latentfaces.nn import Downsample, ResBlock, Upsample, choose_upsampling, group_norm
+from latentfaces.nn.device import phased_upsampling
 
 
 def identity_kernel(conv: nn.Conv2d) -> None:
@@ -158,3 +159,33 @@ def test_upsample_by_shuffling_starts_with_four_equal_pixels_per_square() -> Non
 def test_groups_divide_the_channels_and_hold_four_or_more(channels: int, groups: int) -> None:
     # 144 / 32 is not whole, and the next number of groups below 32 that divides 144 is 24.
     assert group_norm(channels).num_groups == groups
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (5, 4)])
+def test_upsampling_in_phases_is_the_convolution_of_the_large_picture(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    block = Upsample(6).double()
+    x = torch.randn(2, 6, height, width, dtype=torch.float64, requires_grad=True)
+    naive = block.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+    phased = block.in_phases(x)
+    assert torch.allclose(phased, naive, atol=1e-12)
+    direction = torch.randn_like(naive)
+    wanted = torch.autograd.grad((naive * direction).sum(), [x, *block.parameters()])
+    got = torch.autograd.grad((phased * direction).sum(), [x, *block.parameters()])
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-11)
+    block.phased = True
+    assert torch.equal(block(x), phased)
+    block.phased = False
+    assert torch.equal(block(x), naive)
+
+
+def test_upsampling_is_in_phases_on_a_cpu_where_that_is_faster() -> None:
+    block = Upsample(2)
+    for side, phased in ((7, False), (8, True)):
+        x = torch.randn(1, 2, side, side)
+        assert torch.equal(block(x), block.in_phases(x)) == phased or not phased
+        assert phased_upsampling(x) == phased
+    assert not phased_upsampling(torch.empty(1, 2, 64, 64, device="meta"))
+    assert choose_upsampling(nn.Sequential(block), True)
+    assert not choose_upsampling(nn.Sequential(Upsample(2, "shuffle")), True)

@@ -104,3 +104,19 @@ def test_gradients_are_cleared() -> None:
 def test_a_network_without_matrices_is_refused() -> None:
     with pytest.raises(ValueError, match="model/optimizer=adamw"):
         MuonAdamW(nn.LayerNorm(4).named_parameters())
+
+
+def test_muon_steps_are_the_same_for_channels_last() -> None:
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 5, 3))
+    second = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 5, 3))
+    second.load_state_dict(first.state_dict())
+    second.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert not second[0].weight.is_contiguous()
+    x = torch.randn(2, 4, 8, 8)
+    for network in (first, second):
+        optimizer = MuonAdamW(network.named_parameters(), lr=1e-2)
+        network(x).square().sum().backward()
+        optimizer.step()
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=2e-4)  # Muon computes in bfloat16, here in another order

@@ -53,6 +53,16 @@ class PerceptualDistance(nn.Module):
             raise UserError(f"{path} is not torchvision's {name}, or is damaged: {problem}") from None
         self.unregistered = [network.requires_grad_(False)]
 
+    @classmethod
+    def untrained(cls, net: Literal["vgg", "alex", "squeeze"] = "vgg") -> "PerceptualDistance":
+        """One of random weights, which needs no file: to count or time what it costs."""
+        from torchmetrics.functional.image.lpips import _NoTrainLpips
+
+        distance = cls.__new__(cls)
+        nn.Module.__init__(distance)
+        distance.unregistered = [_NoTrainLpips(pretrained=False, net=net, pnet_rand=True).requires_grad_(False)]
+        return distance
+
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Images and reconstructions (b, 3, H, W) in [-1, 1] -> their mean distance, a scalar."""
         network = self.unregistered[0] = self.unregistered[0].to(images.device)

@@ -1,6 +1,6 @@
 """A network made a denoiser: what it predicts, in the terms that losses and samplers ask for."""
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,12 @@ class Denoiser(nn.Module):
     def __init__(self, network: nn.Module, schedule: NoiseSchedule, target: Target = "v") -> None:
         super().__init__()
         self.network, self.schedule, self.target = network, schedule, target
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the network in place when it is first used; the arguments are those of `torch.compile`."""
+        self.network.compile(*args, **kwargs)
+        if self.has_auxiliary:  # which losses and guidance ask for by another method
+            self.network.heads = torch.compile(self.network.heads, *args, **kwargs)  # type: ignore[arg-type, assignment]
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Prediction of the target (b, c, h, w), in the type of x_t; label (b, n): how x0 was augmented, if it was."""

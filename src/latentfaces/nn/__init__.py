@@ -1,14 +1,17 @@
 """Blocks that know neither the VAE nor the diffusion."""
 
-from latentfaces.nn.attention import SelfAttention, SelfAttention2d, attention
-from latentfaces.nn.blocks import Downsample, Downsampling, ResBlock, Upsample, Upsampling
+from latentfaces.nn.attention import SelfAttention, SelfAttention2d, attention, choose_kernel
+from latentfaces.nn.blocks import Downsample, Downsampling, ResBlock, Upsample, Upsampling, choose_upsampling
+from latentfaces.nn.device import DeviceChoices, Kernel, attention_kernel, best_device, has_convolutions
 from latentfaces.nn.embeddings import TimeEmbedding, rotate, rotation_2d
 from latentfaces.nn.normalization import group_norm, zero_init
 from latentfaces.nn.weights import weights_hash
 
 __all__ = [
+    "DeviceChoices",
     "Downsample",
     "Downsampling",
+    "Kernel",
     "ResBlock",
     "SelfAttention",
     "SelfAttention2d",
@@ -16,7 +19,12 @@ __all__ = [
     "Upsample",
     "Upsampling",
     "attention",
+    "attention_kernel",
+    "best_device",
+    "choose_kernel",
+    "choose_upsampling",
     "group_norm",
+    "has_convolutions",
     "rotate",
     "rotation_2d",
     "weights_hash",

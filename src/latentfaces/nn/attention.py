@@ -1,20 +1,29 @@
 """Self-attention over tokens and over feature maps."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentfaces.nn.device import Kernel, attention_kernel
 from latentfaces.nn.embeddings import rotate
 from latentfaces.nn.normalization import group_norm, zero_init
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax attention (Vaswani et al. 2017, eq. 1) over (b, heads, tokens, channels)."""
-    # On CPUs the fused kernel is 3-5 times slower than two bfloat16 products; elsewhere it is the fastest.
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+def attention(query: Tensor, key: Tensor, value: Tensor, kernel: Kernel | None = None) -> Tensor:
+    """Softmax attention (Vaswani et al. 2017, eq. 1) over (b, heads, tokens, channels); the fastest kernel if None."""
+    if (kernel or attention_kernel(query.device, query.dtype)) == "plain":
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         return scores.softmax(-1) @ value
+    # Where channels do not lie side by side, PyTorch computes and keeps all scores, without a word.
+    query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value)
+
+
+def choose_kernel(network: nn.Module, kernel: Kernel | None) -> bool:
+    """Let all attention within `network` use this kernel; whether there is any."""
+    layers = [module for module in network.modules() if isinstance(module, SelfAttention | SelfAttention2d)]
+    for layer in layers:
+        layer.kernel = kernel
+    return bool(layers)
 
 
 class SelfAttention(nn.Module):
@@ -31,6 +40,7 @@ class SelfAttention(nn.Module):
         if width % num_heads:
             raise ValueError(f"width={width} is not a multiple of num_heads={num_heads}")
         self.num_heads = num_heads
+        self.kernel: Kernel | None = None
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         head_width = width // num_heads
@@ -42,7 +52,7 @@ class SelfAttention(nn.Module):
         b, n, _ = tokens.shape
         query, key, value = self.qkv(tokens).view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         query, key = rotate(self.query_norm(query), rotation), rotate(self.key_norm(key), rotation)
-        mixed = attention(query.to(value.dtype), key.to(value.dtype), value)
+        mixed = attention(query.to(value.dtype), key.to(value.dtype), value, self.kernel)
         return self.out(mixed.transpose(1, 2).reshape(b, n, -1))
 
 
@@ -54,6 +64,7 @@ class SelfAttention2d(nn.Module):
         if channels % num_heads:
             raise ValueError(f"channels={channels} is not a multiple of num_heads={num_heads}")
         self.num_heads = num_heads
+        self.kernel: Kernel | None = None
         self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero_init(nn.Conv2d(channels, channels, 1))  # the block starts as the identity
@@ -62,5 +73,5 @@ class SelfAttention2d(nn.Module):
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x)).view(b, 3, self.num_heads, c // self.num_heads, h * w)
         query, key, value = qkv.transpose(-1, -2).unbind(1)
-        mixed = attention(query, key, value).transpose(-1, -2).reshape(b, c, h, w)
+        mixed = attention(query, key, value, self.kernel).transpose(-1, -2).reshape(b, c, h, w)
         return x + self.out(mixed)

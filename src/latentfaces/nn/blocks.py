@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentfaces.nn.device import phased_upsampling
 from latentfaces.nn.normalization import group_norm, zero_init
 
 Downsampling = Literal["strided", "mean", "unshuffle"]
@@ -68,6 +69,19 @@ class Downsample(nn.Module):
         return self.conv(x)
 
 
+def phase_kernels(weight: Tensor) -> Tensor:
+    """3x3 kernels over doubled pixels as 2x2 kernels over the pixels themselves: (o, i, 3, 3) -> (4 o, i, 2, 2).
+
+    Of three neighbours in the doubled picture two are the same pixel, so their weights add up; which two depends on
+    whether the new pixel is the first or the second of its pair, in both directions.
+    """
+    first, middle, last = weight.unbind(2)
+    rows = torch.stack([first, middle + last, first + middle, last]).unflatten(0, (2, 2))  # pair, tap, o, i, column
+    first, middle, last = rows.unbind(-1)
+    both = torch.stack([first, middle + last, first + middle, last]).unflatten(0, (2, 2))
+    return both.permute(2, 0, 4, 5, 3, 1).flatten(0, 2)
+
+
 class Upsample(nn.Module):
     """Double height and width.
 
@@ -80,6 +94,7 @@ class Upsample(nn.Module):
     def __init__(self, channels: int, how: Upsampling = "nearest") -> None:
         super().__init__()
         self.how = how
+        self.phased: bool | None = None
         self.conv = nn.Conv2d(channels, 4 * channels if how == "shuffle" else channels, 3, padding=1)
         if how == "shuffle":
             # The four pixels of a square start equal, so that no checkerboard is there to be unlearned.
@@ -91,4 +106,24 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.how == "shuffle":
             return F.pixel_shuffle(self.conv(x), 2)
+        if self.how == "nearest" and (phased_upsampling(x) if self.phased is None else self.phased):
+            return self.in_phases(x)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode=self.how))
+
+    def in_phases(self, x: Tensor) -> Tensor:
+        """The same for "nearest", without making the large picture first: 2.25 times fewer FLOPs."""
+        b, c, h, w = x.shape
+        assert self.conv.bias is not None
+        kernels, bias = phase_kernels(self.conv.weight), self.conv.bias.repeat(4)
+        # Corner i lies between the pixels i - 1 and i: the first of two new pixels sees corner i, the second i + 1.
+        corners = F.conv2d(x, kernels, bias, padding=1).unflatten(1, (2, 2, c))  # (b, 2, 2, c, h + 1, w + 1)
+        rows = [torch.stack([corners[:, i, j, :, i : i + h, j : j + w] for j in (0, 1)], dim=-1) for i in (0, 1)]
+        return torch.stack(rows, dim=3).view(b, c, 2 * h, 2 * w)
+
+
+def choose_upsampling(network: nn.Module, phased: bool | None) -> bool:
+    """Let all "nearest" upsampling be in phases, or not, or where that is faster (None); whether there is any."""
+    layers = [module for module in network.modules() if isinstance(module, Upsample) and module.how == "nearest"]
+    for layer in layers:
+        layer.phased = phased
+    return bool(layers)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 OUTER = ("embed", "stem", "head", "auxiliary_head", "out", "norm")
@@ -15,6 +15,11 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon is for it: a matrix, or a kernel seen as one, that leads from features to features."""
     outermost = name.removeprefix("network.").partition(".")[0]
     return parameter.ndim >= 2 and not outermost.startswith(OUTER)
+
+
+def as_matrix(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+    """(out, in, k, k) -> (out, in k k), in the order of the parameter's memory: a view of it, not a copy."""
+    return (tensor if parameter.is_contiguous() else tensor.permute(0, 2, 3, 1)).flatten(1)
 
 
 class MuonAdamW(Optimizer):
@@ -47,7 +52,7 @@ class MuonAdamW(Optimizer):
         if not self.matrices:
             raise ValueError("the network has no hidden matrices for Muon: take model/optimizer=adamw")
         # The same memory as the weights, in two dimensions.
-        self.flat = [nn.Parameter(p.detach().view(len(p), -1)) for p in self.matrices]
+        self.flat = [nn.Parameter(as_matrix(p.detach(), p)) for p in self.matrices]
         self.muon = Muon(self.flat, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         self.adamw = AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
         super().__init__([{"params": self.matrices}, {"params": others}], {"lr": lr})
@@ -62,7 +67,7 @@ class MuonAdamW(Optimizer):
         for inner, group in zip((self.muon, self.adamw), self.param_groups, strict=True):
             inner.param_groups[0]["lr"] = group["lr"]
         for flat, matrix in zip(self.flat, self.matrices, strict=True):
-            flat.grad = None if matrix.grad is None else matrix.grad.flatten(1)
+            flat.grad = None if matrix.grad is None else as_matrix(matrix.grad, matrix)
         self.muon.step()
         self.adamw.step()
         for flat in self.flat:

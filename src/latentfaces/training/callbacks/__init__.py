@@ -1,6 +1,7 @@
 """What happens beside the training steps."""
 
 from latentfaces.training.callbacks.best_weights import BestWeights
+from latentfaces.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from latentfaces.training.callbacks.dashboard import Dashboard, DashboardLogger
 from latentfaces.training.callbacks.early_stopping import EarlyStopping
 from latentfaces.training.callbacks.ema import EMA
@@ -15,6 +16,7 @@ from latentfaces.training.callbacks.verdict import Verdict
 
 __all__ = [
     "EMA",
+    "BestCheckpoint",
     "BestWeights",
     "Dashboard",
     "DashboardLogger",
@@ -22,6 +24,7 @@ __all__ = [
     "ExactResume",
     "GracefulStop",
     "GuideWeights",
+    "LastCheckpoint",
     "MedianStop",
     "Previews",
     "Status",

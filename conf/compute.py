@@ -1,0 +1,93 @@
+"""From the keys `device.*` and `trainer.precision` to how the networks are computed."""
+
+from dataclasses import replace
+from typing import Any, get_args
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from latentfaces.errors import UserError
+from latentfaces.nn import (
+    DeviceChoices,
+    Kernel,
+    attention_kernel,
+    best_device,
+    choose_kernel,
+    choose_upsampling,
+    has_convolutions,
+)
+
+ATTENTION = {"auto": None, **{kernel: kernel for kernel in get_args(Kernel)}}
+SWITCH: dict[Any, bool | None] = {"auto": None, True: True, False: False}
+
+
+def training_device(trainer: DictConfig) -> torch.device:
+    """The kind of device that Lightning will choose."""
+    return best_device() if trainer.accelerator in ("auto", "gpu", "cuda", "mps") else torch.device("cpu")
+
+
+def device_choices(cfg: DictConfig) -> DeviceChoices:
+    """What was chosen, and the fastest for the device where it says auto.
+
+    Raises:
+        UserError: a value is not one of those there are, or has no effect with the chosen optimizer.
+    """
+    fastest = DeviceChoices.fastest(training_device(cfg.trainer))
+    choices = replace(
+        fastest,
+        attention=one_of("attention", cfg.device.attention, ATTENTION),
+        fused_optimizer=cfg.device.fused_optimizer,
+    )
+    for name in ("phased_upsampling", "channels_last", "compile"):
+        if (switch := one_of(name, cfg.device[name], SWITCH)) is not None:
+            choices = replace(choices, **{name: switch})
+    if "device.fused_optimizer" in typed_keys() and not OmegaConf.is_interpolation(cfg.model.optimizer, "fused"):
+        raise UserError(f"device.fused_optimizer has no effect: {cfg.model.optimizer._target_} does not ask for it")
+    return choices if cfg.trainer.precision == "auto" else replace(choices, precision=str(cfg.trainer.precision))
+
+
+def one_of(name: str, value: Any, known: dict[Any, Any]) -> Any:
+    """What `known` has for a key's value."""
+    if value not in known:
+        raise UserError(f"device.{name}={value} is not one of {', '.join(str(key).lower() for key in known)}")
+    return known[value]
+
+
+def apply_choices(choices: DeviceChoices, network: nn.Module, device: torch.device) -> str:
+    """Make the network compute as chosen; what that is, in a few words.
+
+    Raises:
+        UserError: a key that was typed has no effect on this network.
+    """
+    typed, words = typed_keys(), [choices.precision]
+    if choose_kernel(network, choices.attention):
+        dtype = torch.bfloat16 if choices.precision.startswith("bf16") else torch.float32
+        words.append(f"{choices.attention or attention_kernel(device, dtype)} attention")
+    elif "device.attention" in typed:
+        raise UserError("device.attention has no effect on a network without attention: leave it out")
+    if choose_upsampling(network, choices.phased_upsampling):
+        words += [
+            f"upsampling {'in phases' if phased else 'plain'}"
+            for phased in [choices.phased_upsampling]
+            if phased is not None
+        ]
+    elif "device.phased_upsampling" in typed:
+        raise UserError("device.phased_upsampling has no effect without nearest-neighbour upsampling: leave it out")
+    if has_convolutions(network):
+        words.append("channels last" if choices.channels_last else "channels first")
+        if choices.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    elif "device.channels_last" in typed:
+        raise UserError("device.channels_last has no effect on a network without convolutions: leave it out")
+    words.append("fused optimizer" if choices.fused_optimizer else "optimizer not fused")
+    if choices.compile:
+        network.compile()
+        words.append("compiled at the first step")
+    return ", ".join(words)
+
+
+def typed_keys() -> list[str]:
+    """The keys that the person typed."""
+    return [override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]

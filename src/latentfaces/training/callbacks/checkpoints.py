@@ -1,0 +1,86 @@
+"""What a run goes on from."""
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+
+class LastCheckpoint(Checkpoint):
+    """`last.ckpt`, after so many steps and after so many minutes, whichever comes first.
+
+    Steps bound what a kill costs where they are fast, minutes where they are slow; the library's own callback takes
+    one of the two, and two callbacks would write the same file.
+
+    Args:
+        dirpath: where to.
+        every_n_train_steps: steps between two.
+        every_n_minutes: minutes between two, of any step count; None for no such limit.
+
+    Raises:
+        ValueError: a number is below one step, or no time at all.
+    """
+
+    def __init__(
+        self, dirpath: str | Path, every_n_train_steps: int = 500, every_n_minutes: float | None = 15.0
+    ) -> None:
+        if every_n_train_steps < 1:
+            raise ValueError(f"every_n_train_steps={every_n_train_steps} must be at least 1")
+        if every_n_minutes is not None and every_n_minutes <= 0:
+            raise ValueError(f"every_n_minutes={every_n_minutes} must be above 0, or null")
+        self.path = Path(dirpath) / "last.ckpt"
+        self.every_n_train_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
+        self.written_step, self.written_at = 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.written_step, self.written_at = trainer.global_step, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step != self.written_step and self.due(trainer):
+            trainer.save_checkpoint(self.path)
+            self.written_step, self.written_at = trainer.global_step, time.monotonic()
+
+    def due(self, trainer: Trainer) -> bool:
+        """Whether it is time, which all ranks agree on."""
+        if trainer.global_step % self.every_n_train_steps == 0:
+            return True
+        # Asking the first rank makes all wait for it, so several ask only in steps that wait for the log anyway.
+        if self.every_n_minutes is None or (
+            trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps  # type: ignore[attr-defined]
+        ):
+            return False
+        late = time.monotonic() - self.written_at >= 60 * self.every_n_minutes
+        return trainer.strategy.broadcast(late)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """`best.ckpt` of the lowest validation loss yet; of several kept ones each by its step, `best_0001000.ckpt`.
+
+    Args:
+        dirpath: where to.
+        monitor: the logged value to minimise.
+        save_top_k: how many to keep; -1 for one of every validation, 0 for none.
+    """
+
+    def __init__(self, dirpath: str | Path, monitor: str = "val/loss", save_top_k: int = 1) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="best" if save_top_k == 1 else "best_{step:07d}",
+            monitor=monitor,
+            save_top_k=save_top_k,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero:
+            for path in Path(str(self.dirpath)).glob("best_*.ckpt"):  # of steps that a killed run lost again
+                step = re.fullmatch(r"best_(\d+)\.ckpt", path.name)
+                if step is not None and int(step[1]) > trainer.global_step:
+                    path.unlink()
