@@ -43,7 +43,7 @@ def trainer(step: int, waited: float | None = None) -> Any:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A clock that is set by hand."""
     now = SimpleNamespace(seconds=1000.0)
-    monkeypatch.setattr(status.time, "monotonic", lambda: now.seconds)
+    monkeypatch.setattr(status, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     return now
 
 

@@ -62,7 +62,7 @@ class NetworkFeatures:
 
     def __init__(self, name: str, network: nn.Module, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
-        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.network = network.eval().to(self.device)
         self.key = f"{name}-{weights_hash(network)}"
 
     @torch.no_grad()

@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 Curve = tuple[list[float], list[float]]
 """Steps and values."""
 
-SECTIONS = ("losses", "quality", "schedules", "optimisation", "latents")
+SECTIONS = ("losses", "quality", "schedules and gradients", "latents")
 QUALITY = ("psnr", "ssim", "frechet", "kernel", "fid")
-SCHEDULES = ("kl_weight", "skip_dropout", "adaptive_weight", "lr-")
-OPTIMISATION = ("gradient_norm", "logit_gap")
+SCHEDULES = ("kl_weight", "skip_dropout", "adaptive_weight", "lr-", "gradient_norm", "logit_gap")
 FAMILY = re.compile(r"(?P<family>health/.+)_(?P<member>\d+|low|middle|high)|(?P<metric>.+?)_(?P<skips>with_.*skips)")
 """Values that are told apart by their ending share a panel: channels, bands of frequency, with and without skips."""
 COLOURS = ("#2b6cb0", "#dd6b20", "#2f855a", "#b83280", "#6b46c1", "#b7791f", "#319795", "#c53030")
@@ -86,9 +85,24 @@ class Panel:
             axes.legend(fontsize=8, frameon=False, ncols=1 + (len(self.curves) > 5))
 
 
+def sheet(rows: int = 1, columns: int = 1, width: float = 4.6, height: float = 3.0) -> tuple[Figure, np.ndarray]:
+    """A figure of panels (rows, columns), each so many inches with its words: in half the time of a layout engine."""
+    left, right, top, bottom = 0.68, 0.14, 0.34, 0.5
+    figure = Figure(figsize=(columns * width, rows * height))
+    figure.subplots_adjust(
+        left=left / (columns * width),
+        right=1 - right / (columns * width),
+        top=1 - top / (rows * height),
+        bottom=bottom / (rows * height),
+        wspace=(left + right) / (width - left - right),
+        hspace=(top + bottom) / (height - top - bottom),
+    )
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
 def lettered(axes: Axes, title: str, xlabel: str, ylabel: str = "") -> None:
     """Give axes their words, and take away what shows nothing."""
-    axes.set_title(title, fontsize=11, loc="left", fontweight="semibold")
+    axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
     axes.set_xlabel(xlabel, fontsize=9)
     axes.set_ylabel(ylabel, fontsize=9)
     axes.tick_params(labelsize=8.5)
@@ -155,10 +169,9 @@ def section(name: str) -> str:
     term = name.rpartition("/")[2]
     if name.startswith("health/"):
         return "latents"
-    for kind, beginnings in (("quality", QUALITY), ("schedules", SCHEDULES), ("optimisation", OPTIMISATION)):
-        if term.startswith(beginnings):
-            return kind
-    return "losses"
+    if term.startswith(SCHEDULES):
+        return "schedules and gradients"
+    return "quality" if term.startswith(QUALITY) else "losses"
 
 
 def draw_panels(shown: Iterable[Panel], best: Best | None, columns: int = 3) -> Figure:
@@ -168,9 +181,7 @@ def draw_panels(shown: Iterable[Panel], best: Best | None, columns: int = 3) -> 
         if not rows or len(rows[-1]) == columns or rows[-1][-1].section != panel.section:
             rows.append([])
         rows[-1].append(panel)
-    columns = max(map(len, rows))
-    figure = Figure(figsize=(4.8 * columns, 3.0 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    figure, axes = sheet(len(rows), max(map(len, rows)))
     for line, row in zip(axes, rows, strict=True):
         for place, panel in zip(line, row, strict=False):
             panel.draw(place, best)

@@ -13,6 +13,7 @@ from latentfaces.evaluation.grids import save_grid
 from latentfaces.evaluation.panels import COLOURS, best_validation, draw_panels, lettered, panels, read_curves
 
 DPI = 120
+RED = "#c53030"
 MAX_BINS = 40
 
 
@@ -58,23 +59,22 @@ def plot_neighbours(
         titles: of the first column and of the others.
     """
     number, count = photos.shape[:2]
-    figure = Figure(figsize=(1.35 * (count + 1) + 0.2, 1.55 * number + 0.3), layout="constrained")
-    axes = figure.subplots(number, count + 1, squeeze=False)
-    for line, face, near, far in zip(axes, faces, photos, distances.tolist(), strict=True):
-        for place, image in zip(line, [face, *near], strict=True):
-            place.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-            place.set(xticks=[], yticks=[])
-            place.spines[:].set_visible(False)
-        for place, distance in zip(line[1:], far, strict=True):
-            close = distance < limit
-            place.set_xlabel(
-                f"{distance:.3g}",
-                fontsize=9,
-                color="#c53030" if close else "#2d3748",
-                fontweight="bold" if close else "normal",
-            )
-    axes[0, 0].set_title(titles[0], fontsize=10, loc="left")
-    axes[0, 1].set_title(titles[1], fontsize=10, loc="left")
+    wide, high = 1.06, 1.24  # of a cell, of which the picture takes 1
+    figure = Figure(figsize=(1.25 * wide * (count + 1), 1.25 * high * number + 0.35))
+    axes = figure.subplots(gridspec_kw={"left": 0, "right": 1, "bottom": 0, "top": 1})
+    axes.set(xlim=(0, wide * (count + 1)), ylim=(high * number + 0.02, -0.26))
+    axes.axis("off")
+    for line in range(number):
+        for column, image in enumerate([faces[line], *photos[line]]):
+            x, y = wide * column, high * line
+            pixels = image.permute(1, 2, 0).numpy()
+            axes.imshow(pixels, extent=(x, x + 1, y + 1, y), interpolation="nearest", aspect="auto")
+            if column > 0:
+                distance = float(distances[line, column - 1])
+                style = {"color": RED, "weight": "bold"} if distance < limit else {"color": "#2d3748"}
+                axes.text(x + 0.5, y + 1.03, f"{distance:.3g}", ha="center", va="top", fontsize=9.5, **style)
+    for column, title in enumerate(titles):
+        axes.text(wide * column, -0.06, title, fontsize=10, va="bottom")
     if output is not None:
         figure.savefig(output, dpi=DPI)
     return figure
@@ -95,7 +95,7 @@ def plot_distances(samples: dict[str, Tensor], limit: float, output: str | Path 
     for (label, values), colour in zip(samples.items(), COLOURS, strict=False):
         weights = np.full(len(values), 100 / len(values))
         axes.hist(values.numpy(), bins, weights=weights, color=colour, alpha=0.55, label=label)
-    axes.axvline(limit, color="#c53030", linestyle=":", label=f"limit {limit:.3g}: 99 % of new photos lie beyond")
+    axes.axvline(limit, color=RED, linestyle=":", label=f"limit {limit:.3g}: 99 % of new photos lie beyond")
     lettered(axes, "", "distance to the nearest training photo", "% of them")
     axes.legend(fontsize=8.5, frameon=False)
     if output is not None:

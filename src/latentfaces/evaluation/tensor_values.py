@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from latentfaces.evaluation.panels import lettered
+from latentfaces.evaluation.panels import lettered, sheet
 
 STATISTICS = ("mean", "std", "min", "max", "nan", "zero", "saturated")
 COLUMNS = ("step", "tensor", *STATISTICS)
@@ -24,7 +24,7 @@ SHARES = ("zero", "saturated", "nan")
 PLOTTED = {
     "mean": "mean",
     "std": "standard deviation",
-    "ends": "least and greatest value",
+    "ends": "least and greatest",
     "zero": "share of zeros",
     "saturated": "share at the ends",
     "nan": "share not finite",
@@ -85,8 +85,8 @@ class TensorValues:
             output: where to write the picture, if anywhere.
         """
         kinds = [kind for kind in KINDS if self.of(kind)]
-        figure = Figure(figsize=(3.4 * len(PLOTTED), 2.9 * len(kinds)), layout="constrained")
-        for line, kind in zip(figure.subplots(len(kinds), len(PLOTTED), squeeze=False), kinds, strict=True):
+        figure, axes_of = sheet(len(kinds), len(PLOTTED), 3.6, 2.8)
+        for line, kind in zip(axes_of, kinds, strict=True):
             for axes, statistic in zip(line, PLOTTED, strict=True):
                 self.draw(axes, kind, statistic)
         if output is not None:
@@ -101,8 +101,8 @@ class TensorValues:
             for statistic in PLOTTED:
                 if not rows or (statistic in SHARES and not any(row[statistic] for row in rows)):
                     continue
-                figure = Figure(figsize=(4.6, 3.0), layout="constrained")
-                self.draw(figure.subplots(), kind, statistic)
+                figure, axes = sheet()
+                self.draw(axes[0, 0], kind, statistic)
                 shown.append((f"{kind}, {PLOTTED[statistic]}", figure))
         return shown
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 import yaml
-from matplotlib.figure import Figure
 
 from latentfaces.evaluation import TensorValues
-from latentfaces.evaluation.panels import SECTIONS, Best, Panel, best_validation, panels, read_curves
+from latentfaces.evaluation.panels import SECTIONS, Best, Panel, best_validation, panels, read_curves, sheet
 from latentfaces.report.evaluation_page import MEANINGS
 from latentfaces.report.page import REPORT, as_data, embedded, write_page
 from latentfaces.run import CONFIG, open_run
@@ -82,8 +81,8 @@ def drawn(shown: list[Panel], best: Best | None) -> Pictures:
     """Each panel as a picture of its own, so that a narrow screen shows one beside the other or below."""
     pictures = []
     for panel in shown:
-        figure = Figure(figsize=(4.6, 3.0), layout="constrained")
-        panel.draw(figure.subplots(), best)
+        figure, axes = sheet()
+        panel.draw(axes[0, 0], best)
         pictures.append((panel.title, embedded(figure)))
     return pictures
 

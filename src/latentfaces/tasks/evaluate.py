@@ -115,7 +115,7 @@ class Evaluate:
         grid = pictures.grid(shown, columns=8)
         settings = json.dumps(pictures.origin, indent=1)
         page = write_evaluation_page(pictures.folder, Path(run).name, told, reference, grid, figures, command, settings)
-        if self.folder is not None:
+        if self.folder is not None and Path(self.folder) in pictures.folder.parents:
             write_report(self.folder)
         return page
 

@@ -55,11 +55,11 @@ class Status(Callback):
     ) -> None:
         self.steps += 1
         if self.bar.disable:
-            self.log(trainer, pl_module)
+            self.tell_if_due(trainer, pl_module)
         elif self.task is not None and self.steps % 5 == 0:
             self.bar.update(self.task, completed=self.share(pl_module), status=self.status(trainer, pl_module))
 
-    def log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def tell_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A line, where one is due."""
         now = time.monotonic()
         if self.quiet or now - self.told < LOG_SECONDS or self.share(pl_module) - self.told_share < LOG_SHARE:
