@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -107,7 +108,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def record(cfg: DictConfig) -> None:
-    """Write what was typed (.hydra) and what it came to (config.yaml) into the run's folder."""
+    """Write what was typed (.hydra) and what it came to (config.yaml) into the run's folder, and the defaults."""
     folder = Path(cfg.run_dir)
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     hydra = HydraConfig.get()
@@ -115,6 +116,11 @@ def record(cfg: DictConfig) -> None:
     OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / ".hydra" / "hydra.yaml")
     OmegaConf.save(list(hydra.overrides.task), folder / ".hydra" / "overrides.yaml")
     OmegaConf.save(cfg, folder / CONFIG, resolve=True)
+    defaults = compose("train", overrides=[f"model={cfg.stage}"])  # for report.html to compare with
+    if cfg.stage == "ldm":
+        with open_dict(defaults):  # they come from the VAE's run
+            defaults.vae, defaults.data, defaults.model.autoencoder = cfg.vae, cfg.data, cfg.model.autoencoder
+    OmegaConf.save(defaults, folder / ".hydra" / "defaults.yaml", resolve=True)
 
 
 def drop_if_empty(folder: str | Path) -> None:

@@ -46,7 +46,7 @@ def test_both_notebooks_run_one_after_the_other(tmp_path: Path, monkeypatch: pyt
     )
     assert (tmp_path / "notebook-neighbours/neighbours.json").exists()
     assert "median_distance" in printed
-    assert "5 pictures" in printed
+    assert "6 pictures" in printed
 
 
 @pytest.mark.parametrize("name", ["train_vae.ipynb", "train_ldm.ipynb"])

@@ -1,6 +1,7 @@
 """One trained run as an object: photos to latents, noise to faces."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ class FacePipeline:
         resolution: height and width of the pictures, in pixels.
         device: where to compute; the best there is by default.
         bfloat16: compute in bfloat16 where that is safe: faster, and pictures then depend a little on the batch size.
-        guide: an early version of the denoiser, for `AutoGuidance`.
+        guide: an early version of the denoiser, for `AutoGuidance`, or what reads it once it is needed.
     """
 
     def __init__(
@@ -36,12 +37,12 @@ class FacePipeline:
         resolution: int,
         device: torch.device | None = None,
         bfloat16: bool = False,
-        guide: Denoiser | None = None,
+        guide: Denoiser | Callable[[], Denoiser] | None = None,
     ) -> None:
         self.device, self.bfloat16 = device or best_device(), bfloat16
         self.vae = vae.to(self.device)
         self.denoiser = denoiser.to(self.device) if denoiser is not None else None
-        self.guide = guide.to(self.device) if guide is not None else None
+        self.find_guide = guide if callable(guide) and not isinstance(guide, Denoiser) else lambda: guide
         self.resolution = resolution
         self.guidance: Guidance = NoGuidance()
 
@@ -68,10 +69,21 @@ class FacePipeline:
         denoiser = guide = None
         if run.stage == "ldm":
             denoiser = run.module("denoiser", "best_denoiser") if ema is None else run.averaged("denoiser", ema)
-            guide = run.module("denoiser", GUIDE) if run.has_weights(GUIDE) else None
+            guide = partial(run.module, "denoiser", GUIDE) if run.has_weights(GUIDE) else None
         elif ema is not None:
             raise UserError(f"ema={ema} is for runs of stage 2: leave it out")
         return cls(vae, denoiser, run.config["data"]["resolution"], device, bfloat16, guide)
+
+    @cached_property
+    def guide(self) -> Denoiser | None:
+        """The early version, read when it is first asked for."""
+        guide = self.find_guide()
+        return guide.to(self.device) if guide is not None else None
+
+    @property
+    def guide_in_use(self) -> Denoiser | None:
+        """The same where the guidance asks for it."""
+        return self.guide if isinstance(self.guidance, AutoGuidance) else None
 
     @property
     def predictor(self) -> Predictor:
@@ -86,19 +98,19 @@ class FacePipeline:
                 "train stage 2 with `python train.py model=ldm`, then sample that run"
             )
         try:
-            return self.guidance(self.denoiser, self.guide)
+            return self.guidance(self.denoiser, self.guide_in_use)
         except ValueError as error:
             raise UserError(str(error)) from error
 
     @property
     def weights(self) -> str:
         """Names the weights: hashes of the VAE, of the denoiser if there is one, of the guide if it is used."""
-        guide = self.guide if isinstance(self.guidance, AutoGuidance) else None
-        return "-".join(weights_hash(part) for part in (self.vae, self.denoiser, guide) if part is not None)
+        parts = (self.vae, self.denoiser, self.guide_in_use)
+        return "-".join(weights_hash(part) for part in parts if part is not None)
 
     def compile(self) -> None:
         """Compile the denoiser when it is first used, which takes minutes on a CPU."""
-        for part in (self.denoiser, self.guide):
+        for part in (self.denoiser, self.guide_in_use):
             if part is not None:
                 part.compile()
 

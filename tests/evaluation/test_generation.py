@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from latentfaces.evaluation.generation import (
-    duplicates,
     frechet_distance,
     generator_metrics,
     kernel_distance,
-    memorised,
-    nearest_distances,
+    memorisation,
+    moments,
+    nearest,
     precision_and_recall,
     symmetric_root,
 )
@@ -69,11 +69,22 @@ def test_kernel_distance_is_unbiased_between_samples_of_one_kind() -> None:
     assert min(values) < 0
 
 
-def test_kernel_distance_does_not_depend_on_the_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, fake = torch.randn(30, 3), torch.randn(20, 3)
-    whole = kernel_distance(real, fake)
+def test_nothing_depends_on_the_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    real, fake, train = torch.randn(3, 30, 3, generator=generator)
+    whole, found = generator_metrics(real, fake), memorisation(fake, train, real, k=2)
     monkeypatch.setattr("latentfaces.evaluation.generation.ROWS_AT_ONCE", 7)
-    assert kernel_distance(real, fake) == pytest.approx(whole)
+    assert generator_metrics(real, fake) == pytest.approx(whole)
+    again = memorisation(fake, train, real, k=2)
+    assert torch.equal(again.nearest.indices, found.nearest.indices)
+    assert torch.equal(again.twins.indices, found.twins.indices)
+
+
+def test_moments_are_the_mean_and_the_covariance() -> None:
+    features = 100 + torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    mean, covariance = moments(features)
+    assert torch.allclose(mean, features.double().mean(0))
+    assert torch.allclose(covariance, features.double().T.cov())
 
 
 def test_precision_and_recall_of_points_on_a_line() -> None:
@@ -97,28 +108,32 @@ def test_memorised_is_the_share_of_repeated_training_samples() -> None:
     generator = torch.Generator().manual_seed(0)
     train, held_out, new = torch.randn(3, 400, 6, generator=generator)
     fake = torch.cat([train[:100] + 1e-4, new[:300]])
-    assert memorised(fake, train, held_out) == pytest.approx(0.25, abs=0.03)
-    assert memorised(new, train, held_out) == pytest.approx(0.01, abs=0.02)
+    found = memorisation(fake, train, held_out)
+    assert found.memorised == pytest.approx(0.25, abs=0.03)
+    assert found.nearest.indices[:100, 0].tolist() == list(range(100))
+    assert memorisation(new, train, held_out).memorised == pytest.approx(0.01, abs=0.02)
 
 
 def test_duplicates_are_faces_that_come_twice() -> None:
     generator = torch.Generator().manual_seed(0)
     held_out, new = torch.randn(2, 100, 6, generator=generator)
-    assert duplicates(torch.cat([new[:50], new[:50] + 1e-5]), held_out) == 1
-    assert duplicates(new, held_out) <= 0.05
+    twice = memorisation(torch.cat([new[:50], new[:50] + 1e-5]), held_out, held_out)
+    assert twice.duplicates == 1
+    assert twice.twins.indices[:, 0].tolist() == [*range(50, 100), *range(50)]
+    assert memorisation(new, held_out, held_out).duplicates <= 0.05
 
 
 def test_nearest_distance_leaves_out_the_sample_itself() -> None:
     samples = torch.tensor([[0.0], [1.0], [4.0]])
-    assert nearest_distances(samples).tolist() == [1.0, 1.0, 3.0]
-    assert nearest_distances(samples, torch.tensor([[1.0]])).tolist() == [1.0, 0.0, 3.0]
+    assert nearest(samples).distances.flatten().tolist() == [1.0, 1.0, 3.0]
+    assert nearest(samples, torch.tensor([[1.0]])).distances.flatten().tolist() == [1.0, 0.0, 3.0]
+    assert nearest(samples, k=2).indices.tolist() == [[1, 2], [0, 2], [1, 0]]
 
 
 def test_all_metrics_of_the_same_kind_are_as_good_as_can_be() -> None:
     generator = torch.Generator().manual_seed(0)
-    real, fake, train = torch.randn(3, 300, 5, generator=generator)
-    values = generator_metrics(real, fake, train)
+    real, fake = torch.randn(2, 300, 5, generator=generator)
+    values = generator_metrics(real, fake)
     assert abs(values["kernel_distance"]) < 0.05
     assert values["frechet_distance"] < 0.3
     assert min(values["precision"], values["recall"]) > 0.85
-    assert values["memorised"] < 0.05

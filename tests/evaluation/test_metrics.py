@@ -49,3 +49,42 @@ def test_metrics_of_a_bfloat16_training_are_computed_in_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         inside = calculate_metrics(images, reconstructions)
     assert inside == calculate_metrics(images, reconstructions)
+
+
+class Colours:
+    """Features that are each picture's mean colours."""
+
+    key = "colours"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.float().mean((2, 3)) / 255
+
+
+def test_sets_of_new_faces_are_compared_without_pairs() -> None:
+    photos, faces = torch.rand(2, 80, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    same = calculate_metrics(photos, faces[:60], features=Colours(), paired=False)
+    assert set(same) == {"frechet_distance", "kernel_distance", "precision", "recall"}
+    brighter = calculate_metrics(photos, (faces + 0.2).clamp(max=1), features=Colours(), paired=False)
+    assert brighter["frechet_distance"] > 10 * same["frechet_distance"]
+    assert brighter["precision"] < 0.1 < 0.5 < same["precision"]
+
+
+def test_reconstructions_can_be_compared_as_pairs_and_as_a_set(images: Tensor) -> None:
+    values = calculate_metrics(images, images + 0.2, features=Colours(), perceptual=lambda a, b: (a - b).abs().mean())
+    assert values["psnr"] == pytest.approx(20, abs=1e-3)
+    assert values["lpips"] == pytest.approx(0.2, abs=1e-5)
+    assert values["frechet_distance"] == pytest.approx(3 * 0.1**2, rel=0.05)  # pixels are rounded to 255 levels
+
+
+def test_only_inceptions_frechet_distance_is_called_fid(images: Tensor) -> None:
+    assert "fid" not in calculate_metrics(images, images, features=Colours())
+    look = Colours()
+    look.key = "inception-abc"
+    values = calculate_metrics(images, images, features=look)
+    assert "fid" in values
+    assert "frechet_distance" not in values
+
+
+def test_new_faces_without_features_are_refused(images: Tensor) -> None:
+    with pytest.raises(ValueError, match="features"):
+        calculate_metrics(images, images, paired=False)

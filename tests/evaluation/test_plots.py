@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from PIL import Image
 from torch import Tensor
 
-from latentfaces.evaluation import plot_losses, visualize_random_input_output
-from latentfaces.evaluation.plots import read_curves
+from latentfaces.evaluation import plot_losses, plot_neighbours, visualize_random_input_output
+from latentfaces.evaluation.panels import best_validation, panels, read_curves, running_mean
+from latentfaces.evaluation.plots import plot_distances
 
 METRICS = """\
 epoch,step,train/loss,val/loss,val/psnr,lr-AdamW,test/loss
@@ -36,6 +37,8 @@ def metrics_csv(tmp_path: Path) -> Path:
 class Shifted:
     """An autoencoder that adds `offset` to every value."""
 
+    latent_mean = torch.zeros(1)
+
     def __init__(self, offset: float) -> None:
         self.offset = offset
 
@@ -46,9 +49,14 @@ class Shifted:
         return latents + self.offset
 
 
+def axes_of(metrics_csv: Path) -> list[Axes]:
+    """Return all panels that show something."""
+    return [axes for axes in plot_losses(metrics_csv).axes if axes.get_title(loc="left")]
+
+
 def panel(metrics_csv: Path, title: str) -> Axes:
     """Return the axes with this title."""
-    (axes,) = [axes for axes in plot_losses(metrics_csv).axes if axes.get_title() == title]
+    (axes,) = [axes for axes in axes_of(metrics_csv) if axes.get_title(loc="left") == title]
     return axes
 
 
@@ -59,6 +67,7 @@ def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
 
 def test_curves_hold_what_was_logged_and_where(metrics_csv: Path) -> None:
     assert read_curves(metrics_csv) == {
+        "epoch": ([9, 10, 19, 20, 29, 30], [0, 0, 1, 1, 2, 2]),
         "train/loss": ([9, 19, 29], [2.0, 1.0, 0.25]),
         "val/loss": ([10, 20, 30], [1.5, 0.5, 0.75]),
         "val/psnr": ([10, 20, 30], [20.0, 24.0, 23.0]),
@@ -68,8 +77,8 @@ def test_curves_hold_what_was_logged_and_where(metrics_csv: Path) -> None:
 
 
 def test_training_and_validation_share_a_panel_and_the_test_has_none(metrics_csv: Path) -> None:
-    titles = {axes.get_title() for axes in plot_losses(metrics_csv).axes if axes.get_title()}
-    assert titles == {"loss", "psnr", "lr-AdamW"}
+    titles = [axes.get_title(loc="left") for axes in axes_of(metrics_csv)]
+    assert titles == ["loss", "psnr", "lr-AdamW"]
     shown = lines(panel(metrics_csv, "loss"))
     assert shown["train"] == ([9, 19, 29], [2.0, 1.0, 0.25])
     assert shown["val"] == ([10, 20, 30], [1.5, 0.5, 0.75])
@@ -77,11 +86,78 @@ def test_training_and_validation_share_a_panel_and_the_test_has_none(metrics_csv
 
 def test_lowest_validation_loss_is_marked_at_its_step(metrics_csv: Path) -> None:
     (mark,) = [(label, x) for label, (x, _) in lines(panel(metrics_csv, "loss")).items() if label.startswith("best")]
-    assert mark == ("best 0.5", [20, 20])
+    assert mark == ("best 0.5 at step 20, epoch 1", [20, 20])
 
 
-def test_nothing_is_marked_where_there_is_no_validation_loss(metrics_csv: Path) -> None:
-    assert list(lines(panel(metrics_csv, "psnr"))) == ["val"]
+def test_every_panel_marks_the_best_step(metrics_csv: Path) -> None:
+    marks = [
+        [list(line.get_xdata()) for line in axes.lines if line.get_linestyle() == ":"] for axes in axes_of(metrics_csv)
+    ]
+    assert marks == [[[20, 20]], [[20, 20]], []]  # the learning rate was last logged before it
+
+
+def test_what_was_best_before_the_adversary_came_is_not_marked(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,val/loss,train/adversarial\n1,0.1,\n2,,0.5\n3,0.4,\n4,0.3,\n5,0.35,\n")
+    best = best_validation(read_curves(tmp_path / "metrics.csv"))
+    assert best is not None
+    assert (best.step, best.loss) == (4, 0.3)
+
+
+def test_values_of_a_kind_share_a_panel_and_each_kind_its_section() -> None:
+    names = ["health/kl_0", "health/kl_1", "health/detail_low", "health/detail_high", "health/active_units"]
+    names += [
+        "val/psnr",
+        "val/psnr_with_skips",
+        "train/kl_weight",
+        "lr-AdamW",
+        "train/gradient_norm",
+        "train/kl",
+        "val/kl",
+    ]
+    found = {panel.title: (panel.section, list(panel.curves)) for panel in panels({name: ([1], [1]) for name in names})}
+    assert found == {
+        "kl": ("losses", ["train", "val"]),
+        "psnr": ("quality", ["val", "val, with skips"]),
+        "kl_weight": ("schedules and gradients", ["train"]),
+        "lr-AdamW": ("schedules and gradients", ["lr-AdamW"]),
+        "gradient_norm": ("schedules and gradients", ["train"]),
+        "latents: active units": ("latents", ["active_units"]),
+        "latents: detail": ("latents", ["high", "low"]),
+        "latents: kl": ("latents", ["channel 0", "channel 1"]),
+    }
+
+
+def test_long_curves_are_shown_palely_with_their_running_mean() -> None:
+    values = [1.0, 3.0] * 100
+    mean = running_mean(values)
+    assert len(mean) == 200
+    assert mean[50:150] == pytest.approx(2.0, abs=0.2)
+    assert running_mean([5.0] * 90).tolist() == pytest.approx([5.0] * 90)
+
+
+def test_nothing_is_marked_where_there_is_no_validation_loss(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,val/psnr\n1,20\n2,22\n")
+    assert list(lines(panel(tmp_path / "metrics.csv", "psnr"))) == ["val"]
+
+
+def test_photos_stand_beside_faces_with_their_distance_red_where_it_is_suspicious(tmp_path: Path) -> None:
+    faces = torch.arange(2, dtype=torch.uint8)[:, None, None, None].expand(2, 3, 4, 4)
+    photos = torch.full((2, 3, 3, 4, 4), 9, dtype=torch.uint8)
+    distances = torch.tensor([[0.1, 0.5, 0.9], [0.6, 0.7, 0.8]])
+    figure = plot_neighbours(faces, photos, distances, 0.4, tmp_path / "neighbours.png")
+    (axes,) = figure.axes
+    told = [(text.get_text(), text.get_color()) for text in axes.texts]
+    assert [text for text, _ in told[:6]] == ["0.1", "0.5", "0.9", "0.6", "0.7", "0.8"]
+    assert [text for text, colour in told if colour == "#c53030"] == ["0.1"]
+    assert [int(np.asarray(image.get_array()).mean()) for image in axes.images] == [0, 9, 9, 9, 1, 9, 9, 9]
+
+
+def test_distances_are_shown_in_percent_with_the_limit() -> None:
+    figure = plot_distances({"new faces": torch.rand(50), "held-out photos": torch.rand(200)}, 0.25)
+    (axes,) = figure.axes
+    heights = [sum(patch.get_height() for patch in bars.patches) for bars in axes.containers]
+    assert heights == pytest.approx([100, 100])
+    assert list(axes.lines[0].get_xdata()) == [0.25, 0.25]
 
 
 def test_curve_over_orders_of_magnitude_is_shown_on_a_logarithmic_axis(tmp_path: Path) -> None:

@@ -10,11 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from browser import check_page, needs_browser
+from commands import SHORT, TINY_VAE, Command
 from PIL import Image
 
 from latentfaces.errors import UserError
 from latentfaces.evaluation import track_tensor_values
 from latentfaces.report import write_report
+from latentfaces.report.run_page import differences
+from latentfaces.run import open_run
+from latentfaces.training import VAEModule
 
 METRICS = "epoch,step,train/loss,val/loss\n0,9,2.0,\n0,10,,1.5\n1,19,1.0,\n1,20,,0.5\n"
 
@@ -76,7 +81,88 @@ def test_page_holds_all_there_is(run: Path) -> None:
     shown = [name for name in page.pictures if name.startswith("step")]
     assert shown == ["step 0000001", "step 0000003", "step 0000005"]
     assert page.pictures["step 0000003"].getpixel((0, 0)) == (150, 0, 0)
-    assert page.pictures["every logged value over the steps"].size[0] > 300
+    assert page.pictures["loss over the steps"].size[0] > 300
+    assert page.pictures["weights, mean over the steps"].size[0] > 300
+    assert "best 0.5 at step 20, epoch 1" in page.text
+
+
+def test_page_tells_what_differs_from_the_defaults_and_nothing_else(run: Path) -> None:
+    defaults = {"stage": "vae", "name": "x", "lr": 1e-4, "model": {"width": 8, "list": [1], "depth": 2}}
+    own = {"stage": "vae", "name": "y", "lr": 1e-3, "model": {"width": 8, "list": [1, 2], "loss": None}}
+    (run / "config.yaml").write_text(yaml.safe_dump(own))
+    (run / ".hydra" / "defaults.yaml").write_text(yaml.safe_dump(defaults))
+    found = differences(run, own)
+    assert found == [
+        ("lr", "0.001", "0.0001"),
+        ("model.list", "[1, 2]", "[1]"),
+        ("model.loss", "null", ""),
+        ("model.depth", "", "2"),
+    ]
+    assert "model.list" in Page(write_report(run)).text
+
+
+def test_a_training_knows_the_defaults_of_its_command(train: Command) -> None:
+    train(*TINY_VAE, *SHORT, "callbacks.report.every_n_minutes=0", "name=a")
+    page = Page(Path("outputs/vae/a/report.html"))
+    found = {
+        key: (own, default)
+        for key, own, default in differences(Path("outputs/vae/a"), open_run("outputs/vae/a").config)
+    }
+    assert found["model.autoencoder.channels"][0] == "8"
+    assert found["trainer.max_steps"] == ("4", "100000")
+    assert not any(key.startswith(("name", "run_dir", "model.optimizer")) for key in found)
+    assert "trainer.max_steps" in page.text
+    assert "resume=true trainer.max_steps=8" in page.text
+
+
+def test_page_grows_while_training_goes_on_and_is_there_when_it_fails(
+    train: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[str] = []
+    seen = VAEModule.training_step
+
+    def failing(self: VAEModule, images: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        if (page := Path("outputs/vae/a/report.html")).exists():
+            pages.append(Page(page).text)
+        if self.global_step == 3:
+            raise RuntimeError("the power went out")
+        return seen(self, images, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VAEModule, "training_step", failing)
+        with pytest.raises((RuntimeError, SystemExit)):
+            train(
+                *TINY_VAE,
+                *SHORT,
+                "callbacks.report.every_n_minutes=0",
+                "callbacks.last.every_n_train_steps=2",
+                "name=a",
+            )
+    assert len(pages) == 2
+    assert "not finished" in pages[0]
+    left = Page(Path("outputs/vae/a/report.html"))
+    assert "not finished" in left.text
+    assert "name=a resume=true" in left.text
+    train(*TINY_VAE, *SHORT, "name=a", "resume=true")
+    assert "not finished" not in Page(Path("outputs/vae/a/report.html")).text
+
+
+def test_evaluations_in_the_runs_folder_are_told(run: Path) -> None:
+    folder = run / "samples" / "evaluate_1"
+    folder.mkdir(parents=True)
+    told = {"kind": "new faces", "features": "inception", "num_images": 50000, "num_photos": 7000, "fid": 12.25}
+    (folder / "metrics.json").write_text(json.dumps(told))
+    text = Page(write_report(run)).text
+    for part in ("50,000 new faces", "inception", "12.25", "samples/evaluate_1/report.html"):
+        assert part in text
+
+
+@needs_browser
+def test_page_looks_right_in_a_browser_on_a_desktop_and_on_a_telephone(run: Path, tmp_path: Path) -> None:
+    config = {"stage": "vae", "a" * 90: "b" * 200, "note": "<script>alert(1)</script>"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / ".hydra" / "defaults.yaml").write_text(yaml.safe_dump({"stage": "vae"}))
+    check_page(write_report(run), tmp_path)
 
 
 def test_page_fetches_nothing_and_runs_nothing(run: Path) -> None:

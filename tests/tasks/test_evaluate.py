@@ -1,19 +1,23 @@
 """Evaluation through sample.py: figures of known sets, going on after a kill, and what is refused."""
 
+import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from browser import check_page, needs_browser
 from commands import SHORT, TINY_LDM, TINY_VAE, run_command, trained_in
+from PIL import Image
 from torch import Tensor, nn
 
 from latentfaces.autoencoder import VAE
 from latentfaces.data.pack import open_pack
 from latentfaces.errors import UserError
-from latentfaces.evaluation.features import EncoderFeatures, ScriptFeatures, features_by_name
+from latentfaces.evaluation.features import EncoderFeatures, NetworkFeatures, features_by_name
 from latentfaces.pipeline import FacePipeline
 
 
@@ -41,11 +45,11 @@ def home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return trained
 
 
-def evaluate(*options: str) -> dict[str, float]:
+def evaluate(*options: str) -> dict[str, Any]:
     """What metrics.json says."""
     few = ["task=evaluate", "num_images=60", "batch_size=16", "sampler.num_steps=2", "output=pictures"]
     run_command("sample.py", *few, *options)
-    told: dict[str, float] = json.loads(Path("pictures/metrics.json").read_text())
+    told: dict[str, Any] = json.loads(Path("pictures/metrics.json").read_text())
     return told
 
 
@@ -65,6 +69,10 @@ def test_training_photos_given_as_new_faces_are_found_out(home: Path, monkeypatc
     give_photos(monkeypatch, pack.train_indices)
     told = evaluate("task.features=colours.pt")
     assert told["memorised"] == 1
+    assert "100.0% of the faces are nearer to a training photo" in Path("pictures/report.html").read_text()
+    assert {path.name for path in Path("pictures").glob("memorisation_*.png")} == {
+        f"memorisation_{n}.png" for n in (1, 2, 3)
+    }
     assert abs(told["kernel_distance"]) < 0.01
     assert told["precision"] > 0.8
 
@@ -82,6 +90,7 @@ def test_one_face_again_and_again_is_duplicates(home: Path, monkeypatch: pytest.
     give_photos(monkeypatch, np.zeros(60, int))
     told = evaluate("task.features=colours.pt")
     assert told["duplicates"] == 1
+    assert told["training_photos"]["recall"] > 0.7  # what real photos score
     assert told["recall"] < 0.2
 
 
@@ -90,32 +99,97 @@ def test_faces_of_the_run_by_its_own_encoder(home: Path, capsys: pytest.CaptureF
     assert {"frechet_distance", "kernel_distance", "precision", "recall", "memorised", "duplicates"} <= set(told)
     assert "fid" not in told  # that name is Inception's
     assert f"kernel_distance {told['kernel_distance']:.4g}" in capsys.readouterr().out
-    assert list(Path("data").glob("*/features-encoder-*.npy"))
+    assert list(Path("data").glob("*/features-encoder-*.bin"))
+    assert "New faces against photos" not in Path("outputs/ldm/faces/report.html").read_text()
 
 
-def test_an_evaluation_that_was_killed_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = evaluate("task.features=colours.pt")
-    shutil.rmtree("pictures")
+def test_reconstructions_of_a_run_of_stage_one(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate("run=outputs/vae/faces", "num_images=500")
+    told = json.loads(Path("pictures/metrics.json").read_text())
+    assert (told["kind"], told["num_images"]) == ("reconstructions", 100)
+    assert "memorised" not in told
+    assert Path("pictures/grid.png").exists()
+    assert "Learnt, or learnt by heart" not in Path("pictures/report.html").read_text()
+
+
+def test_run_in_whose_folder_an_evaluation_lies_tells_it_on_its_own_page(home: Path) -> None:
+    few = ["task=evaluate", "num_images=60", "batch_size=16", "sampler.num_steps=2", "task.features=colours.pt"]
+    run_command("sample.py", *few)
+    (metrics,) = Path("outputs/ldm/faces/samples").glob("evaluate_*/metrics.json")
+    told = json.loads(metrics.read_text())
+    page = Path("outputs/ldm/faces/report.html").read_text()
+    shutil.rmtree("outputs/ldm/faces/samples")
+    assert "New faces against photos" in page
+    assert f"{told['kernel_distance']:.4g}" in page
+
+
+@needs_browser
+def test_page_looks_right_in_a_browser(home: Path, tmp_path: Path) -> None:
+    evaluate("task.features=colours.pt")
+    check_page(Path("pictures/report.html").absolute(), tmp_path)
+
+
+def watch_faces(patch: pytest.MonkeyPatch, dies_after: int | None = None) -> list[int]:
+    """The numbers of the faces that are made from now on; after so many the power goes out."""
     made: list[int] = []
     faces = FacePipeline.faces
 
-    def dying(self: FacePipeline, names: list[tuple[int, int]], sampler: object, batch_size: int) -> object:
-        for batch in faces(self, names, sampler, batch_size):  # type: ignore[arg-type]
-            if len(names) == 60 and sum(made) == 16 + 32:
+    def watched(self: FacePipeline, names: list[tuple[int, int]], sampler: object, batch_size: int) -> object:
+        for start, batch in enumerate(faces(self, names, sampler, batch_size)):  # type: ignore[arg-type]
+            if dies_after is not None and len(made) >= dies_after:
                 raise KeyboardInterrupt
-            made.append(len(batch))
+            made.extend(number for _, number in names[start * batch_size :][: len(batch)])
             yield batch
 
+    patch.setattr(FacePipeline, "faces", watched)
+    return made
+
+
+def test_an_evaluation_that_was_killed_goes_on_also_to_more_faces_in_other_batches(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate("task.features=colours.pt")
+    grid = Path("pictures/grid.png").read_bytes()
+    shutil.rmtree("pictures")
     with monkeypatch.context() as patch:
-        patch.setattr(FacePipeline, "faces", dying)
-        patch.setattr("latentfaces.tasks.evaluate.EVERY", 1)
-        patch.setattr("latentfaces.tasks.evaluate.SHOWN", 16)
+        watch_faces(patch, dies_after=32)
+        with pytest.raises((KeyboardInterrupt, RuntimeError, SystemExit)):
+            evaluate("task.features=colours.pt", "num_images=50")
+    with monkeypatch.context() as patch:
+        made = watch_faces(patch)
+        again = evaluate("task.features=colours.pt", "batch_size=7")
+    assert made[:28] == list(range(32, 60))
+    assert len(made) <= 28 + 8 + 8  # and those that are shown beside photos, and as pairs
+    assert Image.open("pictures/grid.png").tobytes() == Image.open(io.BytesIO(grid)).tobytes()
+    assert again.pop("training_photos") == pytest.approx(whole.pop("training_photos"))
+    assert again == pytest.approx(whole, abs=1e-6)
+
+
+def test_no_face_is_made_twice_and_features_of_photos_are_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate("task.features=colours.pt")
+    shutil.rmtree("pictures")
+    seen: list[int] = []
+    look = NetworkFeatures.__call__
+
+    def counted(self: NetworkFeatures, images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return look(self, images)
+
+    made = watch_faces(monkeypatch)
+    monkeypatch.setattr(NetworkFeatures, "__call__", counted)
+    evaluate("task.features=colours.pt")
+    assert made[:60] == list(range(60))
+    assert sum(seen) == 60
+
+
+def test_features_of_other_faces_are_not_gone_on_with(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        watch_faces(patch, dies_after=16)
         with pytest.raises((KeyboardInterrupt, RuntimeError, SystemExit)):
             evaluate("task.features=colours.pt")
-    kept = next(Path("pictures").glob("features-*.npz"))
-    assert len(np.load(kept)["features"]) == 32
-    again = evaluate("task.features=colours.pt")
-    assert again == pytest.approx(whole, abs=1e-6)
+    with pytest.raises(SystemExit):
+        evaluate("task.features=colours.pt", "seed=1")
+    assert "holds features of other faces: give another output=" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -143,7 +217,7 @@ def test_features_have_names_that_change_with_what_they_are(home: Path) -> None:
     first, second = (VAE(2, channels=8, multipliers=(1, 2), num_blocks=1, attention=False).eval() for _ in range(2))
     assert EncoderFeatures(first).key == EncoderFeatures(first).key != EncoderFeatures(second).key
     colours = features_by_name("colours.pt", first)
-    assert isinstance(colours, ScriptFeatures)
+    assert isinstance(colours, NetworkFeatures)
     assert colours.key.startswith("colours-")
     grey = torch.full((2, 3, 4, 4), 51, dtype=torch.uint8)
     assert torch.allclose(colours(grey), torch.tensor([0.2, 0.2, 0.2, 0, 0, 0]).expand(2, -1), atol=1e-6)

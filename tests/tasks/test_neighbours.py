@@ -65,7 +65,10 @@ def test_faces_and_their_neighbours_are_shown_and_told(
     grid = read(task(pipeline, folder_for(tmp_path / "out")))
     told = json.loads((tmp_path / "out" / "neighbours.json").read_text())
     assert f"median_distance_of_held_out_photos {told['held_out_median_distance']:.3g}" in capsys.readouterr().out
-    assert 0 < told["held_out_median_distance"] < 1.5
+    assert 0 < told["held_out_limit"] < told["held_out_median_distance"] < 1.5
+    below = [face["neighbours"][0]["distance"] < told["held_out_limit"] for face in told["faces"]]
+    assert told["share_below_limit"] == pytest.approx(sum(below) / 3)
+    assert (tmp_path / "out" / "distances.png").stat().st_size > 2000
     assert grid.shape == (3, 3 * 18 + 2, 3 * 18 + 2)
     assert np.abs(singles(tmp_path / "out") - pipeline.generate(3, 0, task.sampler).numpy().astype(int)).max() <= 1
     for line, face in enumerate(told["faces"]):

@@ -52,6 +52,8 @@ class Workers:
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader
+        self.waited = 0.0
+        """Seconds that the consumer has waited for batches."""
 
     def __len__(self) -> int:
         assert isinstance(self.loader, Sized)
@@ -59,7 +61,14 @@ class Workers:
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            yield from self.loader
+            batches = iter(self.loader)
+            while True:
+                asked = time.perf_counter()
+                batch = next(batches, DONE)
+                self.waited += time.perf_counter() - asked
+                if batch is DONE:
+                    return
+                yield batch
         except (RuntimeError, ConnectionError) as error:
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise

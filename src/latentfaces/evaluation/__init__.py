@@ -1,22 +1,27 @@
 """Is it good?"""
 
 from latentfaces.evaluation.feature_distance import FeatureDistance
-from latentfaces.evaluation.generation import generator_metrics, kernel_distance
+from latentfaces.evaluation.features import NETWORKS, known_features
+from latentfaces.evaluation.generation import generator_metrics, kernel_distance, memorisation
 from latentfaces.evaluation.grids import save_grid, save_png
 from latentfaces.evaluation.latent_health import HEALTHY, LatentHealth, verdict
 from latentfaces.evaluation.metrics import calculate_metrics, reconstruction_metrics
-from latentfaces.evaluation.plots import plot_losses, visualize_random_input_output
+from latentfaces.evaluation.plots import plot_losses, plot_neighbours, visualize_random_input_output
 from latentfaces.evaluation.tensor_values import TensorValues, track_tensor_values
 
 __all__ = [
     "HEALTHY",
+    "NETWORKS",
     "FeatureDistance",
     "LatentHealth",
     "TensorValues",
     "calculate_metrics",
     "generator_metrics",
     "kernel_distance",
+    "known_features",
+    "memorisation",
     "plot_losses",
+    "plot_neighbours",
     "reconstruction_metrics",
     "save_grid",
     "save_png",

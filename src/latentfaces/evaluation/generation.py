@@ -1,11 +1,16 @@
-"""How good new faces are, from features (n, d) of them and of real ones, whatever network gives these."""
+"""How good new faces are, from features (n, d) of them and of real ones, whatever network gives these.
+
+Everything goes through the features a few rows at a time, so that they may be mapped from disk.
+"""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 ROWS_AT_ONCE = 1024
+HELD_OUT_SHARE = 0.01
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
@@ -14,13 +19,23 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     The trace of the root of the product comes from the eigenvalues of a symmetric matrix in float64: the usual general
     matrix root is wrong under some libraries. It is biased upwards, the more the fewer samples there are for d.
     """
-    real, fake = real.double(), fake.double()
-    root = symmetric_root(real.T.cov())
-    product = root @ fake.T.cov() @ root
+    (mean, covariance), (other_mean, other_covariance) = moments(real), moments(fake)
+    root = symmetric_root(covariance)
+    product = root @ other_covariance @ root
     overlap = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-    return float(
-        (real.mean(0) - fake.mean(0)).square().sum() + real.T.cov().trace() + fake.T.cov().trace() - 2 * overlap
-    )
+    spread = covariance.trace() + other_covariance.trace() - 2 * overlap
+    return float((mean - other_mean).square().sum() + spread)
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d) of features (n, d), in float64."""
+    mean = sum(rows.double().sum(0) for rows in features.split(ROWS_AT_ONCE)) / len(features)
+    assert isinstance(mean, Tensor)
+    covariance = mean.new_zeros(len(mean), len(mean))
+    for rows in features.split(ROWS_AT_ONCE):
+        away = rows.double() - mean
+        covariance += away.T @ away
+    return mean, covariance / (len(features) - 1)
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:
@@ -33,12 +48,17 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
     """Unbiased squared MMD, cubic kernel, all pairs (Binkowski et al. 2018, eq. 4): about 0 for samples of one kind."""
 
     def total(a: Tensor, b: Tensor) -> float:
-        return sum(float(((rows @ b.T / a.shape[1] + 1) ** 3).sum()) for rows in a.split(ROWS_AT_ONCE))
+        blocks = (
+            rows.double() @ others.double().T / a.shape[1]
+            for rows in a.split(ROWS_AT_ONCE)
+            for others in b.split(ROWS_AT_ONCE)
+        )
+        return sum(float(((block + 1) ** 3).sum()) for block in blocks)
 
     def diagonal(a: Tensor) -> float:
-        return float(((a.square().sum(1) / a.shape[1] + 1) ** 3).sum())
+        squares = (rows.double().square().sum(1) / a.shape[1] for rows in a.split(ROWS_AT_ONCE))
+        return sum(float(((block + 1) ** 3).sum()) for block in squares)
 
-    real, fake = real.double(), fake.double()
     within = [(total(x, x) - diagonal(x)) / (len(x) * (len(x) - 1)) for x in (real, fake)]
     return sum(within) - 2 * total(real, fake) / (len(real) * len(fake))
 
@@ -58,43 +78,82 @@ def among(inside: Tensor, others: Tensor, k: int) -> float:
     return float(torch.cat(hits).float().mean())
 
 
-def memorised(fake: Tensor, train: Tensor, held_out: Tensor, share: float = 0.01) -> float:
-    """Share of fakes nearer to a training sample than all but the nearest `share` of held-out samples are.
+class Nearest(NamedTuple):
+    """The k nearest of others for each of n samples, nearest first."""
 
-    `share` is what new faces score; 1 is a generator that repeats its training set.
-    """
-    limit = nearest_distances(held_out, train).quantile(share)
-    return float((nearest_distances(fake, train) < limit).float().mean())
-
-
-def duplicates(fake: Tensor, held_out: Tensor) -> float:
-    """Share of fakes nearer to another fake than any held-out sample is to another, for as many of them."""
-    count = min(len(fake), len(held_out))
-    limit = nearest_distances(held_out[:count]).min()
-    return float((nearest_distances(fake[:count]) < limit).float().mean())
+    distances: Tensor
+    """(n, k), in float64."""
+    indices: Tensor
+    """(n, k)."""
 
 
-def nearest_distances(samples: Tensor, others: Tensor | None = None) -> Tensor:
-    """Distance (n,) of each sample to its nearest of `others` or, without any, of the other samples."""
-    if others is not None:
-        return torch.cat([d.min(1).values for d in distances(samples, others)])
-    return torch.cat([d.kthvalue(2, dim=1).values for d in distances(samples, samples)])
+def nearest(samples: Tensor, others: Tensor | None = None, k: int = 1) -> Nearest:
+    """The `k` nearest of `others` or, without any, of the other samples."""
+    found = []
+    for number, block in enumerate(distances(samples, samples if others is None else others)):
+        if others is None:
+            own = torch.arange(len(block))
+            block[own, own + number * ROWS_AT_ONCE] = torch.inf
+        found.append(block.topk(k, largest=False))
+    return Nearest(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def distances(first: Tensor, second: Tensor) -> Iterator[Tensor]:
     """Euclidean distances (some, m) in float64, a few rows at a time."""
-    for rows in first.double().split(ROWS_AT_ONCE):
-        yield torch.cdist(rows, second.double())
+    for rows in first.split(ROWS_AT_ONCE):
+        yield torch.cat([torch.cdist(rows.double(), others.double()) for others in second.split(ROWS_AT_ONCE)], dim=1)
 
 
-def generator_metrics(real: Tensor, fake: Tensor, train: Tensor | None = None) -> dict[str, float]:
-    """All of them: features (n, d) of held-out photos, of new faces and, if given, of training photos."""
+class Memorisation(NamedTuple):
+    """How near new faces come to the photos that were trained on, and to one another."""
+
+    nearest: Nearest
+    """Of each face its nearest training photos."""
+    held_out: Tensor
+    """Distance of each held-out photo to its nearest training photo: what is usual for faces that are new."""
+    twins: Nearest
+    """Of each of the first faces, as many as there are held-out photos, its nearest other one."""
+    held_out_twins: Tensor
+    """Likewise of the held-out photos: distances."""
+
+    def cpu(self) -> "Memorisation":
+        """The same on the CPU."""
+        near, twins = (Nearest(found.distances.cpu(), found.indices.cpu()) for found in (self.nearest, self.twins))
+        return Memorisation(near, self.held_out.cpu(), twins, self.held_out_twins.cpu())
+
+    @property
+    def limit(self) -> float:
+        """What all but the nearest hundredth of held-out photos keep from the training photos."""
+        return float(self.held_out.quantile(HELD_OUT_SHARE))
+
+    @property
+    def memorised(self) -> float:
+        """Share of faces below that limit: 0.01 is what new ones score; 1 is a generator that repeats its photos."""
+        return float((self.nearest.distances[:, 0] < self.limit).float().mean())
+
+    @property
+    def duplicates(self) -> float:
+        """Share of faces nearer to another one than any held-out photo is to another, for as many of them."""
+        return float((self.twins.distances[:, 0] < self.held_out_twins.min()).float().mean())
+
+
+def memorisation(fake: Tensor, train: Tensor, held_out: Tensor, k: int = 1) -> Memorisation:
+    """Compare features (n, d) of new faces, of training photos, and of photos that nothing was trained on."""
+    count = min(len(fake), len(held_out))
+    return Memorisation(
+        nearest(fake, train, k),
+        nearest(held_out, train).distances[:, 0],
+        nearest(fake[:count]),
+        nearest(held_out[:count]).distances[:, 0],
+    )
+
+
+def generator_metrics(real: Tensor, fake: Tensor) -> dict[str, float]:
+    """From features (n, d) of held-out photos and of new faces: two distances, precision and recall."""
     precision, recall = precision_and_recall(real, fake)
-    values = {
+    return {
         "frechet_distance": frechet_distance(real, fake),
         "kernel_distance": kernel_distance(real, fake),
         "precision": precision,
         "recall": recall,
-        "duplicates": duplicates(fake, real),
     }
-    return values if train is None else {**values, "memorised": memorised(fake, train, real)}

@@ -1,8 +1,8 @@
 """Pictures of a run."""
 
-import csv
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -10,58 +10,96 @@ from torch import Tensor
 from latentfaces.autoencoder import VAE
 from latentfaces.errors import UserError
 from latentfaces.evaluation.grids import save_grid
+from latentfaces.evaluation.panels import COLOURS, best_validation, draw_panels, lettered, panels, read_curves
 
-Curve = tuple[list[float], list[float]]
-
-
-def read_curves(metrics_csv: str | Path) -> dict[str, Curve]:
-    """Steps and values of every column of a run's metrics.csv."""
-    curves: dict[str, Curve] = {}
-    with Path(metrics_csv).open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if name not in ("step", "epoch") and value not in ("", None):
-                    steps, values = curves.setdefault(name, ([], []))
-                    steps.append(float(row["step"]))
-                    values.append(float(value))
-    return curves
+DPI = 120
+RED = "#c53030"
+MAX_BINS = 40
 
 
 def plot_losses(metrics_csv: str | Path, output: str | Path | None = None) -> Figure:
-    """Every logged value over training steps, training and validation together; the lowest val/loss is marked.
+    """Every logged value over training steps: losses and their terms, quality, schedules, gradients, latents.
+
+    Training and validation share a panel; the annealed weights and the learning rate are beside them; the validation
+    with the lowest loss is marked in all.
 
     Args:
         metrics_csv: a run's metrics.csv.
         output: where to write the picture, if anywhere.
+
+    Raises:
+        UserError: nothing was logged yet.
     """
-    curves = {name: c for name, c in read_curves(metrics_csv).items() if not name.startswith("test/")}
-    if not curves:
+    curves = read_curves(metrics_csv)
+    shown = panels(curves)
+    if not shown:
         raise UserError(f"{metrics_csv} holds no values yet")
-    panels: dict[str, dict[str, Curve]] = {}
-    for name, curve in sorted(curves.items()):
-        stage, _, term = name.rpartition("/")
-        panels.setdefault(term if stage in ("train", "val") else name, {})[stage or name] = curve
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes[len(panels) :]:
-        axis.axis("off")
-    for axis, (term, stages) in zip(axes, panels.items(), strict=False):
-        for stage, (steps, values) in stages.items():
-            axis.plot(steps, values, label=stage, marker="." if len(steps) < 30 else None, linewidth=1.2)
-        everything = [value for _, values in stages.values() for value in values]
-        if min(everything) > 0 and max(everything) > 20 * min(everything):
-            axis.set_yscale("log")
-        if term == "loss" and "val" in stages:
-            steps, values = stages["val"]
-            best = min(range(len(values)), key=values.__getitem__)
-            axis.axvline(steps[best], color="grey", linestyle=":", label=f"best {values[best]:.4g}")
-        axis.set(title=term, xlabel="training step")
-        axis.legend(fontsize="small")
-        axis.grid(alpha=0.3)
+    figure = draw_panels(shown, best_validation(curves))
     if output is not None:
-        figure.savefig(output, dpi=120)
+        figure.savefig(output, dpi=DPI)
+    return figure
+
+
+def plot_neighbours(
+    faces: Tensor,
+    photos: Tensor,
+    distances: Tensor,
+    limit: float,
+    output: str | Path | None = None,
+    titles: tuple[str, str] = ("new face", "nearest training photos"),
+) -> Figure:
+    """A line for each face: the face, then photos of which each has its distance below, red where it is suspicious.
+
+    Args:
+        faces: (n, 3, R, R) uint8.
+        photos: (n, k, 3, R, R) uint8.
+        distances: (n, k).
+        limit: below it, a distance is suspicious.
+        output: where to write the picture, if anywhere.
+        titles: of the first column and of the others.
+    """
+    number, count = photos.shape[:2]
+    wide, high = 1.06, 1.24  # of a cell, of which the picture takes 1
+    figure = Figure(figsize=(1.25 * wide * (count + 1), 1.25 * high * number + 0.35))
+    axes = figure.subplots(gridspec_kw={"left": 0, "right": 1, "bottom": 0, "top": 1})
+    axes.set(xlim=(0, wide * (count + 1)), ylim=(high * number + 0.02, -0.26))
+    axes.axis("off")
+    for line in range(number):
+        for column, image in enumerate([faces[line], *photos[line]]):
+            x, y = wide * column, high * line
+            pixels = image.permute(1, 2, 0).numpy()
+            axes.imshow(pixels, extent=(x, x + 1, y + 1, y), interpolation="nearest", aspect="auto")
+            if column > 0:
+                distance = float(distances[line, column - 1])
+                style = {"color": RED, "weight": "bold"} if distance < limit else {"color": "#2d3748"}
+                axes.text(x + 0.5, y + 1.03, f"{distance:.3g}", ha="center", va="top", fontsize=9.5, **style)
+    for column, title in enumerate(titles):
+        axes.text(wide * column, -0.06, title, fontsize=10, va="bottom")
+    if output is not None:
+        figure.savefig(output, dpi=DPI)
+    return figure
+
+
+def plot_distances(samples: dict[str, Tensor], limit: float, output: str | Path | None = None) -> Figure:
+    """How far some samples are from their nearest training photo: a histogram of each, and the limit.
+
+    Args:
+        samples: distances (n,) by label.
+        limit: what is marked.
+        output: where to write the picture, if anywhere.
+    """
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    everything = torch.cat([*samples.values()])
+    bins = np.linspace(0, float(everything.max()) * 1.02 + 1e-9, min(MAX_BINS, 5 + len(everything) // 10))
+    for (label, values), colour in zip(samples.items(), COLOURS, strict=False):
+        weights = np.full(len(values), 100 / len(values))
+        axes.hist(values.numpy(), bins, weights=weights, color=colour, alpha=0.55, label=label)
+    axes.axvline(limit, color=RED, linestyle=":", label=f"limit {limit:.3g}: 99 % of new photos lie beyond")
+    lettered(axes, "", "distance to the nearest training photo", "% of them")
+    axes.legend(fontsize=8.5, frameon=False)
+    if output is not None:
+        figure.savefig(output, dpi=DPI)
     return figure
 
 
@@ -79,12 +117,12 @@ def visualize_random_input_output(
         seed: of the choice.
 
     Returns:
-        The three rows, (3 * num_images, 3, R, R) in [-1, 1].
+        The three rows, (3 * num_images, 3, R, R) in [-1, 1], on the CPU.
     """
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:num_images]
-    originals = images[chosen]
+    originals = images[chosen].to(vae.latent_mean.device)
     reconstructions = vae.decode(vae.encode(originals).mode())
     error = (4 * (reconstructions - originals).abs() - 1).clamp(max=1)
-    rows = torch.cat([originals, reconstructions, error])
+    rows = torch.cat([originals, reconstructions, error]).cpu()
     save_grid(rows, Path(output), columns=len(originals))
     return rows

@@ -6,13 +6,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+
+from latentfaces.evaluation.panels import lettered, sheet
 
 STATISTICS = ("mean", "std", "min", "max", "nan", "zero", "saturated")
 COLUMNS = ("step", "tensor", *STATISTICS)
 Row = dict[str, float | str]
+KINDS = {"weights": "", "gradients": ".grad", "activations": ".output"}
+"""What a tensor is, by the ending of its name."""
+SHARES = ("zero", "saturated", "nan")
+PLOTTED = {
+    "mean": "mean",
+    "std": "standard deviation",
+    "ends": "least and greatest",
+    "zero": "share of zeros",
+    "saturated": "share at the ends",
+    "nan": "share not finite",
+}
+FEW = 6
+"""So many tensors get a legend."""
 
 
 @dataclass
@@ -61,26 +79,58 @@ class TensorValues:
             )
 
     def plot(self, output: str | Path | None = None) -> Figure:
-        """Each statistic over the steps, a panel each, a line for each tensor.
+        """Weights, gradients and activations in rows, a statistic a column, a line for each tensor over the steps.
 
         Args:
             output: where to write the picture, if anywhere.
         """
-        names = list(dict.fromkeys(str(row["tensor"]) for row in self.rows))
-        figure = Figure(figsize=(15, 6.4), layout="constrained")
-        axes = list(figure.subplots(2, 4).flat)
-        for axis, statistic in zip(axes, STATISTICS, strict=False):
-            for number, name in enumerate(names):
-                points = [(row["step"], row[statistic]) for row in self.rows if row["tensor"] == name]
-                axis.plot(*zip(*points, strict=True), label=name, color=f"C{number % 10}", linewidth=1, marker=".")
-            axis.set(title=statistic, xlabel="training step")
-            axis.grid(alpha=0.3)
-        handles, labels = axes[0].get_legend_handles_labels()
-        axes[-1].axis("off")
-        axes[-1].legend(handles[:24], labels[:24], fontsize=6, loc="center", ncol=1 + (len(names) > 12))
+        kinds = [kind for kind in KINDS if self.of(kind)]
+        figure, axes_of = sheet(len(kinds), len(PLOTTED), 3.6, 2.8)
+        for line, kind in zip(axes_of, kinds, strict=True):
+            for axes, statistic in zip(line, PLOTTED, strict=True):
+                self.draw(axes, kind, statistic)
         if output is not None:
             figure.savefig(output, dpi=120)
         return figure
+
+    def panels(self) -> list[tuple[str, Figure]]:
+        """Titles and figures of what there is to see: shares only where some tensor has one."""
+        shown = []
+        for kind in KINDS:
+            rows = [row for history in self.of(kind).values() for row in history]
+            for statistic in PLOTTED:
+                if not rows or (statistic in SHARES and not any(row[statistic] for row in rows)):
+                    continue
+                figure, axes = sheet()
+                self.draw(axes[0, 0], kind, statistic)
+                shown.append((f"{kind}, {PLOTTED[statistic]}", figure))
+        return shown
+
+    def of(self, kind: str) -> dict[str, list[Row]]:
+        """The rows of each tensor of one of `KINDS`, in the order of the network."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            name = str(row["tensor"])
+            if kind == next((k for k, ending in KINDS.items() if ending and name.endswith(ending)), "weights"):
+                found.setdefault(name, []).append(row)
+        return found
+
+    def draw(self, axes: Axes, kind: str, statistic: str) -> None:
+        """One statistic of one kind: a line a tensor, the first of the network dark, the last light."""
+        tensors = self.of(kind)
+        colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(tensors)))
+        for (name, rows), colour in zip(tensors.items(), colours, strict=True):
+            steps = [row["step"] for row in rows]
+            for end in ("min", "max") if statistic == "ends" else (statistic,):
+                axes.plot(
+                    steps, [row[end] for row in rows], color=colour, linewidth=1, marker=".", markersize=4, label=name
+                )
+        values = [float(row["std"]) for rows in tensors.values() for row in rows if float(row["std"]) > 0]
+        if statistic == "std" and values and max(values) > 20 * min(values):
+            axes.set_yscale("log")
+        if len(tensors) <= FEW and statistic == next(iter(PLOTTED)):
+            axes.legend(fontsize=8, frameon=False)
+        lettered(axes, f"{kind}, {PLOTTED[statistic]}", "training step")
 
 
 def track_tensor_values(

@@ -1,7 +1,9 @@
 """A run as one page."""
 
+import json
 import platform
 import shlex
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,20 @@ from typing import Any
 import torch
 import yaml
 
-from latentfaces.errors import UserError
-from latentfaces.evaluation import TensorValues, plot_losses
+from latentfaces.evaluation import TensorValues
+from latentfaces.evaluation.panels import SECTIONS, Best, Panel, best_validation, panels, read_curves, sheet
+from latentfaces.report.evaluation_page import MEANINGS
 from latentfaces.report.page import REPORT, as_data, embedded, write_page
-from latentfaces.run import CONFIG, RESULT, open_run
+from latentfaces.run import CONFIG, open_run
 
 KINDS = {"vae": "stage 1, a VAE", "ldm": "stage 2, a latent diffusion model"}
+DEFAULTS = Path(".hydra") / "defaults.yaml"
 NUM_PREVIEWS = 3
+OWN = ("name", "run_dir", "pack", "logger.wandb")
+"""Keys that differ in every run, by their beginnings."""
+UNITS = {"minutes": "minutes of training", "peak_memory_gb": "GB of memory at most", "steps": "steps"}
+Pictures = list[tuple[str, str]]
+"""Captions, and addresses that hold the pictures."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -33,27 +42,49 @@ def write_report(folder: str | Path) -> Path:
     run = open_run(folder)
     result: dict[str, Any] = run.result() if run.finished else {}
     verdict, healthy = result.pop("verdict", None), result.pop("healthy", True)
+    metrics = run.folder / "metrics.csv"
+    curves = read_curves(metrics) if metrics.exists() else {}
+    best, shown = best_validation(curves), panels(curves)
     tensors = tensor_values(run.folder)
     return write_page(
         run.folder / REPORT,
         "run.html.j2",
         name=run.folder.name,
+        stage=run.stage,
         kind=KINDS.get(run.stage, run.stage),
         state="finished" if run.finished else "not finished",
         date=f"{datetime.now():%Y-%m-%d %H:%M}",
         verdict=verdict,
         healthy=healthy,
         command=command(run.folder),
-        figures=[(key, f"{value:.5g}") for key, value in result.items() if not key.startswith("health/")],
+        figures=[(UNITS.get(k, k), f"{v:.4g}") for k, v in result.items() if not k.startswith("health/")],
         health=[(key[7:], f"{value:.4g}") for key, value in result.items() if key.startswith("health/")],
-        curves=curves(run.folder),
+        best=best,
+        curves=[
+            (section, drawn([panel for panel in shown if panel.section == section], best))
+            for section in SECTIONS[:-1]
+            if any(panel.section == section for panel in shown)
+        ],
+        health_curves=drawn([panel for panel in shown if panel.section == SECTIONS[-1]], best),
         previews=[(path.stem.replace("_", " "), as_data(path.read_bytes())) for path in previews(run.folder)],
-        tensors=embedded(tensors.plot()) if tensors else None,
+        evaluations=evaluations(run.folder),
+        tensors=[(title, embedded(figure)) for title, figure in tensors.panels()] if tensors else [],
         tensor_table=tensors.table() if tensors else None,
-        next_commands=next_commands(run.folder, run.stage),
+        next_commands=next_commands(run.folder, run.stage, result.get("steps", 0) if run.finished else None),
+        differences=differences(run.folder, run.config),
         config=(run.folder / CONFIG).read_text(),
         environment=f"torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}",
     )
+
+
+def drawn(shown: list[Panel], best: Best | None) -> Pictures:
+    """Each panel as a picture of its own, so that a narrow screen shows one beside the other or below."""
+    pictures = []
+    for panel in shown:
+        figure, axes = sheet()
+        panel.draw(axes[0, 0], best)
+        pictures.append((panel.title, embedded(figure)))
+    return pictures
 
 
 def command(folder: Path) -> str:
@@ -63,24 +94,50 @@ def command(folder: Path) -> str:
     return " ".join(["python train.py", *(shlex.quote(override) for override in overrides)])
 
 
-def next_commands(folder: Path, stage: str) -> list[str]:
-    """How to go on, and how to use what there is."""
-    if not (folder / RESULT).exists():
-        return [f"{command(folder)} resume=true"]
+def next_commands(folder: Path, stage: str, steps: int | None) -> list[tuple[str, str]]:
+    """How to go on, and how to use what there is: words and commands."""
+    here, again = shlex.quote(str(folder)), f"{command(folder)} resume=true"
+    if steps is None:
+        return [("Go on", again)]
+    longer = (
+        [("Train for longer", f"{again} trainer.max_steps={2 * steps}")] if steps and "max_time" not in again else []
+    )
     if stage == "vae":
         return [
-            f"python sample.py run={shlex.quote(str(folder))} task=reconstruct",
-            f"python train.py model=ldm vae={shlex.quote(str(folder))}",
+            ("Photos it has not seen", f"python sample.py run={here} task=reconstruct"),
+            ("Stage 2, for new faces", f"python train.py model=ldm vae={here}"),
+            *longer,
         ]
-    return [f"python sample.py run={shlex.quote(str(folder))}", "python sample.py --help"]
+    return [
+        ("New faces", f"python sample.py run={here} num_images=64"),
+        ("The guidance that suits it", f"python sample.py run={here} task=tune"),
+        ("How good they are", f"python sample.py run={here} task=evaluate"),
+        *longer,
+    ]
 
 
-def curves(folder: Path) -> str | None:
-    """The plot of all logged values, if any are there."""
-    try:
-        return embedded(plot_losses(folder / "metrics.csv"))
-    except (OSError, UserError):
-        return None
+def flattened(node: Any, key: str = "") -> dict[str, Any]:
+    """A nested config's values by their dotted keys; lists are values."""
+    if not isinstance(node, Mapping) or not node:
+        return {key: node}
+    parts = (flattened(value, f"{key}.{name}" if key else str(name)) for name, value in node.items())
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def differences(folder: Path, config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Key, value and default of what differs from what the bare command would have taken."""
+    path = folder / DEFAULTS
+    if not path.exists():
+        return []
+    own, default = flattened(config), flattened(yaml.safe_load(path.read_text()))
+    keys = [key for key in (*own, *(key for key in default if key not in own)) if not key.startswith(OWN)]
+    return [(key, written(own, key), written(default, key)) for key in keys if own.get(key) != default.get(key)]
+
+
+def written(values: Mapping[str, Any], key: str) -> str:
+    """A value as a person would type it; nothing where there is none."""
+    value = values.get(key, "")
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def tensor_values(folder: Path) -> TensorValues | None:
@@ -95,3 +152,13 @@ def previews(folder: Path) -> list[Path]:
     there = sorted((folder / "images").glob("step_*.png"))
     places = {round(share * (len(there) - 1) / (NUM_PREVIEWS - 1)) for share in range(NUM_PREVIEWS)} if there else set()
     return [there[place] for place in sorted(places)]
+
+
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    """What task=evaluate has measured in the run's own folder, the last first."""
+    found = []
+    for path in sorted(folder.glob("samples/*/metrics.json"), key=lambda path: -path.stat().st_mtime):
+        told = json.loads(path.read_text())
+        figures = [(name.replace("_", " "), f"{told[name]:.4g}") for name in MEANINGS if name in told]
+        found.append({"kind": "pictures", **told, "figures": figures, "page": path.parent.relative_to(folder) / REPORT})
+    return found

@@ -1,47 +1,61 @@
-"""How good a finished run's faces are, in figures."""
+"""How good a finished run's faces are, in figures and on a page."""
 
 import json
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
+from latentfaces.data.ffhq import to_float, to_uint8
 from latentfaces.data.pack import Pack, open_pack
+from latentfaces.data.space import require_space
 from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import Features, features_by_name
-from latentfaces.evaluation.generation import generator_metrics
+from latentfaces.evaluation.generation import Memorisation, generator_metrics, memorisation
+from latentfaces.evaluation.growing import GrowingRows
+from latentfaces.evaluation.plots import plot_distances, plot_neighbours
 from latentfaces.pipeline import FacePipeline
+from latentfaces.report import write_evaluation_page, write_report
 from latentfaces.tasks.output import PictureFolder
 
 SHOWN = 64
 FEWEST = 50
-EVERY = 10
-"""Batches between two notes of how far the faces are."""
+SUSPECTS, NEIGHBOURS = 8, 4
+"""Faces shown beside their nearest training photos, and how many of these; half as many pairs of twins."""
+FREE = ("num_images", "batch_size", "features", "weights")
+"""Settings that change how many faces there are, or what is measured, but no face."""
 
 
 @dataclass
 class Evaluate:
-    """`num_images` new faces against the run's held-out photos: metrics.json, and a grid of the first 64.
+    """`num_images` new faces, or a VAE's reconstructions, against held-out photos: metrics.json, report.html, a grid.
 
-    Frechet and kernel distance, precision and recall, the share of faces that come twice and of those that are nearer
-    to a training photo than real new photos are. With features "inception" the Frechet distance is the FID against the
-    held-out photos as this project resized them; with others it is not called so. Of the faces only features are kept;
-    those of the photos stay with the pack; and what a killed evaluation has made is not made again when it is given
-    the same `output`.
+    Frechet and kernel distance, precision and recall; of new faces also the share that comes twice and the share that
+    is nearer to a training photo than real new photos are, with the faces that come nearest. Beside them stands what
+    as many training photos score. With features "inception" the Frechet distance is the FID against the held-out
+    photos as this project resized them; with others it is not called so.
+
+    Faces are not kept: their features are written to a file as they are made, so that memory does not grow with
+    `num_images` and a killed evaluation goes on, also towards more faces, when it is given the same `output`. The
+    features of the photos stay with the pack, by the hash of its pixels and of the network.
 
     Args:
         sampler: from noise to latents.
         pack: the run's pack.
-        features: "encoder", "inception", or the file of a network (see `latentfaces.evaluation.features`).
-        weights: file of weights for "inception", where they cannot be fetched.
-        num_images: at least 50.
+        features: "encoder", one of `latentfaces.evaluation.features.NETWORKS`, or the file of a network.
+        weights: file of that network's weights, where they cannot be fetched.
+        num_images: at least 50; of a run of stage 1 at most all held-out photos.
         seed: names the faces.
         batch_size: how many at once.
+        folder: the run's, whose own page then tells the figures too.
     """
 
     sampler: Sampler
@@ -51,60 +65,157 @@ class Evaluate:
     num_images: int
     seed: int
     batch_size: int
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_images < FEWEST:
             raise UserError(f"num_images={self.num_images} are too few to measure by: take at least {FEWEST}")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
-        """Write and print the metrics; the grid's path."""
+        """Write and print the metrics; the page's path."""
         pack = open_pack(Path(self.pack))
         if len(pack.val_indices) < FEWEST:
             raise UserError(f"{pack.folder} has {len(pack.val_indices)} held-out photos, too few to measure against")
         look = features_by_name(self.features, pipeline.vae, self.weights)
-        photos = torch.from_numpy(photo_features(look, pack, self.batch_size))
-        fakes, shown = self.face_features(look, pipeline, pictures)
-        held_out, train = photos[pack.val_indices], photos[pack.train_indices]
-        values = generator_metrics(held_out, fakes, train)
-        if self.features == "inception":
-            values["fid"] = values.pop("frechet_distance")
-        told = {"features": look.key, "num_images": self.num_images, "num_photos": len(held_out), **values}
+        photos = photo_features(look, pack, self.batch_size)
+        made = MadePictures(self, pipeline, pack)
+        fakes, shown = made.features(look, pictures)
+        # A GPU compares all pairs of 50,000 in seconds, two cores of a CPU in half an hour.
+        device = pipeline.device if pipeline.device.type == "cuda" else torch.device("cpu")
+        fakes, held_out, train = (
+            rows.to(device) for rows in (fakes, photos[pack.val_indices], photos[pack.train_indices])
+        )
+        print(f"comparing {len(fakes):,} {made.kind} with {len(held_out):,} held-out photos")
+        values = self.named(generator_metrics(held_out, fakes))
+        figures: list[tuple[str, Figure]] = []
+        if pipeline.denoiser is not None:
+            heart = memorisation(fakes, train, held_out, min(NEIGHBOURS, len(train))).cpu()
+            values |= {"duplicates": heart.duplicates, "memorised": heart.memorised}
+            figures = suspicious(heart, made, pack)
+        alike = train[np.random.default_rng(0).permutation(len(train))[: len(fakes)]]
+        reference = self.named(generator_metrics(held_out, alike))
+        told = {
+            "kind": made.kind,
+            "features": self.features,
+            "num_images": len(fakes),
+            "num_photos": len(held_out),
+            **values,
+            "training_photos": reference,
+        }
         (pictures.folder / "metrics.json").write_text(json.dumps(told, indent=1))
         for name, value in values.items():
             print(f"{name} {value:.4g}")
-        return pictures.grid(shown, columns=8)
+        for number, (_, figure) in enumerate(figures, start=1):
+            figure.savefig(pictures.folder / f"memorisation_{number}.png", dpi=120)
+        run = str(pictures.origin["run"])
+        command = (
+            f"python sample.py run={shlex.quote(run)} task=evaluate task.features={shlex.quote(self.features)} "
+            f"num_images={self.num_images} seed={self.seed}"
+        )
+        grid = pictures.grid(shown, columns=8)
+        settings = json.dumps(pictures.origin, indent=1)
+        page = write_evaluation_page(pictures.folder, Path(run).name, told, reference, grid, figures, command, settings)
+        if self.folder is not None and Path(self.folder) in pictures.folder.parents:
+            write_report(self.folder)
+        return page
 
-    def face_features(self, look: Features, pipeline: FacePipeline, pictures: PictureFolder) -> tuple[Tensor, Tensor]:
-        """Features (num_images, d) of the new faces, going on from what is there; and the first faces."""
-        kept = pictures.folder / f"features-{look.key}.npz"
-        made: list[Tensor] = []
-        if kept.exists():
-            with np.load(kept) as stored:
-                if str(stored["origin"]) != pictures.text()["latentfaces"]:
-                    raise UserError(f"{kept} is of other faces than these: give another output=...")
-                made = list(torch.from_numpy(stored["features"]).split(self.batch_size))
-        names = [(self.seed, number) for number in range(self.num_images)]
-        shown = torch.cat(list(pipeline.faces(names[:SHOWN], self.sampler, self.batch_size)))
-        rest = pipeline.faces(names[sum(map(len, made)) :], self.sampler, self.batch_size)
-        left = -(-(self.num_images - sum(map(len, made))) // self.batch_size)
-        for number, faces in enumerate(track(rest, "Generating", total=left), start=1):
-            made.append(look(faces))
-            if number % EVERY == 0 or number == left:
-                partial = kept.with_suffix(".partial.npz")
-                np.savez(partial, features=torch.cat(made).numpy(), origin=pictures.text()["latentfaces"])
-                partial.replace(kept)
-        return torch.cat(made), shown
+    def named(self, values: dict[str, float]) -> dict[str, float]:
+        """The same, the Frechet distance called FID where it is that."""
+        if self.features != "inception":
+            return values
+        return {"fid": values["frechet_distance"], **{k: v for k, v in values.items() if k != "frechet_distance"}}
 
 
-def photo_features(look: Features, pack: Pack, batch_size: int) -> NDArray[np.float32]:
-    """Features (N, d) of all photos of a pack, kept beside it under the names of both."""
-    path = pack.folder / f"features-{look.key}-{pack.sha256[:8]}.npy"
-    if not path.exists():
-        count = pack.manifest["num_images"]
-        starts = track(range(0, count, batch_size), f"Features of {pack.folder.name}")
-        batches = (torch.from_numpy(pack.images[start : start + batch_size].copy()) for start in starts)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, torch.cat([look(batch) for batch in batches]).numpy())
-        partial.replace(path)
-    features: NDArray[np.float32] = np.load(path)
-    return features
+class MadePictures:
+    """What is evaluated: the new faces of a run of stage 2, or a VAE's reconstructions of held-out photos.
+
+    Args:
+        task: says which and how many.
+        pipeline: makes them.
+        pack: the photos.
+    """
+
+    def __init__(self, task: Evaluate, pipeline: FacePipeline, pack: Pack) -> None:
+        self.task, self.pipeline, self.pack = task, pipeline, pack
+        self.kind = "reconstructions" if pipeline.denoiser is None else "new faces"
+        self.count = task.num_images
+        if pipeline.denoiser is None:
+            self.count = min(self.count, len(pack.val_indices))
+
+    def make(self, numbers: list[int]) -> Iterator[Tensor]:
+        """Batches (b, 3, R, R) uint8 of the pictures with these numbers."""
+        size = self.task.batch_size
+        if self.pipeline.denoiser is not None:
+            names = [(self.task.seed, number) for number in numbers]
+            yield from self.pipeline.faces(names, self.task.sampler, size)
+            return
+        for start in range(0, len(numbers), size):
+            photos = torch.from_numpy(self.pack.images[self.pack.val_indices[numbers[start : start + size]]])
+            yield to_uint8(self.pipeline.reconstruct(to_float(photos))).cpu()
+
+    def features(self, look: Features, pictures: PictureFolder) -> tuple[Tensor, Tensor]:
+        """Features (n, d) of all, mapped from a file that is gone on with; and the first pictures."""
+        settings = {k: v for k, v in pictures.origin.get("settings", {}).items() if k not in FREE}
+        origin = json.loads(json.dumps({**pictures.origin, "settings": settings}))
+        try:
+            rows = GrowingRows(pictures.folder / f"features-{look.key}.bin", origin)
+            first = GrowingRows(pictures.folder / "first.bin", origin)
+        except ValueError:
+            raise UserError(f"{pictures.folder} holds features of other faces: give another output=...") from None
+        first.keep(len(rows))  # a kill may have come between the two
+        numbers = list(range(len(rows), self.count))
+        batches = track(self.make(numbers), "Making", total=-(-len(numbers) // self.task.batch_size))
+        for images in batches:
+            if len(first) < SHOWN:
+                first.extend([images[: SHOWN - len(first)]])
+            rows.extend([look(images)])
+        return rows.read()[: self.count], first.read()[: self.count]
+
+
+def suspicious(heart: Memorisation, made: MadePictures, pack: Pack) -> list[tuple[str, Figure]]:
+    """Captions and pictures: all distances, the faces nearest to training photos, the faces nearest to one another."""
+    limit = heart.limit
+    worst = heart.nearest.distances[:, 0].argsort()[:SUSPECTS]
+    faces = torch.cat(list(made.make(worst.tolist())))
+    near = torch.from_numpy(pack.images[pack.train_indices[heart.nearest.indices[worst].numpy()]])
+    samples = {made.kind: heart.nearest.distances[:, 0], "held-out photos": heart.held_out}
+    figures = [
+        ("How far each picture is from the nearest training photo, by its features.", plot_distances(samples, limit)),
+        (
+            f"The faces nearest to training photos, of all {len(heart.nearest.distances):,}. A distance below "
+            f"{limit:.3g} is red: 99 % of photos that nothing was trained on lie beyond.",
+            plot_neighbours(faces, near, heart.nearest.distances[worst], limit),
+        ),
+    ]
+    nearest = heart.twins.distances[:, 0].argsort()[: 2 * SUSPECTS].tolist()
+    pairs = {tuple(sorted((n, int(heart.twins.indices[n, 0])))) for n in nearest}
+    distance = {pair: float(heart.twins.distances[list(pair), 0].max()) for pair in pairs}
+    closest = sorted(distance, key=distance.__getitem__)[: SUSPECTS // 2]
+    twins = torch.cat(list(made.make([number for pair in closest for number in pair]))).unflatten(0, (-1, 2))
+    far = torch.tensor([[distance[pair]] for pair in closest])
+    least = float(heart.held_out_twins.min())
+    caption = f"The new faces nearest to one another. No two held-out photos, of as many, are nearer than {least:.3g}."
+    titles = ("new face", "another new face")
+    return [*figures, (caption, plot_neighbours(twins[:, 0], twins[:, 1:], far, least, titles=titles))]
+
+
+def photo_features(look: Features, pack: Pack, batch_size: int) -> Tensor:
+    """Features (N, d) of all photos of a pack, kept beside it under the names of both, mapped from there.
+
+    Raises:
+        UserError: they cannot be kept.
+    """
+    count = pack.manifest["num_images"]
+    path = pack.folder / f"features-{look.key}-{pack.sha256[:8]}.bin"
+    rows = GrowingRows(path, {"features": look.key, "pack": pack.sha256})
+    starts = range(len(rows), count, batch_size)
+    try:
+        for start in track(starts, f"Features of {pack.folder.name}", disable=len(starts) == 0):
+            images: NDArray[np.uint8] = pack.images[start : start + batch_size]
+            features = look(torch.from_numpy(images.copy()))
+            if start == 0:
+                require_space(path, 4.0 * count * features.shape[1], f"the file of {count:,} features")
+            rows.extend([features])
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): make {pack.folder} writable") from error
+    return rows.read()

@@ -16,6 +16,8 @@ from latentfaces.data.latents import LatentCache
 from latentfaces.data.pack import Pack, open_pack
 from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError
+from latentfaces.evaluation.generation import HELD_OUT_SHARE
+from latentfaces.evaluation.plots import plot_neighbours
 from latentfaces.nn import weights_hash
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.layout import beside
@@ -24,6 +26,8 @@ from latentfaces.tasks.output import PictureFolder
 VALUES_AT_ONCE = 2**24
 """Latent values of training photos in memory: 64 MB."""
 NUM_HELD_OUT = 256
+MAX_SHOWN = 16
+"""Faces in distances.png."""
 
 
 class Nearest(NamedTuple):
@@ -43,7 +47,8 @@ class Neighbours:
 
     Photos are compared as they are and mirrored, by their latents. neighbours.json says which they are and how far;
     and, for scale, how far held-out photos are from their nearest training photo: a model that has learnt by heart
-    makes faces that are much nearer.
+    makes faces that are much nearer. distances.png is the grid with the distances, red below what all but a hundredth
+    of held-out photos keep.
 
     Args:
         sampler: from noise to latents.
@@ -76,20 +81,24 @@ class Neighbours:
         normalize = Normalizer(pipeline.vae)
         latents = torch.cat([pipeline.encode(to_float(batch)).float().cpu() for batch in faces.split(self.batch_size)])
         found = nearest(latents, moments, pack.train_indices, self.num_neighbours, normalize)
-        scale = self.held_out_distance(pack, moments, normalize)
+        usual = self.held_out_distances(pack, moments, normalize)
         pictures.add(faces)
-        self.write(pictures, pack, found, scale)
-        beside_them = torch.cat([photos(pack, *pair) for pair in zip(found.indices, found.mirrored, strict=True)])
-        return pictures.grid(*beside(faces, beside_them))
+        self.write(pictures, pack, found, usual)
+        near = torch.stack([photos(pack, *pair) for pair in zip(found.indices, found.mirrored, strict=True)])
+        limit = float(usual.quantile(HELD_OUT_SHARE))
+        shown = slice(0, MAX_SHOWN)
+        plot_neighbours(faces[shown], near[shown], found.distances[shown], limit, pictures.folder / "distances.png")
+        return pictures.grid(*beside(faces, near.flatten(0, 1)))
 
-    def held_out_distance(self, pack: Pack, moments: NDArray[np.float16], normalize: "Normalizer") -> float:
-        """Median distance of (up to 256) held-out photos to their nearest training photo."""
+    def held_out_distances(self, pack: Pack, moments: NDArray[np.float16], normalize: "Normalizer") -> Tensor:
+        """Distances (n,) of (up to 256) held-out photos to their nearest training photo."""
         held_out = np.sort(np.random.default_rng(0).permutation(pack.val_indices)[:NUM_HELD_OUT])
         latents = normalize(moments[held_out, 0, 0])
-        return float(nearest(latents, moments, pack.train_indices, 1, normalize).distances.median())
+        return nearest(latents, moments, pack.train_indices, 1, normalize).distances[:, 0]
 
-    def write(self, pictures: PictureFolder, pack: Pack, found: Nearest, scale: float) -> None:
+    def write(self, pictures: PictureFolder, pack: Pack, found: Nearest, usual: Tensor) -> None:
         """neighbours.json, and its sum printed."""
+        scale, limit = float(usual.median()), float(usual.quantile(HELD_OUT_SHARE))
         names = pack.manifest["names"]
         faces = [
             {
@@ -101,10 +110,17 @@ class Neighbours:
             }
             for number in range(self.num_images)
         ]
-        told = {"held_out_median_distance": round(scale, 4), "faces": faces}
+        suspicious = float((found.distances[:, 0] < limit).float().mean())
+        told = {
+            "held_out_median_distance": round(scale, 4),
+            "held_out_limit": round(limit, 4),
+            "share_below_limit": suspicious,
+            "faces": faces,
+        }
         (pictures.folder / "neighbours.json").write_text(json.dumps(told, indent=1))
         print(f"median_distance {found.distances[:, 0].median():.4g}")
         print(f"median_distance_of_held_out_photos {scale:.4g}")
+        print(f"share_nearer_than_99_of_100_held_out_photos {suspicious:.4g}")
 
 
 class Normalizer:

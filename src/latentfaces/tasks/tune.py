@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from latentfaces.data.pack import open_pack
@@ -17,6 +18,7 @@ from latentfaces.diffusion import Denoiser, Sampler
 from latentfaces.errors import UserError
 from latentfaces.evaluation import FeatureDistance
 from latentfaces.evaluation.features import features_by_name
+from latentfaces.evaluation.panels import COLOURS, lettered
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import TUNED, Run, build, open_run
 from latentfaces.tasks.output import PictureFolder
@@ -63,11 +65,12 @@ class Tune:
         sampler: from noise to latents.
         weights: of guidance, each above 1.
         emas: lengths of the average.
-        features: "encoder", "inception" or the file of a network, as for task=evaluate. The run's own encoder needs no
-            download, and looks more at surfaces than at faces: it prefers somewhat weaker guidance than others do.
+        features: as for task=evaluate. The run's own encoder needs no download, and looks more at surfaces than at
+            faces: it prefers somewhat weaker guidance than others do.
         num_images: faces for each choice; at least 32.
         seed: of the faces.
         batch_size: how many at once.
+        feature_weights: file of the weights of `features`, where they cannot be fetched.
     """
 
     folder: str
@@ -79,6 +82,7 @@ class Tune:
     num_images: int
     seed: int
     batch_size: int
+    feature_weights: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_images < 32:
@@ -87,12 +91,12 @@ class Tune:
             raise ValueError(f"weights={list(self.weights)} must all be above 1, which is no guidance")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
-        """Write tuned.json, scores.csv, and faces without guidance above faces by the best; the grid's path."""
+        """Write tuned.json, scores.csv, scores.png, faces without guidance above the best ones; the grid's path."""
         if pipeline.denoiser is None:
             raise UserError("task=tune is for a run of stage 2: type run=RUN")
         run = open_run(self.folder)
         pack = open_pack(Path(self.pack))
-        look = features_by_name(self.features, pipeline.vae)
+        look = features_by_name(self.features, pipeline.vae, self.feature_weights, "task.feature_weights")
         chosen = np.random.default_rng(self.seed).permutation(pack.val_indices)[:MAX_PHOTOS]
         distance = FeatureDistance(look, torch.from_numpy(pack.images[np.sort(chosen)]))
         best_weights, scores = pipeline.denoiser, dict[Choice, float]()
@@ -118,6 +122,7 @@ class Tune:
             best = min([best, *(replace(best, ema=ema) for ema in self.emas)], key=score)
         best = min([best, *self.nearby(best)], key=score)
         self.write(run, best, scores, pictures)
+        plot_scores(scores, best, pictures.folder / "scores.png")
         print(f"best: {best}, {scores[best]:.4f} (without guidance {scores[plain]:.4f})")
         return pictures.grid(torch.cat([shown[plain], shown[best]]), columns=SHOWN)
 
@@ -150,3 +155,25 @@ class Tune:
             table.writeheader()
             for choice, value in sorted(scores.items(), key=lambda item: item[1]):
                 table.writerow({**asdict(choice), "distance": value})
+
+
+def plot_scores(scores: dict[Choice, float], best: Choice, output: Path) -> Figure:
+    """The distance over the weight of each kind of guidance, and over the averages of the best of them."""
+    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+    by_weight, by_average = figure.subplots(1, 2, sharey=True)
+    for kind, colour in zip(("auto", "internal"), COLOURS, strict=False):
+        line = sorted((c.weight, v) for c, v in scores.items() if c.guidance in ("none", kind) and c.ema is None)
+        if len(line) > 1:
+            by_weight.plot(*zip(*line, strict=True), marker="o", color=colour, label=f"guidance={kind}")
+    average = sorted((c.ema, v) for c, v in scores.items() if c.ema is not None)
+    by_average.plot(*zip(*average, strict=True) if average else ([], []), marker="o", color=COLOURS[2])
+    (by_weight if best.ema is None else by_average).plot(
+        best.weight if best.ema is None else best.ema, scores[best], "*", color="#c53030", markersize=14, label="best"
+    )
+    lettered(by_weight, "Guidance, best weights", "weight (1 is none)", "distance to held-out photos")
+    lettered(by_average, "Length of the average", "ema")
+    for axes in (by_weight, by_average):
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(fontsize=8.5, frameon=False)
+    figure.savefig(output, dpi=120)
+    return figure

@@ -1,13 +1,10 @@
 """One training from its first step to its result."""
 
 import json
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
 
 from latentfaces.errors import UserError
@@ -15,6 +12,7 @@ from latentfaces.evaluation import plot_losses
 from latentfaces.report import write_report
 from latentfaces.run import RESULT
 from latentfaces.training.callbacks import BestWeights
+from latentfaces.training.callbacks.status import peak_memory
 from latentfaces.training.stage import Stage
 
 
@@ -66,11 +64,3 @@ def fit_and_test(
         print(write_report(run_dir))
         print(run_dir)
     return best.best
-
-
-def peak_memory(device: torch.device) -> float:
-    """Bytes at the most so far: of the device where it is a GPU, of the process otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most

@@ -90,5 +90,10 @@ class LatentDiffusionModule(Stage):
         """New faces, from the same noise each time."""
         assert self.latent_shape is not None
         noise = torch.randn(NUM_PREVIEWS, *self.latent_shape, generator=torch.Generator().manual_seed(self.seed))
+        return self.faces_from(noise)
+
+    @torch.no_grad()
+    def faces_from(self, noise: Tensor) -> Tensor:
+        """Noise (n, c, h, w) -> images (n, 3, R, R) in [-1, 1], by the sampler of the previews."""
         latents = self.sampler(self.denoiser, noise.to(self.device))
         return self.autoencoder.decode(self.autoencoder.denormalize(latents))

