@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import SHORT, TINY_VAE, Command, run_command
+from commands import SHORT, TINY_VAE
 from forked import Forker
 from states import assert_equal, checkpoint, ema_of
 
@@ -51,29 +51,33 @@ def two_saves(warm: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("spoil", DAMAGES)
 def test_case_31_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
-    spoil: Callable[[Path], None], two_saves: Path, workplace: Path, capfd: pytest.CaptureFixture[str]
+    spoil: Callable[[Path], None], two_saves: Path, workplace: Path, fork: Forker
 ) -> None:
     shutil.copytree(two_saves, workplace, dirs_exist_ok=True)
     last = Path("outputs/vae/killed/checkpoints/last.ckpt")
     spoil(last)
     settings = [*VAE, "trainer.max_steps=6", "trainer.val_check_interval=100", "name=killed"]
-    with pytest.raises(SystemExit) as exit_:
-        run_command("train.py", *settings, "resume=true")
-    said = capfd.readouterr().err
-    assert exit_.value.code == 2
-    assert f"{last} is damaged" in said
+    status, said = fork.run(*settings, "resume=true")
+    assert status == 2
+    assert f"{last.resolve()} is damaged" in said
     assert "last.previous.ckpt with resume=auto" in said
     assert "Traceback" not in said
-    run_command("train.py", *settings, "resume=auto")
-    out, err = capfd.readouterr()
-    assert f"{last} is damaged" in err
-    assert f"going on from {last.with_stem('last.previous')}" in out
+    status, said = fork.run(*settings, "resume=auto")
+    assert status == 0, said
+    assert f"{last.resolve()} is damaged" in said
+    assert f"going on from {last.resolve().with_stem('last.previous')}" in said
     assert checkpoint("vae/killed")["global_step"] == 6
-    for path in last.parent.glob("*.ckpt"):
-        spoil(path)
-    with pytest.raises(SystemExit):
-        run_command("train.py", *settings, "resume=auto")
-    assert "begin anew" in capfd.readouterr().err
+
+
+def test_case_31_nothing_is_begun_anew_where_all_checkpoints_are_damaged(
+    two_saves: Path, workplace: Path, fork: Forker
+) -> None:
+    shutil.copytree(two_saves, workplace, dirs_exist_ok=True)
+    for path in Path("outputs/vae/killed/checkpoints").glob("*.ckpt"):
+        truncate(path)
+    status, said = fork.run(*VAE, "trainer.max_steps=6", "trainer.val_check_interval=100", "name=killed", "resume=auto")
+    assert status == 2
+    assert "begin anew" in said
 
 
 def test_case_31_no_flipped_bit_goes_unseen(tmp_path: Path) -> None:
@@ -120,16 +124,12 @@ def test_case_29_a_full_disk_ends_the_run_if_so_chosen_and_leaves_the_checkpoint
 
 
 @pytest.mark.parametrize("clip", ["1.0", "null"])
-def test_case_21_a_gradient_that_is_no_number_stops_training_before_its_step(
-    clip: str, train: Command, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_case_21_a_gradient_that_is_no_number_stops_training_before_its_step(clip: str, fork: Forker) -> None:
     poison = ["+callbacks.poison._target_=probes.Poison", "+callbacks.poison.step=5"]
     last = "callbacks.last.every_n_train_steps=1"
     options = [last, f"trainer.gradient_clip_val={clip}", "trainer.log_every_n_steps=50", "trainer.max_steps=20"]
-    with pytest.raises(SystemExit) as exit_:
-        train(*VAE, *poison, *options, "name=bad")
-    said = capfd.readouterr().err
-    assert exit_.value.code == 2
+    status, said = fork.run(*VAE, *poison, *options, "name=bad")
+    assert status == 2
     assert "the gradient's norm is nan at step 5" in said
     assert "Traceback" not in said
     kept = checkpoint("vae/bad")
@@ -138,27 +138,19 @@ def test_case_21_a_gradient_that_is_no_number_stops_training_before_its_step(
     assert all(value.isfinite().all() for value in ema_of(kept)["average"])
 
 
-def test_case_23_a_validation_that_gives_no_number_stops_training_and_is_never_the_best(
-    train: Command, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_case_23_a_validation_that_gives_no_number_stops_training_and_is_never_the_best(fork: Forker) -> None:
     spoil = ["+callbacks.spoil._target_=probes.SpoilValidation", "+callbacks.spoil.step=4"]
-    with pytest.raises(SystemExit) as exit_:
-        train(*VAE, *spoil, "trainer.max_steps=8", "name=bad")
-    said = capfd.readouterr().err
-    assert exit_.value.code == 2
+    status, said = fork.run(*VAE, *spoil, "trainer.max_steps=8", "name=bad")
+    assert status == 2
     assert "val/loss is nan at step 4" in said
     assert "Traceback" not in said
     assert checkpoint("vae/bad", "best")["global_step"] == 2
 
 
 @pytest.mark.parametrize("callback", ["best_weights", "best", "early_stopping"])
-def test_case_23_a_value_to_monitor_that_nothing_logs_is_named(
-    callback: str, train: Command, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        train(*VAE, f"callbacks.{callback}.monitor=val/lss", "name=bad")
-    said = capfd.readouterr().err
-    assert exit_.value.code == 2
+def test_case_23_a_value_to_monitor_that_nothing_logs_is_named(callback: str, fork: Forker) -> None:
+    status, said = fork.run(*VAE, f"callbacks.{callback}.monitor=val/lss", "name=bad")
+    assert status == 2
     assert "monitor=val/lss" in said
     assert "val/loss" in said
     assert "Traceback" not in said

@@ -73,9 +73,8 @@ class GracefulStop(Checkpoint):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if not self.looping:
             raise Stopped(number)
-        os.write(
-            2, f"{signal.Signals(number).name}: saving; Ctrl-C ends at once\n".encode()
-        )  # print is not for handlers
+        said = f"{signal.Signals(number).name}: saving; Ctrl-C ends at once\n"
+        os.write(2, said.encode())  # not print, whose buffer may be in use
 
     def check(self, trainer: Trainer) -> None:
         """End here on all ranks, if one of them has got a signal."""
