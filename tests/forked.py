@@ -15,7 +15,12 @@ from pathlib import Path
 import pytest
 from commands import ROOT, run_command
 
-WARM = ["conf.launch", "conf.mistakes", "latentfaces.training", "matplotlib.pyplot", "pytest", "torchmetrics"]
+from latentfaces.training import fit
+
+WARM = [
+    *("conf.checks", "conf.launch", "conf.mistakes", "conf.schema", "conf.sweeps"),
+    *("latentfaces.training", "matplotlib.pyplot", "pydantic.type_adapter", "pytest", "torchmetrics"),
+]
 
 
 def run(log: Path, folder: Path, environment: Mapping[str, str], name: str, arguments: tuple[str, ...]) -> None:
@@ -25,6 +30,7 @@ def run(log: Path, folder: Path, environment: Mapping[str, str], name: str, argu
     os.dup2(file, 2)
     os.chdir(folder)
     os.environ.update(environment)
+    fit.plot_losses = fit.write_report = lambda *_: None  # pictures of a run take longer than the run
     run_command(name, *arguments)
 
 
