@@ -95,16 +95,17 @@ def check_devices(trainer: DictConfig, launcher: Launcher | None = None) -> None
     import torch
 
     wanted, available = num_devices(trainer), torch.cuda.device_count()
-    if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and wanted == 1):
+    indices = device_indices(trainer)
+    if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and wanted == 1 and indices is None):
         return
     if launcher is not None and trainer.accelerator == "auto" and not available:
         trainer.accelerator = "cpu"  # where the launcher's number was chosen for it
         return
-    highest = max([wanted, *(index + 1 for index in device_indices(trainer) or ())])
+    highest = max([wanted, *(index + 1 for index in indices or ())])
     if highest > available and trainer.accelerator in ("auto", "gpu", "cuda"):
         fewer = f"trainer.devices={available}" if available else "trainer.devices=1 trainer.accelerator=cpu"
         raise UserError(
-            f"trainer.devices={trainer.devices}, but this machine has {available} GPUs: type {fewer}, or for {wanted} "
+            f"trainer.devices={trainer.devices}, but this machine has {available} GPUs: type {fewer}, or for "
             f"processes on the CPU trainer.accelerator=cpu trainer.devices={wanted}"
         )
 

@@ -55,7 +55,8 @@ class Recipe:
 def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     """The task of sample.py, the pipeline of the run it asks for, and the folder for its pictures."""
     from latentfaces.pipeline import FacePipeline
-    from latentfaces.tasks import PictureFolder, Ranks
+    from latentfaces.tasks import PictureFolder
+    from latentfaces.tasks.ranks import Ranks
 
     for key in ("num_images", "batch_size"):
         if cfg[key] < 1:

@@ -1,5 +1,6 @@
 """Callbacks that make one rank fail, or look at what each rank sees."""
 
+import multiprocessing
 import time
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Draws(Callback):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self.seen: list[dict[str, Tensor]] = []
+        multiprocessing.set_start_method("fork", force=True)  # for loading, as where no test runs
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Tensor, batch_idx: int) -> None:
         self.seen.append({"images": batch.clone()})

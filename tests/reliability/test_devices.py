@@ -20,7 +20,7 @@ def probe(name: str, **options: str) -> list[str]:
     return [f"+callbacks.probe._target_=device_probes.{name}", *arguments]
 
 
-@pytest.mark.parametrize("devices", ["trainer.devices=4", "trainer.devices=[0,3]", "trainer.devices=3,"])
+@pytest.mark.parametrize("devices", ["trainer.devices=4", "trainer.devices=[0,3]", "trainer.devices='3,'"])
 def test_3_more_devices_than_there_are(
     devices: str, train: Command, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +91,7 @@ def test_36_a_rank_that_fails_ends_all_and_says_why(failing: int, fork: Forker) 
 def test_38_a_rank_that_hangs_is_named_and_all_end(fork: Forker) -> None:
     patience = ["strategy=ddp", "trainer.strategy.timeout_minutes=0.05"]
     ranks = start_on(2, fork, *SMALL, *patience, "name=stuck", *probe("Hangs"))
-    assert [rank.wait(60) for rank in ranks] == [1, 1]
+    assert 0 not in [rank.wait(60) for rank in ranks]
     assert "error: rank 1 did not come to where the other ranks have waited for 0.05 minutes" in ranks[0].said
     assert "trainer.strategy.timeout_minutes" in ranks[0].said
 

@@ -8,7 +8,6 @@ from latentfaces.tasks.interpolate import Interpolate
 from latentfaces.tasks.invert import Invert
 from latentfaces.tasks.neighbours import Neighbours
 from latentfaces.tasks.output import PictureFolder
-from latentfaces.tasks.ranks import Ranks
 from latentfaces.tasks.reconstruct import Reconstruct
 from latentfaces.tasks.tune import Tune
 from latentfaces.tasks.variations import Variations
@@ -22,7 +21,6 @@ __all__ = [
     "Invert",
     "Neighbours",
     "PictureFolder",
-    "Ranks",
     "Reconstruct",
     "Tune",
     "Variations",

@@ -98,7 +98,9 @@ class RankWatch(threading.Thread):
             return None
         try:
             store = self.store
-            return store.get("failure").decode() if store.check(["failure"]) else self.stuck(store)
+            if (stuck := self.stuck(store)) is not None:
+                store.compare_set("failure", "", stuck)  # the first to end for it breaks all connections
+            return store.get("failure").decode() if store.check(["failure"]) else None
         except RuntimeError:  # the store is rank 0's
             return "rank 0 has ended"
 
