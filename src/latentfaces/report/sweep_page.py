@@ -174,7 +174,7 @@ def write_sweep_report(folder: str | Path) -> Path:
 
 
 def colours(jobs: Sequence[Job]) -> dict[str, Any]:
-    """A colour for each job: yellow for the first to violet for the last, red for a failed one, grey without a result."""
+    """A colour for each job: yellow for the first to violet for the last, red for failed ones, grey for unended."""
     ended = [job for job in jobs if job.result]
     scale = matplotlib.colormaps["viridis_r"]
     places = {job.name: scale(0.08 + 0.92 * rank / max(len(ended) - 1, 1)) for rank, job in enumerate(ended)}
