@@ -35,7 +35,9 @@ def wandb_is_offline() -> bool:
         known = netrc.netrc().authenticators("api.wandb.ai") is not None
     except (OSError, netrc.NetrcParseError):
         known = False
-    offline = os.environ.get("WANDB_MODE") in ("offline", "disabled") or not (known or "WANDB_API_KEY" in os.environ)
+    offline = os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled") or not (
+        known or "WANDB_API_KEY" in os.environ
+    )
     if offline and is_main_process():
         os.environ.setdefault("WANDB_SILENT", "true")  # its own ten lines say no more than this one
         print("W&B logs offline into the run's folder; to go online type `wandb login` once")

@@ -87,7 +87,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def records(home: Path) -> list[Record]:
     """Those of the three trainings, in their order."""
-    paths = [path for stage in ("vae", "ldm") for path in sorted(home.glob(f"outputs/{stage}/faces/wandb/*/*.wandb"))]
+    paths = [
+        path
+        for stage in ("vae", "ldm")
+        for path in sorted(home.glob(f"outputs/{stage}/faces/wandb/offline-run-*/*.wandb"))
+    ]
     assert len(paths) == 3
     return [Record.read(path) for path in paths]
 
@@ -165,7 +169,7 @@ def test_no_secret_is_in_any_file_of_a_run(home: Path, records: list[Record]) ->
 
 def test_jobs_of_a_sweep_are_runs_of_one_group(train: Command, workplace: Path) -> None:
     train("-m", *TINY_VAE, *WATCHED, "trainer.max_steps=2", "annealing=linear,cosine", "name=both")
-    paths = sorted(Path("outputs/sweeps/both").glob("*/wandb/*/*.wandb"))
+    paths = sorted(Path("outputs/sweeps/both").glob("*/wandb/offline-run-*/*.wandb"))
     runs = [Record.read(path).of("run")[0] for path in paths]
     assert [run["display_name"] for run in runs] == ["both/0", "both/1"]
     assert [run["run_group"] for run in runs] == ["both"] * 2

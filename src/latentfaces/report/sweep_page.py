@@ -32,6 +32,7 @@ CHANGING_LOSS = (
 )
 WIDE = 20.0
 """Numbers whose largest is so many times the smallest are shown on a logarithmic axis."""
+FAILED = "#b03a22"
 LONGEST = 22
 """Letters of a word on an axis."""
 
@@ -173,11 +174,11 @@ def write_sweep_report(folder: str | Path) -> Path:
 
 
 def colours(jobs: Sequence[Job]) -> dict[str, Any]:
-    """A colour for each job, from yellow for the first to violet for the last; grey without a result."""
+    """A colour for each job: yellow for the first to violet for the last, red for failed ones, grey for unended."""
     ended = [job for job in jobs if job.result]
     scale = matplotlib.colormaps["viridis_r"]
     places = {job.name: scale(0.08 + 0.92 * rank / max(len(ended) - 1, 1)) for rank, job in enumerate(ended)}
-    return {job.name: places.get(job.name, "0.6") for job in jobs}
+    return {job.name: places.get(job.name, FAILED if job.error else "0.6") for job in jobs}
 
 
 def parallel_coordinates(jobs: Sequence[Job], varied: Sequence[str], shown: Sequence[str]) -> Figure:
@@ -195,9 +196,9 @@ def parallel_coordinates(jobs: Sequence[Job], varied: Sequence[str], shown: Sequ
     places = np.stack([heights(axes, number, values) for number, (_, values) in enumerate(columns)], axis=1)
     colour = colours(jobs)
     for job, line in reversed(list(zip(jobs, places, strict=True))):  # the best is drawn last, on top
-        style = {"linestyle": "-", "linewidth": 2.0} if job.result else {"linestyle": ":", "linewidth": 1.5}
+        style: dict[str, Any] = {} if job.result else {"linestyle": ":", "zorder": 3}
         label = f"{job.name} failed" if job.error else job.name
-        axes.plot(line, color=colour[job.name], alpha=0.9, marker="o", markersize=4, label=label, **style)
+        axes.plot(line, color=colour[job.name], linewidth=2, marker="o", markersize=4, label=label, **style)
     axes.set_xticks(range(len(columns)), [short(name, 2 * LONGEST) for name, _ in columns], rotation=18, ha="right")
     axes.set(yticks=[], ylim=(-0.08, 1.08), xlim=(-0.15, len(columns) - 0.4))
     axes.spines[:].set_visible(False)
