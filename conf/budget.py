@@ -106,7 +106,7 @@ def planned(cfg: DictConfig, num_images: int | None) -> Plan:
         batch_size=data.batch_size,
         resolution=data.resolution,
         item=pixels if first_stage else moments,
-        bfloat16=None if trainer.precision == "auto" else str(trainer.precision).startswith("bf16"),
+        bfloat16=not str(trainer.precision).startswith("32"),
         num_devices=num_devices,
         sharded="fsdp" in str(trainer.strategy).lower(),
         accumulate=trainer.accumulate_grad_batches,

@@ -78,7 +78,7 @@ def apply_choices(choices: DeviceChoices, network: nn.Module, device: torch.devi
     if has_convolutions(network):
         words.append("channels last" if choices.channels_last else "channels first")
         if choices.channels_last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(memory_format=torch.channels_last)
     elif "device.channels_last" in typed:
         raise UserError("device.channels_last has no effect on a network without convolutions: leave it out")
     words.append("fused optimizer" if choices.fused_optimizer else "optimizer not fused")

@@ -79,6 +79,11 @@ def test_bytes_alive_moved_and_at_the_most() -> None:
     assert meter.moved == 4 * (200 + 600 + 300) + 4 * (300 + 300)
     del out
     assert meter.alive == 3200
+    with without_memory(gpu=True):
+        nothing = torch.zeros(5)
+        with Meter() as meter:
+            assert nothing.device.type == "cpu"  # asking moves nothing
+    assert meter.moved == 0
 
 
 def test_what_is_held_is_four_bytes_a_parameter_and_copy() -> None:

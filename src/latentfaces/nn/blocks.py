@@ -122,7 +122,7 @@ class Upsample(nn.Module):
 
 
 def choose_upsampling(network: nn.Module, phased: bool | None) -> bool:
-    """Let all "nearest" upsampling be in phases, or not, or where that is faster (None); whether there is any."""
+    """Let "nearest" upsampling within `network` be in phases, or not, or None: where faster; whether there is any."""
     layers = [module for module in network.modules() if isinstance(module, Upsample) and module.how == "nearest"]
     for layer in layers:
         layer.phased = phased

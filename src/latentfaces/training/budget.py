@@ -69,7 +69,7 @@ class Plan:
         batch_size: items of a batch on each device.
         resolution: of the pictures, in pixels.
         item: bytes of an item on disk.
-        bfloat16: True or False as asked for; None for what the device has.
+        bfloat16: where the device multiplies in it.
         num_devices: over all machines.
         sharded: weights, gradients and states are shared out over devices rather than repeated.
         accumulate: batches a step.
@@ -86,7 +86,7 @@ class Plan:
     batch_size: int
     resolution: int
     item: int
-    bfloat16: bool | None = None
+    bfloat16: bool = True
     num_devices: int = 1
     sharded: bool = False
     accumulate: int = 1
@@ -149,7 +149,7 @@ class Estimate:
 
 def estimate(plan: Plan, machine: Machine, share: float = SHARE) -> Estimate:
     """What bounds a step: computing at that share of the peak, or moving bytes at the full speed of their way."""
-    bfloat16 = machine.bfloat16 > 0 if plan.bfloat16 is None else plan.bfloat16
+    bfloat16 = machine.bfloat16 > 0 and plan.bfloat16
     cost, others = plan.cost(bfloat16, machine.gpu), plan.num_devices - 1
     # A ring sends each gradient twice, but for the share that is a device's own (Patarasuk & Yuan 2009).
     sent = 2 * others / plan.num_devices * cost.gradients

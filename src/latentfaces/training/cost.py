@@ -64,7 +64,7 @@ class Meter(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         for tensor in tensors:
             self.see(tensor)
-        if not func.is_view and func is not torch.ops.aten._unsafe_view.default:
+        if tensors and not func.is_view and func is not torch.ops.aten._unsafe_view.default:
             tensors += [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             self.moved += num_bytes(tensors)
         if (formula := flop_registry.get(func._overloadpacket)) is not None:
