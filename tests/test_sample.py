@@ -15,8 +15,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from latentfaces.autoencoder import Decoder, Skips
-from latentfaces.diffusion import EulerSampler
+from latentfaces.diffusion import AutoGuidance, EulerSampler
 from latentfaces.pipeline import FacePipeline
+from latentfaces.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +187,19 @@ def test_guidance_and_average_change_the_faces_and_weight_one_does_not(sample: C
     assert not np.array_equal(face("guidance=auto", "guidance.weight=500"), plain)
 
 
+def test_early_denoiser_is_read_where_it_guides_and_only_there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    module = Run.module
+    monkeypatch.setattr(Run, "module", lambda self, node, name: seen.append(name) or module(self, node, name))
+    pipeline = FacePipeline.load("outputs/ldm/faces")
+    pipeline.generate(1, seed=0, sampler=EulerSampler(1))
+    plain = pipeline.weights
+    assert seen == ["best_vae", "best_denoiser"]
+    pipeline.guidance = AutoGuidance(1.5)
+    assert pipeline.weights.startswith(f"{plain}-")
+    assert seen == ["best_vae", "best_denoiser", "guide_denoiser"]
+
+
 def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["task.num_images=32", "task.weights=[1.5,2.0]", "task.emas=[0.05,0.1]"]
     sample("task=tune", *few, "output=pictures")
@@ -196,6 +210,7 @@ def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.C
     assert min(float(row["distance"]) for row in scores) == pytest.approx(found["score"])
     assert {row["guidance"] for row in scores} == {"none", "auto"}
     assert "best:" in printed
+    assert Path("pictures/scores.png").stat().st_size > 5000
     tuned = {"guidance": {"_target_": "latentfaces.diffusion.AutoGuidance", "weight": 1.5, "start": 1.0, "end": 0.0}}
     Path("outputs/ldm/faces/tuned.json").write_text(json.dumps(found | tuned | {"ema": 0.1}))
     shutil.rmtree("pictures")

@@ -40,7 +40,7 @@ TASKS = {
     "edit": (["image=me.png", "task.strength=0.3", "task.skips=0.5"], [], 2),
     "inpaint": (["image=me.png", "task.mask=hole.png", "task.resample=2"], [], 2),
     "variations": (["image=me.png", "task.amount=0.2"], [], 2),
-    "neighbours": (["task.num_neighbours=3"], ["neighbours.json"], 2),
+    "neighbours": (["task.num_neighbours=3"], ["distances.png", "neighbours.json"], 2),
 }
 
 

@@ -80,6 +80,9 @@ class Resized(nn.Module):
         mean, std: of each colour in [0, 1], as in its own training.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: Any, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.network, self.size = network, size

@@ -1,6 +1,7 @@
 """Pictures of a run."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def plot_neighbours(
     wide, high = 1.06, 1.24  # of a cell, of which the picture takes 1
     figure = Figure(figsize=(1.25 * wide * (count + 1), 1.25 * high * number + 0.35))
     axes = figure.subplots(gridspec_kw={"left": 0, "right": 1, "bottom": 0, "top": 1})
-    axes.set(xlim=(0, wide * (count + 1)), ylim=(high * number + 0.02, -0.26))
+    axes.set(xlim=(-0.04, wide * (count + 1) - 0.02), ylim=(high * number + 0.02, -0.26))
     axes.axis("off")
     for line in range(number):
         for column, image in enumerate([faces[line], *photos[line]]):
@@ -71,7 +72,7 @@ def plot_neighbours(
             axes.imshow(pixels, extent=(x, x + 1, y + 1, y), interpolation="nearest", aspect="auto")
             if column > 0:
                 distance = float(distances[line, column - 1])
-                style = {"color": RED, "weight": "bold"} if distance < limit else {"color": "#2d3748"}
+                style: dict[str, Any] = {"color": RED, "weight": "bold"} if distance < limit else {"color": "#2d3748"}
                 axes.text(x + 0.5, y + 1.03, f"{distance:.3g}", ha="center", va="top", fontsize=9.5, **style)
     for column, title in enumerate(titles):
         axes.text(wide * column, -0.06, title, fontsize=10, va="bottom")
@@ -94,7 +95,7 @@ def plot_distances(samples: dict[str, Tensor], limit: float, output: str | Path 
     bins = np.linspace(0, float(everything.max()) * 1.02 + 1e-9, min(MAX_BINS, 5 + len(everything) // 10))
     for (label, values), colour in zip(samples.items(), COLOURS, strict=False):
         weights = np.full(len(values), 100 / len(values))
-        axes.hist(values.numpy(), bins, weights=weights, color=colour, alpha=0.55, label=label)
+        axes.hist(values.numpy(), bins.tolist(), weights=weights, color=colour, alpha=0.55, label=label)
     axes.axvline(limit, color=RED, linestyle=":", label=f"limit {limit:.3g}: 99 % of new photos lie beyond")
     lettered(axes, "", "distance to the nearest training photo", "% of them")
     axes.legend(fontsize=8.5, frameon=False)

@@ -66,7 +66,7 @@ def write_report(folder: str | Path) -> Path:
             if any(panel.section == section for panel in shown)
         ],
         health_curves=drawn([panel for panel in shown if panel.section == SECTIONS[-1]], best),
-        previews=[(path.stem.replace("_", " "), as_data(path.read_bytes())) for path in previews(run.folder)],
+        previews=[(f"step {int(path.stem[5:]):,}", as_data(path.read_bytes())) for path in previews(run.folder)],
         evaluations=evaluations(run.folder),
         tensors=[(title, embedded(figure)) for title, figure in tensors.panels()] if tensors else [],
         tensor_table=tensors.table() if tensors else None,

@@ -18,6 +18,9 @@ from latentfaces.training.stage import Stage
 class TensorStats(Callback):
     """Statistics of weights, gradients and activations every few steps, see `TensorValues`.
 
+    A look takes a tenth of the time of a step (8 million values, the VAE of faces64_cpu with batches of 32 on a CPU):
+    0.02 % of training at every 500 steps.
+
     Args:
         folder: where tensors.csv goes: the run's.
         every_n_steps: between two looks.
