@@ -61,6 +61,8 @@ class EMA(Callback):
         self.average: list[Tensor] = []
         self.others: dict[float, list[Tensor]] = {width: [] for width in tracks if width != sigma_rel}
         self.powers = {width: power_of_width(width) for width in (sigma_rel, *self.others)}
+        self.weights: list[Tensor] = []
+        """What is averaged: found once, since a walk through a network's modules costs more than a small average."""
         self.num_updates = self.num_due = 0
         self.swapped = False
 
@@ -70,11 +72,11 @@ class EMA(Callback):
         return {self.sigma_rel: self.average, **self.others}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        parameters = self.parameters(pl_module)
+        self.weights = self.parameters(pl_module)
         placed = {
-            width: [a.to(p.device) for a, p in zip(average, parameters, strict=True)]
+            width: [a.to(p.device) for a, p in zip(average, self.weights, strict=True)]
             if average
-            else [p.detach().clone() for p in parameters]
+            else [p.detach().clone() for p in self.weights]
             for width, average in self.averages.items()
         }
         self.average = placed.pop(self.sigma_rel)
@@ -91,9 +93,8 @@ class EMA(Callback):
         if trainer.global_step <= self.num_updates:  # gradients are being accumulated: no step was taken
             return
         self.num_updates = trainer.global_step
-        parameters = self.parameters(pl_module)
         for width, average in self.averages.items():
-            torch._foreach_lerp_(average, parameters, 1 - decay(self.powers[width], self.num_updates))
+            torch._foreach_lerp_(average, self.weights, 1 - decay(self.powers[width], self.num_updates))
         if self.due(pl_module) > self.num_due:
             self.num_due = self.due(pl_module)
             self.write_snapshot(pl_module)
