@@ -142,8 +142,9 @@ class TrainerCost:
         """A tiny training into a fresh folder."""
         self.number += 1
         cfg = composed(
-            *("model=vae", "data=synthetic", "data.num_images=64", "data.resolution=16", "data.batch_size=8"),
-            *("model/autoencoder=tiny", "model.autoencoder.channels=8", f"logger={logger}"),
+            *("model=vae", "data=synthetic", "data.num_images=64", "data.resolution=16", "data.batch_size=2"),
+            *("model/autoencoder=tiny", "model.autoencoder.channels=8", "model.autoencoder.num_blocks=1"),
+            *("model.autoencoder.multipliers=[1]", "model.autoencoder.attention=false", f"logger={logger}"),
             *(f"trainer.max_steps={self.steps}", f"trainer.val_check_interval={2 * self.steps}"),
             *("trainer.accelerator=cpu", f"run_dir={self.home / str(self.number)}"),
         )

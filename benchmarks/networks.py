@@ -1,5 +1,6 @@
 """The rows where a network of ours stands beside a peer's."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from latentfaces.autoencoder import PatchDiscriminator, PerceptualDistance
+from latentfaces.autoencoder.perceptual import in_float
 from latentfaces.pipeline import FacePipeline
 from latentfaces.training.stage import Stage
 
@@ -69,7 +71,7 @@ class RandomPerceptualDistance(PerceptualDistance):
         from torchmetrics.functional.image.lpips import _LPIPS
 
         nn.Module.__init__(self)
-        self.unregistered = [_LPIPS(net=net, pnet_rand=True).requires_grad_(False)]  # type: ignore[arg-type]
+        self.unregistered = [in_float(_LPIPS(net=net, pnet_rand=True))]  # type: ignore[arg-type]
 
 
 def with_adversary(module: Any, perceptual: PerceptualDistance) -> Any:
@@ -92,7 +94,8 @@ def stage1_rivals(scale: Scale, images: Tensor) -> tuple[Callable[[], Rival], Ca
     def theirs() -> Rival:
         network = diffusers_vae(scale.channels).to(images.device)
         discriminator = PatchDiscriminator().to(images.device)
-        backbone = perceptual.unregistered[0].to(images.device)
+        backbone = copy.deepcopy(perceptual.unregistered[0]).to(images.device)
+        backbone.net = backbone.net.backbone  # in autocast all of it computes in bfloat16
 
         def distortion(photos: Tensor, reconstructions: Tensor) -> Tensor:
             return (reconstructions - photos).abs().mean() + backbone(photos, reconstructions).mean()

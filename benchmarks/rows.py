@@ -74,7 +74,7 @@ CUDA = Scale(
 """For a GPU of the H100 class: DiT-B on 256 tokens."""
 
 QUICK = Scale(
-    rounds=1, rounds_of_wall=0, channels=16, resolution=32, images=2, latents=2, side=8, width=32, depth=2, num_heads=2,
+    rounds=1, rounds_of_wall=0, channels=16, resolution=32, images=2, latents=2, side=8, width=48, depth=2, num_heads=2,
     decoded=2, images_for_memory=1, backbone="squeeze", product=128, seconds_of_loading=0.05, photos=8, steps=20,
 )  # fmt: skip
 

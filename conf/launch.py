@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from conf.allocator import keep_freed_memory
 from conf.checks import check_training
 from conf.compute import apply_choices, device_choices, training_device
 from conf.devices import settle_devices
@@ -172,6 +173,7 @@ def one_job() -> Iterator[None]:
 @contextlib.contextmanager
 def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | None]]:
     """Check the config, claim the run's folder; data module, module, trainer and the checkpoint to go on from."""
+    keep_freed_memory()
     try:
         vae_run = add_trained_vae(cfg) if cfg.stage == "ldm" else None
         check_training(cfg)

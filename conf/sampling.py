@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from conf.allocator import keep_freed_memory
 from conf.checks import check_types
 from conf.launch import is_main_process, plain
 from conf.schema import Precision
@@ -54,6 +55,7 @@ class Recipe:
 
 def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     """The task of sample.py, the pipeline of the run it asks for, and the folder for its pictures."""
+    keep_freed_memory()
     from latentfaces.pipeline import FacePipeline
     from latentfaces.tasks import PictureFolder
     from latentfaces.tasks.ranks import Ranks

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from commands import TINY_VAE, Command
-
 from conf.device import apply_choices
+
 from latentfaces.diffusion import DiT
 from latentfaces.errors import UserError
 from latentfaces.nn import DeviceChoices

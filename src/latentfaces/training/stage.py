@@ -37,6 +37,13 @@ class NonFiniteError(UserError):
         )
 
 
+def seed_draws(seed: int, device: torch.device) -> None:
+    """Seed what a step draws from, as `torch.manual_seed` does, which also asks all kinds of devices that there are."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 class Stage(LightningModule, ABC):
     """A stage of training.
 
@@ -125,7 +132,7 @@ class Stage(LightningModule, ABC):
         # Every draw is a function of (seed, rank, batches so far): ranks differ, and a resumed run draws the same.
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         mixed = (self.seed * 1_000_003 + self.global_rank) * 1_000_000_007 + batches
-        torch.manual_seed(mixed % 2**63)
+        seed_draws(mixed % 2**63, self.device)
 
     def configure_gradient_clipping(
         self,
@@ -135,11 +142,12 @@ class Stage(LightningModule, ABC):
     ) -> None:
         # The library refuses to clip for fused optimisers, for the sake of float16 scaling, which is not used here.
         self.check_gradient()
-        parameters = [p for p in self.network.parameters() if p.grad is not None]
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):  # clips within its step, and tells the norm afterwards
             engine: Any = self.trainer.strategy.model
             self.gradient_norm, self.gradient_step = engine.get_global_grad_norm(), self.global_step - 1
             return
+        # The optimiser's own list: walking through the modules of a network costs more than the norm of a small one.
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = self.gradient_norm = whole(nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None))
         self.gradient_step = self.global_step
         if self.device.type == "cpu":

@@ -62,6 +62,8 @@ class EMA(Callback):
         self.average: list[Tensor] = []
         self.others: dict[float, list[Tensor]] = {width: [] for width in tracks if width != sigma_rel}
         self.powers = {width: power_of_width(width) for width in (sigma_rel, *self.others)}
+        self.weights: list[Tensor] = []
+        """What is averaged: found once, since a walk through a network's modules costs more than a small average."""
         self.num_updates = self.num_due = self.num_written = 0
         self.swapped = False
 
@@ -72,6 +74,7 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parameters = self.parameters(pl_module)
+        self.weights = [local(p) for p in parameters]
         placed = {
             width: [placed_like(a, p) for a, p in zip(average, parameters, strict=True)]
             if average
@@ -92,10 +95,9 @@ class EMA(Callback):
         if trainer.global_step <= self.num_updates:  # gradients are being accumulated: no step was taken
             return
         self.num_updates = trainer.global_step
-        parameters = [local(p) for p in self.parameters(pl_module)]
         for width, average in self.averages.items():
             own = [local(a) for a in average]
-            torch._foreach_lerp_(own, parameters, 1 - decay(self.powers[width], self.num_updates))
+            torch._foreach_lerp_(own, self.weights, 1 - decay(self.powers[width], self.num_updates))
         if self.due(pl_module) > self.num_due:
             self.num_due = self.due(pl_module)
             self.write_snapshot(pl_module)
