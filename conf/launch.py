@@ -16,9 +16,10 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from conf.checks import check_training
+from conf.checks import check_optimizers, check_training
+from conf.safety import refuse_links, refuse_secrets_in
 from latentfaces.errors import UserError
-from latentfaces.run import CONFIG, RESULT, Run, find_run, open_run
+from latentfaces.run import CONFIG, DATA, RESULT, Run, find_run, open_run, refuse_strangers
 
 
 def precision_for(trainer: DictConfig) -> str:
@@ -90,6 +91,9 @@ def add_trained_vae(cfg: DictConfig) -> Run:
         if run.stage != "vae":
             raise UserError(f"vae={cfg.vae} is a run of stage 2: name one of stage 1")
         trained = str(run.folder)
+    refuse_strangers(run.config["model"]["autoencoder"])  # from here on they are taken for what was typed
+    if own_data is None:
+        refuse_strangers(run.config["data"], DATA)
     with open_dict(cfg):
         cfg.vae = trained
         cfg.model.autoencoder = run.config["model"]["autoencoder"]
@@ -165,7 +169,9 @@ def one_job() -> Iterator[None]:
 def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | None]]:
     """Check the config, claim the run's folder; data module, module, trainer and the checkpoint to go on from."""
     try:
+        refuse_links(cfg)
         vae_run = add_trained_vae(cfg) if cfg.stage == "ldm" else None
+        refuse_secrets_in(cfg)
         check_training(cfg)
         checkpoint = claim_run(cfg)
         cfg.trainer.precision = precision_for(cfg.trainer) if cfg.trainer.precision == "auto" else cfg.trainer.precision
@@ -206,19 +212,13 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
 
     quiet_libraries()
     seed_everything(cfg.seed, workers=True, verbose=False)
-    data = instantiate(cfg.data)
     with open_dict(cfg):
-        cfg.pack = str(data.folder)
         if "wandb" in cfg.logger:
             cfg.logger.wandb.offline = (
                 wandb_is_offline() if cfg.logger.wandb.offline == "auto" else cfg.logger.wandb.offline
             )
-    module = instantiate(cfg.model)  # before the packing: a mistake in it is told at once
-    if is_main_process():
-        data.pack()
-    if vae_run is not None:
-        module.autoencoder.load_state_dict(vae_run.module("autoencoder", "best_vae").state_dict())
-        data.use_latents(weights_hash(module.autoencoder), module.encode)
+    module = instantiate(cfg.model)
+    check_optimizers(module)
     trainer: Any = instantiate(
         cfg.trainer,
         callbacks=list(instantiate(cfg.callbacks).values()),
@@ -226,6 +226,14 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
         plugins=[AtomicCheckpointIO()],
         default_root_dir=cfg.run_dir,
     )
+    data = instantiate(cfg.data)  # downloads and packs: after everything whose mistakes can be told without
+    with open_dict(cfg):
+        cfg.pack = str(data.folder)
+    if is_main_process():
+        data.pack()
+    if vae_run is not None:
+        module.autoencoder.load_state_dict(vae_run.module("autoencoder", "best_vae").state_dict())
+        data.use_latents(weights_hash(module.autoencoder), module.encode)
     if is_main_process():
         record(cfg)  # only now: whatever was wrong has been said, and nothing written
     if vae_run is not None:

@@ -11,8 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from conf.checks import check_types
+from conf.checks import check_ranges, check_types
 from conf.launch import plain
+from conf.safety import refuse_links, refuse_secrets_in
 from conf.schema import Precision
 from latentfaces.errors import UserError
 from latentfaces.run import GUIDE, Run, build, find_run, open_run
@@ -57,9 +58,9 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     from latentfaces.pipeline import FacePipeline
     from latentfaces.tasks import PictureFolder
 
-    for key in ("num_images", "batch_size"):
-        if cfg[key] < 1:
-            raise UserError(f"{key}={cfg[key]} must be at least 1")
+    refuse_links(cfg)
+    refuse_secrets_in(cfg)
+    check_ranges(cfg)
     choices = HydraConfig.get().runtime.choices
     if choices["task"] == "remake":
         recipe = remembered(cfg)

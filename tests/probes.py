@@ -1,5 +1,7 @@
 """Callbacks that tests put into commands of their own process."""
 
+import importlib
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -67,3 +69,52 @@ class GradientProbe(Callback):
             self.folder.mkdir(exist_ok=True)
             weights = module.adversary.discriminator.state_dict()  # type: ignore[union-attr]
             torch.save(weights, self.folder / f"adversary_{when}_{trainer.global_rank}.pt")
+
+
+class Harm(Callback):
+    """Does something to a file when `step` steps are done.
+
+    Args:
+        step: when.
+        fault: "delete", or "cut" to a few bytes.
+        path: the file.
+    """
+
+    def __init__(self, step: int, fault: str, path: str) -> None:
+        self.step, self.fault, self.path = step, fault, Path(path)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and self.path.exists():
+            if self.fault == "delete":
+                self.path.unlink()
+            else:
+                os.truncate(self.path, 200)
+
+
+class KillWorker(Callback):
+    """Kills one of the processes that load, as the system does when memory is full, when `step` steps are done."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            multiprocessing.active_children()[0].kill()
+
+
+class Raise(Callback):
+    """Raises an error when `step` steps are done.
+
+    Args:
+        step: when.
+        error: class of the error, as module.name.
+        text: what it says.
+    """
+
+    def __init__(self, step: int, error: str, text: str) -> None:
+        module, _, name = error.rpartition(".")
+        self.step, self.error = step, getattr(importlib.import_module(module), name)(text)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise self.error

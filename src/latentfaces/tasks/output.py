@@ -1,6 +1,7 @@
 """Where a task's pictures go."""
 
 import json
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +28,7 @@ class PictureFolder:
             raise UserError(f"output={self.folder} holds pictures already: name another folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()  # found out now, and not when the pictures are made
         except OSError as error:
             raise UserError(f"output={self.folder} cannot be written ({error.strerror})") from error
 

@@ -3,12 +3,15 @@
 import csv
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
+
+from latentfaces.errors import UserError
 
 
 def save_whole(content: Any, path: Path) -> None:
@@ -39,6 +42,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         for orphan in target.parent.glob("*.ckpt.partial"):
             orphan.unlink()
         save_whole(checkpoint, target)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        try:
+            return super().load_checkpoint(path, map_location, weights_only=True)  # whatever was asked for
+        except UnpicklingError as error:
+            raise UserError(
+                f"{path} is not one of our checkpoints, which hold numbers and plain containers alone: it could run "
+                "code, and was not loaded"
+            ) from error
 
 
 class ResumableCSVLogger(CSVLogger):
