@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import netrc
 import os
 import shutil
 import sys
@@ -16,6 +15,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from conf import tracking
 from conf.checks import check_optimizers, check_training
 from conf.safety import refuse_links, refuse_secrets_in
 from latentfaces.errors import UserError
@@ -32,17 +32,15 @@ def precision_for(trainer: DictConfig) -> str:
     return "bf16-mixed" if fast else "32-true"
 
 
-def wandb_is_offline() -> bool:
-    """Whether W&B has no account here; says so."""
-    try:
-        known = netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        known = False
-    offline = os.environ.get("WANDB_MODE") in ("offline", "disabled") or not (known or "WANDB_API_KEY" in os.environ)
-    if offline and is_main_process():
+def wandb_is_offline(cfg: DictConfig) -> bool:
+    """Whether W&B is to log offline; says so."""
+    if cfg.logger.wandb.offline != "auto":
+        return bool(cfg.logger.wandb.offline)
+    reason = tracking.offline_reason() if is_main_process() else None
+    if reason is not None:
         os.environ.setdefault("WANDB_SILENT", "true")  # its own ten lines say no more than this one
-        print("W&B logs offline into the run's folder; to go online type `wandb login` once")
-    return offline
+        tracking.tell_offline(Path(cfg.run_dir), reason)
+    return reason is not None
 
 
 def is_main_process() -> bool:
@@ -183,8 +181,7 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
         with one_job():
             yield *parts, checkpoint
     finally:
-        if "wandb" in sys.modules:
-            sys.modules["wandb"].finish()  # or the next job of a sweep would write into this job's run
+        tracking.finish()  # or the next job of a sweep would write into this job's run
 
 
 def quiet_libraries() -> None:
@@ -214,9 +211,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
     seed_everything(cfg.seed, workers=True, verbose=False)
     with open_dict(cfg):
         if "wandb" in cfg.logger:
-            cfg.logger.wandb.offline = (
-                wandb_is_offline() if cfg.logger.wandb.offline == "auto" else cfg.logger.wandb.offline
-            )
+            cfg.logger.wandb.offline = wandb_is_offline(cfg)
     module = instantiate(cfg.model)
     check_optimizers(module)
     trainer: Any = instantiate(
@@ -241,7 +236,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None) -> tuple[Any, Any, Any]
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger._wandb_init.pop("anonymous", None)  # W&B warns of what the library always passes
-            logger.log_hyperparams(plain(cfg))
+            tracking.begin(logger, plain(cfg), Path(cfg.run_dir))
     if is_main_process():
         kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
         print(f"training on {trainer.num_devices} {kind} device(s), {cfg.trainer.precision}")

@@ -303,15 +303,6 @@ def test_help_and_typos_answer_without_importing_torch() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_wandb_logs_offline_and_beside_it_a_csv(
-    train: Command, workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train(*TINY_VAE, *SHORT, "logger=wandb", "name=logged")
-    assert capsys.readouterr().out.count("wandb login") == 1
-    assert list(Path("outputs/vae/logged/wandb").glob("offline-run-*/*.wandb"))
-    assert Path("outputs/vae/logged/metrics.csv").exists()
-
-
 @pytest.mark.parametrize("clip", ["1.0", "null"])
 def test_a_gradient_that_is_no_number_stops_training_before_its_step(
     clip: str, train: Command, capfd: pytest.CaptureFixture[str]

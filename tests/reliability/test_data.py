@@ -343,8 +343,9 @@ def test_case_18_a_pack_that_was_cut_is_told_before_training(train: Callable[...
 def test_case_19_a_loading_process_that_is_killed_ends_training_with_the_remedy(fork: Forker) -> None:
     kill = ["+callbacks.kill._target_=probes.KillWorker", "+callbacks.kill.step=2"]
     options = [*SHORT, "trainer.max_steps=400", "trainer.val_check_interval=400", "data.num_workers=2"]
-    status, said = fork.run(*TINY_VAE, *options, *kill, "name=lost")
-    assert status == 2, said
+    training = fork.start(*TINY_VAE, *options, *kill, "name=lost")
+    assert training.wait(200) == 2, training.said
+    said = training.said
     assert "/dev/shm" in said
     assert "data.num_workers (0 is the fastest" in said
     assert "Traceback" not in said.splitlines()[-1]

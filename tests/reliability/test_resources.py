@@ -1,11 +1,17 @@
 """What the machine or the network lacks (cases 22 and 24): the keys that need less of it, or going on without."""
 
 import os
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-from commands import SHORT, TINY_LDM, TINY_VAE, refused
+from commands import SHORT, TINY_LDM, TINY_VAE, Command, refused
+from forked import Forker
 
 FULL = {
     "a GPU": ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 GiB"),
@@ -17,7 +23,7 @@ FULL = {
 
 def raising(error: str, text: str) -> list[str]:
     options = {"_target_": "probes.Raise", "step": 1, "error": error, "text": f'"{text}"'}
-    return [f'+callbacks.raise.{key}={value}' for key, value in options.items()]
+    return [f"+callbacks.raise.{key}={value}" for key, value in options.items()]
 
 
 @pytest.mark.parametrize(("error", "text"), FULL.values(), ids=FULL.keys())
@@ -62,3 +68,82 @@ def test_case_22_in_sampling_the_batch_is_named(
     monkeypatch.setattr(FacePipeline, "sample", full)
     said = refused("sample.py", "num_images=3", "batch_size=3", f"output={tmp_path}")
     assert "lower batch_size=3, or take precision=bf16" in said
+
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+WITH_WANDB = [*TINY_VAE, *SHORT[1:], "logger=wandb", "name=logged"]
+FOLDER = Path("outputs/vae/logged")
+
+
+def logged_offline() -> bool:
+    """Whether the run came to its end, with W&B's files beside the log."""
+    assert (FOLDER / "result.json").exists()
+    assert "val/loss" in (FOLDER / "metrics.csv").read_text()
+    return bool(list(FOLDER.glob("wandb/offline-run-*/*.wandb")))
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """An account on W&B, and nothing that says offline; Lightning leaves its own word in the environment."""
+    with mock.patch.dict(os.environ):
+        monkeypatch.delenv("WANDB_MODE")
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield monkeypatch
+
+
+def test_case_24_without_an_account_wandb_logs_offline_and_says_where(
+    workplace: Path, train: Command, online: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    online.delenv("WANDB_API_KEY")
+    online.setenv("HOME", str(workplace))  # where a ~/.netrc would be
+    train(*WITH_WANDB)
+    assert logged_offline()
+    said = capsys.readouterr().out
+    assert said.count("wandb login") == 1
+    assert f"{FOLDER}/wandb/offline-run-*, and `wandb sync` uploads them" in said
+
+
+def test_case_24_without_a_network_wandb_logs_offline_at_once_and_says_where(
+    workplace: Path, train: Command, online: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        online.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        train(*WITH_WANDB)
+    assert logged_offline()
+    said = capsys.readouterr().out
+    assert "as 127.0.0.1 cannot be reached; its files are" in said
+    assert f"{FOLDER}/wandb/offline-run-*" in said
+
+
+def test_case_24_a_server_that_refuses_the_key_or_is_broken_does_not_end_a_training(
+    workplace: Path, train: Command, online: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(500)
+
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        online.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        online.setenv("WANDB_INIT_TIMEOUT", "1")
+        train(*WITH_WANDB)
+        server.shutdown()
+        thread.join()
+    assert logged_offline()
+    assert "W&B logs offline, as it could not be started online" in capsys.readouterr().out
+
+
+def test_case_24_wandb_that_dies_in_the_middle_is_told_and_training_goes_on(fork: Forker) -> None:
+    kill = ["+callbacks.kill._target_=probes.KillWandb", "+callbacks.kill.step=2"]
+    training = fork.start(*WITH_WANDB, *kill)
+    assert training.wait(200) == 0, training.said
+    assert logged_offline()
+    assert training.said.count("W&B's process was lost") == 1
+    assert f"{FOLDER}/metrics.csv; what W&B had until now is in" in training.said

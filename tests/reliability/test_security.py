@@ -52,7 +52,7 @@ def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def pickled(path: Path) -> None:
     """Put a hostile pickle there, in torch's format."""
-    torch.save({"state_dict": Hostile(), "weight": Hostile()}, path)
+    torch.save({"weight": Hostile()}, path)
 
 
 def test_the_marker_tells_of_code_that_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ PICKLES: dict[str, tuple[Callable[[], Path], str, list[str]]] = {
     "a network for features": (
         lambda: hostile_weights(shutil.copy(VAE / "checkpoints/best_vae.pth", Path("network.pt"))),
         "sample.py",
-        ["task=evaluate", "num_images=50", "task.features=network.pt"],
+        ["task=tune", "task.num_images=32", "task.features=network.pt"],
     ),
     "the pack": (
         lambda: hostile_array("data/*/images.npy"),
@@ -257,17 +257,11 @@ def tracked(*kinds: str) -> dict[Path, str]:
 
 
 def test_case_40_nothing_in_the_tree_loads_without_care() -> None:
-    careless = [
-        "weights_only=" + "False",
-        "allow_pickle=" + "True",
-        "yaml." + "load(",
-        "pickle.load(",
-        "dill",
-        "joblib",
-    ]
+    careless = ["weights_only=False", "allow_pickle=True", "yaml.load(", "pickle.load(", "dill", "joblib"]
     found = [
         f"{path}: {word}"
         for path, text in tracked(".py", ".ipynb", ".md", ".yaml").items()
+        if path != Path(__file__)
         for word in [*careless, *(["eval(", "exec("] if "tests" not in path.parts else [])]
         if re.search(rf"(?<![\w.]){re.escape(word)}", text)
     ]
@@ -328,11 +322,11 @@ def test_case_41_a_secret_in_a_config_of_ones_own_is_refused(workplace: Path, mo
     (workplace / "mine" / "experiment").mkdir(parents=True)
     mine = workplace / "mine" / "experiment" / "mine.yaml"
     mine.write_text(f"# @package _global_\nlogger:\n  csv:\n    api_token: {SECRET}\n")
-    said = refused("train.py", *TINY_VAE, *SHORT, "--config-dir", "mine", "experiment=mine", "name=faces")
+    said = refused("train.py", *TINY_VAE, *SHORT, "experiment=mine", "name=faces", "--config-dir", "mine")
     assert "logger.csv.api_token would be written into the run's folder" in said
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     mine.write_text("# @package _global_\nname: ${oc.env:WANDB_API_KEY}\n")
-    said = refused("train.py", *TINY_VAE, *SHORT, "--config-dir", "mine", "experiment=mine")
+    said = refused("train.py", *TINY_VAE, *SHORT, "experiment=mine", "--config-dir", "mine")
     assert "name has the secret in it that is in $WANDB_API_KEY" in said
     assert SECRET not in said
     assert not list(workplace.glob("outputs/*/*"))
