@@ -17,10 +17,15 @@ def main(cfg: DictConfig) -> None:
 
 def sample(cfg: DictConfig) -> None:
     """Build the pipeline and the task, and run it."""
-    from conf.sampling import prepared_task  # torch is imported only once the config is known to compose
+    from conf.launch import drop_if_empty  # torch is imported only once the config is known to compose
+    from conf.sampling import prepared_task
 
     task, pipeline, pictures = prepared_task(cfg)
-    print(task(pipeline, pictures))
+    try:
+        print(task(pipeline, pictures))
+    except BaseException:
+        drop_if_empty(pictures.folder)
+        raise
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def offline_reason() -> str | None:
         return f"as WANDB_MODE={mode} says"
     import wandb
 
-    address = wandb.Settings().base_url
+    address = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
     host = urlparse(address).hostname or address
     if "WANDB_API_KEY" not in os.environ and not has_login(host):
         return "for want of an account; to go online type `wandb login` once"

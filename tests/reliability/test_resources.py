@@ -3,14 +3,12 @@
 import os
 import socket
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
-from commands import SHORT, TINY_LDM, TINY_VAE, Command, refused
+from commands import SHORT, TINY_LDM, TINY_VAE, refused
 from forked import Forker
 
 FULL = {
@@ -82,43 +80,30 @@ def logged_offline() -> bool:
     return bool(list(FOLDER.glob("wandb/offline-run-*/*.wandb")))
 
 
-@pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """An account on W&B, and nothing that says offline; Lightning leaves its own word in the environment."""
-    with mock.patch.dict(os.environ):
-        monkeypatch.delenv("WANDB_MODE")
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-        yield monkeypatch
-
-
-def test_case_24_without_an_account_wandb_logs_offline_and_says_where(
-    workplace: Path, train: Command, online: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    online.delenv("WANDB_API_KEY")
-    online.setenv("HOME", str(workplace))  # where a ~/.netrc would be
-    train(*WITH_WANDB)
+def test_case_24_without_an_account_wandb_logs_offline_and_says_where(fork: Forker, workplace: Path) -> None:
+    training = fork.start(*WITH_WANDB, WANDB_MODE="online", HOME=str(workplace))  # where a ~/.netrc would be
+    assert training.wait(200) == 0, training.said
     assert logged_offline()
-    said = capsys.readouterr().out
-    assert said.count("wandb login") == 1
-    assert f"{FOLDER}/wandb/offline-run-*, and `wandb sync` uploads them" in said
+    assert training.said.count("wandb login") == 1
+    assert f"{FOLDER}/wandb/offline-run-*, and `wandb sync` uploads them" in training.said
 
 
-def test_case_24_without_a_network_wandb_logs_offline_at_once_and_says_where(
-    workplace: Path, train: Command, online: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def online(address: str) -> dict[str, str]:
+    """The environment of somebody who has an account on W&B, at this address."""
+    return {"WANDB_MODE": "online", "WANDB_API_KEY": KEY, "WANDB_BASE_URL": address, "WANDB_INIT_TIMEOUT": "1"}
+
+
+def test_case_24_without_a_network_wandb_logs_offline_at_once_and_says_where(fork: Forker) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # and does not listen
-        online.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        train(*WITH_WANDB)
+        training = fork.start(*WITH_WANDB, **online(f"http://127.0.0.1:{closed.getsockname()[1]}"))
+        assert training.wait(200) == 0, training.said
     assert logged_offline()
-    said = capsys.readouterr().out
-    assert "as 127.0.0.1 cannot be reached; its files are" in said
-    assert f"{FOLDER}/wandb/offline-run-*" in said
+    assert "as 127.0.0.1 cannot be reached; its files are" in training.said
+    assert f"{FOLDER}/wandb/offline-run-*" in training.said
 
 
-def test_case_24_a_server_that_refuses_the_key_or_is_broken_does_not_end_a_training(
-    workplace: Path, train: Command, online: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_case_24_a_server_that_refuses_the_key_or_is_broken_does_not_end_a_training(fork: Forker) -> None:
     class Broken(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.send_error(500)
@@ -131,13 +116,13 @@ def test_case_24_a_server_that_refuses_the_key_or_is_broken_does_not_end_a_train
     with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        online.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}")
-        online.setenv("WANDB_INIT_TIMEOUT", "1")
-        train(*WITH_WANDB)
+        training = fork.start(*WITH_WANDB, **online(f"http://127.0.0.1:{server.server_address[1]}"))
+        status = training.wait(200)
         server.shutdown()
         thread.join()
+    assert status == 0, training.said
     assert logged_offline()
-    assert "W&B logs offline, as it could not be started online" in capsys.readouterr().out
+    assert "W&B logs offline, as it could not be started online" in training.said
 
 
 def test_case_24_wandb_that_dies_in_the_middle_is_told_and_training_goes_on(fork: Forker) -> None:
