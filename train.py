@@ -3,6 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
+from conf.mistakes import one_sentence, run
 from conf.schema import register
 
 register()
@@ -11,14 +12,12 @@ register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
     """Train, evaluate the best weights on held-out photos, and return the lowest validation loss."""
-    from conf.mistakes import one_sentence  # torch is imported only once the config is known to compose
-
     return one_sentence(train)(cfg)
 
 
 def train(cfg: DictConfig) -> float:
     """Prepare the run, build data, model and trainer, fit and test."""
-    from conf.launch import prepared_training
+    from conf.launch import prepared_training  # torch is imported only once the config is known to compose
     from latentfaces.training import fit_and_test
 
     with prepared_training(cfg) as (data, module, trainer, checkpoint):
@@ -26,4 +25,4 @@ def train(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "train")

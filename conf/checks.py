@@ -1,7 +1,8 @@
 """What is checked before a training starts: types, sizes that must divide, options without effect."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
@@ -9,7 +10,17 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from conf.resume import CHOICES
+from conf.safety import leaves_of
 from latentfaces.errors import UserError
+
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    r"seed": (lambda x: 0 <= x < 2**32, "from 0 to 4,294,967,295"),
+    r"num_images|batch_size|data\.num_val_images|trainer\.accumulate_grad_batches": (lambda x: x >= 1, "at least 1"),
+    r"data\.num_workers|model\.kl_weight\.(start|end)": (lambda x: x >= 0, "at least 0"),
+    r"model\.(adversary\.)?optimizer\.lr": (lambda x: x > 0, "above 0"),
+    r"model\.skip_dropout\.(start|end)": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+}
+"""Keys whose values nothing else looks at before training begins: what fits, in code and in words."""
 
 
 def check_types(node: Any, key: str = "") -> None:
@@ -38,6 +49,37 @@ def check_types(node: Any, key: str = "") -> None:
             check_types(value, f"{key}[{index}]")
 
 
+def check_ranges(cfg: DictConfig) -> None:
+    """Hold numbers against `RANGES`.
+
+    Raises:
+        UserError: naming key, value and range.
+    """
+    for key, value in leaves_of(cfg):
+        for pattern, (fits, words) in RANGES.items():
+            if isinstance(value, int | float) and re.fullmatch(pattern, key) and not fits(value):
+                raise UserError(f"{key}={value} must be {words}")
+
+
+def check_optimizers(module: Any) -> None:
+    """Build the optimisers once and throw them away: what they refuse would else be told when training begins.
+
+    Args:
+        module: of either stage.
+
+    Raises:
+        UserError: naming the key.
+    """
+    parts = {"model.optimizer": (module.make_optimizer, module.network)}
+    if (adversary := getattr(module, "adversary", None)) is not None:
+        parts["model.adversary.optimizer"] = (adversary.make_optimizer, adversary.discriminator)
+    for key, (make, network) in parts.items():
+        try:
+            make(network.named_parameters())
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from None
+
+
 def type_hints(target: str) -> dict[str, Any]:
     """Types of the arguments of a class of ours, or of a class method that makes one; others state too little."""
     if not target.startswith("latentfaces."):
@@ -55,6 +97,7 @@ def check_training(cfg: DictConfig) -> None:
         UserError: naming the key and the remedy.
     """
     check_types(OmegaConf.to_container(cfg, resolve=True))
+    check_ranges(cfg)
     typed = [override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
     for key in typed:
         if key.startswith("annealing."):
@@ -130,6 +173,12 @@ class ModelLimits:
             raise UserError(
                 f"a {name} has no {', '.join(foreign)}: experiment=... gives the sizes of another network; leave it "
                 "out, or do without model/denoiser=..."
+            )
+        latent_channels = self.cfg.model.autoencoder.latent_channels
+        if network.channels != latent_channels:
+            raise UserError(
+                f"model.denoiser.network.channels={network.channels}, but the latents of this VAE have "
+                f"{latent_channels} channels: leave it out"
             )
         factor = network.patch_size if "patch_size" in network else 2 ** (len(network.multipliers) - 1)
         if latent_side % factor:

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import netrc
 import os
 import secrets
 import shutil
@@ -20,29 +19,27 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from conf import tracking
 from conf.allocator import keep_freed_memory
-from conf.checks import check_training
+from conf.checks import check_optimizers, check_training
 from conf.compute import apply_choices, device_choices, training_device
 from conf.devices import settle_devices
 from conf.resume import claim_run, command_to_go_on, is_main_process, requeue
+from conf.safety import refuse_links, refuse_secrets_in
 from latentfaces.errors import UserError
 from latentfaces.nn import DeviceChoices
-from latentfaces.run import CONFIG, Run, find_run, open_run
+from latentfaces.run import CONFIG, DATA, Run, find_run, open_run, refuse_strangers
 
 
-def wandb_is_offline() -> bool:
-    """Whether W&B has no account here; says so."""
-    try:
-        known = netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        known = False
-    offline = os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled") or not (
-        known or "WANDB_API_KEY" in os.environ
-    )
-    if offline and is_main_process():
+def wandb_is_offline(cfg: DictConfig) -> bool:
+    """Whether W&B is to log offline; says so."""
+    if cfg.logger.wandb.offline != "auto":
+        return bool(cfg.logger.wandb.offline)
+    reason = tracking.offline_reason() if is_main_process() else None
+    if reason is not None:
         os.environ.setdefault("WANDB_SILENT", "true")  # its own ten lines say no more than this one
-        print("W&B logs offline into the run's folder; to go online type `wandb login` once")
-    return offline
+        tracking.tell_offline(Path(cfg.run_dir), reason)
+    return reason is not None
 
 
 def prepare_wandb(cfg: DictConfig) -> None:
@@ -52,7 +49,7 @@ def prepare_wandb(cfg: DictConfig) -> None:
         UserError: checkpoints are to go to W&B, which is offline.
     """
     wandb, hydra = cfg.logger.wandb, HydraConfig.get()
-    wandb.offline = wandb_is_offline() if wandb.offline == "auto" else wandb.offline
+    wandb.offline = wandb_is_offline(cfg)
     if wandb.offline and wandb.log_model:
         raise UserError(
             "logger.wandb.log_model needs W&B online: type `wandb login` once, or take "
@@ -94,6 +91,9 @@ def add_trained_vae(cfg: DictConfig) -> Run:
         if run.stage != "vae":
             raise UserError(f"vae={cfg.vae} is a run of stage 2: name one of stage 1")
         trained = str(run.folder)
+    refuse_strangers(run.config["model"]["autoencoder"])  # from here on they are taken for what was typed
+    if own_data is None:
+        refuse_strangers(run.config["data"], DATA)
     with open_dict(cfg):
         cfg.vae = trained
         cfg.model.autoencoder = run.config["model"]["autoencoder"]
@@ -175,7 +175,9 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
     """Check the config, claim the run's folder; data module, module, trainer and the checkpoint to go on from."""
     keep_freed_memory()
     try:
+        refuse_links(cfg)
         vae_run = add_trained_vae(cfg) if cfg.stage == "ldm" else None
+        refuse_secrets_in(cfg)
         check_training(cfg)
         if "median_stop" in cfg.callbacks and HydraConfig.get().mode != RunMode.MULTIRUN and is_main_process():
             raise UserError("pruning=median compares the jobs of a sweep: train with -m, or leave it out")
@@ -191,8 +193,7 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
         drop_if_empty(cfg.run_dir)
         raise
     finally:
-        if "wandb" in sys.modules:
-            sys.modules["wandb"].finish()  # or the next job of a sweep would write into this job's run
+        tracking.finish()  # or the next job of a sweep would write into this job's run
 
 
 @contextlib.contextmanager
@@ -246,17 +247,11 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
 
     quiet_libraries()
     seed_everything(cfg.seed, workers=True, verbose=False)
-    data = instantiate(cfg.data)
     with open_dict(cfg):
-        cfg.pack = str(data.folder)
         if "wandb" in cfg.logger:
             prepare_wandb(cfg)
-    module = instantiate(cfg.model)  # before the packing: a mistake in it is told at once
-    if is_main_process():
-        data.pack()
-    if vae_run is not None:
-        module.autoencoder.load_state_dict(vae_run.module("autoencoder", "best_vae").state_dict())
-        data.use_latents(weights_hash(module.autoencoder), module.encode)
+    module = instantiate(cfg.model)
+    check_optimizers(module)
     words = apply_choices(choices, module.network, training_device(cfg.trainer))
     trainer: Any = instantiate(
         cfg.trainer,
@@ -266,13 +261,21 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
         plugins=[CheckpointFiles(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,
     )
+    data = instantiate(cfg.data)  # downloads and packs: after everything whose mistakes can be told without
+    with open_dict(cfg):
+        cfg.pack = str(data.folder)
+    if is_main_process():
+        data.pack()
+    if vae_run is not None:
+        module.autoencoder.load_state_dict(vae_run.module("autoencoder", "best_vae").state_dict())
+        data.use_latents(weights_hash(module.autoencoder), module.encode)
     if is_main_process():
         record(cfg)  # only now: whatever was wrong has been said, and nothing written
     if vae_run is not None:
         copy_vae(vae_run, cfg.run_dir)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_hyperparams(plain(cfg))
+            tracking.begin(logger, plain(cfg), Path(cfg.run_dir))
     if is_main_process():
         print(told(cfg, trainer, words))
     return data, module, trainer

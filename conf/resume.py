@@ -4,15 +4,14 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from conf.safety import leaves_of
 from latentfaces.errors import UserError
 from latentfaces.run import RESULT
 
@@ -24,7 +23,7 @@ NOT_COMPARED = ("name", "resume", "requeue", "run_dir", "vae", "pack", "logger.*
 HARMLESS = (
     *("callbacks.*", "device.*"),
     *("data.folder", "data.num_val_images", "data.num_workers"),
-    *(f"trainer.{key}" for key in ("accelerator", "strategy*", "devices", "num_nodes", "sync_batchnorm")),
+    *(f"trainer.{key}" for key in ("accelerator", "strategy*", "devices*", "num_nodes", "sync_batchnorm")),
     *(f"trainer.{key}" for key in ("precision", "deterministic", "benchmark", "detect_anomaly", "profiler")),
     *(
         f"trainer.{key}"
@@ -104,8 +103,7 @@ def compare_configs(cfg: DictConfig, force: bool) -> None:
     if not path.exists():
         return
     # References are compared as such: where one key follows another, only the one that a person changed is told.
-    before = dict(leaves(OmegaConf.to_container(OmegaConf.load(path), resolve=False)))
-    now = dict(leaves(OmegaConf.to_container(cfg, resolve=False)))
+    before, now = ({key: str(value) for key, value in leaves_of(config)} for config in (OmegaConf.load(path), cfg))
     changes = {
         key: f"{key}: {before.get(key, 'not there')} -> {now.get(key, 'not there')}"
         for key in sorted(before.keys() | now.keys())
@@ -124,15 +122,6 @@ def compare_configs(cfg: DictConfig, force: bool) -> None:
 def matches(key: str, patterns: tuple[str, ...]) -> bool:
     """Whether one of the patterns is for the key."""
     return any(fnmatch(key, pattern) for pattern in patterns)
-
-
-def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """All values of a config, by their whole key."""
-    if isinstance(node, dict) and node:
-        for name, value in node.items():
-            yield from leaves(value, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, str(node)
 
 
 def command_to_go_on(cfg: DictConfig) -> str:

@@ -12,8 +12,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from conf.allocator import keep_freed_memory
-from conf.checks import check_types
+from conf.checks import check_ranges, check_types
 from conf.launch import is_main_process, plain
+from conf.safety import refuse_links, refuse_secrets_in
 from conf.schema import Precision
 from latentfaces.errors import UserError
 from latentfaces.run import GUIDE, Run, build, find_run, open_run
@@ -60,9 +61,9 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     from latentfaces.tasks import PictureFolder
     from latentfaces.tasks.ranks import Ranks
 
-    for key in ("num_images", "batch_size"):
-        if cfg[key] < 1:
-            raise UserError(f"{key}={cfg[key]} must be at least 1")
+    refuse_links(cfg)
+    refuse_secrets_in(cfg)
+    check_ranges(cfg)
     choices = HydraConfig.get().runtime.choices
     ranks = Ranks.started()
     if ranks.count > 1 and choices["task"] != "generate":

@@ -1,11 +1,13 @@
 """The commands at a size that tests can afford, and how to call them."""
 
 import contextlib
+import io
 import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +52,16 @@ def run_command(name: str, *arguments: str) -> None:
         runpy.run_path(sys.argv[0], run_name="__main__")
     finally:
         sys.argv = before
+
+
+def refused(name: str, *arguments: str) -> str:
+    """What train.py or sample.py says when it refuses: a failure without a traceback."""
+    said = io.StringIO()
+    with pytest.raises(SystemExit) as exit_, contextlib.redirect_stderr(said):
+        run_command(name, *arguments)
+    assert exit_.value.code not in (0, None)
+    assert "Traceback" not in said.getvalue()
+    return said.getvalue()
 
 
 def trained_in(folder: Path, *trainings: Sequence[str]) -> Path:

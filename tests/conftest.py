@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from commands import Command, run_command
+from commands import SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,6 +27,13 @@ def squeezenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workplace with a finished run of each stage, to read; who writes into it takes a copy."""
+    both = ([*stage, *SHORT, "name=faces"] for stage in (TINY_VAE, TINY_LDM))
+    return trained_in(tmp_path_factory.mktemp("trained"), *both)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Callbacks that tests put into commands of their own process."""
 
+import importlib
+import multiprocessing
 import os
 import resource
 import signal as signals
@@ -7,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -142,3 +145,64 @@ class Fault(Callback):
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             raise RuntimeError("the planned fault")
+
+
+class Harm(Callback):
+    """Does something to a file when `step` steps are done.
+
+    Args:
+        step: when.
+        fault: "delete", or "cut" to a few bytes.
+        path: the file.
+    """
+
+    def __init__(self, step: int, fault: str, path: str) -> None:
+        self.step, self.fault, self.path = step, fault, Path(path)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and self.path.exists():
+            if self.fault == "delete":
+                self.path.unlink()
+            else:
+                os.truncate(self.path, 200)
+
+
+class KillWorker(Callback):
+    """Kills one of the processes that load, as the system does when memory is full, when `step` steps are done."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            multiprocessing.active_children()[0].kill()
+
+
+class Raise(Callback):
+    """Raises an error when `step` steps are done.
+
+    Args:
+        step: when.
+        error: class of the error, as module.name.
+        text: what it says.
+    """
+
+    def __init__(self, step: int, error: str, text: str) -> None:
+        module, _, name = error.rpartition(".")
+        self.step, self.error = step, getattr(importlib.import_module(module), name)(text)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise self.error
+
+
+class KillWandb(Callback):
+    """Kills the process that W&B writes in, when `step` steps are done."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            for child in psutil.Process().children(recursive=True):
+                child.kill()

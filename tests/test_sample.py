@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
+from commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from latentfaces.autoencoder import Decoder, Skips
 from latentfaces.diffusion import AutoGuidance, EulerSampler
@@ -21,10 +20,9 @@ from latentfaces.run import Run
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workplace with a finished run of each stage."""
-    both = ([*stage, *SHORT, "name=faces"] for stage in (TINY_VAE, TINY_LDM))
-    return trained_in(tmp_path_factory.mktemp("trained"), *both)
+def trained(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy to write into."""
+    return shutil.copytree(trained, tmp_path_factory.mktemp("copy") / "trained")
 
 
 @pytest.fixture
@@ -41,20 +39,6 @@ def sample(home: Path) -> Command:
 
 def pixels(name: str) -> np.ndarray:
     return np.asarray(Image.open(Path("pictures") / name)).astype(int)
-
-
-def test_a_face_depends_on_seed_and_number_alone(home: Path) -> None:
-    pipeline = FacePipeline.load("outputs/ldm/faces")
-    sampler = EulerSampler(3)
-    all_at_once = pipeline.generate(5, seed=4, sampler=sampler, batch_size=5)
-    one_by_one = pipeline.generate(5, seed=4, sampler=sampler, batch_size=1)
-    fewer = pipeline.generate(3, seed=4, sampler=sampler, batch_size=2)
-    other = pipeline.generate(5, seed=5, sampler=sampler)
-    # Products of another size round differently in the last bit of float32, which may move a value to the next level.
-    assert (all_at_once.int() - one_by_one.int()).abs().max() <= 1
-    assert (all_at_once[:3].int() - fewer.int()).abs().max() <= 1
-    assert (all_at_once != one_by_one).float().mean() < 1e-3
-    assert not torch.equal(all_at_once, other)
 
 
 def test_each_picture_says_what_made_it(sample: Command) -> None:
@@ -90,13 +74,6 @@ def test_reconstructions_of_held_out_photos_and_of_my_own(home: Path, capsys: py
 
 
 REFUSED = {
-    "a run that is not there": (["run=nobody"], "run=nobody"),
-    "a VAE asked for faces": (["run=outputs/vae/faces"], "model=ldm"),
-    "no steps": (["sampler.num_steps=0"], "num_steps=0"),
-    "a word for a number": (["num_images=abc"], "num_images"),
-    "an unknown task": (["task=paint"], "paint"),
-    "no pictures": (["num_images=0"], "num_images=0"),
-    "a photo that is not there": (["task=reconstruct", "image=nowhere.png"], "image=nowhere.png"),
     "a sampler where nothing is sampled": (["task=reconstruct", "sampler=euler"], "sampler"),
     "a guidance that the network has no head for": (["guidance=internal"], "auxiliary_depth"),
     "a weight below none": (["guidance=auto", "guidance.weight=0.5"], "weight=0.5"),
@@ -140,38 +117,6 @@ def test_a_picture_is_made_again_from_its_own_text(options: list[str], sample: C
     run_command("sample.py", "task=remake", "image=face.png", "output=pictures")
     again = "00002.png" if "task=interpolate" in options else "00000.png"
     assert np.abs(pixels(again) - before).max() <= 1  # in a batch of another size: the last bit
-
-
-def retold(change: dict[str, Any]) -> None:
-    """Change what face.png says of itself."""
-    picture = Image.open("face.png")
-    text = json.loads(picture.text["latentfaces"])  # type: ignore[attr-defined]
-    info = PngInfo()
-    info.add_itxt("latentfaces", json.dumps(text | change))
-    picture.save("face.png", pnginfo=info)
-
-
-@pytest.mark.parametrize(
-    ("change", "clue"),
-    [
-        ({"weights": "0123456789ab-0123456789ab"}, "0123456789ab"),
-        ({"settings": {"_target_": "os.system", "command": "touch hacked"}}, "os.system"),
-        ({"guidance": {"_target_": "subprocess.run", "args": "touch hacked"}}, "subprocess.run"),
-        ({"run": "outputs/ldm/gone"}, "outputs/ldm/gone"),
-        ({"settings": {"_target_": "latentfaces.tasks.Generate"}}, "does not describe"),
-        ({"settings": "nothing"}, "how it was made"),
-    ],
-)
-def test_a_picture_that_lies_is_refused_and_runs_nothing(
-    change: dict[str, Any], clue: str, sample: Command, capfd: pytest.CaptureFixture[str]
-) -> None:
-    sample("num_images=1", "output=pictures")
-    Path("pictures/00000.png").rename("face.png")
-    retold(change)
-    with pytest.raises(SystemExit):
-        run_command("sample.py", "task=remake", "image=face.png", "output=again")
-    assert clue in capfd.readouterr().err
-    assert not Path("hacked").exists()
 
 
 def test_guidance_and_average_change_the_faces_and_weight_one_does_not(sample: Command) -> None:
@@ -280,13 +225,6 @@ def test_faces_go_on_from_a_number(sample: Command) -> None:
     shutil.rmtree("pictures")
     sample("num_images=1", "task.first=2", "output=pictures")
     assert np.abs(pixels("00000.png") - third).max() <= 1
-
-
-def test_pictures_are_never_overwritten(sample: Command, capfd: pytest.CaptureFixture[str]) -> None:
-    sample("num_images=1", "output=pictures")
-    with pytest.raises(SystemExit):
-        sample("num_images=1", "output=pictures")
-    assert "output=pictures" in capfd.readouterr().err
 
 
 def test_readme_loads_a_half_of_the_vae_alone(home: Path) -> None:

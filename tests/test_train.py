@@ -51,11 +51,6 @@ def test_a_resumed_diffusion_run_goes_on_bit_for_bit(train: Command, workplace: 
 
 
 REFUSED = {
-    "a key that does not exist": (["model=vae", "data.bath_size=3"], "bath_size"),
-    "a group option that does not exist": (["model=vae", "model/autoencoder=kl_f5"], "kl_f5"),
-    "a word for a number": (["model=vae", "model.autoencoder.channels=abc"], "model.autoencoder.channels=abc"),
-    "a trainer's word for a number": (["model=vae", "trainer.max_steps=abc"], "max_steps"),
-    "a resolution that does not divide": (["model=vae", "data=synthetic", "data.resolution=50"], "data.resolution=50"),
     "skip dropout without skips": (
         ["model=vae", "data=synthetic", "model.skip_dropout.end=0.5"],
         "skip_connections=true",
@@ -77,11 +72,7 @@ REFUSED = {
         ["model=vae", "data=synthetic", "model/loss=perceptual", "model.loss.perceptual.weights=nowhere.pth"],
         "model.loss.perceptual.weights=nowhere.pth",
     ),
-    "photos that are not there": (["model=vae", "data=folder", "data.root=nowhere"], "data.root=nowhere"),
-    "no trained VAE": (["model=ldm"], "train.py model=vae"),
     "more devices than there are": ([*TINY_VAE, "trainer.devices=64"], "trainer.devices=64"),
-    "a batch of nothing": ([*TINY_VAE, "data.batch_size=0"], "batch_size=0"),
-    "a batch larger than the data": ([*TINY_VAE, *SHORT, "data.batch_size=99"], "data.batch_size"),
     "annealing without a KL": (["model=ldm", "annealing=cosine"], "annealing"),
     "an annealing key that nothing reads": ([*TINY_VAE, "annealing.end=1"], "model.kl_weight.end"),
     "a VAE for a VAE": ([*TINY_VAE, "vae=latest"], "model=ldm"),
@@ -197,15 +188,6 @@ def test_help_and_typos_answer_without_importing_torch() -> None:
         "runpy.run_path('train.py', run_name='__main__'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
-
-
-def test_wandb_logs_offline_and_beside_it_a_csv(
-    train: Command, workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train(*TINY_VAE, *SHORT, "logger=wandb", "name=logged")
-    assert capsys.readouterr().out.count("wandb login") == 1
-    assert list(Path("outputs/vae/logged/wandb").glob("offline-run-*/*.wandb"))
-    assert Path("outputs/vae/logged/metrics.csv").exists()
 
 
 CHOICES = {

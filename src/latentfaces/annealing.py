@@ -122,9 +122,10 @@ class WarmupDecay:
     shape: Literal["cosine", "linear"] = "cosine"
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0 or not 0 <= self.decay_share <= 1:
+        if self.warmup_steps < 0 or self.final < 0 or not 0 <= self.decay_share <= 1:
             raise ValueError(
-                f"warmup_steps={self.warmup_steps} must be at least 0, decay_share={self.decay_share} in [0, 1]"
+                f"warmup_steps={self.warmup_steps} and final={self.final} must be at least 0, "
+                f"decay_share={self.decay_share} in [0, 1]"
             )
 
     def __call__(self, step: int, progress: float) -> float:

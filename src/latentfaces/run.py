@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ BUILDABLE = {
     },
 }
 """What a stored config, or a picture's text, may ask for."""
+PARTS = {f"{module}.{name}" for module, names in BUILDABLE.items() for name in names}
+DATA = {f"latentfaces.data.FFHQDataModule.{maker}" for maker in ("from_drawn_faces", "from_ffhq", "from_photos")}
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Run:
         if not path.exists():
             return None
         found = json.loads(path.read_text())
+        refuse_strangers(found)
         return found if found["of"] == self.stamp("best_denoiser") else None
 
     def stamp(self, name: str) -> str:
@@ -135,7 +138,16 @@ def open_run(folder: str | Path) -> Run:
         config = None
     if not isinstance(config, dict) or "stage" not in config:
         raise UserError(f"{folder / CONFIG} is not the config of a run: restore it, or name another run")
+    if refers(config):  # train.py writes values; a reference would fetch this machine's own, as ${oc.env:TOKEN} does
+        raise UserError(f"{folder / CONFIG} refers to values that are not in it: restore it, or name another run")
     return Run(folder, config)
+
+
+def refers(node: Any) -> bool:
+    """Whether a stored config refers to values that are not in it."""
+    if isinstance(node, dict | list):
+        return any(map(refers, node.values() if isinstance(node, dict) else node))
+    return isinstance(node, str) and "${" in node
 
 
 def find_run(
@@ -176,12 +188,27 @@ def runs_in(folder: Path) -> Iterator[Run]:
             yield open_run(config.parent)
 
 
-def build(node: Any) -> Any:
-    """A part of a stored config, or of a picture's text -> the object it describes.
+def refuse_strangers(node: Any, allowed: Container[str] = PARTS) -> None:
+    """Look for anything that is not allowed in a stored config, or a picture's text, before it is built.
 
-    Only classes of our own are built, those in `BUILDABLE`: either may come from a stranger, and must not be able to
-    run anything else.
+    Either may come from a stranger, and must not be able to run anything else.
+
+    Args:
+        node: a part of it.
+        allowed: the values that `_target_` may have.
+
+    Raises:
+        UserError: naming the stranger.
     """
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        refuse_strangers(child, allowed)
+    if isinstance(node, dict) and "_target_" in node and str(node["_target_"]) not in allowed:
+        raise UserError(f"{node['_target_']} is not a part of latentfaces that a stored config or picture may ask for")
+
+
+def build(node: Any) -> Any:
+    """A part of a stored config, or of a picture's text -> the object it describes, if it is one in `BUILDABLE`."""
+    refuse_strangers(node)
     if isinstance(node, list):
         return [build(item) for item in node]
     if not isinstance(node, dict):
@@ -189,7 +216,5 @@ def build(node: Any) -> Any:
     arguments = {key: build(value) for key, value in node.items() if key != "_target_"}
     if "_target_" not in node:
         return arguments
-    module_name, _, class_name = str(node["_target_"]).rpartition(".")
-    if class_name not in BUILDABLE.get(module_name, ()):
-        raise UserError(f"{node['_target_']} is not a part of latentfaces that a stored config or picture may ask for")
+    module_name, _, class_name = node["_target_"].rpartition(".")
     return getattr(importlib.import_module(module_name), class_name)(**arguments)

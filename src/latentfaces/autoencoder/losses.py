@@ -61,7 +61,11 @@ class VAELoss(nn.Module):
             raise ValueError(f"reconstruction={reconstruction!r} is not one of {', '.join(distances)}")
         if kl_reduction not in ("image", "latent", "sum"):
             raise ValueError(f"kl_reduction={kl_reduction!r} is not one of image, latent, sum")
-        for name, value in (("kl_target", kl_target), ("equivariance_weight", equivariance_weight)):
+        for name, value in (
+            ("kl_target", kl_target),
+            ("equivariance_weight", equivariance_weight),
+            ("perceptual_weight", perceptual_weight),
+        ):
             if value < 0:
                 raise ValueError(f"{name}={value} must not be negative")
         self.distance = distances[reconstruction]

@@ -60,6 +60,8 @@ class PerceptualDistance(nn.Module):
         if weights is not None and not path.is_file():
             raise UserError(f"model.loss.perceptual.weights={weights} does not exist: give torchvision's {name}")
         try:
+            if path.is_file():  # torchvision's own loading would run what a file asks for; this refuses it
+                torch.load(path, weights_only=True, map_location="meta")
             with found_by_torchvision(path, name):
                 network = LearnedPerceptualImagePatchSimilarity(net_type=net).net
         except (URLError, TimeoutError, ConnectionError):

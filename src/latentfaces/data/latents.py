@@ -83,7 +83,10 @@ class LatentCache:
         Raises:
             UserError: the file is not of this pack.
         """
-        moments = np.load(self.path, mmap_mode="r")
+        try:
+            moments: NDArray[np.float16] = np.load(self.path, mmap_mode="r")
+        except (ValueError, EOFError):  # shorter than it says, or another kind of file
+            raise UserError(f"{self.path} is damaged: delete it and run again") from None
         if moments.ndim != 6 or moments.shape[:3] != (self.pack.manifest["num_images"], 2, 2):
             raise UserError(f"{self.path} has shape {moments.shape}, which is not this pack's: delete it and run again")
         return moments

@@ -79,4 +79,11 @@ def open_pack(folder: Path) -> Pack:
         raise UserError(f"{folder} is not a whole pack (no readable manifest.json): delete it and run again") from None
     if manifest.get("format") != FORMAT:
         raise UserError(f"{folder} is a pack of format {manifest.get('format')}, not {FORMAT}: delete it and run again")
-    return Pack(folder, manifest)
+    pack = Pack(folder, manifest)
+    try:
+        whole = len(pack.images) == manifest["num_images"]  # the map also fails where the file is shorter than it says
+    except (OSError, ValueError, EOFError):
+        whole = False
+    if not whole:
+        raise UserError(f"{folder} is not a whole pack (images.npy is missing or was cut): delete it and run again")
+    return pack

@@ -160,6 +160,9 @@ class Packing:
         people = self.source.identities()
         val_every = int(self.settings["val_every"])
         rule, val = hold_out([people[i] for i in kept] if people else None, len(kept), val_every)
+        if self.faults:
+            where = self.folder / "manifest.json"
+            print(f"{len(self.faults)} of {len(state)} pictures cannot be read: left out, and listed in {where}")
         num_enlarged = int((state == ENLARGED).sum())
         if num_enlarged:
             print(f"{num_enlarged} of {len(kept)} pictures are smaller than {self.resolution} pixels: enlarged")

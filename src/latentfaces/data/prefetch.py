@@ -43,6 +43,14 @@ class Prefetched:
                 yield batch
 
 
+def lost_worker(error: Exception) -> UserError:
+    """What to do about it, in a sentence."""
+    return UserError(
+        f"a loading process was lost, most often because memory or /dev/shm is full ({error}): lower "
+        "data.num_workers (0 is the fastest for packed data)"
+    )
+
+
 class Workers:
     """A loader with worker processes; one that is killed is told in words, with the remedy.
 
@@ -69,10 +77,9 @@ class Workers:
                 if batch is DONE:
                     return
                 yield batch
+        except UserError as error:  # with the worker's traceback before it, in the library's words
+            raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from error
         except (RuntimeError, ConnectionError) as error:
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
-            raise UserError(
-                f"a loading process was lost, most often because memory or /dev/shm is full ({error}): lower "
-                "data.num_workers (0 is the fastest for packed data)"
-            ) from error
+            raise lost_worker(error) from error

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentfaces.errors import UserError
+
 
 class RowFile:
     """An .npy file whose rows are read by index, as from an array.
@@ -33,13 +35,13 @@ class RowFile:
         """One row by number, or several by slice or array of numbers.
 
         Raises:
-            OSError: naming the file, where it has become shorter.
+            UserError: naming the file, where it has become shorter.
         """
         numbers = np.atleast_1d(self.numbers[index])
         rows = np.empty((len(numbers), *self.shape[1:]), self.dtype)
         for row, number in zip(rows, numbers.tolist(), strict=True):
             if os.preadv(self.file.fileno(), [row.data], self.offset + number * self.row_bytes) != self.row_bytes:
-                raise OSError(f"{self.path} ends before row {number}: it was cut since it was written; pack again")
+                raise UserError(f"{self.path} ends before row {number}: it was cut since it was written; pack again")
         return rows[0] if isinstance(index, int | np.integer) else rows
 
     def __reduce__(self) -> tuple[type["RowFile"], tuple[Path]]:

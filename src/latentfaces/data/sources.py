@@ -5,10 +5,12 @@ import hashlib
 import io
 import json
 import re
+import stat
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from latentfaces.data.images import FilterName, Picture, decode, digest
 from latentfaces.data.pack import Pack
@@ -29,6 +31,21 @@ class BadImageError(Exception):
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Sort key that puts 2.png before 10.png, as people and FFHQ's numbering do."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def hostility(member: zipfile.ZipInfo, is_picture: bool) -> str | None:
+    """What is wrong with a member of a .zip that no set of photos has, in words.
+
+    Nothing is ever extracted to disk, so that none of it could do harm; but who made such a .zip meant to.
+    """
+    path = PurePosixPath(member.filename.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or member.filename[1:2] == ":":
+        return "climbs out of its folder"
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return "is a link to another file"
+    if is_picture and member.file_size > MAX_FILE_BYTES:
+        return f"unpacks to over {MAX_FILE_BYTES:,} bytes, as no photo does"
+    return None
 
 
 def ffhq_key(path: Path) -> tuple[str, str]:
@@ -141,13 +158,10 @@ class Photos(Source):
     def sizes(self) -> dict[str, int]:
         """Bytes of each picture, by its name."""
         if self.archive is not None:
-            # Nothing is ever extracted to disk, so a name that climbs out of its folder, or a link, has nowhere to go.
+            for member in self.archive.infolist():
+                if problem := hostility(member, self.is_picture(member.filename)):
+                    raise UserError(f"{member.filename} in {self.root} {problem}: remove it, or make the .zip anew")
             members = [i for i in self.archive.infolist() if not i.is_dir() and self.is_picture(i.filename)]
-            bombs = [i.filename for i in members if i.file_size > MAX_FILE_BYTES]
-            if bombs:
-                raise UserError(
-                    f"{bombs[0]} in {self.root} unpacks to over {MAX_FILE_BYTES:,} bytes: no photo; remove it"
-                )
             found = {i.filename: i.file_size for i in members}
         else:
             found = {
@@ -156,7 +170,7 @@ class Photos(Source):
                 if self.is_picture(path.relative_to(self.root).as_posix()) and path.is_file()
             }
         if not found:
-            raise UserError(f"data.root={self.root} holds no pictures ({', '.join(SUFFIXES)})")
+            raise UserError(f"data.root={self.root} holds no pictures ({', '.join(SUFFIXES)}), {self.what_there_is()}")
         return dict(sorted(found.items(), key=lambda item: (natural_key(item[0]), item[0])))
 
     @staticmethod
@@ -164,6 +178,19 @@ class Photos(Source):
         """Whether the name is a picture's; macOS's hidden copies (._photo.jpg) are not."""
         path = Path(name)
         return path.suffix.lower() in SUFFIXES and not any(p.startswith((".", "__MACOSX")) for p in path.parts)
+
+    def what_there_is(self) -> str:
+        """In words, what a folder or .zip without pictures holds."""
+        if self.archive is not None:
+            names = [name for name in self.archive.namelist() if not name.endswith("/")]
+        else:
+            names = [path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file()]
+        if not names:
+            return "nor anything else: give a folder or .zip of photos"
+        packed = next((name for name in names if name.lower().endswith(".zip")), None)
+        if packed is not None and self.archive is None:
+            return f"but {packed}: type data.root={self.root / packed}"
+        return f"but {len(names):,} other files, as {min(names)}: give the folder that has the photos"
 
     @cached_property
     def names(self) -> list[str]:
@@ -186,7 +213,12 @@ class Photos(Source):
         name = self.names[index]
         try:
             return decode(self.file_bytes(name), resolution, resize_filter)
-        except Exception as error:  # Pillow and zlib have a dozen ways to say that a file is damaged
+        except (zipfile.BadZipFile, zlib.error) as error:  # the checksum of a member, most often
+            size = f"{self.root.stat().st_size:,} bytes"
+            raise BadImageError(
+                f"{self.root / name} cannot be read ({error}); fetch the .zip ({size}) again"
+            ) from error
+        except Exception as error:  # Pillow has a dozen ways to say that a file is damaged
             raise BadImageError(f"{self.root / name} cannot be read ({error})") from error
 
     def checksums(self) -> dict[str, str]:

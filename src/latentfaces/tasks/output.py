@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import IO, Any, Self
@@ -32,6 +33,7 @@ class PictureFolder:
         self.ranks.wait()  # all have looked
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()  # found out now, and not when the pictures are made
         except OSError as error:
             raise UserError(f"output={self.folder} cannot be written ({error.strerror})") from error
 

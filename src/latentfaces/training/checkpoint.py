@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -139,6 +140,17 @@ def full_disk_survived(trainer: Trainer) -> AbstractContextManager[None]:
     """The same for other files than checkpoints."""
     io = trainer.strategy.checkpoint_io
     return io.full_disk_survived() if isinstance(io, AtomicCheckpointIO) else nullcontext()
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        try:
+            return super().load_checkpoint(path, map_location, weights_only=True)  # whatever was asked for
+        except UnpicklingError as error:
+            raise UserError(
+                f"{path} is not one of our checkpoints, which hold numbers and plain containers alone: it could run "
+                "code, and was not loaded"
+            ) from error
 
 
 class ResumableCSVLogger(CSVLogger):

@@ -1,0 +1,107 @@
+"""What must not come in, and what must not get out: links, parts of strangers' configs, secrets."""
+
+import netrc
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from latentfaces.errors import UserError
+
+LINK = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+SECRET_KEY = re.compile(
+    r"(^|_)((api|access|private|secret|kaggle)_?key|((api|access|auth)_?)?token|secret|passw(or)?d|credentials?)$",
+    re.IGNORECASE,
+)
+SECRET_VARIABLE = re.compile(r"KEY|TOKEN|SECRET|PASSW(OR)?D|CREDENTIAL")
+SHORTEST_SECRET = 12
+"""Characters: a shorter value of such a variable is more likely a word that stands elsewhere by chance."""
+
+
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value in nested containers, with its whole key."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from leaves(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for index, value in enumerate(node):
+            yield from leaves(value, f"{key}[{index}]")
+    else:
+        yield key, node
+
+
+def leaves_of(cfg: Any, resolve: bool = False) -> Iterator[tuple[str, Any]]:
+    """Each value of a config, with its whole key; references as they are, or what they come to."""
+    return leaves(OmegaConf.to_container(cfg, resolve=resolve))
+
+
+def refuse_links(cfg: DictConfig) -> None:
+    """Nothing is loaded from a link: what it gives can change, or be somebody else's. W&B's address is none to load.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for key, value in leaves_of(cfg):
+        if isinstance(value, str) and LINK.match(value) and not key.startswith("logger."):
+            raise UserError(f"{key} is a link, and nothing is loaded from one: fetch the file, and give its path")
+
+
+def secrets_here() -> dict[str, str]:
+    """The secrets of this machine that are known, by where they are."""
+    found = {f"${name}": value for name, value in os.environ.items() if SECRET_VARIABLE.search(name)}
+    try:
+        wandb = netrc.netrc().authenticators("api.wandb.ai")
+    except (OSError, netrc.NetrcParseError):
+        wandb = None
+    found["~/.netrc"] = wandb[2] if wandb is not None else ""
+    return {place: value for place, value in found.items() if len(value) >= SHORTEST_SECRET}
+
+
+def instead_of(key: str) -> str:
+    """Where a secret belongs."""
+    for name, place in (("wandb", "WANDB_API_KEY"), ("kaggle", "KAGGLE_API_TOKEN")):
+        if name in key.lower():
+            return f"the environment variable {place}"
+    return "an environment variable"
+
+
+def refuse_secret(key: str, value: Any, secrets: Mapping[str, str]) -> None:
+    """Refuse a key that asks for a secret, or a value that has one in it: what is typed is written down.
+
+    Raises:
+        UserError: naming the key, and not the secret.
+    """
+    if value is not None and SECRET_KEY.search(key.rpartition(".")[2]):
+        raise UserError(
+            f"{key} would be written into the run's folder, where a secret must not be: leave it out, and put the "
+            f"secret into {instead_of(key)}"
+        )
+    for place, secret in secrets.items():
+        if isinstance(value, str) and secret in value:
+            raise UserError(f"{key} has the secret in it that is in {place}, and would be written down: leave it out")
+
+
+def refuse_secrets_typed(arguments: Sequence[str]) -> None:
+    """Look through the words of a command, before Hydra names a folder after them.
+
+    Raises:
+        UserError: naming the key, and not the secret.
+    """
+    secrets = secrets_here()
+    for argument in arguments:
+        key, _, value = argument.lstrip("+~").partition("=")
+        refuse_secret(key.partition("@")[0], value or None, secrets)
+        refuse_secret("what was typed", key, secrets)
+
+
+def refuse_secrets_in(cfg: DictConfig) -> None:
+    """Look through a config, which may come from files of the person's own.
+
+    Raises:
+        UserError: naming the key, and not the secret.
+    """
+    secrets = secrets_here()
+    for key, value in leaves_of(cfg, resolve=True):
+        refuse_secret(key, value, secrets)

@@ -1,0 +1,148 @@
+"""Weights & Biases: online where it can be reached, and never in the way of a training."""
+
+import contextlib
+import netrc
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlparse
+from urllib.request import urlopen
+
+SECONDS = {"WANDB_INIT_TIMEOUT": "10", "WANDB_FINISH_TIMEOUT": "60"}
+"""How long W&B may hold up the start and the end of a run: its own variables, and what they are unless set."""
+PROBE_SECONDS = 3
+
+
+def offline_reason() -> str | None:
+    """Why W&B has to log offline, in words; None where nothing speaks against online."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode == "disabled":
+        return None
+    if mode in ("offline", "dryrun"):
+        return f"as WANDB_MODE={mode} says"
+    import wandb
+
+    address = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
+    host = urlparse(address).hostname or address
+    if "WANDB_API_KEY" not in os.environ and not has_login(host):
+        return "for want of an account; to go online type `wandb login` once"
+    return None if answers(address) else f"as {host} cannot be reached"
+
+
+def has_login(host: str) -> bool:
+    """Whether `wandb login` has left a key here."""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def answers(address: str) -> bool:
+    """Whether anything at all answers there, within `PROBE_SECONDS`, name servers included."""
+    heard = threading.Event()
+
+    def ask() -> None:
+        try:
+            urlopen(address, timeout=PROBE_SECONDS).close()
+        except (OSError, ValueError) as error:
+            if not isinstance(error, HTTPError):  # which is an answer too
+                return
+        heard.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return heard.is_set()
+
+
+def tell_offline(folder: Path, reason: str) -> None:
+    """Say that W&B logs offline, why, and where its files are."""
+    files = folder / "wandb" / "offline-run-*"
+    print(f"W&B logs offline, {reason}; its files are {files}, and `wandb sync` uploads them")
+
+
+def begin(logger: Any, config: Mapping[str, Any], folder: Path) -> None:
+    """Start the run on W&B with its config; where that fails, offline.
+
+    Args:
+        logger: Lightning's `WandbLogger`.
+        config: of the run.
+        folder: the run's.
+    """
+    import wandb
+
+    for name, seconds in SECONDS.items():
+        os.environ.setdefault(name, seconds)
+    try:
+        logger.log_hyperparams(config)
+    except (wandb.Error, OSError) as error:
+        problem = str(error).splitlines()[0]
+        tell_offline(folder, f"as it could not be started online ({problem})")
+        logger._offline = True
+        logger.log_hyperparams(config)
+    if logger._experiment is not None:  # none in the processes of further devices
+        logger._experiment = Unfailing(logger._experiment, Loss(folder))
+
+
+def finish() -> None:
+    """End the run on W&B, so that the next one of this process is another."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None:
+        with contextlib.suppress(wandb.Error, OSError):
+            wandb.finish()
+
+
+class Loss:
+    """Tells once that W&B is gone.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.told = folder, False
+
+    def __call__(self, error: BaseException) -> None:
+        if not self.told:
+            self.told = True
+            print(
+                f"W&B's process was lost ({type(error).__name__}: {error}); training goes on, and logs to "
+                f"{self.folder / 'metrics.csv'}; what W&B had until now is in {self.folder / 'wandb'}",
+                file=sys.stderr,
+            )
+
+
+class Unfailing:
+    """A run of W&B, or a part of one, whose errors are told once, and raised never.
+
+    Args:
+        target: what it stands for.
+        lost: called with each error.
+    """
+
+    def __init__(self, target: Any, lost: Loss) -> None:
+        self.__dict__.update(target=target, lost=lost)
+
+    def attempt(self, action: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """The action's result; None if it fails."""
+        import wandb
+
+        try:
+            result = action(*arguments, **options)
+        except (wandb.Error, OSError) as error:
+            self.lost(error)
+            return None
+        return result if isinstance(result, str | int | float | None) else Unfailing(result, self.lost)
+
+    def __getattr__(self, name: str) -> Any:
+        return self.attempt(getattr, self.target, name)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self.attempt(self.target, *arguments, **options)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.attempt(self.target.__setitem__, name, value)

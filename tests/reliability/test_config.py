@@ -1,0 +1,88 @@
+"""Mistakes in what was typed (cases 1, 2, 4 and 5): one sentence with key and remedy, before anything is made."""
+
+from pathlib import Path
+
+import pytest
+from commands import SHORT, TINY_LDM, refused
+
+
+def refused_training(*arguments: str) -> str:
+    """Type a training that is refused, with nothing left of it; what it says."""
+    before = {path for path in Path().rglob("*") if path.is_file()}
+    said = refused("train.py", *arguments)
+    assert {path for path in Path().rglob("*") if path.is_file()} == before
+    return said
+
+
+UNKNOWN = {
+    "data.bath_size=3": "data.batch_size",
+    "trainer.device=4": "trainer.devices",
+    "model.autoencoder.chanels=8": "model.autoencoder.channels",
+    "nmae=faces": "name",
+    "resolution=64": "data.resolution",
+    "lr=1e-3": "model.optimizer.lr",
+}
+
+
+@pytest.mark.parametrize("typed", UNKNOWN)
+def test_case_01_a_key_that_does_not_exist_is_told_with_the_nearest_that_does(typed: str, workplace: Path) -> None:
+    said = refused_training("model=vae", typed)
+    assert said.splitlines()[-1] == f"error: there is no {typed.partition('=')[0]}: did you mean {UNKNOWN[typed]}?"
+
+
+def test_case_01_an_option_that_does_not_exist_is_told_with_those_that_do(workplace: Path) -> None:
+    said = refused_training("model=vae", "model/autoencoder=kl_f5")
+    assert "kl_f5" in said
+    assert "kl_f4" in said
+
+
+WRONG = {
+    "model.autoencoder.channels=abc": "model.autoencoder.channels=abc does not fit",
+    "trainer.max_steps=abc": "max_steps",
+    "data.batch_size=0": "data.batch_size=0 must be at least 1",
+    "data.num_workers=-1": "data.num_workers=-1 must be at least 0",
+    "data.num_val_images=0": "data.num_val_images=0 must be at least 1",
+    "data.resolution=18": "data.resolution=18 is not a multiple of the VAE's factor 4: take 16",
+    "seed=-1": "seed=-1 must be from 0 to",
+    "model.optimizer.lr=-1": "model.optimizer.lr=-1 must be above 0",
+    "model.optimizer.betas=[0.9,1.5]": "model.optimizer: Invalid beta",
+    "model.lr_schedule.final=-1": "final=-1",
+    "model.kl_weight.end=-1": "model.kl_weight.end=-1 must be at least 0",
+    "model.skip_dropout.end=2": "model.skip_dropout.end=2 must be from 0 to 1",
+    "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0 must be at least 1",
+    "trainer.precision=7": "trainer: ",
+}
+
+
+@pytest.mark.parametrize("typed", WRONG)
+def test_case_02_a_value_of_the_wrong_type_or_range_is_told_with_its_key_and_what_fits(
+    typed: str, workplace: Path
+) -> None:
+    assert WRONG[typed] in refused_training("model=vae", "model/autoencoder=tiny", "data=synthetic", typed)
+
+
+def test_case_02_a_word_that_is_none_of_the_choices_is_told_with_them(workplace: Path) -> None:
+    said = refused_training("model=vae", "data=folder", "data.root=.", "data.on_bad_image=ignore")
+    assert "data.on_bad_image=ignore does not fit" in said
+    assert "'fail' or 'skip'" in said
+
+
+def test_case_04_stage_2_without_a_trained_vae_is_told_the_command_that_makes_one(workplace: Path) -> None:
+    said = refused_training("model=ldm")
+    assert "train.py model=vae" in said
+    assert "vae=FOLDER" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "clues"),
+    [
+        ("model.denoiser.network.channels=3", ["model.denoiser.network.channels=3", "have 4 channels"]),
+        ("model.denoiser.network.multipliers=[1,2,2,2]", ["latents of 4x4", "divide by 8"]),
+    ],
+)
+def test_case_05_latents_that_the_denoiser_cannot_take_are_told_with_both_sizes(
+    typed: str, clues: list[str], trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    said = refused_training(*TINY_LDM, *SHORT, "name=wrong", typed)
+    assert all(clue in said for clue in clues), said

@@ -1,0 +1,134 @@
+"""What the machine or the network lacks (cases 22 and 24): the keys that need less of it, or going on without."""
+
+import os
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from commands import SHORT, TINY_LDM, TINY_VAE, refused
+from forked import Forker
+
+FULL = {
+    "a GPU": ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 GiB"),
+    "a library of the GPU's": ("builtins.RuntimeError", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+    "the CPU's allocator": ("builtins.RuntimeError", "[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    "Python or NumPy": ("builtins.MemoryError", ""),
+}
+
+
+def raising(error: str, text: str) -> list[str]:
+    options = {"_target_": "probes.Raise", "step": 1, "error": error, "text": f'"{text}"'}
+    return [f"+callbacks.raise.{key}={value}" for key, value in options.items()]
+
+
+@pytest.mark.parametrize(("error", "text"), FULL.values(), ids=FULL.keys())
+def test_case_22_memory_that_is_full_is_told_with_its_size_and_the_keys_that_need_less(
+    error: str, text: str, workplace: Path
+) -> None:
+    said = refused("train.py", *TINY_VAE, *SHORT, "trainer.precision=32-true", *raising(error, text), "name=large")
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    assert f"{size:.1f} GiB" in said or torch.cuda.is_available()
+    for key in (
+        "data.batch_size=8",
+        "trainer.accumulate_grad_batches=1",
+        "trainer.precision=bf16-mixed",
+        "model.autoencoder.gradient_checkpointing=true",
+    ):
+        assert key in said
+
+
+def test_case_22_only_keys_that_help_are_named(home_with_faces: Path) -> None:
+    error = raising(*FULL["a GPU"])
+    said = refused("train.py", *TINY_LDM, *SHORT, "trainer.precision=bf16-mixed", *error, "name=large")
+    assert "model/denoiser" in said
+    assert "gradient_checkpointing" not in said
+    assert "precision" not in said
+
+
+@pytest.fixture
+def home_with_faces(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workplace with a finished run of each stage, to read."""
+    monkeypatch.chdir(trained)
+    return trained
+
+
+def test_case_22_in_sampling_the_batch_is_named(
+    home_with_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentfaces.pipeline import FacePipeline
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(FacePipeline, "sample", full)
+    said = refused("sample.py", "num_images=3", "batch_size=3", f"output={tmp_path}")
+    assert "lower batch_size=3, or take precision=bf16" in said
+
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+WITH_WANDB = [*TINY_VAE, *SHORT[1:], "logger=wandb", "name=logged"]
+FOLDER = Path("outputs/vae/logged")
+
+
+def logged_offline() -> bool:
+    """Whether the run came to its end, with W&B's files beside the log."""
+    assert (FOLDER / "result.json").exists()
+    assert "val/loss" in (FOLDER / "metrics.csv").read_text()
+    return bool(list(FOLDER.glob("wandb/offline-run-*/*.wandb")))
+
+
+def test_case_24_without_an_account_wandb_logs_offline_and_says_where(fork: Forker, workplace: Path) -> None:
+    training = fork.start(*WITH_WANDB, WANDB_MODE="online", HOME=str(workplace))  # where a ~/.netrc would be
+    assert training.wait(200) == 0, training.said
+    assert logged_offline()
+    assert training.said.count("wandb login") == 1
+    assert f"{FOLDER}/wandb/offline-run-*, and `wandb sync` uploads them" in training.said
+
+
+def online(address: str) -> dict[str, str]:
+    """The environment of somebody who has an account on W&B, at this address."""
+    return {"WANDB_MODE": "online", "WANDB_API_KEY": KEY, "WANDB_BASE_URL": address, "WANDB_INIT_TIMEOUT": "1"}
+
+
+def test_case_24_without_a_network_wandb_logs_offline_at_once_and_says_where(fork: Forker) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        training = fork.start(*WITH_WANDB, **online(f"http://127.0.0.1:{closed.getsockname()[1]}"))
+        assert training.wait(200) == 0, training.said
+    assert logged_offline()
+    assert "as 127.0.0.1 cannot be reached; its files are" in training.said
+    assert f"{FOLDER}/wandb/offline-run-*" in training.said
+
+
+def test_case_24_a_server_that_refuses_the_key_or_is_broken_does_not_end_a_training(fork: Forker) -> None:
+    class Broken(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(500)
+
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        training = fork.start(*WITH_WANDB, **online(f"http://127.0.0.1:{server.server_address[1]}"))
+        status = training.wait(200)
+        server.shutdown()
+        thread.join()
+    assert status == 0, training.said
+    assert logged_offline()
+    assert "W&B logs offline, as it could not be started online" in training.said
+
+
+def test_case_24_wandb_that_dies_in_the_middle_is_told_and_training_goes_on(fork: Forker) -> None:
+    kill = ["+callbacks.kill._target_=probes.KillWandb", "+callbacks.kill.step=2"]
+    training = fork.start(*WITH_WANDB, *kill)
+    assert training.wait(200) == 0, training.said
+    assert logged_offline()
+    assert training.said.count("W&B's process was lost") == 1
+    assert f"{FOLDER}/metrics.csv; what W&B had until now is in" in training.said

@@ -1,0 +1,100 @@
+"""Mistakes in what sample.py is asked for (case 39): one sentence with key and remedy, and nothing older damaged."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from commands import refused, run_command
+from photo_files import picture_bytes, tree
+
+from latentfaces.diffusion import EulerSampler
+from latentfaces.pipeline import FacePipeline
+
+
+@pytest.fixture
+def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workplace with a finished run of each stage, to write into."""
+    shutil.copytree(trained, tmp_path / "home")
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+WRONG = {
+    "a run that is not there": (["run=nobody"], "run=nobody is neither a run's folder nor a name in outputs/ldm"),
+    "a folder that is no run": (["run=data"], "run=data"),
+    "a VAE in place of an LDM": (["run=outputs/vae/faces"], "python train.py model=ldm"),
+    "no pictures": (["num_images=0"], "num_images=0 must be at least 1"),
+    "a word for a number": (["num_images=abc"], "num_images"),
+    "a batch of nothing": (["batch_size=0"], "batch_size=0 must be at least 1"),
+    "a seed below zero": (["seed=-1"], "seed=-1 must be from 0"),
+    "a seed beyond all": (["seed=99999999999999999999"], "seed=99999999999999999999 must be from 0"),
+    "no steps": (["sampler.num_steps=0"], "num_steps=0 must be at least 1"),
+    "an unknown task": (["task=paint"], "paint"),
+    "an unknown precision": (["precision=fp8"], "precision"),
+    "a key that does not exist": (["num_image=3"], "there is no num_image: did you mean num_images?"),
+}
+
+
+@pytest.mark.parametrize(("typed", "clue"), WRONG.values(), ids=WRONG.keys())
+def test_case_39_wrong_arguments_are_told_by_their_key(
+    typed: list[str], clue: str, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    assert clue in refused("sample.py", *typed, "output=pictures")
+    assert not Path("pictures").exists()
+
+
+def test_case_39_weights_that_are_missing_or_another_networks_are_named(home: Path) -> None:
+    path = Path("outputs/ldm/faces/checkpoints/best_denoiser.pth")
+    whole = path.read_bytes()
+    path.write_bytes(Path("outputs/vae/faces/checkpoints/best_vae.pth").read_bytes())
+    assert f"{path} does not fit config.yaml" in refused("sample.py")
+    path.write_bytes(whole[: len(whole) // 2])
+    assert f"{path} does not fit config.yaml beside it, or is damaged" in refused("sample.py")
+    path.unlink()
+    assert f"{path} is missing" in refused("sample.py")
+
+
+def test_case_39_an_output_that_holds_pictures_or_cannot_be_written_is_told_before_the_faces_are_made(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ["num_images=1", "sampler.num_steps=1"]
+    run_command("sample.py", *few, "output=pictures")
+    before = tree(Path("pictures"))
+    monkeypatch.setattr(FacePipeline, "faces", None)  # from here on nothing may be made
+    assert "output=pictures holds pictures already: name another folder" in refused(
+        "sample.py", *few, "output=pictures"
+    )
+    assert tree(Path("pictures")) == before
+    Path("a_file").write_text("mine")
+    assert "output=a_file cannot be written (File exists)" in refused("sample.py", *few, "output=a_file")
+    assert Path("a_file").read_text() == "mine"
+    assert "output=/proc cannot be written" in refused("sample.py", *few, "output=/proc")  # for anybody, root included
+
+
+def test_case_39_the_same_seed_gives_the_same_faces_for_any_batch_size(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    pipeline = FacePipeline.load("outputs/ldm/faces")
+    sampler = EulerSampler(3)
+    all_at_once = pipeline.generate(5, seed=4, sampler=sampler, batch_size=5)
+    one_by_one = pipeline.generate(5, seed=4, sampler=sampler, batch_size=1)
+    fewer = pipeline.generate(3, seed=4, sampler=sampler, batch_size=2)
+    other = pipeline.generate(5, seed=5, sampler=sampler)
+    # Products of another size round differently in the last bit of float32, which may move a value to the next level.
+    assert (all_at_once.int() - one_by_one.int()).abs().max() <= 1
+    assert (all_at_once[:3].int() - fewer.int()).abs().max() <= 1
+    assert (all_at_once != one_by_one).float().mean() < 1e-3
+    assert not torch.equal(all_at_once, other)
+
+
+def test_case_39_a_photo_that_is_none_is_named(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(picture_bytes(0)[:200])
+    options = ["task=reconstruct", f"output={tmp_path / 'out'}"]
+    assert "image=nowhere.png does not exist" in refused("sample.py", *options, "image=nowhere.png")
+    assert "torn.png cannot be read" in refused("sample.py", *options, f"image={torn}")
+    assert "neither a picture" in refused("sample.py", *options, "image=data/synthetic-48-16/images.npy")
