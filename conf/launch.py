@@ -4,7 +4,6 @@ import contextlib
 import logging
 import netrc
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conf.checks import check_training
 from latentfaces.errors import UserError
+from latentfaces.files import written_whole
 from latentfaces.run import CONFIG, RESULT, Run, find_run, open_run
 
 
@@ -128,8 +128,8 @@ def copy_vae(run: Run, folder: str | Path) -> Path:
     """Copy a VAE's weights into the folder of the run that uses them; the copy's path."""
     target = Path(folder) / "checkpoints" / "best_vae.pth"
     if not target.exists() and is_main_process():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(run.folder / "checkpoints" / "best_vae.pth", target)
+        with written_whole(target) as file:
+            file.write((run.folder / "checkpoints" / "best_vae.pth").read_bytes())
     return target
 
 

@@ -15,6 +15,7 @@ from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import Features, features_by_name
 from latentfaces.evaluation.generation import generator_metrics
+from latentfaces.files import written_whole
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.output import PictureFolder
 
@@ -90,9 +91,8 @@ class Evaluate:
         for number, faces in enumerate(track(rest, "Generating", total=left), start=1):
             made.append(look(faces))
             if number % EVERY == 0 or number == left:
-                partial = kept.with_suffix(".partial.npz")
-                np.savez(partial, features=torch.cat(made).numpy(), origin=pictures.text()["latentfaces"])
-                partial.replace(kept)
+                with written_whole(kept) as file:
+                    np.savez(file, features=torch.cat(made).numpy(), origin=pictures.text()["latentfaces"])
         return torch.cat(made), shown
 
 
@@ -103,8 +103,8 @@ def photo_features(look: Features, pack: Pack, batch_size: int) -> NDArray[np.fl
         count = pack.manifest["num_images"]
         starts = track(range(0, count, batch_size), f"Features of {pack.folder.name}")
         batches = (torch.from_numpy(pack.images[start : start + batch_size].copy()) for start in starts)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, torch.cat([look(batch) for batch in batches]).numpy())
-        partial.replace(path)
+        made = torch.cat([look(batch) for batch in batches]).numpy()
+        with written_whole(path) as file:
+            np.save(file, made)
     features: NDArray[np.float32] = np.load(path)
     return features

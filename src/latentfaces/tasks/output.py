@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from latentfaces.errors import UserError
 from latentfaces.evaluation import save_grid, save_png
+from latentfaces.files import written_whole
 
 
 class PictureFolder:
@@ -57,11 +59,11 @@ class ArrayFile:
 
     def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
         self.path, self.shape = path, shape
-        self.partial = path.with_name(path.name + ".partial")
+        self.open = ExitStack()
 
     def __enter__(self) -> Self:
-        self.archive = zipfile.ZipFile(self.partial, "w")
-        self.file = self.archive.open("arr_0.npy", "w", force_zip64=True)
+        archive = self.open.enter_context(zipfile.ZipFile(self.open.enter_context(written_whole(self.path)), "w"))
+        self.file = self.open.enter_context(archive.open("arr_0.npy", "w", force_zip64=True))
         header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(self.file, header)
         return self
@@ -70,10 +72,5 @@ class ArrayFile:
         """Append images (b, 3, H, W) uint8."""
         self.file.write(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
 
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        self.file.close()
-        self.archive.close()
-        if error is None:
-            self.partial.replace(self.path)
-        else:
-            self.partial.unlink()
+    def __exit__(self, *raised: Any) -> None:
+        self.open.__exit__(*raised)
