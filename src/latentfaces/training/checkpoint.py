@@ -1,7 +1,6 @@
 """Checkpoints that a crash cannot break, and a log that a resume does not erase."""
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,13 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
+from latentfaces.files import written_whole
+
 
 def save_whole(content: Any, path: Path) -> None:
     """`torch.save` beside the target, then rename: the target is always the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with written_whole(path) as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
