@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import secrets
-import shutil
 import signal
 import sys
 import warnings
@@ -27,6 +26,7 @@ from conf.devices import settle_devices
 from conf.resume import claim_run, command_to_go_on, is_main_process, requeue
 from conf.safety import refuse_links, refuse_secrets_in
 from latentfaces.errors import UserError
+from latentfaces.files import written_whole
 from latentfaces.nn import DeviceChoices
 from latentfaces.run import CONFIG, DATA, Run, find_run, open_run, refuse_strangers
 
@@ -137,8 +137,8 @@ def copy_vae(run: Run, folder: str | Path) -> Path:
     """Copy a VAE's weights into the folder of the run that uses them; the copy's path."""
     target = Path(folder) / "checkpoints" / "best_vae.pth"
     if not target.exists() and is_main_process():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(run.folder / "checkpoints" / "best_vae.pth", target)
+        with written_whole(target) as file:
+            file.write((run.folder / "checkpoints" / "best_vae.pth").read_bytes())
     return target
 
 

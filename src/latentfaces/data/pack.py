@@ -4,7 +4,6 @@ A pack is a folder: `images.npy` (N, 3, R, R) uint8 and `manifest.json`, which s
 """
 
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentfaces.data.rows import RowFile
+from latentfaces.data.rows import RowFile, open_rows
 from latentfaces.errors import UserError
 
 FORMAT = 3
@@ -34,8 +33,8 @@ class Pack:
 
     @cached_property
     def rows(self) -> RowFile | NDArray[np.uint8]:
-        """The same, for reading here and there for hours; the map where the system cannot read at a place."""
-        return RowFile(self.folder / "images.npy") if hasattr(os, "preadv") else self.images
+        """The same, for reading here and there for hours."""
+        return open_rows(self.folder / "images.npy")
 
     @cached_property
     def val_indices(self) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from rich.progress import track
 
 from latentfaces.data.images import FilterName
 from latentfaces.data.pack import FORMAT, Pack, hold_out, open_pack
+from latentfaces.data.rows import open_rows
 from latentfaces.data.sources import BadImageError, Source
 from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
@@ -120,6 +121,9 @@ class Packing:
                 array.flush()
             marker.write_text(token)  # last: from here on the folder can be gone on with
         self.images: Any = np.load(self.partial / "images.npy", mmap_mode="r+")
+        self.rows = open_rows(
+            self.partial / "images.npy", writable=True
+        )  # to map it and write costs four times as much
         self.state: Any = np.load(self.partial / "state.npy", mmap_mode="r+")
         self.digests: Any = np.load(self.partial / "sha256.npy", mmap_mode="r+")
 
@@ -130,7 +134,7 @@ class Packing:
         except BadImageError as error:
             self.leave_out(index, error)
             return
-        self.images[index] = picture.pixels
+        self.rows[index] = picture.pixels
         self.digests[index] = picture.sha256
         self.state[index] = ENLARGED if picture.enlarged else WRITTEN  # last: a kill before it packs this one again
 

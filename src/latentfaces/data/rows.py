@@ -18,15 +18,16 @@ class RowFile:
 
     Args:
         path: the .npy file, of at least one dimension, in C order.
+        writable: rows can be set as well.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, writable: bool = False) -> None:
         header = np.load(path, mmap_mode="r")
         self.path, self.shape, self.dtype = path, header.shape, header.dtype
         self.offset = header.offset
         self.row_bytes = header[:1].nbytes
         self.numbers = np.arange(len(header))  # once, not in each batch
-        self.file = path.open("rb", buffering=0)
+        self.file = path.open("r+b" if writable else "rb", buffering=0)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -39,11 +40,32 @@ class RowFile:
         """
         numbers = np.atleast_1d(self.numbers[index])
         rows = np.empty((len(numbers), *self.shape[1:]), self.dtype)
-        for row, number in zip(rows, numbers.tolist(), strict=True):
+        self.take(numbers, rows)
+        return rows[0] if isinstance(index, int | np.integer) else rows
+
+    def take(self, numbers: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Read the rows of these numbers, none of them negative, into `out`.
+
+        Raises:
+            UserError: naming the file, where it has become shorter.
+        """
+        for row, number in zip(out, numbers.tolist(), strict=True):
             if os.preadv(self.file.fileno(), [row.data], self.offset + number * self.row_bytes) != self.row_bytes:
                 raise UserError(f"{self.path} ends before row {number}: it was cut since it was written; pack again")
-        return rows[0] if isinstance(index, int | np.integer) else rows
+
+    def __setitem__(self, number: int, row: NDArray[Any]) -> None:
+        """Write one row; an array mapped from the file shows it too."""
+        assert row.shape == self.shape[1:]
+        bytes_of_row = np.ascontiguousarray(row, self.dtype).data
+        os.pwrite(self.file.fileno(), bytes_of_row, self.offset + number * self.row_bytes)
 
     def __reduce__(self) -> tuple[type["RowFile"], tuple[Path]]:
         """Worker processes open the file anew."""
         return RowFile, (self.path,)
+
+
+def open_rows(path: Path, writable: bool = False) -> RowFile | NDArray[Any]:
+    """The rows of a file; its memory map where the system cannot read and write at a place."""
+    if hasattr(os, "preadv"):
+        return RowFile(path, writable)
+    return np.load(path, mmap_mode="r+" if writable else "r")

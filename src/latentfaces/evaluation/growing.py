@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latentfaces.files import written_whole
+
 
 class GrowingRows:
     """A file of rows of one shape: written as they are made and mapped when they are read, never held in memory.
@@ -66,9 +68,8 @@ class GrowingRows:
         self.shape, self.dtype = values.shape[1:], values.dtype
         self.path.touch()
         about = {"origin": self.origin, "shape": self.shape, "dtype": str(self.dtype)}
-        partial = self.described.with_name(self.described.name + ".partial")
-        partial.write_text(json.dumps(about))
-        partial.replace(self.described)
+        with written_whole(self.described) as file:
+            file.write(json.dumps(about).encode())
 
     def read(self) -> Tensor:
         """All rows, mapped from disk; a change to them stays in memory."""

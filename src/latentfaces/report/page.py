@@ -8,6 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
+from latentfaces.files import written_whole
+
 REPORT = "report.html"
 DPI = 140
 """Of figures: sharp on a telephone, whose pixels are small."""
@@ -22,9 +24,8 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
         values: what it shows.
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(environment.get_template(template).render(**values), encoding="utf-8")
-    partial.replace(path)
+    with written_whole(path) as file:
+        file.write(environment.get_template(template).render(**values).encode())
     return path
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from latentfaces.errors import UserError
 from latentfaces.evaluation import save_grid, save_png
+from latentfaces.files import written_whole
 from latentfaces.tasks.ranks import Ranks
 
 
@@ -66,7 +68,7 @@ class ArrayFile:
 
     def __init__(self, path: Path, shape: tuple[int, int, int, int], ranks: Ranks) -> None:
         self.path, self.shape, self.ranks = path, shape, ranks
-        self.partial = path.with_name(path.name + ".partial")
+        self.open = ExitStack()
 
     def share_of(self, rank: int) -> Path:
         """The bytes of another process than the first, on their way."""
@@ -75,10 +77,10 @@ class ArrayFile:
     def __enter__(self) -> Self:
         self.file: IO[bytes]
         if self.ranks.rank > 0:
-            self.file = self.share_of(self.ranks.rank).open("wb")
+            self.file = self.open.enter_context(self.share_of(self.ranks.rank).open("wb"))
             return self
-        self.archive = zipfile.ZipFile(self.partial, "w")
-        self.file = self.archive.open("arr_0.npy", "w", force_zip64=True)
+        archive = self.open.enter_context(zipfile.ZipFile(self.open.enter_context(written_whole(self.path)), "w"))
+        self.file = self.open.enter_context(archive.open("arr_0.npy", "w", force_zip64=True))
         header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(self.file, header)
         return self
@@ -87,20 +89,18 @@ class ArrayFile:
         """Append images (b, 3, H, W) uint8."""
         self.file.write(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
 
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if self.ranks.rank > 0:
-            self.file.close()
+    def __exit__(self, *raised: Any) -> None:
+        whole = raised[0] is None
+        if whole and self.ranks.rank == 0:
             self.ranks.wait()
-            return
-        if error is None:
+            self.add_shares()
+        self.open.__exit__(*raised)
+        if whole and self.ranks.rank > 0:
             self.ranks.wait()
-            for rank in range(1, self.ranks.count):
-                with self.share_of(rank).open("rb") as share:
-                    shutil.copyfileobj(share, self.file)
-                self.share_of(rank).unlink()
-        self.file.close()
-        self.archive.close()
-        if error is None:
-            self.partial.replace(self.path)
-        else:
-            self.partial.unlink()
+
+    def add_shares(self) -> None:
+        """Append what the other processes have made."""
+        for rank in range(1, self.ranks.count):
+            with self.share_of(rank).open("rb") as share:
+                shutil.copyfileobj(share, self.file)
+            self.share_of(rank).unlink()

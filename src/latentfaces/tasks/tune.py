@@ -19,6 +19,7 @@ from latentfaces.errors import UserError
 from latentfaces.evaluation import FeatureDistance
 from latentfaces.evaluation.features import features_by_name
 from latentfaces.evaluation.panels import COLOURS, lettered
+from latentfaces.files import written_whole
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import TUNED, Run, build, open_run
 from latentfaces.tasks.output import PictureFolder
@@ -147,9 +148,8 @@ class Tune:
     def write(run: Run, best: Choice, scores: dict[Choice, float], pictures: PictureFolder) -> None:
         """tuned.json into the run, scores.csv beside the pictures."""
         found = {"guidance": best.config(), "ema": best.ema, "score": scores[best], "of": run.stamp("best_denoiser")}
-        partial = run.folder / f"{TUNED}.partial"
-        partial.write_text(json.dumps(found, indent=1))
-        partial.replace(run.folder / TUNED)
+        with written_whole(run.folder / TUNED) as file:
+            file.write(json.dumps(found, indent=1).encode())
         with (pictures.folder / "scores.csv").open("w", newline="") as file:
             table = csv.DictWriter(file, [*asdict(best), "distance"])
             table.writeheader()

@@ -1,7 +1,6 @@
 """Checkpoints that neither a crash nor a full disk can break, and a log that a resume does not erase."""
 
 import csv
-import os
 import shutil
 import sys
 import zipfile
@@ -19,9 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from latentfaces.errors import UserError, no_room
+from latentfaces.files import written_whole
 from latentfaces.training.sharding import whole
-
-PARTIAL = ".partial"
 
 
 class DiskFullError(UserError):
@@ -41,7 +39,7 @@ class DiskFullError(UserError):
 
 
 def save_whole(content: Any, path: Path, previous: Path | None = None) -> None:
-    """`torch.save` beside the target, then rename: the target is always the old file or the new one, whole.
+    """`torch.save`: the target is always the old file or the new one, whole.
 
     Args:
         content: what to save.
@@ -51,21 +49,13 @@ def save_whole(content: Any, path: Path, previous: Path | None = None) -> None:
     Raises:
         DiskFullError: there is no room for it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
     try:
-        with partial.open("wb") as file:
+        with written_whole(path, previous) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
     except Exception as error:
-        partial.unlink(missing_ok=True)  # what could be written of it takes the room that the next save needs
         if (reason := no_room(error)) is None:
             raise
         raise DiskFullError(path, reason) from error
-    if previous is not None and path.exists():
-        path.replace(previous)
-    partial.replace(path)
 
 
 def save_weights(module: nn.Module, path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from latentfaces.files import written_whole
 from latentfaces.run import PRUNING
 from latentfaces.training.stage import Stage
 
@@ -52,9 +53,8 @@ class MedianStop(Callback):
         reason = None
         if trainer.is_global_zero:
             reason = self.behind(share, lowest) if self.start <= share < 1 else None
-            partial = self.path.with_name(self.path.name + ".partial")
-            partial.write_text(json.dumps({"validations": self.record, "stopped": reason}))
-            partial.replace(self.path)  # the others read it at any time
+            with written_whole(self.path) as file:  # the others read it at any time
+                file.write(json.dumps({"validations": self.record, "stopped": reason}).encode())
             if reason is not None:
                 print(reason)
         if trainer.strategy.broadcast(reason is not None):
