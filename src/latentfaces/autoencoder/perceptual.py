@@ -69,11 +69,7 @@ class PerceptualDistance(nn.Module):
                 f"the perceptual loss needs {name}, which cannot be fetched here: put {url} into {cached.parent} or "
                 "name the file with model.loss.perceptual.weights=FILE; or go without it: model/loss=l1_kl"
             ) from None
-        except (
-            RuntimeError,
-            EOFError,
-            UnpicklingError,
-        ) as error:  # another network's, cut, empty, a web page
+        except (RuntimeError, EOFError, UnpicklingError) as error:  # another network's, cut, empty, a web page
             problem = (str(error) or "it is empty").splitlines()[0]
             raise UserError(f"{path} is not torchvision's {name}, or is damaged: {problem}") from None
         self.unregistered = [in_float(network)]
@@ -85,12 +81,13 @@ class PerceptualDistance(nn.Module):
 
         distance = cls.__new__(cls)
         nn.Module.__init__(distance)
-        distance.unregistered = [_NoTrainLpips(pretrained=False, net=net, pnet_rand=True).requires_grad_(False)]
+        distance.unregistered = [in_float(_NoTrainLpips(pretrained=False, net=net, pnet_rand=True))]
         return distance
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Images and reconstructions (b, 3, H, W) in [-1, 1] -> their mean distance, a scalar."""
-        network = self.unregistered[0] = self.unregistered[0].to(images.device)
+        network: Any = self.unregistered[0].to(images.device)
+        self.unregistered[0] = network
         kind = images.device.type
         network.net.lower = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         # The features are normalised: in bfloat16 the difference of two near ones would be mostly rounding.

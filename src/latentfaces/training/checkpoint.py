@@ -113,6 +113,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with self.full_disk_survived():
             save_whole(checkpoint, target, target.with_stem("last.previous") if target.stem == "last" else None)
 
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        try:
+            return super().load_checkpoint(path, map_location, weights_only=True)  # whatever was asked for
+        except UnpicklingError as error:
+            raise UserError(
+                f"{path} is not one of our checkpoints, which hold numbers and plain containers alone: it could run "
+                "code, and was not loaded"
+            ) from error
+
     @contextmanager
     def full_disk_survived(self) -> Iterator[None]:
         """Within this context a `DiskFullError` is only told, if so chosen; the rest of the context is left out."""
@@ -130,17 +141,6 @@ def full_disk_survived(trainer: Trainer) -> AbstractContextManager[None]:
     """The same for other files than checkpoints."""
     io = trainer.strategy.checkpoint_io
     return io.full_disk_survived() if isinstance(io, AtomicCheckpointIO) else nullcontext()
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        try:
-            return super().load_checkpoint(path, map_location, weights_only=True)  # whatever was asked for
-        except UnpicklingError as error:
-            raise UserError(
-                f"{path} is not one of our checkpoints, which hold numbers and plain containers alone: it could run "
-                "code, and was not loaded"
-            ) from error
 
 
 class ResumableCSVLogger(CSVLogger):
