@@ -10,10 +10,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from latentfaces.errors import UserError
 from latentfaces.report import write_report
 from latentfaces.run import CONFIG
+from latentfaces.training.callbacks.graceful_stop import Stopped
 
 
 class Report(Callback):
-    """Writes `report.html` after a validation, and where training is stopped or fails; its end writes it anyway.
+    """Writes `report.html` after a validation, and where training fails; its end writes it anyway.
+
+    Not where a signal stops it: then there may be seconds left, and they are the checkpoint's.
 
     Args:
         folder: the run's.
@@ -42,5 +45,7 @@ class Report(Callback):
 
     @rank_zero_only
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Stopped):
+            return
         with contextlib.suppress(OSError, UserError):  # what went wrong is to be told, not this
             self.write(trainer)
