@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from latentfaces.errors import UserError, no_room
@@ -139,6 +140,7 @@ class ResumableCSVLogger(CSVLogger):
         with self.path.open(newline="") as file:
             return [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         if self.earlier:
             rows = [row for row in self.earlier if step is None or int(row["step"]) < step]
