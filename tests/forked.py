@@ -30,6 +30,7 @@ def run(log: Path, folder: Path, environment: Mapping[str, str], name: str, argu
     os.dup2(file, 2)
     os.chdir(folder)
     os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # of loading processes, as in a command that was typed
     fit.plot_losses = fit.write_report = lambda *_: None  # pictures of a run take longer than the run
     run_command(name, *arguments)
 
@@ -64,7 +65,7 @@ class Running:
             assert time.monotonic() < limit, f"not within {seconds} s:\n{self.said}"
             time.sleep(0.02)
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 120) -> int:
         """Its exit status; -9 after a SIGKILL."""
         self.process.join(seconds)
         if self.process.exitcode is None:

@@ -81,7 +81,7 @@ def test_case_31_nothing_is_begun_anew_where_all_checkpoints_are_damaged(
 
 
 def test_case_31_no_flipped_bit_goes_unseen(tmp_path: Path) -> None:
-    content = {"weights": torch.randn(300), "names": ["a", "b"], "step": 3}
+    content = {"weights": torch.randn(10_000), "names": ["a", "b"], "step": 3}
     path = tmp_path / "last.ckpt"
     torch.save(content, path)
     assert damage(path) is None
@@ -94,7 +94,7 @@ def test_case_31_no_flipped_bit_goes_unseen(tmp_path: Path) -> None:
         if damage(path) is None:
             unseen += 1
             assert_equal(torch.load(path, weights_only=True), content)  # it was in what only fills up
-    assert unseen < 150
+    assert unseen < 30
 
 
 def test_case_29_a_full_disk_costs_a_checkpoint_and_not_the_run(fork: Forker) -> None:
