@@ -160,4 +160,5 @@ class RankWatch(threading.Thread):
 
 def collectives_begun() -> int:
     """Communications that this rank has begun so far, in all groups."""
-    return sum(group._get_sequence_number_for_group() for group in dist.distributed_c10d._world.pg_map)
+    groups: Any = dist.distributed_c10d._world.pg_map
+    return sum(group._get_sequence_number_for_group() for group in groups)
