@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import math
 import sys
 import traceback
 from collections.abc import Iterable
@@ -42,8 +41,8 @@ class SweepReport(Callback):
         if job_return.status == JobStatus.FAILED:
             error = job_return._return_value  # the property raises it
             leave_error(error, config)
-            # To Hydra the job has ended like any other: it would drop the results of all, and the page with them.
-            job_return.status, job_return.return_value = JobStatus.COMPLETED, math.nan
+            # To Hydra the job has ended like any other: else it would drop all results, and the page with them.
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
         with contextlib.suppress(UserError, FileNotFoundError):  # written over by a job that ended at the same moment
             write_page(config)
 
@@ -123,8 +122,10 @@ def check_objective(config: DictConfig) -> None:
     chosen = "optuna" in config.hydra.sweeper._target_
     pruned = "median_stop" in config.callbacks
     if (chosen or pruned) and (keys := changes_loss(varied_keys(config))):
-        remedy = "leave out hydra/sweeper=optuna" if chosen else "leave out pruning=median"
-        raise UserError(f"{keys[0]} changes what the loss is, so that it does not say which job is better: {remedy}")
+        choice = f"hydra/sweeper={config.hydra.runtime.choices['hydra/sweeper']}" if chosen else "pruning=median"
+        raise UserError(
+            f"{keys[0]} changes what the loss is, so that it does not say which job is better: leave out {choice}"
+        )
 
 
 def check_folder(config: DictConfig) -> None:

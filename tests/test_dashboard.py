@@ -141,7 +141,11 @@ def test_stages_of_one_name_are_a_group_and_a_resumed_training_is_the_same_run(r
     assert [run["tags"] for run in runs] == [["vae"], ["vae"], ["ldm"]]
     assert runs[0]["run_id"] == runs[1]["run_id"] != runs[2]["run_id"]
     assert [run.get("resume") for run in runs] == [True] * 3
-    assert [item["trainer/global_step"] for item in records[1].history if "train/loss" in item] == [4, 5]
+    first, second = (
+        [item["trainer/global_step"] for item in record.history if "train/loss" in item] for record in records[:2]
+    )
+    assert len(second) == 2
+    assert min(second) > max(first)
 
 
 def test_the_table_of_runs_keeps_the_best_value(records: list[Record]) -> None:

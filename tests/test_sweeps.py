@@ -81,9 +81,7 @@ def test_mistakes_get_one_sentence(mistake: str, train: Command, capfd: pytest.C
     assert clue in refusal(arguments, train, capfd)
 
 
-@pytest.mark.parametrize(
-    ("choice", "extra"), [("hydra/sweeper=optuna", ".[sweep]"), ("hydra/launcher=slurm", ".[slurm]")]
-)
+@pytest.mark.parametrize(("choice", "extra"), [("hydra/sweeper=tpe", ".[sweep]"), ("hydra/launcher=slurm", ".[slurm]")])
 def test_an_extra_that_is_not_installed_is_named(
     choice: str, extra: str, train: Command, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,14 +196,11 @@ def test_the_sweep_for_agents_has_keys_that_exist() -> None:
 
 
 @installed("hydra-optuna-sweeper")
-def test_optuna_finds_the_best_of_what_it_tried_and_survives_a_failed_job(
-    home_with_vae: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(home_with_vae)
-    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "model.optimizer.lr=tag(log,interval(1e-6,1e-2))"]
+def test_optuna_finds_the_best_of_what_it_tried_and_survives_a_failed_job(train: Command, workplace: Path) -> None:
+    search = ["hydra/sweeper=tpe", "hydra.sweeper.n_trials=4", "model.optimizer.lr=tag(log,interval(1e-6,1e-2))"]
     fault = ["+callbacks.fault._target_=probes.Fault", "+callbacks.fault.step=choice(1,99)"]
     with pytest.raises(SystemExit) as exit_:
-        run_command("train.py", "-m", *TINY_VAE, *SHORT, *search, *fault, "name=search", "seed=1")
+        train("-m", *TINY_VAE, *SHORT, *search, *fault, "name=search", "seed=1")
     assert exit_.value.code == 1
     sweep = Path("outputs/sweeps/search")
     results = [json.loads(path.read_text())["val/best_loss"] for path in sweep.glob("*/result.json")]
@@ -234,6 +229,7 @@ def train_apart(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @installed("hydra-submitit-launcher")
+@pytest.mark.timeout(900)
 def test_submitit_starts_jobs_in_processes_of_their_own(workplace: Path) -> None:
     done = train_apart(
         "-m", *TINY_VAE, *SHORT, "hydra/launcher=submitit_local", "annealing=linear,cosine", "name=apart"
@@ -244,6 +240,7 @@ def test_submitit_starts_jobs_in_processes_of_their_own(workplace: Path) -> None
 
 
 @pytest.mark.ddp
+@pytest.mark.timeout(600)
 def test_each_job_of_a_sweep_trains_on_two_processes(workplace: Path) -> None:
     devices = ["trainer.devices=2", "strategy=ddp", "trainer.accelerator=cpu", "data.batch_size=4"]
     probe = ["+callbacks.probe._target_=probes.GradientProbe", "+callbacks.probe.folder=${run_dir}/probe"]
