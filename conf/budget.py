@@ -21,7 +21,7 @@ from conf.mistakes import explain
 from conf.schema import register
 from latentfaces.data.pack import FFHQ_SIZE
 from latentfaces.errors import UserError
-from latentfaces.training.budget import GPUS, SHARE, Plan, compare, report, this_machine
+from latentfaces.training.budget import CPU_SHARE, GPUS, SHARE, Plan, compare, report, this_machine
 
 STAGES = ("vae", "ldm")
 
@@ -30,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print what each stage costs."""
     parser = argparse.ArgumentParser(prog="python -m latentfaces.training.budget", description=__doc__)
     parser.add_argument("overrides", nargs="*", help="as for train.py; both stages unless model=vae or model=ldm")
-    parser.add_argument("--share", type=float, default=SHARE, help=f"of the peak, assumed ({SHARE})")
+    parser.add_argument("--share", type=float, help=f"of the peak, assumed (GPU {SHARE}, CPU {CPU_SHARE})")
     parser.add_argument("--images", type=int, help="pictures in the data set, for the size of packs and caches")
     parser.add_argument("--measure", type=int, default=0, metavar="STEPS", help="compare with so many real steps here")
     options = parser.parse_intermixed_args(arguments)
-    if not 0 < options.share <= 1:
+    if options.share is not None and not 0 < options.share <= 1:
         parser.error(f"--share={options.share} must be above 0 and at most 1")
     try:
         here = this_machine()
@@ -98,7 +98,7 @@ def planned(cfg: DictConfig, num_images: int | None) -> Plan:
         if first_stage and model.loss.perceptual is not None:  # its weights are not needed to count it
             net = model.loss.perceptual.get("net", "vgg")
             model.loss.perceptual = {"_target_": "latentfaces.autoencoder.PerceptualDistance.untrained", "net": net}
-    num_devices = (1 if trainer.devices == "auto" else int(trainer.devices)) * trainer.num_nodes
+    num_devices = how_many(trainer.devices) * trainer.num_nodes
     return Plan(
         title=f"Stage {1 if first_stage else 2}: {data.resolution} pixels, latents of "
         f"{side}x{side}x{model.autoencoder.latent_channels}, {data.batch_size} items a batch, {num_devices} device(s)",
@@ -117,6 +117,21 @@ def planned(cfg: DictConfig, num_images: int | None) -> Plan:
         snapshots=ema.get("snapshots", 0) * len(ema.get("tracks", [])),
         disk=disk,
     )
+
+
+def how_many(devices: Any) -> int:
+    """Devices of each machine, for `trainer.devices` as Lightning reads it.
+
+    Raises:
+        UserError: it leaves that to the machine.
+    """
+    if devices == "auto":
+        return 1
+    if not isinstance(devices, int):
+        devices = len(str(devices).strip("[],").split(",")) if "," in str(devices) else str(devices)
+    if not str(devices).isdigit() or int(devices) < 1:
+        raise UserError(f"trainer.devices={devices} does not say how many: give a number")
+    return int(devices)
 
 
 def kept(callbacks: Any) -> int:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from conf.budget import how_many
+from latentfaces.errors import UserError
 from latentfaces.training.budget import Machine, Plan, estimate, report
 from latentfaces.training.cost import Part, StepCost
 
@@ -115,3 +117,14 @@ def test_a_folder_without_conf_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runpy, "run_module", run_module)
     with pytest.raises(SystemExit, match="conf/ is not here"):
         original("latentfaces.training.budget", run_name="__main__")
+
+
+@pytest.mark.parametrize(("devices", "number"), [("auto", 1), (8, 8), ("4", 4), ("0,1", 2), ([0, 2, 3], 3)])
+def test_devices_are_counted(devices: Any, number: int) -> None:
+    assert how_many(devices) == number
+
+
+@pytest.mark.parametrize("devices", [-1, "all", 0])
+def test_devices_without_a_number_are_refused(devices: Any) -> None:
+    with pytest.raises(UserError, match=rf"^trainer\.devices={devices} does not say how many"):
+        how_many(devices)

@@ -17,8 +17,8 @@ import torch
 from latentfaces.nn import best_device
 from latentfaces.training.cost import BareStep, StepCost, TrainedStage, count_step, measure_step
 
-SHARE = 0.3
-"""Share of the peak that a training is assumed to reach."""
+SHARE, CPU_SHARE = 0.3, 0.65
+"""Shares of the peak that a training is assumed to reach; that of CPUs is measured, see docs/scaling.md."""
 READING = 1e9
 """Bytes a second that storage is assumed to give: a plain SSD's."""
 
@@ -44,6 +44,11 @@ class Machine:
     bandwidth: float
     link: float
     gpu: bool = True
+
+    @property
+    def share(self) -> float:
+        """Of the peak, assumed."""
+        return SHARE if self.gpu else CPU_SHARE
 
     def peak(self, bfloat16: bool) -> float:
         """FLOP/s in that precision."""
@@ -147,14 +152,14 @@ class Estimate:
         return self.seconds[self.bound]
 
 
-def estimate(plan: Plan, machine: Machine, share: float = SHARE) -> Estimate:
+def estimate(plan: Plan, machine: Machine, share: float | None = None) -> Estimate:
     """What bounds a step: computing at that share of the peak, or moving bytes at the full speed of their way."""
     bfloat16 = machine.bfloat16 > 0 and plan.bfloat16
     cost, others = plan.cost(bfloat16, machine.gpu), plan.num_devices - 1
     # A ring sends each gradient twice, but for the share that is a device's own (Patarasuk & Yuan 2009).
     sent = 2 * others / plan.num_devices * cost.gradients
     seconds = {
-        "compute": plan.accumulate * cost.flops / (share * machine.peak(bfloat16)),
+        "compute": plan.accumulate * cost.flops / ((share or machine.share) * machine.peak(bfloat16)),
         "memory": plan.accumulate * cost.moved / machine.bandwidth,
         "gradients": sent / machine.link,
         "data": plan.accumulate * plan.batch_size * plan.item / READING,
@@ -162,7 +167,7 @@ def estimate(plan: Plan, machine: Machine, share: float = SHARE) -> Estimate:
     return Estimate(bfloat16, seconds, sum(plan.memory(cost).values()))
 
 
-def report(plan: Plan, machines: list[Machine], share: float = SHARE) -> str:
+def report(plan: Plan, machines: list[Machine], share: float | None = None) -> str:
     """All of it, in tables of Markdown."""
     first = estimate(plan, machines[0], share)
     cost = plan.cost(first.bfloat16, machines[0].gpu)
@@ -191,7 +196,8 @@ def report(plan: Plan, machines: list[Machine], share: float = SHARE) -> str:
             f"| {machine.name} | {'bf16-mixed' if it.bfloat16 else '32-true'} | {fits} | {length(plan, it)} "
             f"| {plan.items_a_step / it.step:,.0f} | {it.bound} |"
         )
-    return "\n".join([*lines, "", f"Assumed: {share:.0%} of the peak in computing; all else overlaps with it."])
+    shares = f"{share:.0%} of the peak" if share else f"{SHARE:.0%} of a GPU's peak, {CPU_SHARE:.0%} of a CPU's,"
+    return "\n".join([*lines, "", f"Assumed: {shares} in computing; all else overlaps with it."])
 
 
 def length(plan: Plan, it: Estimate) -> str:
@@ -239,7 +245,7 @@ def fastest(work: Callable[[], object]) -> float:
     return min(seconds)
 
 
-def compare(plan: Plan, machine: Machine, num_steps: int, share: float = SHARE) -> str:
+def compare(plan: Plan, machine: Machine, num_steps: int, share: float | None = None) -> str:
     """Real steps on this machine against what is predicted for it."""
     it = estimate(plan, machine, share)
     bare = BareStep(plan.make(), plan.batch_size, plan.resolution, it.bfloat16, best_device())
