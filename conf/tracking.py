@@ -24,13 +24,20 @@ def offline_reason() -> str | None:
         return None
     if mode in ("offline", "dryrun"):
         return f"as WANDB_MODE={mode} says"
+    limit_waiting()
     import wandb
 
     address = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
     host = urlparse(address).hostname or address
-    if "WANDB_API_KEY" not in os.environ and not has_login(host):
+    if not os.environ.get("WANDB_API_KEY") and not has_login(host):
         return "for want of an account; to go online type `wandb login` once"
     return None if answers(address) else f"as {host} cannot be reached"
+
+
+def limit_waiting() -> None:
+    """Keep W&B from holding up a run for long; before it reads its environment, which it does once."""
+    for name, seconds in SECONDS.items():
+        os.environ.setdefault(name, seconds)
 
 
 def has_login(host: str) -> bool:
@@ -73,16 +80,18 @@ def begin(logger: Any, config: Mapping[str, Any], folder: Path) -> None:
         config: of the run.
         folder: the run's.
     """
+    limit_waiting()
     import wandb
 
-    for name, seconds in SECONDS.items():
-        os.environ.setdefault(name, seconds)
+    # W&B reads its environment once a process, and may have done so before Lightning writes there that it is offline.
+    if logger._offline:
+        logger._wandb_init["mode"] = "offline"
     try:
         logger.log_hyperparams(config)
     except (wandb.Error, OSError) as error:
         problem = str(error).splitlines()[0]
         tell_offline(folder, f"as it could not be started online ({problem})")
-        logger._offline = True
+        logger._wandb_init["mode"] = "offline"
         logger.log_hyperparams(config)
     if logger._experiment is not None:  # none in the processes of further devices
         logger._experiment = Unfailing(logger._experiment, Loss(folder))

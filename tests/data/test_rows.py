@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from latentfaces.data.rows import RowFile
+from latentfaces.errors import UserError
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_a_file_cut_while_in_use_is_named(array: np.ndarray, tmp_path: Path) -> 
     rows = RowFile(tmp_path / "a.npy")
     with (tmp_path / "a.npy").open("r+b") as file:
         file.truncate(200)
-    with pytest.raises(OSError, match=r"a\.npy"):
+    with pytest.raises(UserError, match=r"a\.npy"):
         rows[np.array([22])]
 
 

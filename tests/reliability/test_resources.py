@@ -81,7 +81,8 @@ def logged_offline() -> bool:
 
 
 def test_case_24_without_an_account_wandb_logs_offline_and_says_where(fork: Forker, workplace: Path) -> None:
-    training = fork.start(*WITH_WANDB, WANDB_MODE="online", HOME=str(workplace))  # where a ~/.netrc would be
+    nobody = {"WANDB_MODE": "online", "WANDB_API_KEY": "", "HOME": str(workplace)}  # where a ~/.netrc would be
+    training = fork.start(*WITH_WANDB, **nobody)
     assert training.wait(200) == 0, training.said
     assert logged_offline()
     assert training.said.count("wandb login") == 1
