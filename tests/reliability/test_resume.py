@@ -169,7 +169,7 @@ def test_case_28_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_before_it(
 
 def test_case_30_last_is_the_last_and_best_the_best(fork: Forker) -> None:
     # The loss falls, so the highest one is the first.
-    status, said = fork.run(*VAE, "name=run", "callbacks.best.mode=max", "trainer.val_check_interval=4")
+    status, said = fork.run(*VAE, "name=run", "+callbacks.best.mode=max", "trainer.val_check_interval=4")
     assert status == 0, said
     losses = {int(step): float(loss) for step, loss in validations("vae/run")}
     assert max(losses, key=lambda step: losses[step]) == 3  # counted from 0

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentfaces.training import AtomicCheckpointIO, ResumableCSVLogger
+from latentfaces.training import AtomicCheckpointIO, DiskFullError, ResumableCSVLogger
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,8 +17,11 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        writer.save_checkpoint({"step": 2}, path)
+    with pytest.raises(DiskFullError, match="was not written: no space"):
+        AtomicCheckpointIO("fail").save_checkpoint({"step": 2}, path)
+    writer.save_checkpoint({"step": 2}, path)
+    assert writer.skipped
+    assert not path.with_name("last.ckpt.partial").exists()
     assert torch.load(path, weights_only=True) == {"step": 1}
 
 

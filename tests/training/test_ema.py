@@ -72,9 +72,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def trainer(step: int) -> Any:
+    """What the EMA asks of one."""
+    return SimpleNamespace(global_step=step, strategy=SimpleNamespace(checkpoint_io=None))
+
+
 def after(ema: EMA, module: Walk, step: int) -> None:
     """Tell the EMA that a step is done."""
-    ema.on_train_batch_end(SimpleNamespace(global_step=step), module, None, None, 0)  # type: ignore[arg-type]
+    ema.on_train_batch_end(trainer(step), module, None, None, 0)
 
 
 @pytest.mark.parametrize("sigma_rel", WIDTHS)
@@ -166,7 +171,7 @@ def test_snapshots_of_a_training_by_time_are_spread_over_its_time(tmp_path: Path
     ema.on_train_start(None, module)  # type: ignore[arg-type]
     for step, module.share in enumerate([0.1, 0.19, 0.21, 0.3, 0.65, 0.7, 0.9, 0.95], start=1):
         after(ema, module, step)
-    ema.on_train_end(None, module)  # type: ignore[arg-type]  # stopped early
+    ema.on_train_end(trainer(0), module)  # stopped early
     assert steps_in(tmp_path) == [3, 5, 7, 8]
 
 

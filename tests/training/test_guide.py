@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from latentfaces.errors import UserError
-from latentfaces.training import LatentDiffusionModule
+from latentfaces.training import AtomicCheckpointIO, LatentDiffusionModule
 from latentfaces.training.callbacks import EMA, GuideWeights
 
 
@@ -26,7 +26,8 @@ class Early(LatentDiffusionModule):
 
 
 def trainer(*callbacks: Any, is_global_zero: bool = True) -> Any:
-    return SimpleNamespace(callbacks=list(callbacks), is_global_zero=is_global_zero)
+    strategy = SimpleNamespace(checkpoint_io=AtomicCheckpointIO())
+    return SimpleNamespace(callbacks=list(callbacks), is_global_zero=is_global_zero, strategy=strategy)
 
 
 def begin(guide: GuideWeights, share: float = 0.0) -> Early:

@@ -100,11 +100,11 @@ class EMA(Callback):
             torch._foreach_lerp_(own, self.weights, 1 - decay(self.powers[width], self.num_updates))
         if self.due(pl_module) > self.num_due:
             self.num_due = self.due(pl_module)
-            self.write_snapshot(pl_module)
+            self.write_snapshot(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.snapshots and self.num_updates:
-            self.write_snapshot(pl_module)
+            self.write_snapshot(trainer, pl_module)
 
     def due(self, pl_module: LightningModule) -> int:
         """How many snapshots should be there by now."""
@@ -113,7 +113,7 @@ class EMA(Callback):
         assert isinstance(pl_module, Stage)
         return int(pl_module.progress() * self.snapshots + 1e-9)
 
-    def write_snapshot(self, pl_module: LightningModule) -> None:
+    def write_snapshot(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write all tracks of this step, unless they are there; all ranks must call this."""
         assert isinstance(pl_module, Stage)
         assert self.folder is not None
@@ -129,7 +129,7 @@ class EMA(Callback):
         rest = gathered({name: value for name, value in pl_module.network.state_dict().items() if name not in names})
         if is_first_rank():
             snapshot = Snapshot(self.num_updates, tracks, rest)
-            with full_disk_survived(pl_module.trainer):
+            with full_disk_survived(trainer):
                 save_whole(vars(snapshot), self.folder / Snapshot.name(self.num_updates))
 
     @rank_zero_only
