@@ -71,7 +71,7 @@ class RandomPerceptualDistance(PerceptualDistance):
         from torchmetrics.functional.image.lpips import _LPIPS
 
         nn.Module.__init__(self)
-        self.unregistered = [in_float(_LPIPS(net=net, pnet_rand=True))]  # type: ignore[arg-type]
+        self.unregistered = [in_float(_LPIPS(net=net, pnet_rand=True))]
 
 
 def with_adversary(module: Any, perceptual: PerceptualDistance) -> Any:

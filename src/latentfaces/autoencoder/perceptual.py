@@ -96,9 +96,9 @@ class PerceptualDistance(nn.Module):
         return distance.mean()
 
 
-def in_float(network: nn.Module) -> nn.Module:
+def in_float(network: Any) -> Any:
     """torchmetrics' network, not to be trained, with `FloatFeatures`."""
-    network.net = FloatFeatures(network.net)  # type: ignore[arg-type]
+    network.net = FloatFeatures(network.net)
     return network.requires_grad_(False)
 
 
