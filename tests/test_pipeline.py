@@ -64,4 +64,3 @@ def test_a_picture_above_the_bound_is_taken_alone(pixels_seen: list[int]) -> Non
 @pytest.mark.parametrize(("resolution", "in_strips"), [(256, False), (1024, False), (1040, True), (2048, True)])
 def test_large_pictures_are_decoded_in_strips(resolution: int, in_strips: bool) -> None:
     assert FacePipeline(small_vae(), None, resolution, CPU).in_strips is in_strips
-
