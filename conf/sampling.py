@@ -80,6 +80,8 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     pipeline.guidance = guidance
     if cfg.compile:
         pipeline.compile()
+    if cfg.strips is not None:
+        pipeline.in_strips = cfg.strips
     weights = pipeline.weights
     if recipe.weights not in (None, weights):
         raise UserError(
@@ -97,6 +99,8 @@ def typed(cfg: DictConfig, run: Run) -> Recipe:
             cfg.task[key] = value
     settings = plain(cfg.task)
     check_types(settings, "task")
+    if "sampler" not in cfg.task:
+        refuse_idle_options(cfg)
     choices = HydraConfig.get().runtime.choices
     recipe = Recipe(str(run.folder), choices["task"], settings, precision=cfg.precision.name, ema=cfg.ema)
     recipe.files = named_files(settings)
@@ -113,6 +117,14 @@ def typed(cfg: DictConfig, run: Run) -> Recipe:
         if is_main_process():
             print(f"guidance: {described(recipe)}")
     return recipe
+
+
+def refuse_idle_options(cfg: DictConfig) -> None:
+    """Name the first option that a task without new faces, such as reconstruct, would not use."""
+    for key in ("ema", "guidance", "compile"):
+        if cfg[key] is not None and cfg[key] is not False:
+            task = HydraConfig.get().runtime.choices["task"]
+            raise UserError(f"{key}=... has no effect with task={task}, which uses the VAE alone: leave it out")
 
 
 def described(recipe: Recipe) -> str:

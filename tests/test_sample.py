@@ -75,6 +75,9 @@ def test_reconstructions_of_held_out_photos_and_of_my_own(home: Path, capsys: py
 
 REFUSED = {
     "a sampler where nothing is sampled": (["task=reconstruct", "sampler=euler"], "sampler"),
+    "an average where the denoiser is not used": (["task=reconstruct", "ema=0.1"], "ema=... has no effect"),
+    "a compiled denoiser that is not used": (["task=reconstruct", "compile=true"], "compile=... has no effect"),
+    "an average of the VAE": (["run=outputs/vae/faces", "task=reconstruct", "ema=0.1"], "ema=... has no effect"),
     "a guidance that the network has no head for": (["guidance=internal"], "auxiliary_depth"),
     "a weight below none": (["guidance=auto", "guidance.weight=0.5"], "weight=0.5"),
     "a weight of no guidance": (["guidance=none", "guidance.weight=2"], "weight"),
@@ -249,9 +252,9 @@ def test_skips_serve_photos_and_never_new_faces(
     seen: list[object] = []
     forward = Decoder.forward
 
-    def spy(self: Decoder, latents: torch.Tensor, skips: Skips | None = None) -> torch.Tensor:
+    def spy(self: Decoder, latents: torch.Tensor, skips: Skips | None = None, *how: bool) -> torch.Tensor:
         seen.append(skips)
-        return forward(self, latents, skips)
+        return forward(self, latents, skips, *how)
 
     monkeypatch.setattr(Decoder, "forward", spy)
     for task, output in (("generate", "faces"), ("interpolate", "row")):

@@ -14,8 +14,10 @@ from latentfaces.errors import UserError
 from latentfaces.nn import best_device, weights_hash
 from latentfaces.run import GUIDE, Run, open_run
 
-PIXELS_AT_ONCE = 2**22
-"""Decoded in one call: 64 faces of 256 pixels, 4 of 1024."""
+PIXELS_AT_ONCE = {"cuda": 2**20, "cpu": 2**18}
+"""In one call of encoder or decoder: on a CPU 4 faces of 256 pixels. More are hardly faster, and take more memory."""
+STRIPS_ABOVE = 2**20
+"""Pixels of a picture from which on it is decoded in strips."""
 
 
 class FacePipeline:
@@ -45,6 +47,8 @@ class FacePipeline:
         self.find_guide = guide if callable(guide) and not isinstance(guide, Denoiser) else lambda: guide
         self.resolution = resolution
         self.guidance: Guidance = NoGuidance()
+        self.in_strips = resolution**2 > STRIPS_ABOVE
+        """Decode in strips: in a part of the memory and two to three times the time (see `VAE.decode`)."""
 
     @classmethod
     def load(
@@ -134,27 +138,31 @@ class FacePipeline:
         """bfloat16 within this context, where asked for."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
+    def parts(self, count: int) -> Iterator[slice]:
+        """So many pictures, a few at a time to bound the memory."""
+        at_once = max(1, PIXELS_AT_ONCE.get(self.device.type, 2**18) // self.resolution**2)
+        return (slice(start, start + at_once) for start in range(0, count, at_once))
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images (n, 3, R, R) in [-1, 1] -> normalised latents (n, c, h, w), the posterior's mode."""
         with self.autocast():
-            return self.vae.normalize(self.vae.encode(images.to(self.device)).mode())
+            parts = [self.vae.encode(images[part].to(self.device)).mode() for part in self.parts(len(images))]
+        return self.vae.normalize(torch.cat(parts))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
-        """Normalised latents (n, c, h, w) -> images (n, 3, R, R) in [-1, 1], a few at a time to bound the memory.
+        """Normalised latents (n, c, h, w) -> images (n, 3, R, R) in [-1, 1].
 
         Args:
             latents: of new faces or of photos.
             skips: the encoder's features of the photos, if the decoder is to see them (see `VAE.decode`).
         """
-        at_once = max(1, PIXELS_AT_ONCE // self.resolution**2)
         images = []
         with self.autocast():
-            for start in range(0, len(latents), at_once):
-                part = slice(start, start + at_once)
+            for part in self.parts(len(latents)):
                 features = None if skips is None else [skip[part] for skip in skips]
-                images.append(self.vae.decode(self.vae.denormalize(latents[part]), features))
+                images.append(self.vae.decode(self.vae.denormalize(latents[part]), features, self.in_strips))
         return torch.cat(images)
 
     @torch.no_grad()
@@ -165,9 +173,13 @@ class FacePipeline:
             images: the photos.
             skips: strength, in [0, 1], of the VAE's skip connections: at 0 the latents say everything.
         """
+        made = []
         with self.autocast():
-            posterior, features = self.vae.encode_with_skips(images.to(self.device))
-            return self.vae.decode(posterior.mode(), [skips * feature for feature in features] if skips else None)
+            for part in self.parts(len(images)):
+                posterior, features = self.vae.encode_with_skips(images[part].to(self.device))
+                seen = [skips * feature for feature in features] if skips else None
+                made.append(self.vae.decode(posterior.mode(), seen, self.in_strips))
+        return torch.cat(made)
 
     def sample(self, noise: Tensor, sampler: Sampler, fresh: Callable[[], Tensor] | None = None) -> Tensor:
         """Noise (n, c, h, w) -> normalised latents; `fresh` as for `Sampler`."""

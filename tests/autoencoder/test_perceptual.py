@@ -123,29 +123,7 @@ def test_distance_is_float32_under_bfloat16(distance: PerceptualDistance, images
     with torch.autocast("cpu", torch.bfloat16):
         inside = distance(images, others)
     assert inside.dtype == torch.float32
-    assert inside.item() == pytest.approx(distance(images, others.float()).item(), abs=1e-4)
-
-
-def test_backbone_computes_in_bfloat16_where_training_does_with_nearly_the_same_gradient(
-    distance: PerceptualDistance, images: Tensor
-) -> None:
-    seen: list[torch.dtype] = []
-    found = []
-    network: Any = distance.unregistered[0]
-    hook = next(m for m in network.modules() if isinstance(m, torch.nn.Conv2d)).register_forward_hook(
-        lambda module, inputs, output: seen.append(output.dtype)
-    )
-    noise = 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
-    for lower in (False, True):
-        reconstructions = (images + noise).requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
-            loss = distance(images, reconstructions)
-        found.append(torch.autograd.grad(loss, reconstructions)[0].flatten())
-    hook.remove()
-    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
-    assert F.cosine_similarity(*found, dim=0) > 0.95
-    with torch.autocast("cpu", torch.bfloat16):
-        assert distance(images, images.clone()).item() == 0.0
+    assert torch.equal(inside, distance(images, others.float()))
 
 
 def test_weights_are_those_of_the_file(tmp_path: Path, distance: PerceptualDistance, images: Tensor) -> None:

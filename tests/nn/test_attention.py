@@ -1,6 +1,7 @@
 """Attention against loops in float64."""
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -39,6 +40,24 @@ def test_attention_equals_a_naive_softmax(dtype: torch.dtype, tolerance: float) 
     result = attention(query, key, value)
     assert result.dtype == dtype
     assert torch.allclose(result.double(), naive_attention(query, key, value), atol=tolerance)
+
+
+def test_attention_of_many_tokens_holds_few_scores_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 3, 50, 8, requires_grad=True).bfloat16()
+    whole = attention(query, key, value)
+    module = import_module("latentfaces.nn.attention")  # whose name in the package is the function's
+    monkeypatch.setattr(module, "SCORES_AT_ONCE", 7 * 2 * 3 * 50)  # seven queries of the fifty
+    held: list[int] = []
+    softmax = torch.Tensor.softmax
+
+    def note(scores: Tensor, *arguments: int) -> Tensor:
+        held.append(scores.shape[-2])
+        return softmax(scores, *arguments)
+
+    monkeypatch.setattr(torch.Tensor, "softmax", note)
+    assert torch.equal(attention(query, key, value), whole)
+    assert held == [7] * 7 + [1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -171,9 +171,9 @@ def test_skips_hand_on_the_detail_of_what_is_kept_alone(
     seen: list[list[torch.Tensor] | None] = []
     decode = vae.decode
 
-    def spy(latents: torch.Tensor, skips: list[torch.Tensor] | None = None) -> torch.Tensor:
+    def spy(latents: torch.Tensor, skips: list[torch.Tensor] | None = None, *how: bool) -> torch.Tensor:
         seen.append(skips)
-        return decode(latents, skips)
+        return decode(latents, skips, *how)
 
     monkeypatch.setattr(vae, "decode", spy)
     for skips in (None, 0.5, 0.0):

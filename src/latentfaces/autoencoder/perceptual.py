@@ -14,31 +14,8 @@ from torch import Tensor, nn
 from latentfaces.errors import UserError
 
 
-class FloatFeatures(nn.Module):
-    """The backbone's features in float32, computed in what the training computes in.
-
-    Args:
-        backbone: images -> a named tuple of features.
-    """
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.lower: torch.dtype | None = None
-        """What the layers compute in; None for float32."""
-
-    def forward(self, images: Tensor) -> Any:
-        with torch.autocast(images.device.type, self.lower, enabled=self.lower is not None):
-            features = self.backbone(images)
-        return type(features)(*(feature.float() for feature in features))
-
-
 class PerceptualDistance(nn.Module):
     """LPIPS (Zhang et al. 2018), with a gradient for the second picture.
-
-    In mixed precision the backbone computes in bfloat16 and its features are compared in float32: on a CPU a tenth of
-    a whole step is saved. Rounding then adds less than 1e-4 to the distance, and at distances of 0.01 and more its
-    gradient has a cosine of 0.98 or more with that of float32 (VGG of random weights).
 
     The network is no part of `parameters()` and `state_dict()`: it is not trained, and would swell every checkpoint.
 
@@ -72,7 +49,7 @@ class PerceptualDistance(nn.Module):
         except (RuntimeError, EOFError, UnpicklingError) as error:  # another network's, cut, empty, a web page
             problem = (str(error) or "it is empty").splitlines()[0]
             raise UserError(f"{path} is not torchvision's {name}, or is damaged: {problem}") from None
-        self.unregistered = [in_float(network)]
+        self.unregistered = [network.requires_grad_(False)]
 
     @classmethod
     def untrained(cls, net: Literal["vgg", "alex", "squeeze"] = "vgg") -> "PerceptualDistance":
@@ -81,25 +58,16 @@ class PerceptualDistance(nn.Module):
 
         distance = cls.__new__(cls)
         nn.Module.__init__(distance)
-        distance.unregistered = [in_float(_NoTrainLpips(pretrained=False, net=net, pnet_rand=True))]
+        distance.unregistered = [_NoTrainLpips(pretrained=False, net=net, pnet_rand=True).requires_grad_(False)]
         return distance
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Images and reconstructions (b, 3, H, W) in [-1, 1] -> their mean distance, a scalar."""
-        network: Any = self.unregistered[0].to(images.device)
-        self.unregistered[0] = network
-        kind = images.device.type
-        network.net.lower = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        # The features are normalised: in bfloat16 the difference of two near ones would be mostly rounding.
-        with torch.autocast(kind, enabled=False):
+        network = self.unregistered[0] = self.unregistered[0].to(images.device)
+        # The features are normalised: in bfloat16 the difference of two near ones is mostly rounding.
+        with torch.autocast(images.device.type, enabled=False):
             distance: Tensor = network(images.float(), reconstructions.float())
         return distance.mean()
-
-
-def in_float(network: Any) -> Any:
-    """torchmetrics' network, not to be trained, with `FloatFeatures`."""
-    network.net = FloatFeatures(network.net)
-    return network.requires_grad_(False)
 
 
 @contextmanager

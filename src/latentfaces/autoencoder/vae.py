@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from latentfaces.autoencoder.posterior import DiagonalGaussian
+from latentfaces.autoencoder.strips import at_once, in_strips
 from latentfaces.nn import (
     Downsample,
     Downsampling,
@@ -148,19 +150,24 @@ class Decoder(nn.Module):
         weight: Tensor = self.head[-1].weight  # type: ignore[assignment]
         return weight
 
-    def forward(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
+    def forward(self, latents: Tensor, skips: Skips | None = None, strips: bool = False) -> Tensor:
         """Decode; `skips` (as `Encoder.with_skips` gives them) keep what the latents have no room for."""
         if skips is not None and not self.shape.skip_connections:
             raise ValueError("this VAE was built without skip connections (model.autoencoder.skip_connections=false)")
-        x = self.shape.run(self.middle, self.stem(latents))
-        for number, level in enumerate(self.levels):
-            if number > 0:
-                x = self.ups[number - 1](x)
-                if skips is not None:
-                    x = x + self.skips[number - 1](skips[-number])
-            x = self.shape.run(level, x)
-        images = F.pixel_shuffle(self.head(x), self.shape.patch_size).float()
+        call = in_strips if strips else at_once
+        x = self.shape.run(self.levels[0], self.shape.run(self.middle, self.stem(latents)))
+        for number in range(1, len(self.levels)):
+            layers = [self.ups[number - 1], self.levels[number]]
+            x = call(partial(self.finer, number), layers, x, *([] if skips is None else [skips[-number]]))
+        images = F.pixel_shuffle(call(self.head, [self.head], x), self.shape.patch_size).float()
         return torch.tanh(images) if self.shape.output == "tanh" else images
+
+    def finer(self, number: int, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Double the size, and run the blocks of level `number`."""
+        x = self.ups[number - 1](x)
+        if skip is not None:
+            x = x + self.skips[number - 1](skip)
+        return self.shape.run(self.levels[number], x)
 
 
 class VAE(nn.Module):
@@ -239,13 +246,19 @@ class VAE(nn.Module):
         moments, skips = self.encoder.with_skips(images)
         return DiagonalGaussian.from_moments(moments), skips
 
-    def decode(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
+    def decode(self, latents: Tensor, skips: Skips | None = None, strips: bool = False) -> Tensor:
         """Latents (b, latent_channels, h, w) -> images (b, 3, f h, f w) in [-1, 1].
 
         A generated latent has no skips. Those of a real photo keep, in a reconstruction or an edit, the detail that
         the latent has no room for; scaled by a number in [0, 1] they count for as much.
+
+        Args:
+            latents: of new faces or of photos.
+            skips: the encoder's features of the photos.
+            strips: for pictures of a thousand pixels a side and more, without a gradient: the same, to rounding, in a
+                part of the memory and two to three times the time.
         """
-        return self.decoder(latents, skips)
+        return self.decoder(latents, skips, strips)
 
     def forward(self, images: Tensor, skip_dropout: float = 1.0) -> tuple[Tensor, DiagonalGaussian, Tensor]:
         """Encode, draw, decode.

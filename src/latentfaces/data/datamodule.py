@@ -71,7 +71,6 @@ class FFHQDataModule(LightningDataModule):
         self.resolution, self.batch_size, self.seed = resolution, batch_size, seed
         self.horizontal_flip, self.on_bad_image, self.val_every = horizontal_flip, on_bad_image, val_every
         self.num_val_images, self.filter, self.num_workers = num_val_images, filter, num_workers
-        self.pinned = torch.cuda.is_available()
         self.encoder: tuple[str, Encode] | None = None
         self.train_dataset: Dataset[Tensor]
         self.val_dataset: Dataset[Tensor]
@@ -140,9 +139,7 @@ class FFHQDataModule(LightningDataModule):
         moments = self.encoded(LatentCache(pack, *self.encoder)) if self.encoder is not None else None
 
         def dataset(indices: NDArray[np.int64]) -> Dataset[Tensor]:
-            if moments is not None:
-                return LatentDataset(moments, indices)
-            return FFHQDataset(pack.rows, indices, pinned=self.pinned and self.num_workers == 0)
+            return FFHQDataset(pack.rows, indices) if moments is None else LatentDataset(moments, indices)
 
         self.train_dataset, self.val_dataset = dataset(pack.train_indices), dataset(spaced)
         self.test_dataset = dataset(held_out)
@@ -209,7 +206,7 @@ class FFHQDataModule(LightningDataModule):
             batch_sampler=batches,  # type: ignore[arg-type] # a batch is two arrays rather than a list
             num_workers=self.num_workers,
             collate_fn=identity,
-            pin_memory=self.pinned,
+            pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
             # Its own generator: making an iterator must not draw from the global one, or a resumed run drifts.
             generator=torch.Generator().manual_seed(self.seed),

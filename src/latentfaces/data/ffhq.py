@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from latentfaces.data.memory import BatchMemory
 from latentfaces.data.rows import RowFile
 
 
@@ -37,12 +36,10 @@ class FFHQDataset(Dataset[Tensor]):
     Args:
         images: (N, 3, R, R) uint8, in memory or on disk.
         indices: which of the N are in this dataset, in order.
-        pinned: batches are in memory from where a GPU copies while the CPU goes on.
     """
 
-    def __init__(self, images: NDArray[np.uint8] | RowFile, indices: NDArray[np.int64], pinned: bool = False) -> None:
+    def __init__(self, images: NDArray[np.uint8] | RowFile, indices: NDArray[np.int64]) -> None:
         self.images, self.indices = images, indices
-        self.memory = BatchMemory(images.shape[1:], pinned)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -52,13 +49,7 @@ class FFHQDataset(Dataset[Tensor]):
 
     def __getitems__(self, draws: Draws) -> ImageBatch:
         """A batch in one gather."""
-        numbers = self.indices[draws.items]
-        images = self.memory.lend(len(numbers))
-        if isinstance(self.images, RowFile):
-            self.images.take(numbers, images.numpy())
-        else:
-            np.take(self.images, numbers, axis=0, out=images.numpy(), mode="clip")  # other modes copy once more
-        return ImageBatch(images, torch.from_numpy(draws.mirrored))
+        return ImageBatch(torch.from_numpy(self.images[self.indices[draws.items]]), torch.from_numpy(draws.mirrored))
 
 
 class LatentDataset(Dataset[Tensor]):

@@ -1,0 +1,66 @@
+"""A run as an object: memory that is bounded, faces that do not depend on how they are computed."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentfaces import pipeline as module
+from latentfaces.autoencoder import VAE
+from latentfaces.pipeline import FacePipeline
+
+CPU = torch.device("cpu")
+
+
+def small_vae(**options: Any) -> VAE:
+    torch.manual_seed(0)
+    return VAE(2, 8, (1, 2), 1, attention=False, **options).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def pixels_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pixels each call of the encoder and the decoder is about, of 4 x 256 at most."""
+    monkeypatch.setitem(module.PIXELS_AT_ONCE, "cpu", 4 * 256)
+    seen: list[int] = []
+    encode, decode = VAE.encode_with_skips, VAE.decode
+
+    def note_encode(vae: VAE, images: Tensor) -> Any:
+        seen.append(images.shape[0] * images.shape[2] * images.shape[3])
+        return encode(vae, images)
+
+    def note_decode(vae: VAE, latents: Tensor, *more: Any) -> Tensor:
+        images = decode(vae, latents, *more)
+        seen.append(images.shape[0] * images.shape[2] * images.shape[3])
+        return images
+
+    monkeypatch.setattr(VAE, "encode_with_skips", note_encode)
+    monkeypatch.setattr(VAE, "decode", note_decode)
+    return seen
+
+
+def test_few_pictures_at_a_time_give_what_all_at_once_give(pixels_seen: list[int]) -> None:
+    vae = small_vae(skip_connections=True)
+    pipeline = FacePipeline(vae, None, 16, CPU)
+    images = torch.rand(11, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        posterior, skips = vae.encode_with_skips(images)
+        whole = vae.decode(posterior.mode(), skips)
+    pixels_seen.clear()
+    latents = pipeline.encode(images)
+    assert torch.allclose(latents, vae.normalize(posterior.mode()), atol=1e-5)
+    assert torch.allclose(pipeline.decode(latents, skips), whole, atol=1e-5)
+    assert torch.allclose(pipeline.reconstruct(images, skips=1.0), whole, atol=1e-5)
+    assert max(pixels_seen) == 4 * 256
+    assert len(pixels_seen) == 3 + 3 + 6
+
+
+def test_a_picture_above_the_bound_is_taken_alone(pixels_seen: list[int]) -> None:
+    pipeline = FacePipeline(small_vae(), None, 64, CPU)
+    pipeline.decode(torch.zeros(3, 2, 32, 32))
+    assert pixels_seen == [64 * 64] * 3
+
+
+@pytest.mark.parametrize(("resolution", "in_strips"), [(256, False), (1024, False), (1040, True), (2048, True)])
+def test_large_pictures_are_decoded_in_strips(resolution: int, in_strips: bool) -> None:
+    assert FacePipeline(small_vae(), None, resolution, CPU).in_strips is in_strips
