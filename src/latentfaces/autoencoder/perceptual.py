@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Literal
 from urllib.error import URLError
 
 import torch
@@ -15,7 +15,7 @@ from latentfaces.errors import UserError
 
 
 class PerceptualDistance(nn.Module):
-    """LPIPS (Zhang et al. 2018), with a gradient for the second picture.
+    """LPIPS (Zhang et al. 2018) in float32, with a gradient for the second picture.
 
     The network is no part of `parameters()` and `state_dict()`: it is not trained, and would swell every checkpoint.
 
