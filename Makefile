@@ -1,11 +1,11 @@
-# make demo: both stages on drawn faces, from a fresh clone.   make test: the tests.   make check: lint, types, rules.
+# make demo: both stages on drawn faces, from a fresh clone.   make test: the tests.   make check: lint, types, rules.   make bench: speed beside the peers.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # A kill or a failed install leaves no stamp, so the next make starts the install again.
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check audit lock clean
+.PHONY: setup demo test check audit bench lock clean
 
 setup: $(STAMP)
 
@@ -42,6 +42,10 @@ audit: setup
 	else \
 		echo "requirements.lock was not audited: pypi.org cannot be reached"; \
 	fi
+
+bench: setup # twelve minutes on two cores, with nothing else running
+	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/speed.py
 
 lock: # needs uv
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -16,9 +16,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # where conf/ is
 
-from conf.launch import precision_for, prepared_training  # noqa: E402
+from conf.launch import prepared_training  # noqa: E402
 from conf.schema import register  # noqa: E402
 from latentfaces.autoencoder import VAE  # noqa: E402
+from latentfaces.nn.device import multiplies_bfloat16  # noqa: E402
 from latentfaces.training.stage import Stage  # noqa: E402
 
 __all__ = ["ROOT", "OurStep", "built", "built_ldm", "composed", "equal_vae", "in_bfloat16", "prepared_training"]
@@ -26,7 +27,7 @@ __all__ = ["ROOT", "OurStep", "built", "built_ldm", "composed", "equal_vae", "in
 
 def in_bfloat16(accelerator: str = "cpu") -> bool:
     """Whether train.py chooses bfloat16 on this device."""
-    return precision_for(DictConfig({"accelerator": accelerator})) == "bf16-mixed"
+    return multiplies_bfloat16(torch.device("cuda" if accelerator == "gpu" else "cpu"))
 
 
 def composed(*overrides: str) -> DictConfig:

@@ -3,6 +3,7 @@
 import contextlib
 import netrc
 import os
+import secrets
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -91,7 +92,8 @@ def begin(logger: Any, config: Mapping[str, Any], folder: Path) -> None:
     except (wandb.Error, OSError) as error:
         problem = str(error).splitlines()[0]
         tell_offline(folder, f"as it could not be started online ({problem})")
-        logger._wandb_init["mode"] = "offline"
+        # W&B holds on to the run that it could not start: another one takes its place.
+        logger._wandb_init |= {"mode": "offline", "id": secrets.token_hex(4)}
         logger.log_hyperparams(config)
     if logger._experiment is not None:  # none in the processes of further devices
         logger._experiment = Unfailing(logger._experiment, Loss(folder))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from commands import TINY_VAE, Command
-from conf.device import apply_choices
 
+from conf.compute import apply_choices
 from latentfaces.diffusion import DiT
 from latentfaces.errors import UserError
 from latentfaces.nn import DeviceChoices
@@ -29,7 +29,7 @@ def test_choices_are_applied_and_told_once(
     assert weights["encoder.stem.weight"].is_contiguous(memory_format=torch.channels_last)
     out = capsys.readouterr().out
     words = "32-true, sdpa attention, channels last, optimizer not fused, compiled at the first step"
-    assert out.count(f"training on 1 CPU device(s): {words}\n") == 1
+    assert out.count(f"training on 1 CPU device(s), {words}\n") == 1
     assert len(compiled) == 2  # encoder and decoder
 
 
@@ -57,9 +57,9 @@ def test_keys_without_effect_are_refused(
 
 def test_a_transformer_has_no_channels_to_put_last(monkeypatch: pytest.MonkeyPatch) -> None:
     choices, cpu = DeviceChoices.fastest(torch.device("cpu")), torch.device("cpu")
-    monkeypatch.setattr("conf.device.typed_keys", lambda: [])
+    monkeypatch.setattr("conf.compute.typed_keys", lambda: [])
     words = apply_choices(replace(choices, precision="bf16-mixed"), DiT(4, 16, 1, 2), cpu)
     assert words == "bf16-mixed, plain attention, fused optimizer"
-    monkeypatch.setattr("conf.device.typed_keys", lambda: ["device.channels_last"])
+    monkeypatch.setattr("conf.compute.typed_keys", lambda: ["device.channels_last"])
     with pytest.raises(UserError, match=r"^device\.channels_last has no effect"):
         apply_choices(choices, DiT(4, 16, 1, 2), cpu)

@@ -116,7 +116,7 @@ def test_a_sharded_checkpoint_goes_on_on_one_device_under_any_strategy(strategy:
         shutil.copytree(run, copy)
         (copy / "result.json").unlink()
     settings = [*STAGES["ldm"], "data.batch_size=8", "vae=outputs/vae/ddp", "trainer.max_steps=6"]
-    run_on(1, runs, *settings, *probe, f"strategy={strategy}", f"name=one_{strategy}", "resume=true")
+    run_on(1, runs, *settings, *probe, f"strategy={strategy}", f"name=one_{strategy}", "resume=force")
     before = torch.load("seen/ldm_fsdp/end.pt", weights_only=True)
     after = torch.load(f"seen/one_{strategy}/start.pt", weights_only=True)
     assert before.keys() == after.keys()

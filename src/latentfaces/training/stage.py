@@ -175,7 +175,7 @@ class Stage(LightningModule, ABC):
         self.check_gradient()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.resumed_at = checkpoint["global_step"]
+        self.resumed_at = checkpoint.get("global_step")
 
     def log_terms(self, terms: Mapping[str, Tensor | float]) -> None:
         """Log scalars of a training step, every `trainer.log_every_n_steps`: each key costs half a millisecond.
