@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from latentfaces.autoencoder import PatchDiscriminator, PerceptualDistance
-from latentfaces.autoencoder.perceptual import in_float
 from latentfaces.pipeline import FacePipeline
 from latentfaces.training.stage import Stage
 
@@ -64,16 +63,6 @@ def vae_step(scale: Scale) -> Row:
     return beside(title, ours, theirs, scale, "1.9 shipped, 1.07 at equal precision, share 0.76", compiled)
 
 
-class RandomPerceptualDistance(PerceptualDistance):
-    """LPIPS of random weights: as large, and nothing to download."""
-
-    def __init__(self, net: str = "vgg") -> None:
-        from torchmetrics.functional.image.lpips import _LPIPS
-
-        nn.Module.__init__(self)
-        self.unregistered = [in_float(_LPIPS(net=net, pnet_rand=True))]
-
-
 def with_adversary(module: Any, perceptual: PerceptualDistance) -> Any:
     """Stage 1 with `model/loss=adversarial`, the adversary from the first step on."""
     module.loss.perceptual = perceptual
@@ -84,7 +73,7 @@ def with_adversary(module: Any, perceptual: PerceptualDistance) -> Any:
 
 def stage1_rivals(scale: Scale, images: Tensor) -> tuple[Callable[[], Rival], Callable[[], Rival]]:
     """Makers of both sides."""
-    perceptual = RandomPerceptualDistance(scale.backbone)
+    perceptual = PerceptualDistance.untrained(scale.backbone)
 
     def ours() -> Rival:
         module = with_adversary(equal_vae(scale.channels), perceptual)
@@ -95,7 +84,6 @@ def stage1_rivals(scale: Scale, images: Tensor) -> tuple[Callable[[], Rival], Ca
         network = diffusers_vae(scale.channels).to(images.device)
         discriminator = PatchDiscriminator().to(images.device)
         backbone = copy.deepcopy(perceptual.unregistered[0]).to(images.device)
-        backbone.net = backbone.net.backbone  # in autocast all of it computes in bfloat16
 
         def distortion(photos: Tensor, reconstructions: Tensor) -> Tensor:
             return (reconstructions - photos).abs().mean() + backbone(photos, reconstructions).mean()

@@ -120,8 +120,9 @@ def record(cfg: DictConfig) -> None:
     OmegaConf.save(list(hydra.overrides.task), folder / ".hydra" / "overrides.yaml")
     OmegaConf.save(cfg, folder / CONFIG, resolve=True)
     defaults = compose("train", overrides=[f"model={cfg.stage}"])  # for report.html to compare with
-    if cfg.stage == "ldm":
-        with open_dict(defaults):  # they come from the VAE's run
+    with open_dict(defaults):
+        defaults.run_dir = cfg.run_dir
+        if cfg.stage == "ldm":  # these come from the VAE's run
             defaults.vae, defaults.data, defaults.model.autoencoder = cfg.vae, cfg.data, cfg.model.autoencoder
     OmegaConf.save(defaults, folder / ".hydra" / "defaults.yaml", resolve=True)
 

@@ -112,7 +112,7 @@ def test_two_forwards_give_the_gradient_that_ours_gives_with_one(benchmark: Any)
     networks, ours, peers = benchmark("networks"), benchmark("ours"), benchmark("peers")
     torch.manual_seed(0)
     images = torch.rand(2, 3, 32, 32) * 2 - 1
-    module = networks.with_adversary(ours.equal_vae(16), networks.RandomPerceptualDistance("squeeze"))
+    module = networks.with_adversary(ours.equal_vae(16), networks.PerceptualDistance.untrained("squeeze"))
     for parameter in module.network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     step = ours.OurStep(module, images)
