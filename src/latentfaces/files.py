@@ -1,10 +1,12 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and made by one process at a time."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from filelock import BaseFileLock, FileLock
 
 
 @contextmanager
@@ -30,3 +32,9 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[IO[bytes
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def made_alone(path: Path) -> BaseFileLock:
+    """A context that other processes wait for, such as jobs of a sweep that need the same file or folder `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f".{path.name}.lock"))

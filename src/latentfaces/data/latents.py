@@ -13,6 +13,7 @@ from latentfaces.data.ffhq import to_float
 from latentfaces.data.pack import Pack
 from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
+from latentfaces.files import made_alone
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images (b, 3, R, R) float in [-1, 1] -> mean and standard deviation of the posterior, each (b, c, h, w)."""
@@ -39,8 +40,12 @@ class LatentCache:
 
     def begin(self, device: torch.device) -> None:
         """Make the empty file, unless it is there, whole or begun; one process does this."""
-        if self.path.exists() or self.state_path.exists():
-            return
+        with made_alone(self.path):
+            if not self.path.exists() and not self.state_path.exists():
+                self.make_empty(device)
+
+    def make_empty(self, device: torch.device) -> None:
+        """The file, and beside it a byte per picture that says whether it is encoded."""
         mean, _ = self.encode_batch(slice(0, 1), device, mirrored=False)
         shape = (len(self.pack.images), 2, 2, *mean.shape[1:])
         require_space(self.path, 2.0 * np.prod(shape), f"the cache of {shape[0]} latents")
@@ -51,8 +56,13 @@ class LatentCache:
         """Encode this rank's share of what is not encoded yet."""
         if self.path.exists():
             return
-        moments: Any = np.load(self.partial, mmap_mode="r+")
-        done: Any = np.load(self.state_path, mmap_mode="r+")
+        try:
+            moments: Any = np.load(self.partial, mmap_mode="r+")
+            done: Any = np.load(self.state_path, mmap_mode="r+")
+        except FileNotFoundError:
+            if self.path.exists():  # another training has just finished the same cache
+                return
+            raise
         starts = list(range(rank * self.batch_size, len(done), num_ranks * self.batch_size))
         for start in track(starts, f"Encoding {self.pack.folder.name}", disable=rank > 0):
             batch = slice(start, start + self.batch_size)
@@ -67,9 +77,10 @@ class LatentCache:
 
     def finish(self) -> None:
         """Give the whole file its name; one process does this, when all ranks have filled their share."""
-        if not self.path.exists():
-            self.partial.replace(self.path)
-            self.state_path.unlink()
+        with made_alone(self.path):
+            if not self.path.exists():
+                self.partial.replace(self.path)
+                self.state_path.unlink()
 
     @torch.no_grad()
     def encode_batch(self, batch: slice, device: torch.device, mirrored: bool) -> tuple[Tensor, Tensor]:

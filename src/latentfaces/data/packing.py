@@ -18,6 +18,7 @@ from latentfaces.data.rows import open_rows
 from latentfaces.data.sources import BadImageError, Source
 from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
+from latentfaces.files import made_alone
 
 MAX_SKIPPED = 0.01
 HOW = {
@@ -50,7 +51,9 @@ def find_or_write_pack(
         UserError: the pack there is another source's, or was made with other settings; or it cannot be made.
     """
     if not folder.exists():
-        return Packing(source, folder, resolution, on_bad_image, val_every, resize_filter).run()
+        with made_alone(folder):
+            if not folder.exists():  # not by another process meanwhile
+                return Packing(source, folder, resolution, on_bad_image, val_every, resize_filter).run()
     pack = open_pack(folder)
     if pack.manifest["source"]["fingerprint"] != source.fingerprint:
         raise UserError(
@@ -121,9 +124,8 @@ class Packing:
                 array.flush()
             marker.write_text(token)  # last: from here on the folder can be gone on with
         self.images: Any = np.load(self.partial / "images.npy", mmap_mode="r+")
-        self.rows = open_rows(
-            self.partial / "images.npy", writable=True
-        )  # to map it and write costs four times as much
+        # To write into a map of it would cost four times as much.
+        self.rows = open_rows(self.partial / "images.npy", writable=True)
         self.state: Any = np.load(self.partial / "state.npy", mmap_mode="r+")
         self.digests: Any = np.load(self.partial / "sha256.npy", mmap_mode="r+")
 
