@@ -127,7 +127,7 @@ def from_timm(model: str, weights: str | None, **options: Any) -> nn.Module:
 
     if weights is not None:
         options["pretrained_cfg_overlay"] = {"file": weights}
-    network = timm.create_model(model, pretrained=True, **options)
+    network: Any = timm.create_model(model, pretrained=True, **options)
     return Resized(network, 224, network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
 
 
