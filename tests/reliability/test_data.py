@@ -94,7 +94,7 @@ def test_case_08_a_download_that_lost_the_network_goes_on_and_never_bears_the_na
     kaggle.send = go_on
     assert "12 pictures" in pack("ffhq")
     assert found[0] > 0
-    assert sorted(path.name for path in Path("data").iterdir()) == ["ffhq-6", "ffhq.zip"]
+    assert sorted(path.name for path in Path("data").glob("[!.]*")) == ["ffhq-6", "ffhq.zip"]
 
 
 def test_case_09_a_zip_that_is_cut_or_has_a_flipped_bit_is_told_with_its_size_and_leaves_nothing_half(

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -51,9 +52,11 @@ def find_or_write_pack(
         UserError: the pack there is another source's, or was made with other settings; or it cannot be made.
     """
     if not folder.exists():
+        packing = Packing(source, folder, resolution, on_bad_image, val_every, resize_filter)
+        packing.check_space()  # what is refused is refused before anything is written
         with made_alone(folder):
             if not folder.exists():  # not by another process meanwhile
-                return Packing(source, folder, resolution, on_bad_image, val_every, resize_filter).run()
+                return packing.run()
     pack = open_pack(folder)
     if pack.manifest["source"]["fingerprint"] != source.fingerprint:
         raise UserError(
@@ -107,22 +110,39 @@ class Packing:
                 raise
         return self.finish()
 
-    def open_arrays(self) -> None:
-        """Map the arrays: those of a packing that was cut, where it was of the same pictures, or new ones."""
-        token = json.dumps({"format": FORMAT, "fingerprint": self.source.fingerprint, **self.settings})
-        marker = self.partial / "packing.json"
-        if not marker.exists() or marker.read_text() != token:
-            shutil.rmtree(self.partial, ignore_errors=True)
+    @cached_property
+    def token(self) -> str:
+        """What the arrays are of."""
+        return json.dumps({"format": FORMAT, "fingerprint": self.source.fingerprint, **self.settings})
+
+    @property
+    def marker(self) -> Path:
+        """The file that has the token, once there are arrays."""
+        return self.partial / "packing.json"
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a packing of the same pictures was cut."""
+        return self.marker.exists() and self.marker.read_text() == self.token
+
+    def check_space(self) -> None:
+        """Refuse a disk that is too small for the arrays, unless they are there."""
+        if not self.is_begun:
             num_bytes = len(self.names) * 3 * self.resolution**2
             remedy = "make room, or lower data.resolution"
             require_space(self.folder, num_bytes, f"packing {self.source.name}", remedy)
+
+    def open_arrays(self) -> None:
+        """Map the arrays: those of a packing that was cut, where it was of the same pictures, or new ones."""
+        if not self.is_begun:
+            shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True)
             shape = (len(self.names), 3, self.resolution, self.resolution)
             np.lib.format.open_memmap(self.partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
             for name, dtype in (("state.npy", "u1"), ("sha256.npy", "S32")):
                 array = np.lib.format.open_memmap(self.partial / name, mode="w+", dtype=dtype, shape=shape[:1])
                 array.flush()
-            marker.write_text(token)  # last: from here on the folder can be gone on with
+            self.marker.write_text(self.token)  # last: from here on the folder can be gone on with
         self.images: Any = np.load(self.partial / "images.npy", mmap_mode="r+")
         # To write into a map of it would cost four times as much.
         self.rows = open_rows(self.partial / "images.npy", writable=True)
@@ -160,7 +180,7 @@ class Packing:
         if self.faults:
             self.close_gaps(kept)
         # From here on a kill means packing anew: the arrays no longer fit the notes on what is pending.
-        (self.partial / "packing.json").unlink()
+        self.marker.unlink()
         if self.faults:
             (self.partial / "kept.npy").replace(self.partial / "images.npy")
         people = self.source.identities()
