@@ -43,7 +43,7 @@ audit: setup
 		echo "requirements.lock was not audited: pypi.org cannot be reached"; \
 	fi
 
-bench: setup # twelve minutes on two cores, with nothing else running
+bench: setup # with nothing else running
 	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/speed.py
 
