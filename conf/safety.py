@@ -48,14 +48,19 @@ def refuse_links(cfg: DictConfig) -> None:
             raise UserError(f"{key} is a link, and nothing is loaded from one: fetch the file, and give its path")
 
 
+def key_in_netrc(host: str) -> str | None:
+    """What `wandb login` has left here for a host; None if it has not."""
+    try:
+        login = netrc.netrc().authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return login[2] if login is not None else None
+
+
 def secrets_here() -> dict[str, str]:
     """The secrets of this machine that are known, by where they are."""
     found = {f"${name}": value for name, value in os.environ.items() if SECRET_VARIABLE.search(name)}
-    try:
-        wandb = netrc.netrc().authenticators("api.wandb.ai")
-    except (OSError, netrc.NetrcParseError):
-        wandb = None
-    found["~/.netrc"] = wandb[2] if wandb is not None else ""
+    found["~/.netrc"] = key_in_netrc("api.wandb.ai") or ""
     return {place: value for place, value in found.items() if len(value) >= SHORTEST_SECRET}
 
 

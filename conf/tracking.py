@@ -1,7 +1,6 @@
 """Weights & Biases: online where it can be reached, and never in the way of a training."""
 
 import contextlib
-import netrc
 import os
 import secrets
 import sys
@@ -12,6 +11,8 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import urlopen
+
+from conf.safety import key_in_netrc
 
 SECONDS = {"WANDB_INIT_TIMEOUT": "10", "WANDB_FINISH_TIMEOUT": "60"}
 """How long W&B may hold up the start and the end of a run: its own variables, and what they are unless set."""
@@ -30,7 +31,7 @@ def offline_reason() -> str | None:
 
     address = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
     host = urlparse(address).hostname or address
-    if not os.environ.get("WANDB_API_KEY") and not has_login(host):
+    if not os.environ.get("WANDB_API_KEY") and key_in_netrc(host) is None:
         return "for want of an account; to go online type `wandb login` once"
     return None if answers(address) else f"as {host} cannot be reached"
 
@@ -39,14 +40,6 @@ def limit_waiting() -> None:
     """Keep W&B from holding up a run for long; before it reads its environment, which it does once."""
     for name, seconds in SECONDS.items():
         os.environ.setdefault(name, seconds)
-
-
-def has_login(host: str) -> bool:
-    """Whether `wandb login` has left a key here."""
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def answers(address: str) -> bool:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from commands import SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
+from kaggle_stand_in import Kaggle
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +35,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workplace with a finished run of each stage, to read; who writes into it takes a copy."""
     both = ([*stage, *SHORT, "name=faces"] for stage in (TINY_VAE, TINY_LDM))
     return trained_in(tmp_path_factory.mktemp("trained"), *both)
+
+
+@pytest.fixture
+def kaggle(monkeypatch: pytest.MonkeyPatch) -> Kaggle:
+    """A client in the place of Kaggle's."""
+    client = Kaggle()
+    client.install(monkeypatch)
+    return client
 
 
 @pytest.fixture

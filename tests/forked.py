@@ -35,6 +35,13 @@ def run(log: Path, folder: Path, environment: Mapping[str, str], name: str, argu
     run_command(name, *arguments)
 
 
+def free_port() -> str:
+    """Of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 @dataclass
 class Running:
     """A command that has been started.
@@ -118,9 +125,7 @@ class Forker:
 
     def start_ranks(self, *arguments: str, number: int = 2) -> list[Running]:
         """Start train.py on so many processes, as `torchrun` does."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        port = free_port()
         devices = [f"trainer.devices={number}", "trainer.accelerator=cpu", "strategy=ddp"]
         return [
             self.start(

@@ -204,5 +204,7 @@ class KillWandb(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
-            for child in psutil.Process().children(recursive=True):
+            children = psutil.Process().children(recursive=True)
+            for child in children:
                 child.kill()
+            psutil.wait_procs(children, timeout=30)  # a short training could be over before they are gone

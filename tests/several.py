@@ -1,22 +1,14 @@
 """Commands on several ranks, started as launchers do, without a fresh interpreter each."""
 
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from commands import run_command
-from forked import Forker, Running
+from forked import Forker, Running, free_port
 
 ON_CPU = ["trainer.accelerator=cpu"]
-
-
-def free_port() -> str:
-    """Of this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def torchrun_environment(rank: int, number: int, port: str) -> dict[str, str]:

@@ -14,14 +14,6 @@ PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 @pytest.fixture
-def kaggle(monkeypatch: pytest.MonkeyPatch) -> Kaggle:
-    """Put a client into the place of Kaggle's."""
-    state = Kaggle()
-    state.install(monkeypatch)
-    return state
-
-
-@pytest.fixture
 def target(tmp_path: Path) -> Path:
     """Return where FFHQ is to lie, in a folder that is not there yet."""
     return tmp_path / "data" / "ffhq.zip"

@@ -31,14 +31,6 @@ Prepare = Callable[..., str]
 
 
 @pytest.fixture
-def kaggle(monkeypatch: pytest.MonkeyPatch) -> Kaggle:
-    """A client in the place of Kaggle's."""
-    client = Kaggle()
-    client.install(monkeypatch)
-    return client
-
-
-@pytest.fixture
 def pack(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Prepare:
     """`pack("photos", "--verify", ...)` at 6 pixels, from the command line; what it prints, "error: ..." included."""
 
