@@ -6,13 +6,13 @@ r"""New faces after some minutes of training, against diffusers' UNet2DModel of 
 
 Same photos, held-out people, VAE, minutes, machine; one after the other. diffusers is trained as its
 train_unconditional.py does it (noise prediction, 1,000 linear betas, AdamW 1e-4, batch 16, cosine rate after 500
-steps, clip 1, its EMA), in bfloat16 autocast as ours is, and sampled by its own schedulers; `diffusers-tuned` with the
-batch size and learning rate of ours, as its own are too low for so few minutes. `pixels` is denoising-diffusion-pytorch
-without a VAE, whose minutes it has besides: its Trainer's defaults, a U-Net of 9.9 M parameters, bfloat16 autocast, its
-own DDIM in 50 steps. latentfaces is train.py model=ldm with one thing changed in each variant. Reported: kid_effnet,
-the kernel inception distance x 1000 over features of EfficientNet-Lite0 between 1,000 new faces and all held-out
-photos; `floor` is that of the VAE's reconstructions of those photos. With --keep, the pictures are written as .npz for
-other metrics.
+steps, clip 1, its EMA), in bfloat16 autocast where ours is, and sampled by its own schedulers; `diffusers-tuned` with
+the batch size and learning rate of ours, as its own are too low for so few minutes. `pixels` is
+denoising-diffusion-pytorch without a VAE, whose minutes it has besides: its Trainer's defaults, a U-Net of 9.9 M
+parameters, the same precision, its own DDIM in 50 steps. latentfaces is train.py model=ldm with one thing changed in
+each variant. Reported: kid_effnet, the kernel inception distance x 1000 over features of EfficientNet-Lite0 between
+1,000 new faces and all held-out photos; `floor` is that of the VAE's reconstructions of those photos. With --keep, the
+pictures are written as .npz for other metrics.
 """
 
 import argparse
@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from about import about
 from autoencoder import time_limit
 from features import effnet_features
+from ours import in_bfloat16
 from torch import Tensor, nn
 
 from latentfaces.data import FFHQDataModule
@@ -105,7 +106,7 @@ def train_diffusers(latents: Callable[[], Tensor], minutes: float, rate: float) 
         noise, t = torch.randn_like(x0), torch.randint(1000, (len(x0),))
         for group in optimizer.param_groups:  # their cosine, over the minutes there are
             group["lr"] = rate * min(1, (steps + 1) / 500) * 0.5 * (1 + np.cos(np.pi * share))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16()):
             prediction = unet(schedule.add_noise(x0, noise, t), t).sample
         loss = F.mse_loss(prediction.float(), noise)
         optimizer.zero_grad()
@@ -130,7 +131,7 @@ def train_pixels(images: Callable[[], Tensor], minutes: float) -> tuple[nn.Modul
     average = EMA(diffusion, beta=0.995, update_every=10)
     started, steps = time.monotonic(), 0
     while time.monotonic() - started < minutes * 60:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16()):
             loss = diffusion(images())
         optimizer.zero_grad()
         loss.backward()
@@ -198,23 +199,26 @@ class Judge:
             self.result.write_text(json.dumps(about_it, indent=1))
 
 
-def sample_ours(pipeline: FacePipeline, sampler: Sampler) -> Tensor:
-    return pipeline.generate(NUM_FACES, seed=0, sampler=sampler)
+def judge_floor(judge: Judge, name: str, pipeline: FacePipeline) -> None:
+    """What no stage 2 can beat: the VAE's reconstructions of the held-out photos."""
+    photos = (judge.photos.float() / 127.5 - 1).split(64)
+    judge(name, torch.cat([to_uint8(pipeline.reconstruct(batch)) for batch in photos]))
 
 
-def judge_guidance(judge: Judge, run: Run, name: str, weights: list[float]) -> None:
+def judge_guidance(judge: Judge, run: Run, name: str, weights: list[float], num_faces: int = NUM_FACES) -> None:
     """The kinds of guidance that the run allows."""
-    pipeline = FacePipeline.load(run, bfloat16=True)
+    pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
     assert pipeline.denoiser is not None
     kinds = [AutoGuidance, InternalGuidance] if pipeline.denoiser.has_auxiliary else [AutoGuidance]
     for kind, weight in itertools.product(kinds, weights):
         pipeline.guidance = kind(weight)
-        judge(f"{name}, {kind.__name__} {weight}", sample_ours(pipeline, HeunSampler(18)))
+        faces = pipeline.generate(num_faces, seed=0, sampler=HeunSampler(18))
+        judge(f"{name}, {kind.__name__} {weight}", faces)
 
 
 def judge_samplers(judge: Judge, run: Run) -> None:
     """Every sampler at a few numbers of steps, with the guidance that is the default; 500 faces each."""
-    pipeline = FacePipeline.load(run, bfloat16=True)
+    pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
     pipeline.guidance = AutoGuidance(1.5)
     for label, sampler in SAMPLED.items():
         started = time.monotonic()
@@ -248,9 +252,8 @@ def main() -> None:
     command += " --samplers RUN" if arguments.samplers else ""
     command += f" --rivals '{arguments.rivals}'" + (f" --more {' '.join(arguments.more)}" if arguments.more else "")
     judge = Judge(data, arguments.keep, arguments.json, command)
-    plain = FacePipeline.load(vae, bfloat16=True)
-    photos = (judge.photos.float() / 127.5 - 1).split(64)
-    judge("floor", torch.cat([to_uint8(plain.reconstruct(batch)) for batch in photos]))
+    plain = FacePipeline.load(vae, bfloat16=in_bfloat16())
+    judge_floor(judge, "floor", plain)
     if arguments.samplers is not None:
         judge_samplers(judge, open_run(arguments.samplers))
         return
@@ -274,10 +277,10 @@ def main() -> None:
             continue
         options = [*time_limit(arguments.minutes), *arguments.set, *TRAINED[rival]]
         run = train_ours(arguments.vae, options, f"benchmark-{round(time.time())}")
-        pipeline = FacePipeline.load(run, bfloat16=True)
+        pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
         assert pipeline.denoiser is not None
         about_it = told(pipeline.denoiser, run.result()["steps"], started)
-        judge(rival, sample_ours(pipeline, HeunSampler(18)), **about_it)
+        judge(rival, pipeline.generate(NUM_FACES, seed=0, sampler=HeunSampler(18)), **about_it)
         if "guidance" in arguments.more:
             judge_guidance(judge, run, rival, arguments.weights)
 
