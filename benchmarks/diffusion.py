@@ -50,7 +50,7 @@ from latentfaces.nn import weights_hash
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import Run, open_run
 
-NUM_FACES = 1000
+NUM_FACES, HEUN = 1000, HeunSampler(18)
 Rows = dict[str, dict[str, Any]]
 
 TINY_DIT = ["model/denoiser=tiny", "model.denoiser.network.auxiliary_depth=3", "data.batch_size=32"]
@@ -205,14 +205,16 @@ def judge_floor(judge: Judge, name: str, pipeline: FacePipeline) -> None:
     judge(name, torch.cat([to_uint8(pipeline.reconstruct(batch)) for batch in photos]))
 
 
-def judge_guidance(judge: Judge, run: Run, name: str, weights: list[float], num_faces: int = NUM_FACES) -> None:
+def judge_guidance(
+    judge: Judge, run: Run, name: str, weights: list[float], sampler: Sampler = HEUN, num_faces: int = NUM_FACES
+) -> None:
     """The kinds of guidance that the run allows."""
     pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
     assert pipeline.denoiser is not None
     kinds = [AutoGuidance, InternalGuidance] if pipeline.denoiser.has_auxiliary else [AutoGuidance]
     for kind, weight in itertools.product(kinds, weights):
         pipeline.guidance = kind(weight)
-        faces = pipeline.generate(num_faces, seed=0, sampler=HeunSampler(18))
+        faces = pipeline.generate(num_faces, seed=0, sampler=sampler)
         judge(f"{name}, {kind.__name__} {weight}", faces)
 
 
@@ -280,7 +282,7 @@ def main() -> None:
         pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
         assert pipeline.denoiser is not None
         about_it = told(pipeline.denoiser, run.result()["steps"], started)
-        judge(rival, pipeline.generate(NUM_FACES, seed=0, sampler=HeunSampler(18)), **about_it)
+        judge(rival, pipeline.generate(NUM_FACES, seed=0, sampler=HEUN), **about_it)
         if "guidance" in arguments.more:
             judge_guidance(judge, run, rival, arguments.weights)
 
