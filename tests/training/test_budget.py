@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from conf.budget import how_many
 from latentfaces.errors import UserError
+from latentfaces.training import budget as counting
 from latentfaces.training.budget import Machine, Plan, estimate, report
 from latentfaces.training.cost import Part, StepCost
 
@@ -34,6 +36,15 @@ def test_seconds_are_flops_over_the_share_of_the_peak(plan: Plan) -> None:
     slower = estimate(replace(plan, bfloat16=False), MACHINE, share=0.2)
     assert slower.step == pytest.approx(10 * it.step)
     assert not estimate(plan, replace(MACHINE, bfloat16=0)).bfloat16
+
+
+def test_a_cpu_without_units_for_bfloat16_is_taken_in_float32_as_train_py_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(counting, "fastest", lambda work: 1.0)
+    for has_units, speed in ((True, 2 * 2048**3), (False, 0)):
+        monkeypatch.setattr(counting, "multiplies_bfloat16", lambda device, has_units=has_units: has_units)
+        here = counting.this_machine()
+        assert (here.bfloat16, here.float32) == (speed, 2 * 2048**3)
 
 
 def test_the_slowest_way_bounds(plan: Plan) -> None:

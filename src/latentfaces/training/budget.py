@@ -15,6 +15,7 @@ from functools import cache
 import torch
 
 from latentfaces.nn import best_device
+from latentfaces.nn.device import multiplies_bfloat16
 from latentfaces.training.cost import BareStep, StepCost, TrainedStage, count_step, measure_step
 
 SHARE, CPU_SHARE = 0.3, 0.65
@@ -230,7 +231,8 @@ def this_machine() -> Machine:
     source = torch.zeros(2**28 // 4, device=device)
     target = torch.empty_like(source)
     bandwidth = 2 * 2**28 / fastest(lambda: target.copy_(source))
-    return Machine(name, speed(torch.bfloat16), speed(torch.float32), memory, bandwidth, bandwidth, gpu)
+    bfloat16 = speed(torch.bfloat16) if multiplies_bfloat16(device) else 0.0  # elsewhere train.py takes float32
+    return Machine(name, bfloat16, speed(torch.float32), memory, bandwidth, bandwidth, gpu)
 
 
 def fastest(work: Callable[[], object]) -> float:
