@@ -185,7 +185,8 @@ class Packing:
             (self.partial / "kept.npy").replace(self.partial / "images.npy")
         people = self.source.identities()
         val_every = int(self.settings["val_every"])
-        rule, val = hold_out([people[i] for i in kept] if people else None, len(kept), val_every)
+        names = [self.names[i] for i in kept]
+        rule, val = hold_out(names, [people[i] for i in kept] if people else None, val_every)
         if self.faults:
             where = self.folder / "manifest.json"
             print(f"{len(self.faults)} of {len(state)} pictures cannot be read: left out, and listed in {where}")
@@ -207,7 +208,7 @@ class Packing:
             "split": {"rule": rule, "val": val},
             "enlarged": num_enlarged,
             "skipped": [self.faults[index] for index in sorted(self.faults)],
-            "names": [self.names[index] for index in kept],
+            "names": names,
             "sha256_of_sources": [self.digests[index].decode() for index in kept],
             "written_by": f"latentfaces {version('latentfaces')}",
         }

@@ -44,13 +44,16 @@ class RowFile:
         return rows[0] if isinstance(index, int | np.integer) else rows
 
     def take(self, numbers: NDArray[np.int64], out: NDArray[Any]) -> None:
-        """Read the rows of these numbers, none of them negative, into `out`.
+        """Read the rows of these numbers, none of them negative, into `out` (len(numbers), ...), in C order.
 
         Raises:
             UserError: naming the file, where it has become shorter.
         """
-        for row, number in zip(out, numbers.tolist(), strict=True):
-            if os.preadv(self.file.fileno(), [row.data], self.offset + number * self.row_bytes) != self.row_bytes:
+        assert out.nbytes == len(numbers) * self.row_bytes
+        file, size, all_bytes = self.file.fileno(), self.row_bytes, memoryview(out.reshape(-1)).cast("B")
+        for place, number in enumerate(numbers.tolist()):
+            row = all_bytes[place * size : (place + 1) * size]
+            if os.preadv(file, [row], self.offset + number * size) != size:
                 raise UserError(f"{self.path} ends before row {number}: it was cut since it was written; pack again")
 
     def __setitem__(self, number: int, row: NDArray[Any]) -> None:

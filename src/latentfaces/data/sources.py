@@ -18,6 +18,7 @@ from latentfaces.data.synthetic import draw_face
 from latentfaces.errors import UserError
 
 FFHQ_JSON = "ffhq-dataset-v2.json"
+FFHQ_FOLDERS = ("images1024x1024", "thumbnails128x128", "in-the-wild-images")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -171,6 +172,12 @@ class Photos(Source):
             }
         if not found:
             raise UserError(f"data.root={self.root} holds no pictures ({', '.join(SUFFIXES)}), {self.what_there_is()}")
+        kinds = [kind for kind in FFHQ_FOLDERS if any(kind in Path(name).parts for name in found)]
+        if len(kinds) > 1:
+            raise UserError(
+                f"data.root={self.root} holds the same faces as {' and '.join(kinds)}, which would be learned from and "
+                f"tested on: give one of them, as {kinds[0]} alone"
+            )
         return dict(sorted(found.items(), key=lambda item: (natural_key(item[0]), item[0])))
 
     @staticmethod
