@@ -48,7 +48,9 @@ def fetch(api: Any, target: Path) -> None:
     except Exception as error:  # requests', urllib3's and Kaggle's own
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
-            raise UserError(f"Kaggle refuses the credentials here (HTTP {status}): {NEW_TOKEN}, or {BY_HAND}") from error
+            raise UserError(
+                f"Kaggle refuses the credentials here (HTTP {status}): {NEW_TOKEN}, or {BY_HAND}"
+            ) from error
         raise UserError(f"Kaggle does not send {DATASET} ({type(error).__name__}): try again, or {BY_HAND}") from error
     fetched = next(folder.glob("*.zip"), None)
     if fetched is None or not zipfile.is_zipfile(fetched):

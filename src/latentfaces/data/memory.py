@@ -1,4 +1,4 @@
-"""Memory for batches that is used again: clearing fresh memory costs half as much as reading a batch into it."""
+"""Memory for batches that is used again, rather than fresh memory, whose pages the system clears first."""
 
 import math
 import threading

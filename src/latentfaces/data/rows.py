@@ -65,7 +65,7 @@ class RowFile:
 
     def read(self, numbers: NDArray[np.int64], out: NDArray[Any]) -> None:
         """As `take`, in this thread."""
-        file, size, all_bytes = self.file.fileno(), self.row_bytes, memoryview(out.reshape(-1)).cast("B")
+        file, size, all_bytes = self.file.fileno(), self.row_bytes, out.reshape(-1).data.cast("B")
         for place, number in enumerate(numbers.tolist()):
             row = all_bytes[place * size : (place + 1) * size]
             if os.preadv(file, [row], self.offset + number * size) != size:
