@@ -4,7 +4,7 @@
 
 PHOTOS is a folder with one picture folder in it, or a .zip that train.py could use; drawn faces of 512 pixels without.
 One process, one thread in torch, the variants in turn, five rounds; medians with minimum and maximum; the disk cache is
-warm. Loading: wall microseconds a picture in the training process (a pack's next batch is read in a second thread).
+warm. Loading: wall microseconds a picture in the training process (two more threads read a pack's next batch).
 Packing: CPU microseconds a picture over all threads, against a loop that opens, converts and resizes with Pillow. The
 share of waiting is of the wall time of a small VAE's training at 64 pixels.
 """

@@ -1,11 +1,12 @@
 """FFHQ from a client that stands in for Kaggle's: what is fetched, what is kept, and what is said when it fails."""
 
+import threading
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
-from kaggle_stand_in import Kaggle, send_truncated
+from kaggle_stand_in import Kaggle, send_truncated, send_whole
 
 from latentfaces.data.kaggle import DATASET, download_ffhq
 from latentfaces.errors import UserError
@@ -23,7 +24,7 @@ def test_whole_file_gets_its_name_and_nothing_else_stays(kaggle: Kaggle, target:
     assert download_ffhq(target) == target
     assert kaggle.calls == [DATASET]
     assert zipfile.ZipFile(target).namelist() == ["00000.png"]
-    assert list(target.parent.iterdir()) == [target]
+    assert list(target.parent.glob("[!.]*")) == [target]
 
 
 def test_file_that_is_there_is_not_fetched_again(kaggle: Kaggle, target: Path) -> None:
@@ -58,3 +59,19 @@ def test_interrupted_download_stays_for_the_next_try(kaggle: Kaggle, target: Pat
         download_ffhq(target)
     assert not target.exists()
     assert len(list((target.parent / "ffhq.zip.partial").iterdir())) == 1
+
+
+def test_two_trainings_at_the_same_time_fetch_it_once(kaggle: Kaggle, target: Path) -> None:
+    def send(path: Path) -> None:
+        other = threading.Thread(target=download_ffhq, args=(target,))
+        other.start()
+        others.append(other)
+        other.join(0.2)  # it waits
+        send_whole(path)
+
+    others: list[threading.Thread] = []
+    kaggle.send = send
+    download_ffhq(target)
+    others[0].join(20)
+    assert kaggle.calls == [DATASET]
+    assert zipfile.ZipFile(target).namelist() == ["00000.png"]

@@ -1,5 +1,6 @@
 """Kaggle's real client against a server that stands in for Kaggle, and that loses the connection midway."""
 
+import base64
 import io
 import json
 import shutil
@@ -23,6 +24,8 @@ pytestmark = pytest.mark.skipif(find_spec("kaggle") is None, reason="needs pip i
 
 
 CUT_AT = 2_500_000
+TOKEN = "KGAT_0123456789abcdef"
+BASIC = "Basic " + base64.b64encode(b"somebody:" + b"0" * 32).decode()
 KEPT = 2 * 2**20  # the client writes megabyte by megabyte
 
 
@@ -50,6 +53,10 @@ class Server(ThreadingHTTPServer):
         """Bytes sent before the connection is lost; it stays lost."""
         self.lost = False
         self.asked: list[str] = []
+        self.shown: list[str | None] = []
+        """The credentials of each request for the file."""
+        self.knows = True
+        """Whether the credentials are accepted."""
         self.ranges: list[str | None] = []
 
 
@@ -60,11 +67,26 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.endswith("/IntrospectToken"):
+            answer = {"active": request["token"] == TOKEN and self.server.knows, "username": "somebody"}
+            self.answer(200, json.dumps(answer).encode())
+            return
+        self.server.shown.append(self.headers["Authorization"])
+        if not self.server.knows:
+            self.answer(401, json.dumps({"code": 401, "message": "Unauthenticated"}).encode())
+            return
         self.server.asked.append(f"{self.path.rpartition('/')[2]} {request['ownerSlug']}/{request['datasetSlug']}")
         self.send_response(302)
         self.send_header("Location", "http://localhost/storage/archive.zip?signature=1")
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def do_GET(self) -> None:
         if self.server.lost:
@@ -101,7 +123,8 @@ def kaggle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
         monkeypatch.delenv(name, raising=False)
     environment = {
         "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
-        "KAGGLE_CONFIG_DIR": str(tmp_path / "config"),
+        "HOME": str(tmp_path / "home"),
+        "KAGGLE_CONFIG_DIR": str(tmp_path / "home" / ".kaggle"),
         "KAGGLE_USERNAME": "somebody",
         "KAGGLE_KEY": "0" * 32,
         "http_proxy": f"http://127.0.0.1:{server.server_port}",
@@ -122,7 +145,7 @@ def test_the_client_fetches_the_file(kaggle: Server, tmp_path: Path) -> None:
     assert download_ffhq(target) == target
     assert target.read_bytes() == kaggle.whole
     assert kaggle.asked == [f"DownloadDataset {DATASET}"]
-    assert list(target.parent.iterdir()) == [target]
+    assert list(target.parent.glob("[!.]*")) == [target]
 
 
 def test_a_cut_download_goes_on_where_it_was(kaggle: Server, tmp_path: Path) -> None:
@@ -135,7 +158,7 @@ def test_a_cut_download_goes_on_where_it_was(kaggle: Server, tmp_path: Path) -> 
     download_ffhq(target)
     assert target.read_bytes() == kaggle.whole
     assert kaggle.ranges == [None, None, f"bytes={KEPT}-"]  # the second asks what there is before it goes on
-    assert list(target.parent.iterdir()) == [target]
+    assert list(target.parent.glob("[!.]*")) == [target]
 
 
 def test_a_file_that_has_changed_meanwhile_is_fetched_anew(kaggle: Server, tmp_path: Path) -> None:
@@ -148,3 +171,51 @@ def test_a_file_that_has_changed_meanwhile_is_fetched_anew(kaggle: Server, tmp_p
     download_ffhq(target)
     assert target.read_bytes() == kaggle.whole
     assert kaggle.ranges == [None, None]
+
+
+def show(kind: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have credentials of one kind, and no others."""
+    if kind != "KAGGLE_USERNAME and KAGGLE_KEY":
+        monkeypatch.delenv("KAGGLE_USERNAME")
+        monkeypatch.delenv("KAGGLE_KEY")
+    (home / ".kaggle").mkdir(parents=True)
+    if kind == "KAGGLE_API_TOKEN":
+        monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
+    elif kind == "KAGGLE_API_TOKEN, a path":
+        (home / "token").write_text(TOKEN)
+        monkeypatch.setenv("KAGGLE_API_TOKEN", str(home / "token"))
+    elif kind == "access_token":
+        (home / ".kaggle" / "access_token").write_text(f"{TOKEN}\n")
+    elif kind == "kaggle.json":
+        (home / ".kaggle" / "kaggle.json").write_text(json.dumps({"username": "somebody", "key": "0" * 32}))
+
+
+KINDS = {
+    "KAGGLE_API_TOKEN": f"Bearer {TOKEN}",
+    "KAGGLE_API_TOKEN, a path": f"Bearer {TOKEN}",
+    "access_token": f"Bearer {TOKEN}",
+    "KAGGLE_USERNAME and KAGGLE_KEY": BASIC,
+    "kaggle.json": BASIC,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_credentials_of_every_kind_reach_kaggle(
+    kaggle: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(kind, tmp_path / "home", monkeypatch)
+    target = download_ffhq(tmp_path / "data" / "ffhq.zip")
+    assert kaggle.shown == [KINDS[kind]]
+    assert target.read_bytes() == kaggle.whole
+    assert TOKEN not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "none"])
+def test_credentials_that_kaggle_does_not_accept_are_told(
+    kaggle: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    kaggle.knows = False
+    show(kind, tmp_path / "home", monkeypatch)
+    with pytest.raises(UserError, match=r"credentials here.*KAGGLE_API_TOKEN.*by hand"):
+        download_ffhq(tmp_path / "data" / "ffhq.zip")
+    assert not (tmp_path / "data" / "ffhq.zip").exists()

@@ -19,25 +19,36 @@ def test_opening_gives_what_packing_gave(photos: Path, folder: Path) -> None:
     assert np.array_equal(opened.images, written.images)
 
 
+def numbered(count: int, start: int = 0) -> list[str]:
+    """Return names as FFHQ's."""
+    return [f"images1024x1024/{i // 1000 * 1000:05d}/{i:05d}.png" for i in range(start, start + count)]
+
+
 def test_every_picture_is_either_learned_from_or_held_out(tmp_path: Path) -> None:
-    pack = Pack(tmp_path, {"num_images": 12, "split": {"val": hold_out(None, 12, 5)[1]}})
+    pack = Pack(tmp_path, {"num_images": 12, "split": {"val": hold_out(list("abcdefghijkl"), None, 5)[1]}})
     assert pack.val_indices.tolist() == [0, 5, 10]
     assert pack.train_indices.tolist() == [1, 2, 3, 4, 6, 7, 8, 9, 11]
 
 
 def test_every_tenth_picture_is_held_out() -> None:
-    assert hold_out(None, 25, 10) == ("every 10th picture", [0, 10, 20])
+    assert hold_out(numbered(25), None, 10) == ("every 10th picture", [0, 10, 20])
 
 
 def test_whole_ffhq_has_its_official_split() -> None:
-    rule, held_out = hold_out(None, 70_000, 10)
-    assert "official" in rule
-    assert held_out == list(range(60_000, 70_000))
+    for names in (numbered(70_000), [f"{i:05d}.jpg" for i in range(70_000)]):
+        rule, held_out = hold_out(names, None, 10)
+        assert "official" in rule
+        assert held_out == list(range(60_000, 70_000))
+
+
+@pytest.mark.parametrize("names", [numbered(70_000, start=1), [f"drawn-{i:06d}" for i in range(70_000)]])
+def test_another_set_of_as_many_has_not(names: list[str]) -> None:
+    assert hold_out(names, None, 7)[0] == "every 7th picture"
 
 
 def test_nobody_is_both_learned_from_and_held_out() -> None:
     people = [str(number % 13) for number in range(60)]
-    rule, held_out = hold_out(people, 60, 5)
+    rule, held_out = hold_out(numbered(60), people, 5)
     inside, outside = ({people[i] for i in range(60) if (i in held_out) is is_in} for is_in in (True, False))
     assert rule == "every 5th identity"
     assert inside == {"0", "5", "10"}  # of people sorted as numbers; sorted as text, others would be

@@ -32,8 +32,9 @@ def failure(command: Prepare, capsys: pytest.CaptureFixture[str], *arguments: ob
 def test_pack_is_made_and_its_folder_is_told(
     command: Prepare, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command(photos, "--resolution", 8, "--val-every", 4)
+    command(photos, "--resolution", 8, "--val-every", 4, "--licence", "CC BY 4.0")
     folder = tmp_path / "data" / "photos-8"
+    assert open_pack(folder).manifest["source"]["licence"] == "CC BY 4.0"
     assert f"{folder}: 12 pictures, 3 held out (every 4th picture)" in capsys.readouterr().out
     assert open_pack(folder).images.shape == (12, 3, 8, 8)
 

@@ -1,5 +1,6 @@
 """Rows from disk: the same as the array's, and nothing held that was not asked for."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from latentfaces.data import rows as rows_module
 from latentfaces.data.rows import RowFile
 from latentfaces.errors import UserError
 
@@ -38,6 +40,28 @@ def test_a_file_cut_while_in_use_is_named(array: np.ndarray, tmp_path: Path) -> 
         file.truncate(200)
     with pytest.raises(UserError, match=r"a\.npy"):
         rows[np.array([22])]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_rows_read_by_two_threads_are_the_arrays(
+    array: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(rows_module, "LARGE", 1)
+    numbers = np.random.default_rng(1).permutation(23)[:count]
+    rows, out = RowFile(tmp_path / "a.npy"), np.empty((count, 3, 5, 4), np.uint8)
+    rows.take(numbers, out)
+    assert np.array_equal(out, array[numbers])
+
+
+@pytest.mark.parametrize("numbers", [[22, 0], [0, 22]])
+def test_either_thread_tells_of_a_file_that_was_cut(
+    array: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: list[int]
+) -> None:
+    monkeypatch.setattr(rows_module, "LARGE", 1)
+    rows = RowFile(tmp_path / "a.npy")
+    os.truncate(tmp_path / "a.npy", 200)
+    with pytest.raises(UserError, match=r"a\.npy ends before row 22"):
+        rows.take(np.array(numbers), np.empty((2, 3, 5, 4), np.uint8))
 
 
 def test_a_worker_process_opens_it_anew(array: np.ndarray, tmp_path: Path) -> None:

@@ -74,6 +74,16 @@ def test_no_pictures_are_refused_naming_the_key_and_the_place(tmp_path: Path, as
 
 
 @pytest.mark.parametrize("as_zip", [False, True])
+def test_the_same_faces_in_two_sizes_are_refused(tmp_path: Path, as_zip: bool) -> None:
+    files = photos(["images1024x1024/00000/00000.png", "thumbnails128x128/00000/00000.png"])
+    root = write_zip(tmp_path / "f.zip", files) if as_zip else write_folder(tmp_path / "f", files)
+    with pytest.raises(UserError, match=r"images1024x1024 and thumbnails128x128.*give one of them"):
+        Photos(root).names  # noqa: B018
+    if not as_zip:
+        assert Photos(root / "thumbnails128x128").names == ["00000/00000.png"]
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
 def test_damaged_picture_is_named(tmp_path: Path, as_zip: bool) -> None:
     files = photos(["1.png", "b/2.png"])
     files["b/2.png"] = files["b/2.png"][:60]

@@ -101,11 +101,6 @@ def test_thumbnail_in_place_of_the_photo_is_named(ffhq: Path, folder: Path) -> N
     assert damage(wrong.parents[1], folder) == [f"{wrong} is not FFHQ's (its MD5 differs)"]
 
 
-def test_both_sizes_in_one_folder_are_each_compared_with_their_own(ffhq: Path, folder: Path) -> None:
-    assert len(Photos(ffhq).checksums()) == 6
-    assert damage(ffhq, folder) == []
-
-
 def test_photo_in_a_zip_is_compared_too(ffhq: Path, folder: Path, write_photo: WritePhoto) -> None:
     write_photo(ffhq / "images1024x1024" / "00000" / "00001.png", 99)
     for path in (ffhq / "thumbnails128x128" / "00000").iterdir():

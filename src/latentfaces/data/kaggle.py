@@ -9,12 +9,14 @@ from typing import Any
 
 from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
+from latentfaces.files import made_alone
 
 DATASET = "arnaud58/flickrfaceshq-dataset-ffhq"
 PAGE = f"https://www.kaggle.com/datasets/{DATASET}"
 LICENCE = "CC BY-NC-SA 4.0"
 SIZE_GB = 25.0  # room to ask for: the .zip is said to take 13 GB, and 52,000 pictures packed at 256 pixels take 10
 
+NEW_TOKEN = "put an API token from kaggle.com/settings into KAGGLE_API_TOKEN or ~/.kaggle/access_token"
 BY_HAND = f"download it by hand from {PAGE} and type data.root=THE.zip"
 
 
@@ -30,19 +32,31 @@ def download_ffhq(target: Path) -> Path:
         return target
     require_space(target, SIZE_GB * 1e9, "FFHQ")
     api = client()
+    with made_alone(target):
+        if not target.exists():  # not by another process meanwhile
+            fetch(api, target)
+    return target
+
+
+def fetch(api: Any, target: Path) -> None:
+    """Download into a folder beside `target`, and give the whole file its name."""
     folder = target.with_name(target.name + ".partial")
     folder.mkdir(parents=True, exist_ok=True)
     print(f"Fetching {DATASET} from Kaggle ({LICENCE}); a cut download goes on when you type the command again")
     try:
         api.dataset_download_files(DATASET, path=str(folder), quiet=False)
     except Exception as error:  # requests', urllib3's and Kaggle's own
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise UserError(
+                f"Kaggle refuses the credentials here (HTTP {status}): {NEW_TOKEN}, or {BY_HAND}"
+            ) from error
         raise UserError(f"Kaggle does not send {DATASET} ({type(error).__name__}): try again, or {BY_HAND}") from error
     fetched = next(folder.glob("*.zip"), None)
     if fetched is None or not zipfile.is_zipfile(fetched):
         raise UserError(f"{folder} holds no whole .zip: delete it and try again, or {BY_HAND}")
     fetched.replace(target)
     shutil.rmtree(folder)
-    return target
 
 
 def client() -> Any:
@@ -59,10 +73,7 @@ def client() -> Any:
             f"Kaggle's client is not installed ({error}): pip install -e '.[data]', or {BY_HAND}"
         ) from error
     except SystemExit:
-        raise UserError(
-            "Kaggle knows no credentials here: put an API token from kaggle.com/settings into KAGGLE_API_TOKEN or "
-            f"~/.kaggle/access_token, or {BY_HAND}"
-        ) from None
+        raise UserError(f"Kaggle finds no credentials here that it accepts: {NEW_TOKEN}, or {BY_HAND}") from None
     except Exception as error:  # some credentials are looked up online
         raise UserError(f"Kaggle cannot be asked ({type(error).__name__}): try again, or {BY_HAND}") from error
     return api

@@ -52,8 +52,13 @@ class Pack:
         return self.manifest["sha256"]
 
 
-def hold_out(identities: list[str] | None, num_images: int, every: int) -> tuple[str, list[int]]:
-    """Which pictures are for validation: the rule in words, and their indices.
+def is_whole_ffhq(names: list[str]) -> bool:
+    """Whether the pictures are 00000 to 69999, of any kind, in whatever folders."""
+    return len(names) == FFHQ_SIZE and all(Path(name).stem == f"{i:05d}" for i, name in enumerate(names))
+
+
+def hold_out(names: list[str], identities: list[str] | None, every: int) -> tuple[str, list[int]]:
+    """Which of the named pictures are for validation: the rule in words, and their indices.
 
     By person where the people are known, so that nobody is both learned from and tested on; FFHQ's official split
     (Karras et al. 2019: the last 10,000 of 70,000) where the set is whole; otherwise every `every`-th picture.
@@ -61,9 +66,9 @@ def hold_out(identities: list[str] | None, num_images: int, every: int) -> tuple
     if identities is not None:
         held_out = set(sorted(set(identities), key=lambda i: (len(i), i))[::every])
         return f"every {every}th identity", [i for i, person in enumerate(identities) if person in held_out]
-    if num_images == FFHQ_SIZE:
+    if is_whole_ffhq(names):
         return "FFHQ's official split: the last 10,000", list(range(FFHQ_TRAIN, FFHQ_SIZE))
-    return f"every {every}th picture", list(range(0, num_images, every))
+    return f"every {every}th picture", list(range(0, len(names), every))
 
 
 def open_pack(folder: Path) -> Pack:

@@ -21,7 +21,7 @@ def prepare(arguments: argparse.Namespace) -> Pack:
     if arguments.source == "ffhq":
         source = Photos(download_ffhq(arguments.folder / "ffhq.zip"), LICENCE)
     elif Path(arguments.source).expanduser().exists():
-        source = Photos(arguments.source)
+        source = Photos(arguments.source, arguments.licence)
     else:
         raise UserError(f"{arguments.source} does not exist: give a folder or .zip of photos, or the word ffhq")
     folder = arguments.folder / f"{source.name}-{arguments.resolution}"
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("source", metavar="SOURCE", help="a folder or .zip of photos, or the word ffhq")
     parser.add_argument("--resolution", type=int, required=True, help="height and width in pixels")
     parser.add_argument("--folder", type=Path, default=Path("data"), help="where packs lie (data)")
+    parser.add_argument("--licence", help="what the manifest says of the photos' terms")
     parser.add_argument("--on-bad-image", choices=["fail", "skip"], default="fail")
     parser.add_argument("--val-every", type=int, default=10, help="one picture or person of so many is held out (10)")
     parser.add_argument("--filter", choices=["auto", "box", "bilinear", "bicubic", "lanczos"], default="auto")
