@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from latentfaces.data.memory import BatchMemory
 from latentfaces.data.rows import RowFile
 
 
@@ -41,7 +40,6 @@ class FFHQDataset(Dataset[Tensor]):
 
     def __init__(self, images: NDArray[np.uint8] | RowFile, indices: NDArray[np.int64]) -> None:
         self.images, self.indices = images, indices
-        self.memory = BatchMemory()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -51,13 +49,7 @@ class FFHQDataset(Dataset[Tensor]):
 
     def __getitems__(self, draws: Draws) -> ImageBatch:
         """A batch in one gather."""
-        numbers = self.indices[draws.items]
-        batch = self.memory.tensor((len(numbers), *self.images.shape[1:]))
-        if isinstance(self.images, RowFile):
-            self.images.take(numbers, batch.numpy())
-        else:
-            self.images.take(numbers, axis=0, out=batch.numpy(), mode="clip")  # the default mode copies twice
-        return ImageBatch(batch, torch.from_numpy(draws.mirrored))
+        return ImageBatch(torch.from_numpy(self.images[self.indices[draws.items]]), torch.from_numpy(draws.mirrored))
 
 
 class LatentDataset(Dataset[Tensor]):
