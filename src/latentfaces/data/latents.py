@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latentfaces.data.ffhq import to_float
 from latentfaces.data.pack import Pack
+from latentfaces.data.rows import RowFile, open_rows
 from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
 from latentfaces.files import made_alone
@@ -101,3 +102,12 @@ class LatentCache:
         if moments.ndim != 6 or moments.shape[:3] != (self.pack.manifest["num_images"], 2, 2):
             raise UserError(f"{self.path} has shape {moments.shape}, which is not this pack's: delete it and run again")
         return moments
+
+    def views(self) -> RowFile | NDArray[np.float16]:
+        """The same as (2 N, 2, c, h, w), not mapped, so that a file that is cut while it is read does not kill.
+
+        Raises:
+            UserError: as for `open`.
+        """
+        self.open()
+        return open_rows(self.path, axes=2, remedy="delete it and run again")

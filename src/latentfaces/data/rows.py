@@ -1,5 +1,6 @@
 """Rows of an array on disk, without mapping it."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,17 @@ class RowFile:
     Args:
         path: the .npy file, of at least one dimension, in C order.
         writable: rows can be set as well.
+        axes: so many of the first axes number the rows, together.
+        remedy: what to do where the file was cut.
     """
 
-    def __init__(self, path: Path, writable: bool = False) -> None:
+    def __init__(self, path: Path, writable: bool = False, axes: int = 1, remedy: str = "pack again") -> None:
         header = np.load(path, mmap_mode="r")
-        self.path, self.shape, self.dtype = path, header.shape, header.dtype
+        self.path, self.dtype, self.axes, self.remedy = path, header.dtype, axes, remedy
+        self.shape = (math.prod(header.shape[:axes]), *header.shape[axes:])
         self.offset = header.offset
-        self.row_bytes = header[:1].nbytes
-        self.numbers = np.arange(len(header))  # once, not in each batch
+        self.row_bytes = header.itemsize * math.prod(header.shape[axes:])
+        self.numbers = np.arange(self.shape[0])  # once, not in each batch
         self.file = path.open("r+b" if writable else "rb", buffering=0)
 
     def __len__(self) -> int:
@@ -51,7 +55,7 @@ class RowFile:
         """
         for row, number in zip(out, numbers.tolist(), strict=True):
             if os.preadv(self.file.fileno(), [row.data], self.offset + number * self.row_bytes) != self.row_bytes:
-                raise UserError(f"{self.path} ends before row {number}: it was cut since it was written; pack again")
+                raise UserError(f"{self.path} ends before row {number}: it was cut since it was written; {self.remedy}")
 
     def __setitem__(self, number: int, row: NDArray[Any]) -> None:
         """Write one row; an array mapped from the file shows it too."""
@@ -59,13 +63,16 @@ class RowFile:
         bytes_of_row = np.ascontiguousarray(row, self.dtype).data
         os.pwrite(self.file.fileno(), bytes_of_row, self.offset + number * self.row_bytes)
 
-    def __reduce__(self) -> tuple[type["RowFile"], tuple[Path]]:
+    def __reduce__(self) -> tuple[type["RowFile"], tuple[Path, bool, int, str]]:
         """Worker processes open the file anew."""
-        return RowFile, (self.path,)
+        return RowFile, (self.path, False, self.axes, self.remedy)
 
 
-def open_rows(path: Path, writable: bool = False) -> RowFile | NDArray[Any]:
-    """The rows of a file; its memory map where the system cannot read and write at a place."""
+def open_rows(
+    path: Path, writable: bool = False, axes: int = 1, remedy: str = "pack again"
+) -> RowFile | NDArray[Any]:
+    """The rows of a file; its memory map where the system cannot read and write at a place; see `RowFile`."""
     if hasattr(os, "preadv"):
-        return RowFile(path, writable)
-    return np.load(path, mmap_mode="r+" if writable else "r")
+        return RowFile(path, writable, axes, remedy)
+    array: NDArray[Any] = np.load(path, mmap_mode="r+" if writable else "r")
+    return array.reshape(-1, *array.shape[axes:])

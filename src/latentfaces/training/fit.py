@@ -50,6 +50,8 @@ def fit_and_test(
     if trainer.is_global_zero:
         result: dict[str, Any] = {**metrics, "val/best_loss": best.best, "steps": trainer.global_step}
         result |= {"minutes": (time.monotonic() - started) / 60, "peak_memory_gb": peak_memory(module.device) / 1e9}
+        if module.finite.num_skipped:
+            result["skipped_steps"] = module.finite.num_skipped
         (run_dir / "images").mkdir(exist_ok=True)
         plot_losses(run_dir / "metrics.csv", run_dir / "images" / "losses.png")
         print(" · ".join(f"{name} {value:.4g}" for name, value in result.items()))
