@@ -211,6 +211,36 @@ def test_nothing_of_the_discriminator_happens_before_its_first_step(monkeypatch:
     assert not torch.equal(weights(adversary), before)
 
 
+@pytest.mark.parametrize("spoiled", ["vae", "discriminator"])
+def test_a_gradient_that_is_no_number_leaves_the_step_out_of_both(
+    spoiled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = a_module()
+    adversary = the_adversary_of(module)
+    begin(module, monkeypatch)
+    monkeypatch.setattr(module, "log", lambda *_: None)
+    monkeypatch.setattr(module.finite, "on_nonfinite", "skip")
+    optimizer = torch.optim.AdamW(module.parameters())
+
+    def step() -> list[bool]:
+        """Take one; whether it has changed the VAE and the discriminator."""
+        before = weights(adversary), nn.utils.parameters_to_vector(module.parameters())
+        module.configure_gradient_clipping(optimizer)
+        optimizer.step()
+        after = weights(adversary), nn.utils.parameters_to_vector(module.parameters())
+        return [not torch.equal(*pair) for pair in zip(before, after, strict=True)]
+
+    train_step(module, pictures(0))
+    network = module.autoencoder if spoiled == "vae" else adversary.discriminator
+    next(p.grad for p in network.parameters() if p.grad is not None).fill_(torch.nan)
+    assert step() == [False, False]
+    assert len(optimizer.state) == 0
+    assert not gradients(module)
+    assert not gradients(adversary.discriminator)
+    train_step(module, pictures(0))
+    assert step() == [True, True]
+
+
 def test_vae_knows_nothing_of_the_discriminators_weights() -> None:
     module = a_module()
     theirs = {id(p) for p in the_adversary_of(module).discriminator.parameters()}

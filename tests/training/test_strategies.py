@@ -230,7 +230,9 @@ def test_what_a_strategy_cannot_do_is_refused(what: str, train: Command, capfd: 
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("option", ["trainer.precision=bf16-mixed", "trainer.gradient_clip_algorithm=value", "on_nonfinite=skip"])
+@pytest.mark.parametrize(
+    "option", ["trainer.precision=bf16-mixed", "trainer.gradient_clip_algorithm=value", "on_nonfinite=skip"]
+)
 def test_deepspeed_is_refused_what_it_cannot_do(
     option: str, train: Command, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from latentfaces.data.rows import RowFile
+from latentfaces.data.rows import MappedRows, RowFile
 
 
 class Draws(NamedTuple):
@@ -72,7 +72,7 @@ class LatentDataset(Dataset[Tensor]):
         indices: which of the N pictures are in this dataset, in order.
     """
 
-    def __init__(self, views: NDArray[np.float16] | RowFile, indices: NDArray[np.int64]) -> None:
+    def __init__(self, views: NDArray[np.float16] | MappedRows, indices: NDArray[np.int64]) -> None:
         self.views, self.indices = views, indices
 
     def __len__(self) -> int:

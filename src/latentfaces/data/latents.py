@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentfaces.data.ffhq import to_float
 from latentfaces.data.pack import Pack
-from latentfaces.data.rows import RowFile, open_rows
+from latentfaces.data.rows import MappedRows
 from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
 from latentfaces.files import made_alone
@@ -103,11 +103,11 @@ class LatentCache:
             raise UserError(f"{self.path} has shape {moments.shape}, which is not this pack's: delete it and run again")
         return moments
 
-    def views(self) -> RowFile | NDArray[np.float16]:
-        """The same as (2 N, 2, c, h, w), not mapped, so that a file that is cut while it is read does not kill.
+    def views(self) -> MappedRows:
+        """The same as (2 N, 2, c, h, w), for reading here and there for hours.
 
         Raises:
             UserError: as for `open`.
         """
         self.open()
-        return open_rows(self.path, axes=2, remedy="delete it and run again")
+        return MappedRows(self.path, axes=2)

@@ -159,7 +159,7 @@ class MadePictures:
             yield to_uint8(self.pipeline.reconstruct(to_float(photos))).cpu()
 
     def features(self, look: Features, pictures: PictureFolder) -> tuple[Tensor, Tensor]:
-        """Features (n, d) of all, mapped from a file that is gone on with; and the first pictures: at the first process."""
+        """Features (n, d) of all, mapped from a file that is gone on with, and the first pictures: at process 0."""
         ranks = pictures.ranks
         settings = {k: v for k, v in pictures.origin.get("settings", {}).items() if k not in FREE}
         origin = json.loads(json.dumps({**pictures.origin, "settings": settings}))

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is NaN or infinite: what they were made of, and whether training ends or leaves them out."""
+"""Steps whose loss or gradient is NaN or infinite: what they were made of, and whether they end training."""
 
 import math
 import sys
@@ -76,7 +76,7 @@ class FiniteSteps:
     def __init__(self, on_nonfinite: Literal["fail", "skip"] = "fail", max_skipped_steps: int = 10) -> None:
         self.on_nonfinite, self.max_skipped_steps = on_nonfinite, max_skipped_steps
         self.num_skipped = 0
-        self.coming, self.unread = Step(), Step()
+        self.coming, self.taken, self.unread = Step(), Step(), Step()
         self.left_out = False
         """Whether the last step was."""
 
@@ -93,7 +93,7 @@ class FiniteSteps:
         if self.on_nonfinite == "fail" and (bad := bad_values(values)):
             raise NonFiniteError(told({}, number, [Suspect(bad, list(self.coming.batches[-1][1]()))]), SKIP)
 
-    def close(self, number: int, norms: Mapping[str, Tensor | None], device: torch.device) -> None:
+    def close(self, number: int, norms: Mapping[str, Tensor | float | None], device: torch.device) -> None:
         """All batches of the coming step, of this number, are added, and these are the norms of its gradients.
 
         Raises:
@@ -106,6 +106,11 @@ class FiniteSteps:
         self.left_out = False
         if device.type == "cpu" or self.on_nonfinite == "skip":
             self.check()
+
+    def close_late(self, coming: int, norms: Mapping[str, Tensor | float | None], device: torch.device) -> None:
+        """The same where a step's norms are known only when all batches of the next one, of this number, are added."""
+        self.taken, self.coming = self.coming, self.taken
+        self.close(coming - 1, norms, device)
 
     def check(self) -> None:
         """Look at what has not been looked at yet.
@@ -133,9 +138,9 @@ def bad_values(terms: Terms) -> dict[str, float]:
     return {name: value for name, term in terms.items() if not math.isfinite(value := float(term))}
 
 
-def to_be_read(value: Tensor) -> Callable[[], float]:
+def to_be_read(value: Tensor | float) -> Callable[[], float]:
     """Reads a scalar of a device, later, and waits for what the device had to do until now, but for nothing since."""
-    if value.device.type != "cuda":
+    if not isinstance(value, Tensor) or value.device.type != "cuda":
         return lambda: float(value)
     copy = value.detach().to("cpu", non_blocking=True)
     copied = torch.cuda.Event()

@@ -1,5 +1,6 @@
 """What both LightningModules share: optimiser, learning rate, seeds, and logging that costs little."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -49,6 +50,8 @@ class Stage(LightningModule, ABC):
         self.finite = FiniteSteps()
         self.resumed_at: int | None = None
         """The step of the checkpoint that training goes on from, if any."""
+        self.started, self.seconds_before = time.monotonic(), 0.0
+        """When this session of the training began, and how long the earlier ones took."""
 
     @property
     @abstractmethod
@@ -119,7 +122,7 @@ class Stage(LightningModule, ABC):
         seed_draws(mixed % 2**63, self.device)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        # 1, or NaN where the loss is no number: then no gradient is one either, on any rank, whatever the loss's formula.
+        # 1, or NaN where the loss is no number: then no gradient is one either, on any rank.
         super().backward(loss, *args, gradient=1 + 0 * loss.detach(), **kwargs)
 
     def configure_gradient_clipping(
@@ -131,7 +134,7 @@ class Stage(LightningModule, ABC):
         # The library refuses to clip for fused optimisers, for the sake of float16 scaling, which is not used here.
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):  # clips within its step, and tells the norm afterwards
             engine: Any = self.trainer.strategy.model
-            self.finite.close(self.global_step - 1, {GRADIENT: engine.get_global_grad_norm()}, self.device)
+            self.finite.close_late(self.global_step, {GRADIENT: engine.get_global_grad_norm()}, self.device)
             return
         # The optimiser's own list: walking through the modules of a network costs more than the norm of a small one.
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -149,16 +152,23 @@ class Stage(LightningModule, ABC):
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def other_norms(self) -> Mapping[str, Tensor | None]:
-        """Of gradients that other optimisers than the library's are about to take a step with, the same on all ranks."""
+        """Of gradients that optimisers of our own are about to take a step with, the same on all ranks."""
         return {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.finite.check()
         checkpoint["num_skipped"] = self.finite.num_skipped
+        checkpoint["seconds"] = self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.resumed_at = checkpoint.get("global_step")
         self.finite.num_skipped = checkpoint.get("num_skipped", 0)
+        self.seconds_before = max(self.seconds_before, checkpoint.get("seconds", 0.0))
+
+    @property
+    def seconds(self) -> float:
+        """That all sessions of the training have taken."""
+        return self.seconds_before + time.monotonic() - self.started
 
     def log_terms(self, terms: Mapping[str, Tensor | float]) -> None:
         """Log scalars of a training step, every `trainer.log_every_n_steps`: each key costs half a millisecond.

@@ -16,6 +16,7 @@ from latentfaces.signals import Stopped, hearing
 from latentfaces.training.callbacks.checkpoints import LastCheckpoint
 from latentfaces.training.checkpoint import AtomicCheckpointIO
 
+
 class GracefulStop(Checkpoint):
     """Keeps the last state of training in `path`: when training is over, or when a signal ends it.
 
