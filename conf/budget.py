@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.checks import ModelLimits, check_types
+from conf.devices import num_processes
 from conf.launch import add_trained_vae
 from conf.mistakes import explain
 from conf.schema import register
@@ -98,7 +99,7 @@ def planned(cfg: DictConfig, num_images: int | None) -> Plan:
         if first_stage and model.loss.perceptual is not None:  # its weights are not needed to count it
             net = model.loss.perceptual.get("net", "vgg")
             model.loss.perceptual = {"_target_": "latentfaces.autoencoder.PerceptualDistance.untrained", "net": net}
-    num_devices = how_many(trainer.devices) * trainer.num_nodes
+    num_devices = num_processes(trainer)
     return Plan(
         title=f"Stage {1 if first_stage else 2}: {data.resolution} pixels, latents of "
         f"{side}x{side}x{model.autoencoder.latent_channels}, {data.batch_size} items a batch, {num_devices} device(s)",
@@ -117,21 +118,6 @@ def planned(cfg: DictConfig, num_images: int | None) -> Plan:
         snapshots=ema.get("snapshots", 0) * len(ema.get("tracks", [])),
         disk=disk,
     )
-
-
-def how_many(devices: Any) -> int:
-    """Devices of each machine, for `trainer.devices` as Lightning reads it.
-
-    Raises:
-        UserError: it leaves that to the machine.
-    """
-    if devices == "auto":
-        return 1
-    if not isinstance(devices, int):
-        devices = len(str(devices).strip("[],").split(",")) if "," in str(devices) else str(devices)
-    if not str(devices).isdigit() or int(devices) < 1:
-        raise UserError(f"trainer.devices={devices} does not say how many: give a number")
-    return int(devices)
 
 
 def kept(callbacks: Any) -> int:

@@ -16,6 +16,7 @@ from latentfaces.errors import UserError
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     r"seed": (lambda x: 0 <= x < 2**32, "from 0 to 4,294,967,295"),
     r"num_images|batch_size|data\.num_val_images|trainer\.accumulate_grad_batches": (lambda x: x >= 1, "at least 1"),
+    r"max_skipped_steps": (lambda x: x >= 1, "at least 1"),
     r"data\.num_workers|model\.kl_weight\.(start|end)": (lambda x: x >= 0, "at least 0"),
     r"model\.(adversary\.)?optimizer\.lr": (lambda x: x > 0, "above 0"),
     r"model\.skip_dropout\.(start|end)": (lambda x: 0 <= x <= 1, "from 0 to 1"),
@@ -106,8 +107,11 @@ def check_training(cfg: DictConfig) -> None:
         raise UserError("vae=... is for model=ldm; with model=vae the VAE is what is trained")
     if cfg.resume.lower() not in CHOICES:
         raise UserError(f"resume={cfg.resume} is not one of {', '.join(CHOICES)}")
-    if cfg.on_full_disk not in ("skip", "fail"):
-        raise UserError(f"on_full_disk={cfg.on_full_disk} is not one of skip, fail")
+    for key in ("on_full_disk", "on_nonfinite"):
+        if cfg[key] not in ("skip", "fail"):
+            raise UserError(f"{key}={cfg[key]} is not one of skip, fail")
+    if "max_skipped_steps" in typed and cfg.on_nonfinite == "fail":
+        raise UserError("max_skipped_steps has no effect without on_nonfinite=skip")
     if cfg.requeue and cfg.resume.lower() != "auto":
         raise UserError("requeue=true starts the same command again: it needs name=... and resume=auto")
     if str(cfg.trainer.precision).startswith("16"):

@@ -160,11 +160,11 @@ def check_strategy(cfg: DictConfig) -> None:
     if strategy == "fsdp":
         return
     if importlib.util.find_spec("deepspeed") is None:
-        raise UserError(
-            'strategy=deepspeed needs its package: pip install "latentfaces[deepspeed]", or type strategy=fsdp'
-        )
+        raise UserError("strategy=deepspeed needs its package: pip install -e '.[deepspeed]', or type strategy=fsdp")
     if trainer.accelerator == "cpu" or not torch.cuda.is_available():
         raise UserError(f"strategy=deepspeed needs GPUs: {instead}")
+    if cfg.on_nonfinite == "skip":
+        raise UserError("on_nonfinite=skip comes too late for strategy=deepspeed: type on_nonfinite=fail")
     if trainer.gradient_clip_algorithm == "value":
         raise UserError("strategy=deepspeed clips by norm: leave out trainer.gradient_clip_algorithm=value")
     if trainer.precision not in ("auto", "32-true"):

@@ -29,6 +29,7 @@ from latentfaces.errors import UserError
 from latentfaces.files import written_whole
 from latentfaces.nn import DeviceChoices
 from latentfaces.run import CONFIG, DATA, Run, find_run, open_run, refuse_strangers
+from latentfaces.signals import Stopped
 
 
 def wandb_is_offline(cfg: DictConfig) -> bool:
@@ -200,7 +201,7 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
 @contextlib.contextmanager
 def stops_told(cfg: DictConfig) -> Iterator[Any]:
     """Within this context a signal ends the run in order, and then it is told how to go on; the callback for it."""
-    from latentfaces.training.callbacks import GracefulStop, Stopped
+    from latentfaces.training.callbacks import GracefulStop
 
     stop = GracefulStop(Path(cfg.run_dir) / "checkpoints" / "last.ckpt")
     try:
@@ -243,7 +244,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
     from lightning.pytorch.loggers import WandbLogger
 
     from latentfaces.nn import weights_hash
-    from latentfaces.training import CheckpointFiles
+    from latentfaces.training import CheckpointFiles, FiniteSteps
     from latentfaces.training.callbacks import ExactResume
 
     quiet_libraries()
@@ -252,12 +253,13 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
         if "wandb" in cfg.logger:
             prepare_wandb(cfg)
     module = instantiate(cfg.model)
+    module.finite = FiniteSteps(cfg.on_nonfinite, cfg.max_skipped_steps)
     check_optimizers(module)
     words = apply_choices(choices, module.network, training_device(cfg.trainer))
     trainer: Any = instantiate(
         cfg.trainer,
-        # The last two whatever was chosen: no choice of callbacks should cost a run, or make its resume another run.
-        callbacks=[*instantiate(cfg.callbacks).values(), ExactResume(), stop],
+        # The first and last whatever was chosen: no choice of callbacks should cost a run, or make its resume another.
+        callbacks=[ExactResume(), *instantiate(cfg.callbacks).values(), stop],
         logger=list(instantiate(cfg.logger).values()),
         plugins=[CheckpointFiles(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,

@@ -4,6 +4,7 @@ import difflib
 import errno
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,12 +66,23 @@ def nearest_key(config: str, overrides: list[str]) -> str | None:
                 wrong = getattr(error.__cause__, "full_key", None)
             if wrong is None:
                 return None
-            known = [key for key, _ in leaves_of(compose(config, [o for o in typed if o.partition("=")[0] != wrong]))]
+            known = keys_and_groups(config, [o for o in typed if o.partition("=")[0] != wrong])
     except (HydraException, OmegaConfBaseException):
         return None
-    last = wrong.rpartition(".")[2]
-    near = [key for key in known if key.rpartition(".")[2] == last] or difflib.get_close_matches(wrong, known, 1)
+    near = [key for key in known if last_word(key) == last_word(wrong)] or difflib.get_close_matches(wrong, known, 1)
     return f"there is no {wrong}" + (f": did you mean {' or '.join(near)}?" if near else "")
+
+
+def keys_and_groups(config: str, overrides: list[str]) -> list[str]:
+    """All that can be typed before a =: `model.optimizer.lr`, and `model/optimizer`."""
+    cfg = compose(config, overrides, return_hydra_config=True)
+    groups = {group.partition("@")[0] for group in cfg.hydra.runtime.choices if not str(group).startswith("hydra/")}
+    return [*sorted(groups), *(key for key, _ in leaves_of(cfg) if not key.startswith("hydra."))]
+
+
+def last_word(key: str) -> str:
+    """`lr` of `model.optimizer.lr`, `loss` of `model/loss`."""
+    return re.split(r"[./]", key)[-1]
 
 
 def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

@@ -20,6 +20,8 @@ from latentfaces.errors import UserError
 from latentfaces.run import GUIDE, Run, build, find_run, open_run
 
 FILE_KEYS = ("image", "to_image", "mask")
+SHARED = ("generate", "evaluate")
+"""Tasks that several processes can share out."""
 AUTO = Path(__file__).parent / "guidance" / "auto.yaml"
 NO_GUIDANCE = {"_target_": "latentfaces.diffusion.NoGuidance"}
 
@@ -66,7 +68,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     check_ranges(cfg)
     choices = HydraConfig.get().runtime.choices
     ranks = Ranks.started()
-    if ranks.count > 1 and choices["task"] != "generate":
+    if ranks.count > 1 and choices["task"] not in SHARED:
         raise UserError(f"task={choices['task']} is work for one process: type python in place of torchrun")
     if choices["task"] == "remake":
         recipe = remembered(cfg)

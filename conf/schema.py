@@ -67,6 +67,8 @@ class TrainConfig:
     resume: str = "false"
     requeue: bool = False
     on_full_disk: str = "skip"
+    on_nonfinite: str = "fail"
+    max_skipped_steps: int = 10
     vae: str | None = None
     run_dir: str = MISSING
     pack: str | None = None

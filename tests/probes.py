@@ -71,17 +71,27 @@ class Sleep(Callback):
 
 
 class Poison(Callback):
-    """Makes one gradient NaN in one step, as a spike of the loss would.
+    """Makes one gradient, or one picture, NaN in one step, as a spike of the loss would.
 
     Args:
         step: which.
+        what: "gradient" or "picture".
+        rank: on which.
     """
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, what: str = "gradient", rank: int = 0) -> None:
+        self.step, self.what, self.rank = step, what, rank
+
+    def due(self, trainer: Trainer, what: str) -> bool:
+        """Whether it is time for it."""
+        return (trainer.global_step, trainer.global_rank, self.what) == (self.step, self.rank, what)
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Tensor, batch_idx: int) -> None:
+        if self.due(trainer, "picture"):
+            batch[0] = float("nan")
 
     def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.global_step == self.step:
+        if self.due(trainer, "gradient"):
             next(p for p in module.parameters() if p.grad is not None).grad[:] = float("nan")  # type: ignore[index]
 
 

@@ -1,5 +1,6 @@
 """What a run leaves, and whether two runs left the same."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,18 @@ def assert_same_end(one: str | Path, other: str | Path) -> None:
             for name in [name for name, value in callback.items() if isinstance(value, str) or name in OF_A_FILE]:
                 del callback[name]
         del state["loops"]  # how often training was begun is counted there
+        del state["seconds"]
     assert_equal(*states)
     assert validations(one) == validations(other)
 
 
 def validations(run: str | Path) -> list[tuple[str, str]]:
     """Step and loss of each validation, as logged."""
+    return [(row["step"], row["val/loss"]) for row in rows_of(run) if row["val/loss"]]
+
+
+def rows_of(run: str | Path) -> list[dict[str, str]]:
+    """What a run has logged."""
     folder = run if isinstance(run, Path) else Path("outputs") / run
-    lines = (folder / "metrics.csv").read_text().splitlines()
-    step, loss = (lines[0].split(",").index(name) for name in ("step", "val/loss"))
-    return [(cells[step], cells[loss]) for line in lines[1:] if (cells := line.split(","))[loss]]
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentfaces.data import FFHQDataModule
-from latentfaces.data.ffhq import ImageBatch
+from latentfaces.data.ffhq import ImageBatch, LatentBatch
 from latentfaces.data.prefetch import Prefetched
 from latentfaces.errors import UserError
 
@@ -160,13 +160,11 @@ def test_validation_is_spaced_and_the_test_takes_all(make_data: MakeData) -> Non
 def test_bytes_become_floats_on_the_device_and_latents_stay_what_they_are(make_data: MakeData) -> None:
     data = make_data()
     ends = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
-    assert data.on_after_batch_transfer(ImageBatch(ends, torch.tensor([False])), 0).flatten().tolist() == pytest.approx(
-        [-1, 1]
-    )
-    assert data.on_after_batch_transfer(ImageBatch(ends, torch.tensor([True])), 0).flatten().tolist() == pytest.approx(
-        [1, -1]
-    )
-    halves = data.on_after_batch_transfer(torch.tensor([0.5, 3.0], dtype=torch.float16), 0)
+    for mirrored, expected in ((False, [-1, 1]), (True, [1, -1])):
+        batch = ImageBatch(ends, torch.tensor([mirrored]), np.array([3]))
+        assert data.on_after_batch_transfer(batch, 0).flatten().tolist() == pytest.approx(expected)
+        assert data.photos(data.rows) == [data.pack().manifest["names"][3]]
+    halves = data.on_after_batch_transfer(LatentBatch(torch.tensor([0.5, 3.0], dtype=torch.float16), np.array([1])), 0)
     assert (halves.dtype, halves.tolist()) == (torch.float32, [0.5, 3.0])
 
 

@@ -64,8 +64,9 @@ def test_batch_mirrors_exactly_the_flagged_pictures(images: NDArray[np.uint8]) -
     batch = dataset.__getitems__(draws((2, True), (0, False), (1, True), (1, False)))
     assert batch.images.dtype == torch.uint8
     expected = torch.from_numpy(np.stack([images[0][..., ::-1], images[5], images[3][..., ::-1], images[3]]))
-    assert torch.allclose(to_float(*batch), expected.float() / 127.5 - 1, rtol=0, atol=2e-7)
+    assert torch.allclose(to_float(batch.images, batch.mirrored), expected.float() / 127.5 - 1, rtol=0, atol=2e-7)
     assert np.array_equal(images, before)
+    assert batch.rows.tolist() == [0, 5, 3, 3]
 
 
 def test_floats_go_where_they_are_told_to(images: NDArray[np.uint8]) -> None:
@@ -84,9 +85,10 @@ def test_a_gpu_makes_the_same_floats(images: NDArray[np.uint8]) -> None:
 
 def test_latent_batch_takes_the_view_that_is_asked_for() -> None:
     moments = np.arange(4 * 2 * 2 * 3, dtype=np.float16).reshape(4, 2, 2, 3, 1, 1)
-    dataset = LatentDataset(moments, np.array([3, 1]))
+    dataset = LatentDataset(moments.reshape(8, 2, 3, 1, 1), np.array([3, 1]))
     batch = dataset.__getitems__(draws((0, True), (1, False)))
-    assert np.array_equal(batch.numpy(), np.stack([moments[3, 1], moments[1, 0]]))
+    assert np.array_equal(batch.moments.numpy(), np.stack([moments[3, 1], moments[1, 0]]))
+    assert batch.rows.tolist() == [3, 1]
     assert np.array_equal(dataset[1].numpy(), moments[1, 0])
 
 

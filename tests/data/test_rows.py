@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from latentfaces.data import rows as rows_module
-from latentfaces.data.rows import RowFile
+from latentfaces.data.rows import MappedRows, RowFile
 from latentfaces.errors import UserError
 
 
@@ -67,6 +67,18 @@ def test_either_thread_tells_of_a_file_that_was_cut(
 def test_a_worker_process_opens_it_anew(array: np.ndarray, tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(RowFile(tmp_path / "a.npy")))
     assert np.array_equal(copy[7], array[7])
+
+
+def test_rows_of_a_watched_map_are_the_arrays_until_its_file_is_cut(array: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    rows = pickle.loads(pickle.dumps(MappedRows(path, axes=2)))
+    flat = array.reshape(23 * 3, 5, 4)
+    for index in (0, 68, np.array([5, 5, 0, 68])):
+        assert np.array_equal(rows[index], flat[index])
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+    with pytest.raises(UserError, match=r"a\.npy was cut since it was written, to 1,507 of 1,508 bytes: delete it"):
+        rows[0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -1,16 +1,20 @@
 """Checkpoints that are damaged, find no room, or would hold no numbers: cases 21, 23, 29, 31."""
 
+import json
 import random
 import shutil
 from collections.abc import Callable
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
 import torch
-from commands import SHORT, TINY_VAE
+from commands import SHORT, TINY_VAE, refused
 from forked import Forker
-from states import assert_equal, checkpoint, ema_of
+from states import assert_equal, assert_same_end, checkpoint, ema_of, rows_of
 
+from latentfaces.data.ffhq import TrainBatches
+from latentfaces.data.pack import open_pack
 from latentfaces.training import damage
 
 VAE = [*TINY_VAE, *SHORT]
@@ -123,19 +127,107 @@ def test_case_29_a_full_disk_ends_the_run_if_so_chosen_and_leaves_the_checkpoint
     assert not list(Path("outputs").rglob("*.partial"))
 
 
+def poison(step: int, what: str = "gradient", rank: int = 0, name: str = "poison") -> list[str]:
+    """Settings of a run in which something is NaN in one step."""
+    options = {"_target_": "probes.Poison", "step": step, "what": what, "rank": rank}
+    return [f"+callbacks.{name}.{key}={value}" for key, value in options.items()]
+
+
+def photos_at(step: int, rank: int = 0, num_ranks: int = 1, batch_size: int = 8) -> list[str]:
+    """What the batch of a step is made of: 36 of the 48 drawn faces, in the order of an uninterrupted run of seed 0."""
+    pack = open_pack(Path("data/synthetic-48-16"))
+    batches = TrainBatches(36, batch_size, seed=0, mirror=True, rank=rank, num_ranks=num_ranks)
+    *_, items = (draws.items for _, draws in zip(range(step + 1), chain.from_iterable(repeat(batches)), strict=False))
+    return [pack.manifest["names"][row] for row in pack.train_indices[items]]
+
+
 @pytest.mark.parametrize("clip", ["1.0", "null"])
 def test_case_21_a_gradient_that_is_no_number_stops_training_before_its_step(clip: str, fork: Forker) -> None:
-    poison = ["+callbacks.poison._target_=probes.Poison", "+callbacks.poison.step=5"]
     last = "callbacks.last.every_n_train_steps=1"
     options = [last, f"trainer.gradient_clip_val={clip}", "trainer.log_every_n_steps=50", "trainer.max_steps=20"]
-    status, said = fork.run(*VAE, *poison, *options, "name=bad")
+    status, said = fork.run(*VAE, *poison(step=5), *options, "name=bad")
     assert status == 2
-    assert "the gradient's norm is nan at step 5" in said
+    assert f"the gradient's norm is nan at step 5, in a batch of {', '.join(photos_at(5))}: training stops" in said
+    assert "on_nonfinite=skip" in said
     assert "Traceback" not in said
     kept = checkpoint("vae/bad")
     assert kept["global_step"] == 5
     assert all(value.isfinite().all() for value in kept["state_dict"].values())
     assert all(value.isfinite().all() for value in ema_of(kept)["average"])
+
+
+@pytest.mark.parametrize("log_every", [1, 50])  # where terms are looked at for the log, and where they are not
+def test_case_21_a_loss_that_is_no_number_is_told_with_its_terms_and_photos(log_every: int, fork: Forker) -> None:
+    options = ["callbacks.last.every_n_train_steps=1", f"trainer.log_every_n_steps={log_every}", "trainer.max_steps=20"]
+    status, said = fork.run(*VAE, *poison(step=5, what="picture"), *options, "data.batch_size=12", "name=bad")
+    assert status == 2
+    assert "Traceback" not in said
+    photos = ", ".join(photos_at(5, batch_size=12)[:8])
+    terms = "train/loss is nan and train/reconstruction is nan and train/kl is nan"
+    assert f"{terms} at step 5, in a batch of {photos} and 4 more: training stops" in said
+    assert checkpoint("vae/bad")["global_step"] == 5
+
+
+SKIP = ["on_nonfinite=skip", "trainer.val_check_interval=4"]
+
+
+def test_case_21_a_step_that_is_left_out_changes_nothing_and_a_kill_after_it_neither(fork: Forker) -> None:
+    options = [*SKIP, "callbacks.last.every_n_train_steps=1", "trainer.max_steps=9", *poison(step=5, what="picture")]
+    status, said = fork.run(*VAE, *options, "+callbacks.kill._target_=probes.SignalAt", "+callbacks.kill.step=6")
+    assert status == -9, said
+    assert f"in a batch of {', '.join(photos_at(5))}: the step is left out (1 of at most max_skipped_steps=10)" in said
+    (folder,) = Path("outputs/vae").iterdir()
+    before, after = checkpoint(folder, "last.previous"), checkpoint(folder)
+    assert [state["global_step"] for state in (before, after)] == [5, 6]
+    assert_equal(before["state_dict"], after["state_dict"])
+    assert_equal(before["optimizer_states"][0]["state"], after["optimizer_states"][0]["state"])
+    assert_equal(ema_of(before)["average"], ema_of(after)["average"])
+
+    status, said = fork.run(*VAE, *options, f"name={folder.name}", "resume=true")
+    assert status == 0, said
+    status, said = fork.run(*VAE, *options, "name=straight")
+    assert status == 0, said
+    assert_same_end(folder, "vae/straight")
+    assert checkpoint(folder)["num_skipped"] == 1
+    assert json.loads((folder / "result.json").read_text())["skipped_steps"] == 1
+    rows = [row for row in rows_of("vae/straight") if row["train/loss"]]
+    assert [row["train/skipped_steps"] for row in rows] == [""] * 6 + ["1.0"] * 3
+    for name in ("train/loss", "train/gradient_norm"):
+        assert [row[name] == "nan" for row in rows] == [step == 5 for step in range(9)]
+
+
+def test_case_21_more_steps_left_out_than_allowed_end_training(fork: Forker) -> None:
+    twice = [*poison(step=2), *poison(step=4, name="again")]
+    last = "callbacks.last.every_n_train_steps=1"
+    status, said = fork.run(*VAE, *SKIP, *twice, "max_skipped_steps=1", last, "trainer.max_steps=9", "name=bad")
+    assert status == 2
+    assert "the gradient's norm is nan at step 2" in said
+    assert "is nan at step 4" in said
+    assert "after max_skipped_steps=1 that were left out: training stops" in said
+    assert checkpoint("vae/bad")["global_step"] == 4
+
+
+@pytest.mark.ddp
+def test_case_21_two_processes_agree_on_a_step_that_is_left_out(fork: Forker) -> None:
+    settings = [*VAE, *SKIP, *poison(step=5, what="picture", rank=1), "data.batch_size=4", "trainer.max_steps=8"]
+    ranks = fork.start_ranks(*settings, "trainer.log_every_n_steps=50", "name=both")
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].said + ranks[1].said
+    photos = ", ".join(photos_at(5, rank=1, num_ranks=2, batch_size=4))
+    assert f"train/kl is nan at step 5, in a batch of {photos}: the step is left out" in ranks[0].said
+    assert "left out" not in ranks[1].said
+    kept = checkpoint("vae/both")
+    assert (kept["global_step"], kept["num_skipped"]) == (8, 1)
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+    (steps,) = {int(state["step"]) for state in kept["optimizer_states"][0]["state"].values()}
+    assert steps == 7
+
+
+def test_case_21_leaving_out_is_refused_where_it_would_do_nothing(workplace: Path) -> None:
+    assert "max_skipped_steps has no effect without" in refused("train.py", *VAE, "max_skipped_steps=3")
+    assert "on_nonfinite=ignore is not one of skip, fail" in refused("train.py", *VAE, "on_nonfinite=ignore")
+    assert "max_skipped_steps=0 must be at least 1" in refused(
+        "train.py", *VAE, "on_nonfinite=skip", "max_skipped_steps=0"
+    )
 
 
 def test_case_23_a_validation_that_gives_no_number_stops_training_and_is_never_the_best(fork: Forker) -> None:

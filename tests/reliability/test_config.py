@@ -21,6 +21,10 @@ UNKNOWN = {
     "nmae=faces": "name",
     "resolution=64": "data.resolution",
     "lr=1e-3": "model.optimizer.lr",
+    "modle=vae": "model",
+    "modle/loss=mse_kl": "model/loss",
+    "calbacks=none": "callbacks",
+    "loss=mse_kl": "model/loss",
 }
 
 

@@ -142,6 +142,37 @@ def test_case_10_a_packing_that_was_killed_goes_on_with_what_is_missing(
         assert np.array_equal(whole.images[index], draw_face(index, 64).transpose(2, 0, 1))
 
 
+STOPS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138}
+
+
+@pytest.mark.parametrize("sent", STOPS)
+@pytest.mark.parametrize("command", ["train.py", "src/latentfaces/data/prepare.py"])
+def test_case_10_a_packing_that_is_told_to_end_ends_in_order_and_says_that_it_goes_on(
+    command: str, sent: signal.Signals, fork: Forker
+) -> None:
+    count = 600
+    if command == "train.py":
+        partial = Path("data/synthetic-600-64.partial")
+        options = [*TINY_VAE, f"data.num_images={count}", "data.resolution=64", "name=cut"]
+    else:
+        partial = Path("data/photos-256.partial")
+        options = ["photos", "--resolution", "256"]
+        write_folder(Path("photos"), photos([f"{number:03}.png" for number in range(count)]))
+    packing = fork.start(*options, name=command)
+    packing.wait_for(lambda: (partial / "packing.json").exists() and np.load(partial / "state.npy").any())
+    packing.send(sent)
+    assert packing.wait() == STOPS[sent], packing.said
+    said = packing.said
+    assert "Traceback" not in said
+    assert f"stopped by {sent.name}" in said
+    if command == "train.py":
+        assert said.splitlines()[-1].endswith("resume=auto")
+    else:
+        assert "the same command goes on where it was" in said
+    assert 0 < np.count_nonzero(np.load(partial / "state.npy")) < count
+    assert not partial.with_suffix("").exists()
+
+
 def test_case_11_a_disk_that_is_too_small_is_told_before_anything_is_written(
     kaggle: Kaggle, trained: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +349,20 @@ def test_case_18_a_pack_that_is_lost_while_it_is_in_use_is_named_and_the_checkpo
     assert clue in said
     assert "data/synthetic-48-16" in said
     kept = torch.load("outputs/vae/harmed/checkpoints/last.ckpt", weights_only=True)
+    assert kept["global_step"] >= 3
+
+
+def test_case_18_latents_that_are_cut_while_they_are_in_use_are_named_and_the_checkpoint_stays(
+    trained: Path, workplace: Path
+) -> None:
+    shutil.copytree(trained, workplace, dirs_exist_ok=True)
+    (cache,) = Path("data").glob("*/latents-*.npy")
+    harm = ["+callbacks.harm._target_=probes.Harm", "+callbacks.harm.step=3", "+callbacks.harm.fault=cut"]
+    options = [*SHORT, "callbacks.last.every_n_train_steps=1", "trainer.max_steps=8", "trainer.val_check_interval=8"]
+    said = refused("train.py", *TINY_LDM, *options, *harm, f"+callbacks.harm.path={cache}", "name=harmed")
+    assert f"{cache} was cut since it was written, to 200 of" in said  # to read on would kill this process
+    assert "delete it and run again" in said
+    kept = torch.load("outputs/ldm/harmed/checkpoints/last.ckpt", weights_only=True)
     assert kept["global_step"] >= 3
 
 

@@ -1,5 +1,6 @@
 """A killed run goes on as if nothing had been: cases 27, 28, 30, 32 to 35."""
 
+import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ import pytest
 import torch
 from commands import ADVERSARIAL, SHORT, TINY_LDM, TINY_VAE
 from forked import Forker
-from states import assert_same_end, checkpoint, ema_of, validations
+from states import assert_same_end, checkpoint, ema_of, rows_of, validations
 
 from latentfaces.errors import UserError
 from latentfaces.nn import weights_hash
@@ -265,6 +266,23 @@ def test_case_35_a_finished_run_is_left_as_it_is(copied: Path, fork: Forker) -> 
     assert status == 0, said
     assert "raise trainer.max_steps" in said
     assert result.read_bytes() == before
+
+
+def test_case_35_a_finished_run_that_is_trained_further_is_logged_and_timed_as_one(fork: Forker) -> None:
+    result, log_all = Path("outputs/vae/further/result.json"), "trainer.log_every_n_steps=1"
+    for limit in (4, 8):  # validations are due at both
+        status, said = fork.run(*TINY_VAE, *SHORT, log_all, "name=further", "resume=auto", f"trainer.max_steps={limit}")
+        assert status == 0, said
+        if limit == 4:
+            told = json.loads(result.read_text())
+            result.write_text(json.dumps({**told, "minutes": 100.0}))
+    for name in ("train/loss", "lr-AdamW"):
+        assert [row["step"] for row in rows_of("vae/further") if row[name]] == [str(step) for step in range(8)], name
+    assert 100 < json.loads(result.read_text())["minutes"] < 105
+    result.unlink()  # as a run that was killed after its last checkpoint has none
+    status, said = fork.run(*TINY_VAE, *SHORT, "name=further", "resume=auto", "trainer.max_steps=9")
+    assert status == 0, said
+    assert 100 < json.loads(result.read_text())["minutes"] < 105
 
 
 def test_case_35_patience_survives_a_kill_and_an_early_stop_a_resume(fork: Forker) -> None:

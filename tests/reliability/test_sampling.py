@@ -10,6 +10,7 @@ from photo_files import picture_bytes, tree
 
 from latentfaces.diffusion import EulerSampler
 from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks.ranks import Ranks
 
 
 @pytest.fixture
@@ -42,6 +43,16 @@ def test_case_39_wrong_arguments_are_told_by_their_key(
 ) -> None:
     monkeypatch.chdir(trained)
     assert clue in refused("sample.py", *typed, "output=pictures")
+    assert not Path("pictures").exists()
+
+
+def test_case_39_a_task_that_is_work_for_one_process_is_refused_several(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(Ranks, "started", lambda: Ranks(rank=1, count=2))
+    for task in ("interpolate", "reconstruct", "neighbours", "tune"):
+        assert f"task={task} is work for one process" in refused("sample.py", f"task={task}", "output=pictures")
     assert not Path("pictures").exists()
 
 

@@ -11,7 +11,8 @@ from commands import SHORT, TINY_VAE
 from forked import Forker, Running
 from states import assert_same_end, checkpoint
 
-from latentfaces.training.callbacks import GracefulStop, Stopped
+from latentfaces.signals import Stopped
+from latentfaces.training.callbacks import GracefulStop
 
 # 36 pictures in batches of 8 are 4 steps an epoch. Only a stop makes checkpoints.
 STEPS = ["trainer.max_steps=14", "trainer.val_check_interval=5", "callbacks.last.every_n_train_steps=100"]

@@ -11,7 +11,9 @@ import pytest
 import torch
 from browser import check_page, needs_browser
 from commands import SHORT, TINY_LDM, TINY_VAE, run_command, trained_in
+from forked import Forker
 from PIL import Image
+from several import run_on
 from torch import Tensor, nn
 
 from latentfaces.autoencoder import VAE
@@ -163,6 +165,28 @@ def test_an_evaluation_that_was_killed_goes_on_also_to_more_faces_in_other_batch
     assert Image.open("pictures/grid.png").tobytes() == Image.open(io.BytesIO(grid)).tobytes()
     assert again.pop("training_photos") == pytest.approx(whole.pop("training_photos"))
     assert again == pytest.approx(whole, abs=1e-6)
+
+
+@pytest.mark.ddp
+def test_two_processes_find_together_what_one_finds(home: Path) -> None:
+    Forker.warm_up()
+    fork = Forker(home)
+    options = ["task=evaluate", "task.features=colours.pt", "num_images=60", "batch_size=7", "sampler.num_steps=2"]
+    left: dict[str, dict[str, bytes]] = {}
+    for number in (1, 2):  # 9 batches of faces and 58 of photos: in the last round of faces the second has none
+        for path in Path("data").glob("*/features-*"):
+            path.unlink()
+        shutil.rmtree("pictures", ignore_errors=True)
+        if number == 1:
+            assert fork.run(*options, "output=pictures", name="sample.py")[0] == 0, fork.started[-1].said
+        else:
+            run_on(2, fork, *options, "output=pictures", name="sample.py")
+        kept = [*Path("pictures").iterdir(), *Path("data").glob("*/features-*")]
+        left[str(number)] = {path.name: path.read_bytes() for path in kept if path.suffix != ".html"}
+    assert left["1"].keys() == left["2"].keys()
+    assert "metrics.json" in left["1"]
+    for name, content in left["1"].items():
+        assert content == left["2"][name], name
 
 
 def test_no_face_is_made_twice_and_features_of_photos_are_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def begin(
     monkeypatch.setattr(type(module), "global_step", step)
     module._trainer = SimpleNamespace(  # type: ignore[assignment]
         accumulate_grad_batches=accumulate, callbacks=[], global_step=step, gradient_clip_val=clip, log_every_n_steps=1,
-        max_epochs=None, max_steps=100,
+        max_epochs=None, max_steps=100, strategy=None,
     )  # fmt: skip
     module.on_fit_start()
     return seen
@@ -198,7 +198,7 @@ def test_nothing_of_the_discriminator_happens_before_its_first_step(monkeypatch:
     calls: list[nn.Module] = []
     adversary.discriminator.register_forward_hook(lambda discriminator, *_: calls.append(discriminator))
     value = train_step(module, images).item()
-    module.on_before_optimizer_step(torch.optim.SGD(module.parameters()))
+    module.step_adversary()
     assert calls == []
     assert torch.equal(weights(adversary), before)
     assert value == pytest.approx(seen["train/reconstruction"] + KL_WEIGHT * seen["train/kl"], rel=1e-5)
@@ -206,9 +206,39 @@ def test_nothing_of_the_discriminator_happens_before_its_first_step(monkeypatch:
 
     begin(module, monkeypatch, step=START)
     train_step(module, images)
-    module.on_before_optimizer_step(torch.optim.SGD(module.parameters()))
+    module.step_adversary()
     assert len(calls) == 2  # to judge and to learn
     assert not torch.equal(weights(adversary), before)
+
+
+@pytest.mark.parametrize("spoiled", ["vae", "discriminator"])
+def test_a_gradient_that_is_no_number_leaves_the_step_out_of_both(
+    spoiled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = a_module()
+    adversary = the_adversary_of(module)
+    begin(module, monkeypatch)
+    monkeypatch.setattr(module, "log", lambda *_: None)
+    monkeypatch.setattr(module.finite, "on_nonfinite", "skip")
+    optimizer = torch.optim.AdamW(module.parameters())
+
+    def step() -> list[bool]:
+        """Take one; whether it has changed the VAE and the discriminator."""
+        before = weights(adversary), nn.utils.parameters_to_vector(module.parameters())
+        module.configure_gradient_clipping(optimizer)
+        optimizer.step()
+        after = weights(adversary), nn.utils.parameters_to_vector(module.parameters())
+        return [not torch.equal(*pair) for pair in zip(before, after, strict=True)]
+
+    train_step(module, pictures(0))
+    network = module.autoencoder if spoiled == "vae" else adversary.discriminator
+    next(p.grad for p in network.parameters() if p.grad is not None).fill_(torch.nan)
+    assert step() == [False, False]
+    assert len(optimizer.state) == 0
+    assert not gradients(module)
+    assert not gradients(adversary.discriminator)
+    train_step(module, pictures(0))
+    assert step() == [True, True]
 
 
 def test_vae_knows_nothing_of_the_discriminators_weights() -> None:
@@ -313,7 +343,7 @@ def test_learning_rate_and_clipping_are_those_of_the_vae(monkeypatch: pytest.Mon
     begin(module, monkeypatch, step=1, clip=0.2)
     before = weights(adversary)
     give_gradient(adversary, 1.0)
-    module.on_before_optimizer_step(torch.optim.SGD(module.parameters()))
+    module.step_adversary()
     warmup = 2 / 4  # at step 1 of 3
     assert (weights(adversary) - before).norm().item() == pytest.approx(warmup * 0.2, rel=1e-3)
 
@@ -402,7 +432,7 @@ def test_checkpoint_of_the_module_carries_the_adversary(monkeypatch: pytest.Monk
     first, second = a_module(), a_module(adversary=an_adversary(seed=1, start_step=START))
     begin(first, monkeypatch)
     train_step(first, pictures(0))
-    first.on_before_optimizer_step(torch.optim.SGD(first.parameters()))
+    first.step_adversary()
     checkpoint: dict[str, Any] = {}
     first.on_save_checkpoint(checkpoint)
     second.on_load_checkpoint(saved(checkpoint))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from conf.budget import how_many
+from conf.budget import plans
 from latentfaces.errors import UserError
 from latentfaces.training import budget as counting
 from latentfaces.training.budget import Machine, Plan, estimate, report
@@ -130,12 +130,18 @@ def test_a_folder_without_conf_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         original("latentfaces.training.budget", run_name="__main__")
 
 
-@pytest.mark.parametrize(("devices", "number"), [("auto", 1), (8, 8), ("4", 4), ("0,1", 2), ([0, 2, 3], 3)])
-def test_devices_are_counted(devices: Any, number: int) -> None:
-    assert how_many(devices) == number
+@pytest.mark.parametrize(
+    ("devices", "number"), [("auto", 2), (-1, 2), (8, 8), ("'4'", 4), ("'0,1'", 2), ("[0,2,3]", 3)]
+)
+def test_devices_are_counted_as_a_training_here_would(
+    devices: object, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    (counted,) = plans(["model=vae", f"trainer.devices={devices}"])
+    assert counted.num_devices == number
 
 
-@pytest.mark.parametrize("devices", [-1, "all", 0])
-def test_devices_without_a_number_are_refused(devices: Any) -> None:
-    with pytest.raises(UserError, match=rf"^trainer\.devices={devices} does not say how many"):
-        how_many(devices)
+@pytest.mark.parametrize("devices", [-2, "all", 0])
+def test_devices_without_a_number_are_refused(devices: object) -> None:
+    with pytest.raises(UserError, match=rf"^trainer\.devices={devices} is no number of devices"):
+        plans(["model=vae", f"trainer.devices={devices}"])

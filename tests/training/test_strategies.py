@@ -211,7 +211,7 @@ REFUSED = {
         ["strategy=fsdp", "model.optimizer._target_=latentfaces.training.MuonAdamW"],
         "model/optimizer=muon needs whole matrices",
     ),
-    "no package": (["strategy=deepspeed"], 'pip install "latentfaces[deepspeed]"'),
+    "no package": (["strategy=deepspeed"], "pip install -e '.[deepspeed]'"),
     "a strategy of no name": (["strategy=horovod"], "fsdp"),
     "no time": (["strategy=fsdp", "trainer.strategy.timeout_minutes=-1", *ON_CPU], "timeout_minutes=-1"),
     "no device": (["trainer.devices=0"], "trainer.devices=0"),
@@ -230,7 +230,9 @@ def test_what_a_strategy_cannot_do_is_refused(what: str, train: Command, capfd: 
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("option", ["trainer.precision=bf16-mixed", "trainer.gradient_clip_algorithm=value"])
+@pytest.mark.parametrize(
+    "option", ["trainer.precision=bf16-mixed", "trainer.gradient_clip_algorithm=value", "on_nonfinite=skip"]
+)
 def test_deepspeed_is_refused_what_it_cannot_do(
     option: str, train: Command, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,13 +12,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from latentfaces.data.ffhq import Draws, FFHQDataset, ImageBatch, LatentDataset, TrainBatches, ValBatches, to_float
+from latentfaces.data.ffhq import (
+    Draws,
+    FFHQDataset,
+    ImageBatch,
+    LatentBatch,
+    LatentDataset,
+    TrainBatches,
+    ValBatches,
+    to_float,
+)
 from latentfaces.data.images import FilterName
 from latentfaces.data.kaggle import LICENCE, download_ffhq
 from latentfaces.data.latents import Encode, LatentCache
 from latentfaces.data.pack import Pack, open_pack
 from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.prefetch import Prefetched, Workers
+from latentfaces.data.rows import MappedRows
 from latentfaces.data.sources import DrawnFaces, Photos, Source, TakenAlong
 from latentfaces.errors import UserError
 
@@ -77,6 +87,9 @@ class FFHQDataModule(LightningDataModule):
         self.test_dataset: Dataset[Tensor]
         self.position = {"epoch": 0, "batch": 0}
         self.floats = torch.empty(0)
+        self.names: list[str] = []
+        self.rows = np.zeros(0, np.int64)
+        """What the batch that was handed out last is made of, by places in the pack."""
 
     @classmethod
     def from_photos(cls, root: str | Path, licence: str | None = None, **options: Any) -> "FFHQDataModule":
@@ -136,15 +149,16 @@ class FFHQDataModule(LightningDataModule):
         spaced = held_out[
             np.linspace(0, len(held_out) - 1, min(self.num_val_images, len(held_out))).round().astype(int)
         ]
-        moments = self.encoded(LatentCache(pack, *self.encoder)) if self.encoder is not None else None
+        views = self.encoded(LatentCache(pack, *self.encoder)) if self.encoder is not None else None
+        self.names = pack.manifest["names"]
 
         def dataset(indices: NDArray[np.int64]) -> Dataset[Tensor]:
-            return FFHQDataset(pack.rows, indices) if moments is None else LatentDataset(moments, indices)
+            return FFHQDataset(pack.rows, indices) if views is None else LatentDataset(views, indices)
 
         self.train_dataset, self.val_dataset = dataset(pack.train_indices), dataset(spaced)
         self.test_dataset = dataset(held_out)
 
-    def encoded(self, cache: LatentCache) -> NDArray[np.float16]:
+    def encoded(self, cache: LatentCache) -> MappedRows:
         """The whole cache, each rank encoding its share of what is missing."""
         # In the precision of the training, as the VAE learned: on a CPU with bfloat16 several times as fast.
         with self.trainer.precision_plugin.forward_context() if self.trainer else contextlib.nullcontext():
@@ -153,7 +167,7 @@ class FFHQDataModule(LightningDataModule):
         if self.rank == 0:
             cache.finish()
         self.wait()
-        return cache.open()
+        return cache.views()
 
     def wait(self) -> None:
         """For the other ranks."""
@@ -173,7 +187,7 @@ class FFHQDataModule(LightningDataModule):
     def num_ranks(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
-    def train_dataloader(self) -> Iterable[ImageBatch | Tensor]:
+    def train_dataloader(self) -> Iterable[ImageBatch | LatentBatch]:
         together = self.batch_size * self.num_ranks
         # The last run may have had other batches, or another number of devices.
         done = self.position.get("pictures", self.position["batch"] * together)
@@ -189,17 +203,17 @@ class FFHQDataModule(LightningDataModule):
         )
         return self.loader(self.train_dataset, self.train_batches)
 
-    def val_dataloader(self) -> Iterable[ImageBatch | Tensor]:
+    def val_dataloader(self) -> Iterable[ImageBatch | LatentBatch]:
         return self.loader(self.val_dataset, self.val_batches(self.val_dataset))
 
-    def test_dataloader(self) -> Iterable[ImageBatch | Tensor]:
+    def test_dataloader(self) -> Iterable[ImageBatch | LatentBatch]:
         return self.loader(self.test_dataset, self.val_batches(self.test_dataset))
 
     def val_batches(self, dataset: Dataset[Tensor]) -> ValBatches:
         """All of `dataset` once, over the ranks."""
         return ValBatches(len(dataset), self.batch_size, self.rank, self.num_ranks)  # type: ignore[arg-type]
 
-    def loader(self, dataset: Dataset[Tensor], batches: Sampler[Draws]) -> Iterable[ImageBatch | Tensor]:
+    def loader(self, dataset: Dataset[Tensor], batches: Sampler[Draws]) -> Iterable[ImageBatch | LatentBatch]:
         """The library's loader over whole batches, one batch ahead."""
         loader = DataLoader(
             dataset,
@@ -213,16 +227,21 @@ class FFHQDataModule(LightningDataModule):
         )
         return Workers(loader) if self.num_workers > 0 else Prefetched(loader)
 
-    def on_after_batch_transfer(self, batch: ImageBatch | Tensor, dataloader_idx: int) -> Tensor:
-        if isinstance(batch, Tensor):
-            return batch.float()
+    def photos(self, rows: NDArray[np.int64]) -> list[str]:
+        """The names of the photos at these places in the pack."""
+        return [self.names[row] for row in rows]
+
+    def on_after_batch_transfer(self, batch: ImageBatch | LatentBatch, dataloader_idx: int) -> Tensor:
+        self.rows = batch.rows
+        if isinstance(batch, LatentBatch):
+            return batch.moments.float()
         if batch.images.device.type != "cpu":
-            return to_float(*batch)
+            return to_float(batch.images, batch.mirrored)
         # On a CPU fresh memory for the floats costs twice the work on them. A step is over before the next batch is
         # made into floats, so one buffer serves them all; who keeps a batch for longer must copy it.
         if self.floats.shape != batch.images.shape:
             self.floats = torch.empty(batch.images.shape)
-        return to_float(*batch, out=self.floats)
+        return to_float(batch.images, batch.mirrored, self.floats)
 
     def state_dict(self) -> dict[str, int]:
         """Where in the data the run is, so that it goes on with the next batch."""

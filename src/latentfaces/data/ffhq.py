@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from latentfaces.data.rows import RowFile
+from latentfaces.data.rows import MappedRows, RowFile
 
 
 class Draws(NamedTuple):
@@ -28,6 +28,17 @@ class ImageBatch(NamedTuple):
     """(b, 3, R, R) uint8, a quarter of the bytes that floats would move."""
     mirrored: Tensor
     """(b,) bool: which are to be mirrored."""
+    rows: NDArray[np.int64]
+    """(b,) their places in the pack."""
+
+
+class LatentBatch(NamedTuple):
+    """Cached posteriors on their way to the device."""
+
+    moments: Tensor
+    """(b, 2, c, h, w) float16, mean and standard deviation."""
+    rows: NDArray[np.int64]
+    """(b,) the places of their pictures in the pack."""
 
 
 class FFHQDataset(Dataset[Tensor]):
@@ -49,28 +60,31 @@ class FFHQDataset(Dataset[Tensor]):
 
     def __getitems__(self, draws: Draws) -> ImageBatch:
         """A batch in one gather."""
-        return ImageBatch(torch.from_numpy(self.images[self.indices[draws.items]]), torch.from_numpy(draws.mirrored))
+        rows = self.indices[draws.items]
+        return ImageBatch(torch.from_numpy(self.images[rows]), torch.from_numpy(draws.mirrored), rows)
 
 
 class LatentDataset(Dataset[Tensor]):
-    """Cached posteriors by batch: (b, 2, c, h, w) float16, mean and standard deviation.
+    """Cached posteriors (2, c, h, w) float16 by index; a `LatentBatch` by `__getitems__`, which the loader calls.
 
     Args:
-        moments: (N, 2, 2, c, h, w) float16: picture, as it is or mirrored, mean or standard deviation.
-        indices: which of the N are in this dataset, in order.
+        views: (2 N, 2, c, h, w) float16, in memory or on disk: each picture as it is, and then mirrored.
+        indices: which of the N pictures are in this dataset, in order.
     """
 
-    def __init__(self, moments: NDArray[np.float16], indices: NDArray[np.int64]) -> None:
-        self.moments, self.indices = moments, indices
+    def __init__(self, views: NDArray[np.float16] | MappedRows, indices: NDArray[np.int64]) -> None:
+        self.views, self.indices = views, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(self.moments[self.indices[index], 0].copy())
+        return torch.from_numpy(self.views[2 * self.indices[index]].copy())
 
-    def __getitems__(self, draws: Draws) -> Tensor:
-        return torch.from_numpy(self.moments[self.indices[draws.items], draws.mirrored.astype(int)])
+    def __getitems__(self, draws: Draws) -> LatentBatch:
+        """A batch in one gather."""
+        rows = self.indices[draws.items]
+        return LatentBatch(torch.from_numpy(self.views[2 * rows + draws.mirrored]), rows)
 
 
 class TrainBatches(Sampler[Draws]):

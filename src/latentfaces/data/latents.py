@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latentfaces.data.ffhq import to_float
 from latentfaces.data.pack import Pack
+from latentfaces.data.rows import MappedRows
 from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
 from latentfaces.files import made_alone
@@ -101,3 +102,12 @@ class LatentCache:
         if moments.ndim != 6 or moments.shape[:3] != (self.pack.manifest["num_images"], 2, 2):
             raise UserError(f"{self.path} has shape {moments.shape}, which is not this pack's: delete it and run again")
         return moments
+
+    def views(self) -> MappedRows:
+        """The same as (2 N, 2, c, h, w), for reading here and there for hours.
+
+        Raises:
+            UserError: as for `open`.
+        """
+        self.open()
+        return MappedRows(self.path, axes=2)

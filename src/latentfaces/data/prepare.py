@@ -14,6 +14,7 @@ from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.sources import Photos
 from latentfaces.data.verify import damaged_pictures
 from latentfaces.errors import UserError
+from latentfaces.signals import Stopped, hearing, stop
 
 
 def prepare(arguments: argparse.Namespace) -> Pack:
@@ -67,7 +68,11 @@ def main() -> None:
     if arguments.resolution < 1 or arguments.val_every < 1:
         parser.error("--resolution and --val-every must be at least 1")
     try:
-        pack = prepare(arguments)
+        with hearing(stop):
+            pack = prepare(arguments)
+    except Stopped as stopped:
+        print(f"stopped by {stopped.signal.name}: the same command goes on where it was", file=sys.stderr)
+        raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

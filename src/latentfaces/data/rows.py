@@ -87,3 +87,37 @@ def open_rows(path: Path, writable: bool = False) -> RowFile | NDArray[Any]:
     if hasattr(os, "preadv"):
         return RowFile(path, writable)
     return np.load(path, mmap_mode="r+" if writable else "r")
+
+
+class MappedRows:
+    """A memory map whose file is looked at before each read: of one that was cut the system would kill the process.
+
+    For small rows, which a `RowFile` takes more than twice as long to read.
+
+    Args:
+        path: the .npy file.
+        axes: so many of the first axes number the rows, together.
+    """
+
+    def __init__(self, path: Path, axes: int = 1) -> None:
+        mapped = np.load(path, mmap_mode="r")
+        self.path, self.axes, self.num_bytes = path, axes, mapped.offset + mapped.nbytes
+        self.rows: NDArray[Any] = mapped.reshape(-1, *mapped.shape[axes:])
+        self.file = path.open("rb", buffering=0)
+
+    def __getitem__(self, index: int | NDArray[np.int64]) -> NDArray[Any]:
+        """One row by number, or several by an array of numbers.
+
+        Raises:
+            UserError: naming the file, where it has become shorter.
+        """
+        if (left := os.fstat(self.file.fileno()).st_size) < self.num_bytes:
+            raise UserError(
+                f"{self.path} was cut since it was written, to {left:,} of {self.num_bytes:,} bytes: delete it and run "
+                "again"
+            )
+        return self.rows[index]
+
+    def __reduce__(self) -> tuple[type["MappedRows"], tuple[Path, int]]:
+        """Worker processes open the file anew."""
+        return MappedRows, (self.path, self.axes)

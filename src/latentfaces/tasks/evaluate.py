@@ -25,6 +25,7 @@ from latentfaces.evaluation.plots import plot_distances, plot_neighbours
 from latentfaces.pipeline import FacePipeline
 from latentfaces.report import write_evaluation_page, write_report
 from latentfaces.tasks.output import PictureFolder
+from latentfaces.tasks.ranks import Ranks
 
 SHOWN = 64
 FEWEST = 50
@@ -42,6 +43,8 @@ class Evaluate:
     is nearer to a training photo than real new photos are, with the faces that come nearest. Beside them stands what
     as many training photos score. With features "inception" the Frechet distance is the FID against the held-out
     photos as this project resized them; with others it is not called so.
+
+    Several processes make the faces, and look at the photos, together; the first one compares.
 
     Faces are not kept: their features are written to a file as they are made, so that memory does not grow with
     `num_images` and a killed evaluation goes on, also towards more faces, when it is given the same `output`. The
@@ -77,9 +80,11 @@ class Evaluate:
         if len(pack.val_indices) < FEWEST:
             raise UserError(f"{pack.folder} has {len(pack.val_indices)} held-out photos, too few to measure against")
         look = features_by_name(self.features, pipeline.vae, self.weights)
-        photos = photo_features(look, pack, self.batch_size)
+        photos = photo_features(look, pack, self.batch_size, pictures.ranks)
         made = MadePictures(self, pipeline, pack)
         fakes, shown = made.features(look, pictures)
+        if pictures.ranks.rank > 0:
+            return pictures.folder
         # A GPU compares all pairs of 50,000 in seconds, two cores of a CPU in half an hour.
         device = pipeline.device if pipeline.device.type == "cuda" else torch.device("cpu")
         fakes, held_out, train = (
@@ -154,7 +159,8 @@ class MadePictures:
             yield to_uint8(self.pipeline.reconstruct(to_float(photos))).cpu()
 
     def features(self, look: Features, pictures: PictureFolder) -> tuple[Tensor, Tensor]:
-        """Features (n, d) of all, mapped from a file that is gone on with; and the first pictures."""
+        """Features (n, d) of all, mapped from a file that is gone on with, and the first pictures: at process 0."""
+        ranks = pictures.ranks
         settings = {k: v for k, v in pictures.origin.get("settings", {}).items() if k not in FREE}
         origin = json.loads(json.dumps({**pictures.origin, "settings": settings}))
         try:
@@ -162,13 +168,18 @@ class MadePictures:
             first = GrowingRows(pictures.folder / "first.bin", origin)
         except ValueError:
             raise UserError(f"{pictures.folder} holds features of other faces: give another output=...") from None
-        first.keep(len(rows))  # a kill may have come between the two
-        numbers = list(range(len(rows), self.count))
-        batches = track(self.make(numbers), "Making", total=-(-len(numbers) // self.task.batch_size))
-        for images in batches:
-            if len(first) < SHOWN:
-                first.extend([images[: SHOWN - len(first)]])
-            rows.extend([look(images)])
+        done = ranks.agree(len(rows))
+        first.keep(done)  # a kill may have come between the two
+        shares = ranks.rounds(range(done, self.count), self.task.batch_size)
+        for share in track(shares, "Making", disable=ranks.rank > 0):
+            images = torch.cat([torch.empty(0, dtype=torch.uint8), *self.make(list(share))])
+            show = images[: max(SHOWN - share.start, 0)]
+            gathered = ranks.join(show), ranks.join(look(images) if len(images) else torch.empty(0))
+            if ranks.rank == 0:
+                first.extend([gathered[0]] if len(gathered[0]) else [])
+                rows.extend([gathered[1]])
+        if ranks.rank > 0:
+            return torch.empty(0), torch.empty(0)
         return rows.read()[: self.count], first.read()[: self.count]
 
 
@@ -199,8 +210,10 @@ def suspicious(heart: Memorisation, made: MadePictures, pack: Pack) -> list[tupl
     return [*figures, (caption, plot_neighbours(twins[:, 0], twins[:, 1:], far, least, titles=titles))]
 
 
-def photo_features(look: Features, pack: Pack, batch_size: int) -> Tensor:
+def photo_features(look: Features, pack: Pack, batch_size: int, ranks: Ranks) -> Tensor:
     """Features (N, d) of all photos of a pack, kept beside it under the names of both, mapped from there.
+
+    The processes share them out, and the first one gets them.
 
     Raises:
         UserError: they cannot be kept.
@@ -208,14 +221,15 @@ def photo_features(look: Features, pack: Pack, batch_size: int) -> Tensor:
     count = pack.manifest["num_images"]
     path = pack.folder / f"features-{look.key}-{pack.sha256[:8]}.bin"
     rows = GrowingRows(path, {"features": look.key, "pack": pack.sha256})
-    starts = range(len(rows), count, batch_size)
+    shares = ranks.rounds(range(ranks.agree(len(rows)), count), batch_size)
     try:
-        for start in track(starts, f"Features of {pack.folder.name}", disable=len(starts) == 0):
-            images: NDArray[np.uint8] = pack.images[start : start + batch_size]
-            features = look(torch.from_numpy(images.copy()))
-            if start == 0:
-                require_space(path, 4.0 * count * features.shape[1], f"the file of {count:,} features")
-            rows.extend([features])
+        for share in track(shares, f"Features of {pack.folder.name}", disable=ranks.rank > 0 or not shares):
+            images: NDArray[np.uint8] = pack.images[share.start : share.stop]
+            features = ranks.join(look(torch.from_numpy(images.copy())) if len(images) else torch.empty(0))
+            if ranks.rank == 0:
+                if len(rows) == 0:
+                    require_space(path, 4.0 * count * features.shape[1], f"the file of {count:,} features")
+                rows.extend([features])
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): make {pack.folder} writable") from error
-    return rows.read()
+    return rows.read() if ranks.rank == 0 else torch.empty(0)

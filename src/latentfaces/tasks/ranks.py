@@ -40,6 +40,14 @@ class Ranks:
         """Which of so many things are this process's: as many as any other's, give or take one, in one piece."""
         return range(total * self.rank // self.count, total * (self.rank + 1) // self.count)
 
+    def rounds(self, numbers: range, size: int) -> list[range]:
+        """This process's parts of so many things that all go through together, each taking `size` at a time, in order.
+
+        There are as many parts on every process; in the last round some may be smaller, or empty.
+        """
+        firsts = range(0, len(numbers), size * self.count)
+        return [numbers[first + self.rank * size :][:size] for first in firsts]
+
     def wait(self) -> None:
         """For the others."""
         if self.count > 1:

@@ -2,11 +2,12 @@
 
 from latentfaces.training.adversary import Adversary
 from latentfaces.training.checkpoint import AtomicCheckpointIO, DiskFullError, ResumableCSVLogger, damage
+from latentfaces.training.finite_steps import FiniteSteps, NonFiniteError
 from latentfaces.training.fit import fit_and_test
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 from latentfaces.training.optimizers import MuonAdamW
 from latentfaces.training.sharded_checkpoint import CheckpointFiles
-from latentfaces.training.stage import NonFiniteError, Stage
+from latentfaces.training.stage import Stage
 from latentfaces.training.vae_module import VAEModule
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "CheckpointFiles",
     "DiskFullError",
+    "FiniteSteps",
     "LatentDiffusionModule",
     "MuonAdamW",
     "NonFiniteError",

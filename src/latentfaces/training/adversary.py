@@ -54,6 +54,8 @@ class Adversary:
         self.optimizer: Optimizer | None = None
         self.peak_rates: list[float] = []
         self.restored: dict[str, Any] | None = None
+        self.norm: Tensor | None = None
+        """Of the gradients once they are averaged over the ranks, until a step is taken with them."""
 
     def begin(self, device: torch.device) -> None:
         """Make ready on the device, the same on all ranks."""
@@ -105,6 +107,25 @@ class Adversary:
         (share * loss).backward()
         return {"train/discriminator": loss.detach(), "train/logit_gap": (real.mean() - fake.mean()).detach()}
 
+    def average_gradients(self) -> Tensor | None:
+        """Average the gradients added since the last step over the ranks; their norm, None where there are none."""
+        gradients = [p.grad for p in self.discriminator.parameters() if p.grad is not None]
+        if not gradients:
+            return None
+        if dist.is_initialized():
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_((mean / dist.get_world_size()).view_as(gradient))
+        self.norm = nn.utils.get_total_norm(gradients)
+        return self.norm
+
+    def drop_gradients(self) -> None:
+        """Begin the next step."""
+        assert self.optimizer is not None
+        self.optimizer.zero_grad()
+        self.norm = None
+
     def step(self, rate: float, clip: float | None) -> None:
         """Take a step with the gradients added since the last one, if any.
 
@@ -113,20 +134,15 @@ class Adversary:
             clip: bound of the gradient's norm.
         """
         assert self.optimizer is not None
-        gradients = [p.grad for p in self.discriminator.parameters() if p.grad is not None]
-        if not gradients:
+        norm = self.average_gradients() if self.norm is None else self.norm
+        if norm is None:
             return
-        if dist.is_initialized():
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat)
-            for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_((mean / dist.get_world_size()).view_as(gradient))
         if clip is not None:
-            nn.utils.clip_grad_norm_(self.discriminator.parameters(), clip)
+            nn.utils.clip_grads_with_norm_(self.discriminator.parameters(), clip, norm)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * rate
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.drop_gradients()
 
     def state_dict(self) -> dict[str, Any]:
         """Network and optimiser."""

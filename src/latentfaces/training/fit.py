@@ -33,10 +33,13 @@ def fit_and_test(
     Returns:
         The lowest validation loss.
     """
-    run_dir, started = Path(run_dir), time.monotonic()
+    run_dir = Path(run_dir)
     best = next((c for c in trainer.callbacks if isinstance(c, BestWeights)), None)  # type: ignore[attr-defined]
     if best is None:
         raise UserError("callbacks.best_weights is missing: without it a run leaves no weights to use")
+    module.started = time.monotonic()
+    if checkpoint is not None and (run_dir / RESULT).exists():  # its minutes are those up to its very end
+        module.seconds_before = 60 * json.loads((run_dir / RESULT).read_text())["minutes"]
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.global_step == module.resumed_at and (run_dir / RESULT).exists():
         if trainer.is_global_zero and not trainer.should_stop:
@@ -49,7 +52,9 @@ def fit_and_test(
     metrics = trainer.test(module, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:
         result: dict[str, Any] = {**metrics, "val/best_loss": best.best, "steps": trainer.global_step}
-        result |= {"minutes": (time.monotonic() - started) / 60, "peak_memory_gb": peak_memory(module.device) / 1e9}
+        result |= {"minutes": module.seconds / 60, "peak_memory_gb": peak_memory(module.device) / 1e9}
+        if module.finite.num_skipped:
+            result["skipped_steps"] = module.finite.num_skipped
         (run_dir / "images").mkdir(exist_ok=True)
         plot_losses(run_dir / "metrics.csv", run_dir / "images" / "losses.png")
         print(" · ".join(f"{name} {value:.4g}" for name, value in result.items()))

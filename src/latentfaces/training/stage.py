@@ -1,8 +1,9 @@
 """What both LightningModules share: optimiser, learning rate, seeds, and logging that costs little."""
 
-import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,26 +16,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from latentfaces.annealing import WarmupDecay
-from latentfaces.errors import UserError
+from latentfaces.training.finite_steps import FiniteSteps, Photos
 from latentfaces.training.sharding import shard, whole
 
+GRADIENT = "the gradient's norm"
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
-
-
-class NonFiniteError(UserError):
-    """A loss or a gradient is NaN or infinite: training on would destroy the weights.
-
-    Args:
-        name: which.
-        value: what it is.
-        step: of training.
-    """
-
-    def __init__(self, name: str, value: float, step: int) -> None:
-        super().__init__(
-            f"{name} is {value} at step {step}: training stops before the weights are lost; go on from the last "
-            "checkpoint with resume=true and a lower model.optimizer.lr"
-        )
 
 
 def seed_draws(seed: int, device: torch.device) -> None:
@@ -61,10 +47,11 @@ class Stage(LightningModule, ABC):
         self.make_optimizer, self.lr_schedule, self.seed = optimizer, lr_schedule, seed
         self.findings: dict[str, float] = {}
         """What the verdict rests on."""
-        self.gradient_norm: Tensor | None = None
-        self.gradient_step = 0
+        self.finite = FiniteSteps()
         self.resumed_at: int | None = None
         """The step of the checkpoint that training goes on from, if any."""
+        self.started, self.seconds_before = time.monotonic(), 0.0
+        """When this session of the training began, and how long the earlier ones took."""
 
     @property
     @abstractmethod
@@ -134,6 +121,10 @@ class Stage(LightningModule, ABC):
         mixed = (self.seed * 1_000_003 + self.global_rank) * 1_000_000_007 + batches
         seed_draws(mixed % 2**63, self.device)
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        # 1, or NaN where the loss is no number: then no gradient is one either, on any rank.
+        super().backward(loss, *args, gradient=1 + 0 * loss.detach(), **kwargs)
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
@@ -141,52 +132,60 @@ class Stage(LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # The library refuses to clip for fused optimisers, for the sake of float16 scaling, which is not used here.
-        self.check_gradient()
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):  # clips within its step, and tells the norm afterwards
             engine: Any = self.trainer.strategy.model
-            self.gradient_norm, self.gradient_step = engine.get_global_grad_norm(), self.global_step - 1
+            self.finite.close_late(self.global_step, {GRADIENT: engine.get_global_grad_norm()}, self.device)
             return
         # The optimiser's own list: walking through the modules of a network costs more than the norm of a small one.
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = self.gradient_norm = whole(nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None))
-        self.gradient_step = self.global_step
-        if self.device.type == "cpu":
-            self.check_gradient()
+        norm = whole(nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None))
+        self.finite.close(self.global_step, {GRADIENT: norm, **self.other_norms()}, self.device)
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/gradient_norm", norm)
+        if self.finite.left_out:
+            for parameter in parameters:  # an optimiser passes by what has no gradient
+                parameter.grad = None
+            return
         if gradient_clip_val is not None and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val is not None:
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log("train/gradient_norm", norm)
 
-    def check_gradient(self) -> None:
-        """Stop at a gradient that is no number.
-
-        On a CPU before its step is taken; on other devices at the next step, or before anything is saved, so that no
-        step waits for the device.
-
-        Raises:
-            NonFiniteError: it is none.
-        """
-        if self.gradient_norm is not None and not math.isfinite(value := float(self.gradient_norm)):
-            raise NonFiniteError("the gradient's norm", value, self.gradient_step)
+    def other_norms(self) -> Mapping[str, Tensor | None]:
+        """Of gradients that optimisers of our own are about to take a step with, the same on all ranks."""
+        return {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_gradient()
+        self.finite.check()
+        checkpoint["num_skipped"] = self.finite.num_skipped
+        checkpoint["seconds"] = self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.resumed_at = checkpoint.get("global_step")
+        self.finite.num_skipped = checkpoint.get("num_skipped", 0)
+        self.seconds_before = max(self.seconds_before, checkpoint.get("seconds", 0.0))
+
+    @property
+    def seconds(self) -> float:
+        """That all sessions of the training have taken."""
+        return self.seconds_before + time.monotonic() - self.started
 
     def log_terms(self, terms: Mapping[str, Tensor | float]) -> None:
         """Log scalars of a training step, every `trainer.log_every_n_steps`: each key costs half a millisecond.
 
         Raises:
-            NonFiniteError: naming the term and the step.
+            NonFiniteError: one is no number, and steps are not to be left out.
         """
+        self.finite.add(terms, self.photos())
         if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         values = {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in terms.items()}
-        for name, value in values.items():
-            if value != value or abs(value) == float("inf"):
-                raise NonFiniteError(name, value, self.global_step)
+        self.finite.refuse_terms(self.global_step, values)
+        if self.finite.num_skipped:
+            values["train/skipped_steps"] = float(self.finite.num_skipped)
         self.log_dict(values)
+
+    def photos(self) -> Photos:
+        """Looks up what the batch at hand is made of."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        return partial(data.photos, data.rows) if hasattr(data, "photos") else list

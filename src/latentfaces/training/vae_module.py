@@ -104,10 +104,22 @@ class VAEModule(Stage):
         if self.adversary is not None and self.global_step == self.adversary.start_step > 0:
             self.forget_best()  # the adversary trades pixels for sharpness: what was best before must not win
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+    def other_norms(self) -> Mapping[str, Tensor | None]:
+        return {} if self.adversary is None else {"the discriminator's gradient": self.adversary.average_gradients()}
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        super().configure_gradient_clipping(optimizer, *args, **kwargs)
         if self.adversary is not None:
-            rate = self.lr_schedule(self.global_step, self.progress())
-            self.adversary.step(rate, self.trainer.gradient_clip_val)
+            self.step_adversary()
+
+    def step_adversary(self) -> None:
+        """Its step, beside the VAE's, and left out as that one."""
+        assert self.adversary is not None
+        if self.finite.left_out:
+            self.adversary.drop_gradients()
+            return
+        rate = self.lr_schedule(self.global_step, self.progress())
+        self.adversary.step(rate, self.trainer.gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -7,7 +7,7 @@ from latentfaces.training.callbacks.early_stopping import EarlyStopping
 from latentfaces.training.callbacks.ema import EMA
 from latentfaces.training.callbacks.exact_resume import ExactResume
 from latentfaces.training.callbacks.face_metrics import FaceMetrics
-from latentfaces.training.callbacks.graceful_stop import GracefulStop, Stopped
+from latentfaces.training.callbacks.graceful_stop import GracefulStop
 from latentfaces.training.callbacks.guide import GuideWeights
 from latentfaces.training.callbacks.median_stop import MedianStop
 from latentfaces.training.callbacks.previews import Previews
@@ -32,7 +32,6 @@ __all__ = [
     "Previews",
     "Report",
     "Status",
-    "Stopped",
     "TensorStats",
     "Verdict",
 ]

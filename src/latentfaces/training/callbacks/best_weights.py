@@ -10,8 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from latentfaces.errors import UserError
 from latentfaces.training.callbacks.ema import averaged_weights
 from latentfaces.training.checkpoint import full_disk_survived, save_weights
+from latentfaces.training.finite_steps import NonFiniteError
 from latentfaces.training.sharding import placed_like
-from latentfaces.training.stage import NonFiniteError, Stage
+from latentfaces.training.stage import Stage
 
 
 class BestWeights(Callback):
@@ -38,7 +39,7 @@ class BestWeights(Callback):
         self.check_monitored(trainer)
         value = float(trainer.callback_metrics[self.monitor])
         if not math.isfinite(value):
-            raise NonFiniteError(self.monitor, value, trainer.global_step)
+            raise NonFiniteError(f"{self.monitor} is {value} at step {trainer.global_step}")
         if value < self.best:
             with averaged_weights(trainer, pl_module), full_disk_survived(trainer):
                 self.write(pl_module)

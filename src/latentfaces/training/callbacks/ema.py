@@ -95,9 +95,11 @@ class EMA(Callback):
         if trainer.global_step <= self.num_updates:  # gradients are being accumulated: no step was taken
             return
         self.num_updates = trainer.global_step
-        for width, average in self.averages.items():
-            own = [local(a) for a in average]
-            torch._foreach_lerp_(own, self.weights, 1 - decay(self.powers[width], self.num_updates))
+        assert isinstance(pl_module, Stage)
+        if not pl_module.finite.left_out:
+            for width, average in self.averages.items():
+                own = [local(a) for a in average]
+                torch._foreach_lerp_(own, self.weights, 1 - decay(self.powers[width], self.num_updates))
         if self.due(pl_module) > self.num_due:
             self.num_due = self.due(pl_module)
             self.write_snapshot(trainer, pl_module)

@@ -8,12 +8,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class ExactResume(Callback):
-    """Validations and the best checkpoint survive a resume.
+    """Validations, the numbering of the log and the best checkpoint survive a resume.
+
+    Comes first of all callbacks: those that log at the beginning of a step find its number right.
 
     A checkpoint of a step that a validation follows, or of the middle of that validation, resumes with the whole of
     it; the library would leave it out, and with it a row of the log and a chance to be the best. And where a run's
     folder was moved, its best checkpoint is known in its new place, and is beaten only by a better one.
     """
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        # The library counts a step too many where a run goes on from a step with a validation that is over.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:

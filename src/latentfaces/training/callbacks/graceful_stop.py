@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,24 +12,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
+from latentfaces.signals import Stopped, hearing
 from latentfaces.training.callbacks.checkpoints import LastCheckpoint
 from latentfaces.training.checkpoint import AtomicCheckpointIO
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-
-class Stopped(SystemExit):
-    """A signal has ended the run, with the exit status that a shell gives it: 128 and its number.
-
-    Args:
-        number: of the signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-        self.signal = signal.Signals(number)
-        self.saved: tuple[int, Path] | None = None
-        """Step and checkpoint, where one was written."""
 
 
 class GracefulStop(Checkpoint):
@@ -53,17 +37,8 @@ class GracefulStop(Checkpoint):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Within this context signals are heard."""
-        if threading.current_thread() is not threading.main_thread():  # no other may ask for signals
+        with hearing(self.note):
             yield
-            return
-        # What the shell has told this process to ignore, as it does for jobs in its background, stays ignored.
-        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, self.note) for number in heard}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The handler."""
@@ -83,8 +58,6 @@ class GracefulStop(Checkpoint):
             flag = torch.tensor(number, device=trainer.strategy.root_device)
             number = int(trainer.strategy.reduce(flag, reduce_op="max"))
         if number:
-            # The library kills what is left five seconds after the first of its processes has ended with a status.
-            getattr(trainer.strategy.launcher, "procs", []).clear()
             raise Stopped(number)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from latentfaces.errors import UserError
 from latentfaces.report import write_report
 from latentfaces.run import CONFIG
-from latentfaces.training.callbacks.graceful_stop import Stopped
+from latentfaces.signals import Stopped
 
 
 class Report(Callback):

@@ -1,0 +1,106 @@
+"""What it costs that nothing is lost: the ranks' agreement on stopping, checksums, maps that are watched, guards.
+
+    python benchmarks/operate.py
+
+Two processes on the CPU agree 2,000 times; a checkpoint of 200 MB is checked and read; batches of 256 of 10,000 cached
+latents of 32x32x4 are gathered; a step's loss is held against NaN and infinity. Medians; the disk cache is warm.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from about import about
+from lightning.pytorch.strategies import DDPStrategy
+
+from latentfaces.data.ffhq import Draws, LatentDataset
+from latentfaces.data.rows import MappedRows, RowFile
+from latentfaces.training import FiniteSteps, damage
+from latentfaces.training.callbacks import GracefulStop
+
+CPU = torch.device("cpu")
+
+
+def seconds(call: Callable[[], Any], times: int) -> float:
+    """Median of so many calls."""
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - started)
+    return median(taken)
+
+
+def agree(rank: int, folder: str) -> None:
+    """What each of two processes does."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2)
+    strategy = DDPStrategy(parallel_devices=[CPU, CPU])
+    trainer: Any = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=CPU, reduce=strategy.reduce))
+    stop = GracefulStop(Path(folder) / "last.ckpt")
+    taken = seconds(lambda: stop.check(trainer), 2000)
+    library = seconds(lambda: dist.broadcast(torch.tensor([0]), src=0), 2000)
+    if rank == 0:
+        print(f"{1e6 * taken:.0f} us: two processes agree on whether to stop, once a step")
+        print(f"{1e6 * library:.0f} us: the broadcast of the library's that it takes the place of")
+
+
+def checksums(folder: Path) -> None:
+    """Of a checkpoint of 200 MB."""
+    path = folder / "last.ckpt"
+    torch.save({f"weights {number}": torch.randn(1_000_000) for number in range(50)}, path)
+    check = seconds(lambda: damage(path), 5)
+    read = seconds(lambda: torch.load(path, weights_only=True), 5)
+    print(f"{check:.2f} s: the checksums of a checkpoint of 200 MB, once a resume (reading it: {read:.2f} s)")
+
+
+def gathers(folder: Path) -> None:
+    """Of latents from a file."""
+    path, rng = folder / "latents.npy", np.random.default_rng(0)
+    shape = (20_000, 2, 4, 32, 32)  # 10,000 pictures, as they are and mirrored
+    mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    for start in range(0, len(mapped), 100):
+        mapped[start : start + 100] = rng.standard_normal((100, *shape[1:]), np.float32)
+    draws = [Draws(rng.permutation(10_000)[:256], rng.random(256) < 0.5) for _ in range(200)]
+    views = {"a bare map": np.load(path, mmap_mode="r"), "a watched map": MappedRows(path), "row by row": RowFile(path)}
+    for name, rows in views.items():
+        dataset, order = LatentDataset(rows, np.arange(10_000)), iter([*draws, *draws])
+        for _ in draws:
+            dataset.__getitems__(next(order))
+        taken = seconds(lambda dataset=dataset, order=order: dataset.__getitems__(next(order)), len(draws))  # type: ignore[misc]
+        print(f"{1e6 * taken:.0f} us: a batch of 256 latents of 16 kB from {name}")
+
+
+def guards() -> None:
+    """Of one step, beside the gradient's norm, which clipping needs anyway."""
+    steps = FiniteSteps()
+    terms = {f"term {number}": torch.rand((), requires_grad=True) * 2 for number in range(5)}
+    norm = torch.rand(())
+
+    def step() -> None:
+        steps.add(terms, list)
+        1 + 0 * norm
+        steps.close(0, {"the gradient's norm": norm}, CPU)
+
+    print(f"{1e6 * seconds(step, 20_000):.0f} us: loss and gradient held against NaN and infinity, once a step")
+
+
+def main() -> None:
+    """Print all."""
+    print(about())
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(agree, (folder,), nprocs=2)
+        checksums(Path(folder))
+        gathers(Path(folder))
+    guards()
+
+
+if __name__ == "__main__":
+    main()
