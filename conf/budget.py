@@ -10,13 +10,15 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.checks import ModelLimits, check_types
+from conf.checks import check_types
+from conf.composing import complaint
 from conf.launch import add_trained_vae
+from conf.limits import ModelLimits
 from conf.mistakes import explain
 from conf.schema import register
 from latentfaces.data.pack import FFHQ_SIZE
@@ -42,8 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(report(plan, [*GPUS, here], options.share), end="\n\n")
             if options.measure:
                 print(compare(plan, here, options.measure, options.share), end="\n\n")
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {explain(error) or ' '.join(str(error).split())}")
+    except InstantiationException as error:
+        sys.exit(f"error: {explain(error)}")
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {complaint(error, 'train', options.overrides)}")
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 def plans(overrides: Sequence[str], num_images: int | None = None) -> list[Plan]:

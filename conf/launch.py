@@ -128,10 +128,13 @@ def record(cfg: DictConfig) -> None:
 
 
 def drop_if_empty(folder: str | Path) -> None:
-    """Take away the folder that Hydra made for a run that was refused."""
+    """Take away the folder that Hydra made for a run that was refused, and outputs/<stage> if that is empty."""
     path = Path(folder)
-    if path.is_dir() and not any(path.iterdir()):
-        path.rmdir()
+    names = [parent.name for parent in path.parents]
+    above = path.parents[: names.index("outputs") + 1] if "outputs" in names else ()
+    with contextlib.suppress(OSError):  # not there, or not empty
+        for empty in (path, *above):
+            empty.rmdir()
 
 
 def copy_vae(run: Run, folder: str | Path) -> Path:

@@ -1,25 +1,25 @@
 """A person's mistake becomes one sentence."""
 
-import difflib
+import contextlib
 import errno
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from conf.safety import leaves_of, refuse_secrets_typed
+from conf.composing import complaint
+from conf.safety import refuse_secrets_typed
 from latentfaces.errors import UserError, no_room
 
+FULL_ERROR = "HYDRA_FULL_ERROR"
 FULL_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 """What torch's allocators, CUDA, and the libraries on top of it say."""
 LOST_WORKER = ("DataLoader worker", "shared memory")
@@ -44,33 +44,30 @@ def run(main: Callable[[], Any], config: str) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     try:
-        main()
-    except SystemExit as stop:
-        if stop.code == 1 and (hint := nearest_key(config, sys.argv[1:])):
-            print(f"error: {hint}", file=sys.stderr)
-        raise
+        with errors_raised():
+            main()
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {complaint(error, config, overrides)}", file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
 
 
-def nearest_key(config: str, overrides: list[str]) -> str | None:
-    """The sentence for a key that does not exist: which key does, and comes nearest; None where that is no mistake."""
-    typed = [override for override in overrides if not override.startswith("-")]
-    GlobalHydra.instance().clear()
+@contextlib.contextmanager
+def errors_raised() -> Iterator[None]:
+    """Within this context Hydra raises what goes wrong, rather than print it in its own way."""
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
     try:
-        with initialize_config_dir(str(Path(__file__).parent), version_base="1.3"):
-            try:
-                compose(config, typed)
-                return None
-            except ConfigCompositionException as error:
-                wrong = getattr(error.__cause__, "full_key", None)
-            if wrong is None:
-                return None
-            known = [key for key, _ in leaves_of(compose(config, [o for o in typed if o.partition("=")[0] != wrong]))]
-    except (HydraException, OmegaConfBaseException):
-        return None
-    last = wrong.rpartition(".")[2]
-    near = [key for key in known if key.rpartition(".")[2] == last] or difflib.get_close_matches(wrong, known, 1)
-    return f"there is no {wrong}" + (f": did you mean {' or '.join(near)}?" if near else "")
+        yield
+    finally:
+        if before is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = before
 
 
 def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -113,9 +110,10 @@ def explain(error: BaseException) -> str | None:
     cause = error.__cause__
     if isinstance(cause, UserError):
         return str(cause)
-    if isinstance(cause, ValueError | TypeError):
-        key = str(error).rpartition("full_key: ")[2].splitlines()[0]
-        return f"{key}: {cause}"
+    # Lightning has a class of its own for what was typed wrong.
+    if isinstance(cause, ValueError | TypeError | ImportError) or type(cause).__name__ == "MisconfigurationException":
+        _, nested, key = str(error).rpartition("full_key: ")
+        return f"{key.splitlines()[0]}: {cause}" if nested else str(cause)
     return " ".join(str(error).split())
 
 

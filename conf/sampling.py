@@ -75,7 +75,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     else:
         run = find_run(cfg.run, "ldm")
         recipe = typed(cfg, run)
-        task, guidance = instantiate(cfg.task), instantiate(OmegaConf.create(recipe.guidance))
+        task, guidance = instantiate(cfg.task), instantiate(OmegaConf.create({"guidance": recipe.guidance})).guidance
     pipeline = FacePipeline.load(run, bfloat16=recipe.precision == Precision.bf16.name, ema=recipe.ema)
     pipeline.guidance = guidance
     if cfg.compile:
@@ -99,8 +99,7 @@ def typed(cfg: DictConfig, run: Run) -> Recipe:
             cfg.task[key] = value
     settings = plain(cfg.task)
     check_types(settings, "task")
-    if "sampler" not in cfg.task:
-        refuse_idle_options(cfg)
+    refuse_idle_options(cfg)
     choices = HydraConfig.get().runtime.choices
     recipe = Recipe(str(run.folder), choices["task"], settings, precision=cfg.precision.name, ema=cfg.ema)
     recipe.files = named_files(settings)
@@ -120,10 +119,14 @@ def typed(cfg: DictConfig, run: Run) -> Recipe:
 
 
 def refuse_idle_options(cfg: DictConfig) -> None:
-    """Name the first option that a task without new faces, such as reconstruct, would not use."""
+    """Name the first option that the task would not use: photos, or what only new faces need."""
+    task = HydraConfig.get().runtime.choices["task"]
+    if cfg.image is not None and "image" not in cfg.task:
+        raise UserError(f"image=... has no effect with task={task}, which takes no photo: leave it out")
+    if cfg.ema is not None and task == "tune":
+        raise UserError("ema=... has no effect with task=tune, which tries those of task.emas: leave it out")
     for key in ("ema", "guidance", "compile"):
-        if cfg[key] is not None and cfg[key] is not False:
-            task = HydraConfig.get().runtime.choices["task"]
+        if "sampler" not in cfg.task and cfg[key] is not None and cfg[key] is not False:
             raise UserError(f"{key}=... has no effect with task={task}, which uses the VAE alone: leave it out")
 
 

@@ -98,12 +98,14 @@ class Packing:
 
     def run(self) -> Pack:
         """Read, square and resize what is pending; write the manifest; give the folder its name."""
+        if unread := self.source.unread():
+            print(f"{len(unread)} files, as {unread[0]}, are in formats that are not read, and are left out")
         self.open_arrays()
         pending = np.flatnonzero(np.asarray(self.state) == PENDING).tolist()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
                 done = pool.map(self.convert, pending)
-                for _ in track(done, f"Packing {self.source.name}", total=len(pending)):
+                for _ in track(done, f"Packing {len(self.names):,} pictures of {self.source.name}", total=len(pending)):
                     pass
             except BaseException:
                 pool.shutdown(cancel_futures=True)
