@@ -15,11 +15,15 @@ from conf.composing import GROUPS
 from conf.limits import ModelLimits
 from conf.resume import CHOICES as RESUME
 from conf.safety import leaves_of
+from conf.schema import TrainConfig
 from latentfaces.errors import UserError
 
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     r"seed": (lambda x: 0 <= x < 2**32, "from 0 to 4,294,967,295"),
-    r"num_images|batch_size|data\.num_val_images|trainer\.accumulate_grad_batches": (lambda x: x >= 1, "at least 1"),
+    r"num_images|batch_size|task\.num_photos|data\.num_val_images|trainer\.accumulate_grad_batches": (
+        lambda x: x >= 1,
+        "at least 1",
+    ),
     r"trainer\.(max_steps|max_epochs)": (lambda x: x >= 1 or x == -1, "at least 1, or -1 for no limit"),
     r"trainer\.(val_check_interval|check_val_every_n_epoch|limit_(train|val|test)_batches)": (
         lambda x: x > 0,
@@ -138,6 +142,7 @@ def check_training(cfg: DictConfig) -> None:
     refuse_values_of_groups(HydraConfig.get().overrides.task)
     check_types(OmegaConf.to_container(cfg, resolve=True))
     check_ranges(cfg)
+    refuse_added(cfg, TrainConfig)
     for key in typed:
         if key.startswith("annealing."):
             raise UserError(f"{key} has no effect here: type model.kl_weight.{key.removeprefix('annealing.')}=...")
@@ -148,6 +153,17 @@ def check_training(cfg: DictConfig) -> None:
     check_words(cfg)
     check_length(cfg.trainer)
     ModelLimits(cfg, typed).check()
+
+
+def refuse_added(cfg: DictConfig, schema: type) -> None:
+    """Refuse what was added with a plus where nothing looks at it.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for key in cfg:
+        if key not in schema.__dataclass_fields__:  # type: ignore[attr-defined]
+            raise UserError(f"there is no {key}: nothing looks at what was added with +{key}=..., leave it out")
 
 
 def check_words(cfg: DictConfig) -> None:

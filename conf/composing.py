@@ -63,10 +63,8 @@ def unknown_option(wanted: str, options: Sequence[str]) -> str:
 def unknown_key(wrong: str, config: str, overrides: Sequence[str]) -> str:
     """The sentence for a key that does not exist: with which choice it does, or which comes nearest."""
     above, _, last = wrong.rpartition(".")
-    owners = [path.stem for path in sorted((CONF / above.replace(".", "/")).glob("*.yaml")) if has_key(path, last)]
-    if above and owners:
-        choices = " or ".join(f"{above.replace('.', '/')}={owner}" for owner in owners)
-        return f"there is no {wrong} with what was chosen: it goes with {choices}"
+    if above and (choices := choices_with(above, last)):
+        return f"there is no {wrong} with what was chosen: it goes with {' or '.join(choices)}"
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -79,6 +77,14 @@ def unknown_key(wrong: str, config: str, overrides: Sequence[str]) -> str:
     return f"there is no {wrong}" + (f": did you mean {' or '.join(near)}?" if near else "")
 
 
-def has_key(path: Path, key: str) -> bool:
-    """Whether the file of a choice has the key at its top."""
-    return re.search(rf"^{re.escape(key)}:", path.read_text(), re.MULTILINE) is not None
+def choices_with(above: str, key: str) -> list[str]:
+    """The choices of `above` that have the key, or those of a group beside it that bring `above` and the key in it."""
+    folder, _, part = above.replace(".", "/").rpartition("/")
+    own, brought = rf"^{re.escape(key)}:", rf"^{re.escape(part)}:\n(?:  .*\n)*  {re.escape(key)}:"
+    found = dict.fromkeys((CONF / folder / part).glob("*.yaml"), own)
+    found |= {path: brought for path in (CONF / folder).glob("*/*.yaml") if folder and path not in found}
+    return [
+        f"{path.parent.relative_to(CONF).as_posix()}={path.stem}"
+        for path, pattern in sorted(found.items())
+        if re.search(pattern, path.read_text(), re.MULTILINE)
+    ]

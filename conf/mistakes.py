@@ -25,6 +25,7 @@ FULL_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 LOST_WORKER = ("DataLoader worker", "shared memory")
 STATE_OF_THE_MACHINE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name another folder, or change who may write there"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG), "name another folder"),
     errno.EIO: "look after the disk",
 }
 """What the operating system refuses for reasons that are no fault of the program, and the remedies."""
@@ -51,7 +52,10 @@ def run(main: Callable[[], Any], config: str) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {complaint(error, config, overrides)}", file=sys.stderr)
         sys.exit(1)
-    except Exception:
+    except Exception as error:
+        if sentence := explain(error):  # of Hydra's own work: the run's folder cannot be made
+            print(f"error: {sentence}", file=sys.stderr)
+            sys.exit(2)
         traceback.print_exc()
         sys.exit(1)
 

@@ -12,10 +12,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from conf.allocator import keep_freed_memory
-from conf.checks import check_ranges, check_types
+from conf.checks import check_ranges, check_types, refuse_added
+from conf.compute import typed_keys
 from conf.launch import is_main_process, plain
 from conf.safety import refuse_links, refuse_secrets_in
-from conf.schema import Precision
+from conf.schema import Precision, SampleConfig
 from latentfaces.errors import UserError
 from latentfaces.run import GUIDE, Run, build, find_run, open_run
 
@@ -64,6 +65,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     refuse_links(cfg)
     refuse_secrets_in(cfg)
     check_ranges(cfg)
+    refuse_added(cfg, SampleConfig)
     choices = HydraConfig.get().runtime.choices
     ranks = Ranks.started()
     if ranks.count > 1 and choices["task"] != "generate":
@@ -123,6 +125,8 @@ def refuse_idle_options(cfg: DictConfig) -> None:
     task = HydraConfig.get().runtime.choices["task"]
     if cfg.image is not None and "image" not in cfg.task:
         raise UserError(f"image=... has no effect with task={task}, which takes no photo: leave it out")
+    if cfg.image is not None and "task.to_seed" in typed_keys():
+        raise UserError("task.to_seed=... has no effect between photos: leave it out, or leave out image")
     if cfg.ema is not None and task == "tune":
         raise UserError("ema=... has no effect with task=tune, which tries those of task.emas: leave it out")
     for key in ("ema", "guidance", "compile"):

@@ -39,6 +39,8 @@ UNCOMPOSED = {
     "name=my, faces=new": """name=my, faces=new cannot be read; as one value it is typed 'name="my, faces=new"'""",
     "trainer.max_steps=1e3": "trainer.max_steps=1e3 does not fit: Value '1000.0' of type 'float'",
     "data.num_images=9": "there is no data.num_images with what was chosen: it goes with data=synthetic",
+    "model.adversary.weight=1": "there is no model.adversary.weight with what was chosen: it goes with model/loss=adv",
+    "hydra.run.dir=/dev/null": "/dev/null: File exists: name another folder",
     "model/denoiser=tiny": "model/denoiser has no effect with what else was chosen",
 }
 
@@ -83,6 +85,8 @@ WRONG = {
     "trainer.sync_batchnorm=true": "trainer.sync_batchnorm has no effect",
     "data.resolution=4": "data.resolution=4 must be at least 8",
     "data.val_every=1": "data.val_every=1 must be at least 2",
+    "+foo=1": "there is no foo: nothing looks at what was added",
+    "data.folder=/dev/null": "/dev/null: ",
     "data.num_images=8": "add pictures, or lower data.batch_size",
     "model.autoencoder=kl_f8": "model.autoencoder is a group of choices: type model/autoencoder=kl_f8",
     "name=a/b": "name=a/b must name a folder in outputs/vae",
