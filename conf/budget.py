@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.checks import check_types
+from conf.checks import check_length, check_ranges, check_types
 from conf.composing import complaint
 from conf.launch import add_trained_vae
 from conf.limits import ModelLimits
@@ -38,9 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     if options.share is not None and not 0 < options.share <= 1:
         parser.error(f"--share={options.share} must be above 0 and at most 1")
+    if options.images is not None and options.images < 1:
+        parser.error(f"--images={options.images} must be at least 1")
+    if options.measure < 0:
+        parser.error(f"--measure={options.measure} must be at least 0")
     try:
+        described = plans(options.overrides, options.images)  # first: the machine takes a while to measure
         here = this_machine()
-        for plan in plans(options.overrides, options.images):
+        for plan in described:
             print(report(plan, [*GPUS, here], options.share), end="\n\n")
             if options.measure:
                 print(compare(plan, here, options.measure, options.share), end="\n\n")
@@ -82,7 +87,10 @@ def composed(stage: str, overrides: Sequence[str]) -> DictConfig:
             cfg.model.autoencoder = trained.model.autoencoder
             if "_target_" not in cfg.data:
                 cfg.data = OmegaConf.merge(trained.data, cfg.data)
-    check_types(OmegaConf.to_container(cfg.model, resolve=True), "model")
+    for key in ("model", "data"):
+        check_types(OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=False), key)
+    check_ranges(cfg)
+    check_length(cfg.trainer)
     ModelLimits(cfg, [override.split("=")[0].lstrip("+~") for override in mine]).check()
     return cfg
 

@@ -161,7 +161,7 @@ def refuse_added(cfg: DictConfig, schema: type) -> None:
     Raises:
         UserError: naming the key.
     """
-    for key in cfg:
+    for key in map(str, cfg):
         if key not in schema.__dataclass_fields__:  # type: ignore[attr-defined]
             raise UserError(f"there is no {key}: nothing looks at what was added with +{key}=..., leave it out")
 

@@ -45,6 +45,8 @@ def complaint(error: Exception, config: str, overrides: Sequence[str]) -> str:
             return f"{unknown[1]} has no effect with what else was chosen (model=..., task=...): leave it out"
         near = difflib.get_close_matches(unknown[1], GROUPS, 1)
         return f"there is no group {unknown[1]}" + (f": did you mean {near[0]}?" if near else "")
+    if deleted := re.match(r"Could not delete from config. '(.+?)' does not exist", said):
+        return unknown_key(deleted[1], config, overrides)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and (key := getattr(cause, "full_key", None)):
         return unknown_key(key, config, overrides)
     if wrong := re.match(r"Error merging override (.*)", said):
@@ -73,7 +75,8 @@ def unknown_key(wrong: str, config: str, overrides: Sequence[str]) -> str:
     except (HydraException, OmegaConfBaseException):
         known = []
     near = [key for key in known if key.rpartition(".")[2] == last]
-    near = near or difflib.get_close_matches(wrong, [*known, *GROUPS], 1)
+    nodes = {key[: dot.start()] for key in known for dot in re.finditer(r"\.", key)}
+    near = near or difflib.get_close_matches(wrong, [*known, *sorted(nodes), *GROUPS], 1)
     return f"there is no {wrong}" + (f": did you mean {' or '.join(near)}?" if near else "")
 
 

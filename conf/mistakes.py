@@ -45,6 +45,8 @@ def run(main: Callable[[], Any], config: str) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    # Wherever they stand: what follows an option of its own would be unknown to argparse.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     try:
         with errors_raised():

@@ -34,6 +34,7 @@ def test_case_01_a_key_that_does_not_exist_is_told_with_the_nearest_that_does(ty
 
 UNCOMPOSED = {
     "model=vea": "there is no model=vea: did you mean vae? (choices: ldm, vae)",
+    "~callbacks.previws": "there is no callbacks.previws: did you mean callbacks.previews?",
     "model.autoencoder": "model.autoencoder has no value: type model.autoencoder=...",
     "data=synthetic,ffhq": "data=synthetic,ffhq has several values: for one job each add -m; as one value type",
     "name=my, faces=new": """name=my, faces=new cannot be read; as one value it is typed 'name="my, faces=new"'""",
