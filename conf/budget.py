@@ -10,14 +10,16 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.checks import ModelLimits, check_types
+from conf.checks import check_length, check_ranges, check_types
+from conf.composing import complaint
 from conf.devices import num_processes
 from conf.launch import add_trained_vae
+from conf.limits import ModelLimits
 from conf.mistakes import explain
 from conf.schema import register
 from latentfaces.data.pack import FFHQ_SIZE
@@ -37,14 +39,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     if options.share is not None and not 0 < options.share <= 1:
         parser.error(f"--share={options.share} must be above 0 and at most 1")
+    if options.images is not None and options.images < 1:
+        parser.error(f"--images={options.images} must be at least 1")
+    if options.measure < 0:
+        parser.error(f"--measure={options.measure} must be at least 0")
     try:
+        described = plans(options.overrides, options.images)  # first: the machine takes a while to measure
         here = this_machine()
-        for plan in plans(options.overrides, options.images):
+        for plan in described:
             print(report(plan, [*GPUS, here], options.share), end="\n\n")
             if options.measure:
                 print(compare(plan, here, options.measure, options.share), end="\n\n")
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {explain(error) or ' '.join(str(error).split())}")
+    except InstantiationException as error:
+        sys.exit(f"error: {explain(error)}")
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {complaint(error, 'train', options.overrides)}")
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 def plans(overrides: Sequence[str], num_images: int | None = None) -> list[Plan]:
@@ -77,7 +88,10 @@ def composed(stage: str, overrides: Sequence[str]) -> DictConfig:
             cfg.model.autoencoder = trained.model.autoencoder
             if "_target_" not in cfg.data:
                 cfg.data = OmegaConf.merge(trained.data, cfg.data)
-    check_types(OmegaConf.to_container(cfg.model, resolve=True), "model")
+    for key in ("model", "data"):
+        check_types(OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=False), key)
+    check_ranges(cfg)
+    check_length(cfg.trainer)
     ModelLimits(cfg, [override.split("=")[0].lstrip("+~") for override in mine]).check()
     return cfg
 

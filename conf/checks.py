@@ -1,6 +1,8 @@
-"""What is checked before a training starts: types, sizes that must divide, options without effect."""
+"""What is checked before a training starts: types, ranges, words."""
 
 import inspect
+import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
@@ -9,19 +11,43 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from conf.resume import CHOICES
+from conf.composing import GROUPS
+from conf.limits import ModelLimits
+from conf.resume import CHOICES as RESUME
 from conf.safety import leaves_of
+from conf.schema import TrainConfig
 from latentfaces.errors import UserError
 
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     r"seed": (lambda x: 0 <= x < 2**32, "from 0 to 4,294,967,295"),
-    r"num_images|batch_size|data\.num_val_images|trainer\.accumulate_grad_batches": (lambda x: x >= 1, "at least 1"),
+    r"num_images|batch_size|task\.num_photos|data\.num_val_images|trainer\.accumulate_grad_batches": (
+        lambda x: x >= 1,
+        "at least 1",
+    ),
     r"max_skipped_steps": (lambda x: x >= 1, "at least 1"),
+    r"trainer\.(max_steps|max_epochs)": (lambda x: x >= 1 or x == -1, "at least 1, or -1 for no limit"),
+    r"trainer\.(val_check_interval|check_val_every_n_epoch|limit_(train|val|test)_batches)": (
+        lambda x: x > 0,
+        "above 0",
+    ),
+    r"data\.resolution": (lambda x: x >= 8, "at least 8"),
+    r"data\.val_every": (lambda x: x >= 2, "at least 2"),
+    r"trainer\.log_every_n_steps": (lambda x: x >= 1, "at least 1"),
+    r"trainer\.gradient_clip_val": (lambda x: x >= 0, "at least 0"),
+    r"trainer\.num_sanity_val_steps": (lambda x: x >= -1, "at least -1"),
     r"data\.num_workers|model\.kl_weight\.(start|end)": (lambda x: x >= 0, "at least 0"),
     r"model\.(adversary\.)?optimizer\.lr": (lambda x: x > 0, "above 0"),
     r"model\.skip_dropout\.(start|end)": (lambda x: 0 <= x <= 1, "from 0 to 1"),
 }
 """Keys whose values nothing else looks at before training begins: what fits, in code and in words."""
+CHOICES_OF_KEYS = {
+    "resume": RESUME,
+    "on_full_disk": ("skip", "fail"),
+    "on_nonfinite": ("skip", "fail"),
+    "trainer.precision": ("auto", "32-true", "32", "bf16-mixed", "bf16"),
+    "trainer.deterministic": ("None", "True", "False", "warn"),
+}
+"""Keys of the training whose values are one of a few words."""
 
 
 def check_types(node: Any, key: str = "") -> None:
@@ -41,8 +67,10 @@ def check_types(node: Any, key: str = "") -> None:
                     adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
                     adapter.validate_python(value)
                 except ValidationError as error:
-                    problem = error.errors()[0]["msg"]
-                    raise UserError(f"{here}={value} does not fit: {problem[0].lower()}{problem[1:]}") from None
+                    first, *others = dict.fromkeys(problem["msg"] for problem in error.errors())
+                    # One for each type of a union: there is no such word among these, nor among those.
+                    fits = ", or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
+                    raise UserError(f"{here}={value} does not fit: {fits[0].lower()}{fits[1:]}") from None
             else:
                 check_types(value, here)
     elif isinstance(node, Sequence) and not isinstance(node, str):
@@ -57,9 +85,24 @@ def check_ranges(cfg: DictConfig) -> None:
         UserError: naming key, value and range.
     """
     for key, value in leaves_of(cfg):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value} must be a finite number")
         for pattern, (fits, words) in RANGES.items():
             if isinstance(value, int | float) and re.fullmatch(pattern, key) and not fits(value):
                 raise UserError(f"{key}={value} must be {words}")
+
+
+def refuse_values_of_groups(overrides: Sequence[str]) -> None:
+    """A group is chosen with slashes; with dots its choice would be taken for a value.
+
+    Raises:
+        UserError: naming key and remedy.
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group = key.replace(".", "/")
+        if "." in key and group in GROUPS and re.fullmatch(r"\w+", value) and value != "null":
+            raise UserError(f"{key} is a group of choices: type {group}={value}")
 
 
 def check_optimizers(module: Any) -> None:
@@ -97,106 +140,67 @@ def check_training(cfg: DictConfig) -> None:
     Raises:
         UserError: naming the key and the remedy.
     """
+    typed = [override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
+    refuse_values_of_groups(HydraConfig.get().overrides.task)
     check_types(OmegaConf.to_container(cfg, resolve=True))
     check_ranges(cfg)
-    typed = [override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
+    refuse_added(cfg, TrainConfig)
     for key in typed:
         if key.startswith("annealing."):
             raise UserError(f"{key} has no effect here: type model.kl_weight.{key.removeprefix('annealing.')}=...")
+    if not cfg.name.strip() or "/" in cfg.name or cfg.name in (".", ".."):
+        raise UserError(f"name={cfg.name} must name a folder in outputs/{cfg.stage}; for others, hydra.run.dir=FOLDER")
     if cfg.stage == "vae" and cfg.vae is not None:
         raise UserError("vae=... is for model=ldm; with model=vae the VAE is what is trained")
-    if cfg.resume.lower() not in CHOICES:
-        raise UserError(f"resume={cfg.resume} is not one of {', '.join(CHOICES)}")
-    for key in ("on_full_disk", "on_nonfinite"):
-        if cfg[key] not in ("skip", "fail"):
-            raise UserError(f"{key}={cfg[key]} is not one of skip, fail")
+    check_words(cfg, typed)
+    check_length(cfg.trainer)
+    ModelLimits(cfg, typed).check()
+
+
+def refuse_added(cfg: DictConfig, schema: type) -> None:
+    """Refuse what was added with a plus where nothing looks at it.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for key in map(str, cfg):
+        if key not in schema.__dataclass_fields__:  # type: ignore[attr-defined]
+            raise UserError(f"there is no {key}: nothing looks at what was added with +{key}=..., leave it out")
+
+
+def check_words(cfg: DictConfig, typed: Sequence[str]) -> None:
+    """Refuse words that are none of the choices, and switches that do nothing here.
+
+    Raises:
+        UserError: naming the key and the remedy.
+    """
+    if str(cfg.trainer.precision).startswith("16"):
+        raise UserError("trainer.precision=16-mixed overflows here: take bf16-mixed, which has float32's range")
+    for key, words in CHOICES_OF_KEYS.items():
+        value = str(OmegaConf.select(cfg, key))
+        if value not in words and not (key == "resume" and value.lower() in words):
+            known = (word.lower() for word in words if word != "None")
+            raise UserError(f"{key}={value} is not one of {', '.join(known)}")
     if "max_skipped_steps" in typed and cfg.on_nonfinite == "fail":
         raise UserError("max_skipped_steps has no effect without on_nonfinite=skip")
     if cfg.requeue and cfg.resume.lower() != "auto":
         raise UserError("requeue=true starts the same command again: it needs name=... and resume=auto")
-    if str(cfg.trainer.precision).startswith("16"):
-        raise UserError("trainer.precision=16-mixed overflows here: take bf16-mixed, which has float32's range")
-    ModelLimits(cfg, typed).check()
+    if cfg.requeue and "SLURM_JOB_ID" not in os.environ:
+        raise UserError("requeue=true is for jobs of SLURM, and this is none: leave it out")
+    if cfg.trainer.sync_batchnorm:
+        raise UserError("trainer.sync_batchnorm has no effect: no network here normalises over a batch; leave it out")
+    if cfg.trainer.use_distributed_sampler:
+        raise UserError("trainer.use_distributed_sampler must be false: the data module shares batches out itself")
 
 
-class ModelLimits:
-    """Sizes that must divide one another, and options that need one another.
+def check_length(trainer: DictConfig) -> None:
+    """Refuse a training that would have no step.
 
-    Args:
-        cfg: the composed config of a training.
-        typed: the keys that the person typed.
+    Raises:
+        UserError: naming the key.
     """
-
-    def __init__(self, cfg: DictConfig, typed: Sequence[str]) -> None:
-        self.cfg = cfg
-        shape = cfg.model.autoencoder
-        self.typed = typed
-        self.downsampling = shape.patch_size * 2 ** (len(shape.multipliers) - 1)
-
-    def check(self) -> None:
-        """Raise the first that does not fit."""
-        resolution = self.cfg.data.resolution
-        if resolution % self.downsampling:
-            nearest = self.downsampling * max(1, round(resolution / self.downsampling))
-            raise UserError(
-                f"data.resolution={resolution} is not a multiple of the VAE's factor {self.downsampling}: "
-                f"take {nearest}, or another model/autoencoder"
-            )
-        if self.cfg.stage == "vae":
-            self.check_loss(resolution // self.downsampling)
-        else:
-            self.check_denoiser(resolution // self.downsampling)
-
-    def check_loss(self, latent_side: int) -> None:
-        """Options of the loss that the chosen parts cannot use."""
-        model = self.cfg.model
-        if model.loss.equivariance_weight and latent_side % 2:
-            raise UserError(
-                f"model.loss.equivariance_weight halves latents, and {latent_side}x{latent_side} is odd: "
-                "set it to 0, or choose another data.resolution"
-            )
-        if model.adversary is not None:
-            smallest = 3 * 2**model.adversary.discriminator.num_layers
-            if self.cfg.data.resolution < smallest:
-                raise UserError(
-                    f"the discriminator needs data.resolution={smallest} or more: lower "
-                    "model.adversary.discriminator.num_layers"
-                )
-        for key in self.typed:
-            if "skip_dropout" in key and not model.autoencoder.skip_connections:
-                raise UserError(f"{key} has no effect without model.autoencoder.skip_connections=true")
-            if key == "model.loss.perceptual_weight" and model.loss.perceptual is None:
-                raise UserError(f"{key} has no effect without a perceptual loss: type model/loss=perceptual")
-
-    def check_denoiser(self, latent_side: int) -> None:
-        """The sizes are the chosen network's; its own factor must divide the latent."""
-        network = self.cfg.model.denoiser.network
-        known = inspect.signature(get_object(network["_target_"])).parameters
-        if foreign := [str(key) for key in network if key not in known and not str(key).startswith("_")]:
-            name = network["_target_"].rpartition(".")[2]
-            raise UserError(
-                f"a {name} has no {', '.join(foreign)}: experiment=... gives the sizes of another network; leave it "
-                "out, or do without model/denoiser=..."
-            )
-        latent_channels = self.cfg.model.autoencoder.latent_channels
-        if network.channels != latent_channels:
-            raise UserError(
-                f"model.denoiser.network.channels={network.channels}, but the latents of this VAE have "
-                f"{latent_channels} channels: leave it out"
-            )
-        factor = network.patch_size if "patch_size" in network else 2 ** (len(network.multipliers) - 1)
-        if latent_side % factor:
-            raise UserError(
-                f"latents of {latent_side}x{latent_side} do not divide by {factor}, as model.denoiser.network needs: "
-                "choose another model/denoiser, or another data.resolution for the VAE"
-            )
-        if "model.loss.auxiliary_weight" in self.typed and not network.get("auxiliary_depth", 0):
-            raise UserError(
-                "model.loss.auxiliary_weight has no effect without a second head: set "
-                "model.denoiser.network.auxiliary_depth, of a DiT"
-            )
-        if (network.label_channels > 0) != (self.cfg.model.augmentation is not None):
-            raise UserError(
-                "model.denoiser.network.label_channels and model.augmentation go together: "
-                "type model/augmentation=nonleaky or =none"
-            )
+    if trainer.fast_dev_run:
+        raise UserError("trainer.fast_dev_run leaves no run: type trainer.max_steps=2 trainer.val_check_interval=1")
+    time = trainer.max_time
+    if time is not None and not (re.fullmatch(r"\d+(:\d+){3}", time) and re.search("[1-9]", time)):
+        raise UserError(f"trainer.max_time={time} must be days:hours:minutes:seconds, as 00:01:30:00, and not nothing")

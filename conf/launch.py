@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from conf import tracking
 from conf.allocator import keep_freed_memory
 from conf.checks import check_optimizers, check_training
-from conf.compute import apply_choices, device_choices, training_device
+from conf.compute import apply_choices, device_choices, training_device, typed_keys
 from conf.devices import settle_devices
 from conf.resume import claim_run, command_to_go_on, is_main_process, requeue
 from conf.safety import refuse_links, refuse_secrets_in
@@ -70,6 +70,13 @@ def earlier_wandb_id(cfg: DictConfig) -> str | None:
     return open_run(folder).config["logger"].get("wandb", {}).get("id")
 
 
+def is_chosen_resolution(data: DictConfig) -> bool:
+    """Whether a person, or a recipe, said how large the pictures are, rather than nobody."""
+    defaults: Any = [OmegaConf.load(path) for path in (Path(__file__).parent / "data").glob("*.yaml")]
+    usual = {choice.get("_target_"): choice.get("resolution") for choice in defaults}
+    return "data.resolution" in typed_keys() or data.resolution != usual.get(data._target_)
+
+
 def add_trained_vae(cfg: DictConfig) -> Run:
     """Give stage 2 the VAE of a run of stage 1 and, unless other data were chosen, that run's data.
 
@@ -77,9 +84,10 @@ def add_trained_vae(cfg: DictConfig) -> Run:
         The run that has the VAE: one of stage 1, or the run itself when it goes on, from its own copy.
     """
     own_data = cfg.data if "_target_" in cfg.data else None
+    resolution_chosen = own_data is not None and is_chosen_resolution(own_data)
 
     def suits(run: Run) -> bool:
-        keys = ("root", "num_images", "resolution")
+        keys = ("root", "num_images", *["resolution"] * resolution_chosen)
         return own_data is None or all(run.config["data"].get(key) == own_data.get(key) for key in keys)
 
     if cfg.resume.lower() != "false" and (Path(cfg.run_dir) / CONFIG).exists():
@@ -100,8 +108,11 @@ def add_trained_vae(cfg: DictConfig) -> Run:
         cfg.model.autoencoder = run.config["model"]["autoencoder"]
         if own_data is None:
             cfg.data = OmegaConf.merge(run.config["data"], cfg.data)
+        elif not resolution_chosen:  # other photos, for the same VAE
+            cfg.data.resolution = run.config["data"]["resolution"]
     if is_main_process():
-        print(f"VAE: {trained}")
+        size = run.config["data"]["resolution"]
+        print(f"VAE: {trained}" + (f", trained at {size} pixels" if size != cfg.data.resolution else ""))
     return run
 
 
@@ -129,10 +140,13 @@ def record(cfg: DictConfig) -> None:
 
 
 def drop_if_empty(folder: str | Path) -> None:
-    """Take away the folder that Hydra made for a run that was refused."""
+    """Take away the folder that Hydra made for a run that was refused, and outputs/<stage> if that is empty."""
     path = Path(folder)
-    if path.is_dir() and not any(path.iterdir()):
-        path.rmdir()
+    names = [parent.name for parent in path.parents]
+    above = path.parents[: names.index("outputs") + 1] if "outputs" in names else ()
+    with contextlib.suppress(OSError):  # not there, or not empty
+        for empty in (path, *above):
+            empty.rmdir()
 
 
 def copy_vae(run: Run, folder: str | Path) -> Path:

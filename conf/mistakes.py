@@ -1,31 +1,31 @@
 """A person's mistake becomes one sentence."""
 
-import difflib
+import contextlib
 import errno
 import functools
 import os
-import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from conf.safety import leaves_of, refuse_secrets_typed
+from conf.composing import complaint
+from conf.safety import refuse_secrets_typed
 from latentfaces.errors import UserError, no_room
 
+FULL_ERROR = "HYDRA_FULL_ERROR"
 FULL_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 """What torch's allocators, CUDA, and the libraries on top of it say."""
 LOST_WORKER = ("DataLoader worker", "shared memory")
 STATE_OF_THE_MACHINE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name another folder, or change who may write there"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG), "name another folder"),
     errno.EIO: "look after the disk",
 }
 """What the operating system refuses for reasons that are no fault of the program, and the remedies."""
@@ -45,44 +45,35 @@ def run(main: Callable[[], Any], config: str) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    # Wherever they stand: what follows an option of its own would be unknown to argparse.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     try:
-        main()
-    except SystemExit as stop:
-        if stop.code == 1 and (hint := nearest_key(config, sys.argv[1:])):
-            print(f"error: {hint}", file=sys.stderr)
-        raise
+        with errors_raised():
+            main()
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {complaint(error, config, overrides)}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if sentence := explain(error):  # of Hydra's own work: the run's folder cannot be made
+            print(f"error: {sentence}", file=sys.stderr)
+            sys.exit(2)
+        traceback.print_exc()
+        sys.exit(1)
 
 
-def nearest_key(config: str, overrides: list[str]) -> str | None:
-    """The sentence for a key that does not exist: which key does, and comes nearest; None where that is no mistake."""
-    typed = [override for override in overrides if not override.startswith("-")]
-    GlobalHydra.instance().clear()
+@contextlib.contextmanager
+def errors_raised() -> Iterator[None]:
+    """Within this context Hydra raises what goes wrong, rather than print it in its own way."""
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
     try:
-        with initialize_config_dir(str(Path(__file__).parent), version_base="1.3"):
-            try:
-                compose(config, typed)
-                return None
-            except ConfigCompositionException as error:
-                wrong = getattr(error.__cause__, "full_key", None)
-            if wrong is None:
-                return None
-            known = keys_and_groups(config, [o for o in typed if o.partition("=")[0] != wrong])
-    except (HydraException, OmegaConfBaseException):
-        return None
-    near = [key for key in known if last_word(key) == last_word(wrong)] or difflib.get_close_matches(wrong, known, 1)
-    return f"there is no {wrong}" + (f": did you mean {' or '.join(near)}?" if near else "")
-
-
-def keys_and_groups(config: str, overrides: list[str]) -> list[str]:
-    """All that can be typed before a =: `model.optimizer.lr`, and `model/optimizer`."""
-    cfg = compose(config, overrides, return_hydra_config=True)
-    groups = {group.partition("@")[0] for group in cfg.hydra.runtime.choices if not str(group).startswith("hydra/")}
-    return [*sorted(groups), *(key for key, _ in leaves_of(cfg) if not key.startswith("hydra."))]
-
-
-def last_word(key: str) -> str:
-    """`lr` of `model.optimizer.lr`, `loss` of `model/loss`."""
-    return re.split(r"[./]", key)[-1]
+        yield
+    finally:
+        if before is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = before
 
 
 def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -125,9 +116,10 @@ def explain(error: BaseException) -> str | None:
     cause = error.__cause__
     if isinstance(cause, UserError):
         return str(cause)
-    if isinstance(cause, ValueError | TypeError):
-        key = str(error).rpartition("full_key: ")[2].splitlines()[0]
-        return f"{key}: {cause}"
+    # Lightning has a class of its own for what was typed wrong.
+    if isinstance(cause, ValueError | TypeError | ImportError) or type(cause).__name__ == "MisconfigurationException":
+        _, nested, key = str(error).rpartition("full_key: ")
+        return f"{key.splitlines()[0]}: {cause}" if nested else str(cause)
     return " ".join(str(error).split())
 
 

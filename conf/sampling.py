@@ -12,10 +12,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from conf.allocator import keep_freed_memory
-from conf.checks import check_ranges, check_types
+from conf.checks import check_ranges, check_types, refuse_added
+from conf.compute import typed_keys
 from conf.launch import is_main_process, plain
 from conf.safety import refuse_links, refuse_secrets_in
-from conf.schema import Precision
+from conf.schema import Precision, SampleConfig
 from latentfaces.errors import UserError
 from latentfaces.run import GUIDE, Run, build, find_run, open_run
 
@@ -66,6 +67,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     refuse_links(cfg)
     refuse_secrets_in(cfg)
     check_ranges(cfg)
+    refuse_added(cfg, SampleConfig)
     choices = HydraConfig.get().runtime.choices
     ranks = Ranks.started()
     if ranks.count > 1 and choices["task"] not in SHARED:
@@ -77,7 +79,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     else:
         run = find_run(cfg.run, "ldm")
         recipe = typed(cfg, run)
-        task, guidance = instantiate(cfg.task), instantiate(OmegaConf.create(recipe.guidance))
+        task, guidance = instantiate(cfg.task), instantiate(OmegaConf.create({"guidance": recipe.guidance})).guidance
     pipeline = FacePipeline.load(run, bfloat16=recipe.precision == Precision.bf16.name, ema=recipe.ema)
     pipeline.guidance = guidance
     if cfg.compile:
@@ -101,8 +103,7 @@ def typed(cfg: DictConfig, run: Run) -> Recipe:
             cfg.task[key] = value
     settings = plain(cfg.task)
     check_types(settings, "task")
-    if "sampler" not in cfg.task:
-        refuse_idle_options(cfg)
+    refuse_idle_options(cfg)
     choices = HydraConfig.get().runtime.choices
     recipe = Recipe(str(run.folder), choices["task"], settings, precision=cfg.precision.name, ema=cfg.ema)
     recipe.files = named_files(settings)
@@ -122,10 +123,16 @@ def typed(cfg: DictConfig, run: Run) -> Recipe:
 
 
 def refuse_idle_options(cfg: DictConfig) -> None:
-    """Name the first option that a task without new faces, such as reconstruct, would not use."""
+    """Name the first option that the task would not use: photos, or what only new faces need."""
+    task = HydraConfig.get().runtime.choices["task"]
+    if cfg.image is not None and "image" not in cfg.task:
+        raise UserError(f"image=... has no effect with task={task}, which takes no photo: leave it out")
+    if cfg.image is not None and "task.to_seed" in typed_keys():
+        raise UserError("task.to_seed=... has no effect between photos: leave it out, or leave out image")
+    if cfg.ema is not None and task == "tune":
+        raise UserError("ema=... has no effect with task=tune, which tries those of task.emas: leave it out")
     for key in ("ema", "guidance", "compile"):
-        if cfg[key] is not None and cfg[key] is not False:
-            task = HydraConfig.get().runtime.choices["task"]
+        if "sampler" not in cfg.task and cfg[key] is not None and cfg[key] is not False:
             raise UserError(f"{key}=... has no effect with task={task}, which uses the VAE alone: leave it out")
 
 

@@ -85,7 +85,7 @@ REFUSED = {
     "a random sampler run backwards": (["task=invert", "image=me.jpg", "sampler=ddpm"], "sampler=heun"),
     "nothing to be made again": (["task=remake"], "image="),
     "a photo that sample.py did not make": (["task=remake", "image=me.jpg"], "image=me.jpg"),
-    "too few faces to judge by": (["task=tune", "task.num_images=3"], "num_images=3"),
+    "too few faces to judge by": (["task=tune", "num_images=3"], "num_images=3"),
 }
 
 
@@ -149,7 +149,7 @@ def test_early_denoiser_is_read_where_it_guides_and_only_there(home: Path, monke
 
 
 def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["task.num_images=32", "task.weights=[1.5,2.0]", "task.emas=[0.05,0.1]"]
+    few = ["num_images=32", "task.weights=[1.5,2.0]", "task.emas=[0.05,0.1]"]
     sample("task=tune", *few, "output=pictures")
     printed = capsys.readouterr().out
     found = json.loads(Path("outputs/ldm/faces/tuned.json").read_text())

@@ -25,13 +25,36 @@ UNKNOWN = {
     "modle/loss=mse_kl": "model/loss",
     "calbacks=none": "callbacks",
     "loss=mse_kl": "model/loss",
+    "model/autoencodr=tiny": "model/autoencoder",
 }
 
 
 @pytest.mark.parametrize("typed", UNKNOWN)
 def test_case_01_a_key_that_does_not_exist_is_told_with_the_nearest_that_does(typed: str, workplace: Path) -> None:
     said = refused_training("model=vae", typed)
-    assert said.splitlines()[-1] == f"error: there is no {typed.partition('=')[0]}: did you mean {UNKNOWN[typed]}?"
+    assert said == f"error: there is no {typed.partition('=')[0]}: did you mean {UNKNOWN[typed]}?\n"
+
+
+UNCOMPOSED = {
+    "model=vea": "there is no model=vea: did you mean vae? (choices: ldm, vae)",
+    "~callbacks.previws": "there is no callbacks.previws: did you mean callbacks.previews?",
+    "model.autoencoder": "model.autoencoder has no value: type model.autoencoder=...",
+    "data=synthetic,ffhq": "data=synthetic,ffhq has several values: for one job each add -m; as one value type",
+    "name=my, faces=new": """name=my, faces=new cannot be read; as one value it is typed 'name="my, faces=new"'""",
+    "trainer.max_steps=1e3": "trainer.max_steps=1e3 does not fit: Value '1000.0' of type 'float'",
+    "data.num_images=9": "there is no data.num_images with what was chosen: it goes with data=synthetic",
+    "model.adversary.weight=1": "there is no model.adversary.weight with what was chosen: it goes with model/loss=adv",
+    "hydra.run.dir=/dev/null": "/dev/null: File exists: name another folder",
+    "model/denoiser=tiny": "model/denoiser has no effect with what else was chosen",
+}
+
+
+@pytest.mark.parametrize("typed", UNCOMPOSED)
+def test_case_01_what_makes_no_config_is_told_in_one_sentence_with_the_remedy(typed: str, workplace: Path) -> None:
+    said = refused_training("model=vae", typed)
+    assert said.startswith(f"error: {UNCOMPOSED[typed]}")
+    assert said.count("\n") == 1
+    assert list(workplace.iterdir()) == []
 
 
 def test_case_01_an_option_that_does_not_exist_is_told_with_those_that_do(workplace: Path) -> None:
@@ -54,7 +77,23 @@ WRONG = {
     "model.kl_weight.end=-1": "model.kl_weight.end=-1 must be at least 0",
     "model.skip_dropout.end=2": "model.skip_dropout.end=2 must be from 0 to 1",
     "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0 must be at least 1",
-    "trainer.precision=7": "trainer: ",
+    "trainer.precision=7": "trainer.precision=7 is not one of auto, 32-true, 32, bf16-mixed, bf16",
+    "trainer.max_steps=0": "trainer.max_steps=0 must be at least 1",
+    "trainer.max_time=00:00:00:00": "trainer.max_time=00:00:00:00 must be days:hours:minutes:seconds",
+    "trainer.val_check_interval=0": "trainer.val_check_interval=0 must be above 0",
+    "trainer.val_check_interval=soon": "trainer: Invalid time format",
+    "trainer.log_every_n_steps=0": "trainer.log_every_n_steps=0 must be at least 1",
+    "trainer.gradient_clip_val=nan": "trainer.gradient_clip_val=nan must be a finite number",
+    "trainer.deterministic=abc": "trainer.deterministic=abc is not one of true, false, warn",
+    "trainer.fast_dev_run=true": "trainer.fast_dev_run leaves no run",
+    "trainer.sync_batchnorm=true": "trainer.sync_batchnorm has no effect",
+    "data.resolution=4": "data.resolution=4 must be at least 8",
+    "data.val_every=1": "data.val_every=1 must be at least 2",
+    "+foo=1": "there is no foo: nothing looks at what was added",
+    "data.folder=/dev/null": "/dev/null: ",
+    "data.num_images=8": "add pictures, or lower data.batch_size",
+    "model.autoencoder=kl_f8": "model.autoencoder is a group of choices: type model/autoencoder=kl_f8",
+    "name=a/b": "name=a/b must name a folder in outputs/vae",
 }
 
 
@@ -63,6 +102,20 @@ def test_case_02_a_value_of_the_wrong_type_or_range_is_told_with_its_key_and_wha
     typed: str, workplace: Path
 ) -> None:
     assert WRONG[typed] in refused_training("model=vae", "model/autoencoder=tiny", "data=synthetic", typed)
+    assert list(workplace.iterdir()) == []
+
+
+def test_case_02_an_option_that_the_chosen_annealing_does_not_look_at_is_refused(workplace: Path) -> None:
+    said = refused_training("model=vae", "data=synthetic", "annealing=constant", "model.kl_weight.num_steps=5")
+    assert "model.kl_weight.num_steps has no effect on a constant" in said
+
+
+def test_case_02_a_queue_of_slurm_is_refused_where_there_is_none(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    said = refused_training("model=vae", "data=synthetic", "requeue=true", "resume=auto")
+    assert "requeue=true is for jobs of SLURM" in said
 
 
 def test_case_02_a_word_that_is_none_of_the_choices_is_told_with_them(workplace: Path) -> None:

@@ -235,7 +235,13 @@ LAYOUTS = {
     "an empty folder": ({"empty/": b""}, "empty", "holds no pictures (.jpg, .jpeg, "),
     "other files": ({"set/a.npy": b"x", "set/b.npy": b"x"}, "set", "but 2 other files, as a.npy"),
     "photos still in their .zip": ({"set/ffhq.zip": b"x"}, "set", "type data.root=set/ffhq.zip"),
-    "a file that is no .zip": ({"set.txt": b"x"}, "set.txt", "is not a whole .zip (1 bytes)"),
+    "a file that is no .zip": ({"set.txt": b"x"}, "set.txt", "is neither a folder nor a .zip: unpack or convert it"),
+    "one photo": (photos(["1.png"]), "1.png", "is one photo: point data.root at a folder"),
+    "photos of a kind that is not read": (
+        {"set/1.HEIC": b"x", "set/2.heic": b"x", "set/._1.HEIC": b"x"},
+        "set",
+        "but 2 that are not read, as 1.HEIC: convert them to JPEG",
+    ),
     "too few": (
         photos(["few/1.png", "few/2.png"]),
         "few",
@@ -245,7 +251,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize(("files", "root", "clue"), LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_case_13_a_folder_that_is_no_set_of_photos_is_told_with_what_is_in_it(
+def test_case_13_a_folder_that_is_no_set_of_photos_is_told_with_what_is_in_it_and_nothing_packed(
     files: dict[str, bytes], root: str, clue: str, workplace: Path
 ) -> None:
     (workplace / "empty").mkdir()
@@ -254,6 +260,7 @@ def test_case_13_a_folder_that_is_no_set_of_photos_is_told_with_what_is_in_it(
     said = refused("train.py", *options, f"data.root={root}")
     assert clue in said
     assert root in said
+    assert not (workplace / "data").exists()
 
 
 def test_case_14_latents_of_another_vae_or_that_are_damaged_are_not_used(

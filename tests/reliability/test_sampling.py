@@ -33,6 +33,17 @@ WRONG = {
     "no steps": (["sampler.num_steps=0"], "num_steps=0 must be at least 1"),
     "an unknown task": (["task=paint"], "paint"),
     "an unknown precision": (["precision=fp8"], "precision"),
+    "a photo where none is taken": (["image=me.png"], "image=... has no effect with task=generate"),
+    "an average that is not looked at": (["task=tune", "ema=0.1"], "ema=... has no effect with task=tune"),
+    "a face before the first": (["task.first=-1"], "task.first=-1 must be at least 0"),
+    "a weight that is no number": (["guidance=auto", "guidance.weight=nan"], "guidance.weight=nan must be a finite"),
+    "no photos": (["task=edit", "task.num_photos=0"], "task.num_photos=0 must be at least 1"),
+    "a row of one": (["task=interpolate", "num_images=1"], "num_images=1 must be at least 2"),
+    "a strength beyond all": (["task=edit", "task.strength=2"], "task.strength=2 must be above 0 and at most 1"),
+    "a weight below one": (["guidance=auto", "guidance.weight=0.5"], "guidance: weight=0.5 must be at least 1"),
+    "a weight of no guidance": (["guidance.weight=2"], "it goes with guidance=auto or guidance=internal"),
+    "an option of another sampler": (["sampler.eta=1"], "there is no sampler.eta with what was chosen: it goes with"),
+    "an unknown spacing": (["sampler.spacing=even"], "'karras' or 'log_snr', or 'auto'"),
     "a key that does not exist": (["num_image=3"], "there is no num_image: did you mean num_images?"),
 }
 

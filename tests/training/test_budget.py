@@ -107,6 +107,9 @@ def test_the_command_knows_both_stages(capsys: pytest.CaptureFixture[str], monke
         (["model/denoiser=nonsense"], "nonsense"),
         (["model=vae", "data.resolution=30"], "data.resolution=30 is not a multiple"),
         (["model=vae", "trainer.max_step=3"], "max_step"),
+        (["nonsense"], "nonsense has no value"),
+        (["model=vae", "data.batch_size=0"], "data.batch_size=0 must be at least 1"),
+        (["model=vae", "trainer.max_time=soon"], "trainer.max_time=soon must be days:hours:minutes:seconds"),
     ],
 )
 def test_mistakes_are_one_sentence(

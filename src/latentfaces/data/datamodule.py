@@ -25,7 +25,7 @@ from latentfaces.data.ffhq import (
 from latentfaces.data.images import FilterName
 from latentfaces.data.kaggle import LICENCE, download_ffhq
 from latentfaces.data.latents import Encode, LatentCache
-from latentfaces.data.pack import Pack, open_pack
+from latentfaces.data.pack import Pack, hold_out, open_pack
 from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.prefetch import Prefetched, Workers
 from latentfaces.data.rows import MappedRows
@@ -125,16 +125,24 @@ class FFHQDataModule(LightningDataModule):
         Raises:
             UserError: the pictures cannot be packed, or are too few for a batch.
         """
+        if not self.folder.exists():  # what is too little should not be packed first
+            num_images, val_every = len(self.source.names), self.val_every
+            num_val = len(hold_out(self.source.identities(), num_images, val_every)[1])
+            self.require_batch(self.source.name, num_images - num_val, num_val)
         pack = find_or_write_pack(
             self.source, self.folder, self.resolution, self.on_bad_image, self.val_every, self.filter
         )
-        needed = self.batch_size * self.num_ranks
-        if len(pack.train_indices) < needed or len(pack.val_indices) < self.num_ranks:
-            raise UserError(
-                f"{pack.folder} has {len(pack.train_indices)} pictures to train on and {len(pack.val_indices)} held "
-                f"out, but a batch takes {needed}: add pictures, or lower data.batch_size"
-            )
+        self.require_batch(str(pack.folder), len(pack.train_indices), len(pack.val_indices))
         return pack
+
+    def require_batch(self, name: str, num_train: int, num_val: int) -> None:
+        """Refuse fewer pictures than a batch of all devices takes."""
+        needed = self.batch_size * self.num_ranks
+        if num_train < needed or num_val < self.num_ranks:
+            raise UserError(
+                f"{name} has {num_train} pictures to train on and {num_val} held out, but a batch takes {needed}: add "
+                "pictures, or lower data.batch_size"
+            )
 
     def prepare_data(self) -> None:
         """Pack and encode, on one process of each machine."""

@@ -99,12 +99,15 @@ class Packing:
 
     def run(self) -> Pack:
         """Read, square and resize what is pending; write the manifest; give the folder its name."""
+        if unread := self.source.unread():
+            print(f"{len(unread)} files, as {unread[0]}, are in formats that are not read, and are left out")
         self.open_arrays()
         pending = np.flatnonzero(np.asarray(self.state) == PENDING).tolist()
         some = [pending[first : first + AT_ONCE] for first in range(0, len(pending), AT_ONCE)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
-                for _ in track(pool.map(self.convert_some, some), f"Packing {self.source.name}", total=len(some)):
+                done = pool.map(self.convert_some, some)
+                for _ in track(done, f"Packing {len(self.names):,} pictures of {self.source.name}", total=len(some)):
                     pass
             except BaseException:
                 pool.shutdown(cancel_futures=True)

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from PIL import UnidentifiedImageError
+
 from latentfaces.data.images import FilterName, Picture, decode, digest
 from latentfaces.data.pack import Pack
 from latentfaces.data.synthetic import draw_face
@@ -22,7 +24,8 @@ from latentfaces.errors import UserError
 FFHQ_JSON = "ffhq-dataset-v2.json"
 FFHQ_FOLDERS = ("images1024x1024", "thumbnails128x128", "in-the-wild-images")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-
+UNREAD = (".heic", ".heif", ".avif", ".jxl", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw")
+"""Suffixes of what a person may take for photos, and nothing here reads."""
 
 MAX_FILE_BYTES = 2**28
 
@@ -102,6 +105,10 @@ class Source(ABC):
         """The person on each picture, where known."""
         return None
 
+    def unread(self) -> list[str]:
+        """Names of what a person may take for pictures of this source, and is left out."""
+        return []
+
 
 class DrawnFaces(Source):
     """`num_images` faces drawn by our own code from a seed: no download, no person, no licence.
@@ -169,10 +176,7 @@ class Photos(Source):
             try:
                 self.archive = zipfile.ZipFile(self.root)
             except zipfile.BadZipFile:
-                raise UserError(
-                    f"{self.root} is not a whole .zip ({self.root.stat().st_size:,} bytes): fetch it again, "
-                    "or point data.root at a folder of photos"
-                ) from None
+                raise UserError(f"{self.root} {self.what_it_is()}") from None
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -198,20 +202,42 @@ class Photos(Source):
     @staticmethod
     def is_picture(name: str) -> bool:
         """Whether the name is a picture's; macOS's hidden copies (._photo.jpg) are not."""
-        parts = [part for part in name.split("/") if part != "."]
-        return name.lower().endswith(SUFFIXES) and not any(part.startswith((".", "__MACOSX")) for part in parts)
+        return name.lower().endswith(SUFFIXES) and not Photos.is_hidden(name)
+
+    @staticmethod
+    def is_hidden(name: str) -> bool:
+        """Whether macOS, or a person, keeps it out of sight."""
+        return any(part.startswith((".", "__MACOSX")) for part in name.split("/") if part != ".")
+
+    def what_it_is(self) -> str:
+        """In words, what a file is that is no .zip, and the remedy."""
+        if self.is_picture(self.root.name):
+            return "is one photo: point data.root at a folder or .zip of photos"
+        if self.root.suffix.lower() != ".zip":
+            return "is neither a folder nor a .zip: unpack or convert it, and point data.root at the folder of photos"
+        size = self.root.stat().st_size
+        return f"is not a whole .zip ({size:,} bytes): fetch it again, or point data.root at a folder of photos"
+
+    def unread(self) -> list[str]:
+        """Names of photos in formats that nothing here reads."""
+        return sorted(n for n in self.all_names() if n.lower().endswith(UNREAD) and not self.is_hidden(n))
+
+    def all_names(self) -> list[str]:
+        """Names of all files in the folder or .zip, pictures or not."""
+        if self.archive is not None:
+            return [name for name in self.archive.namelist() if not name.endswith("/")]
+        return [name for name, _ in files_in(self.root)]
 
     def what_there_is(self) -> str:
         """In words, what a folder or .zip without pictures holds."""
-        if self.archive is not None:
-            names = [name for name in self.archive.namelist() if not name.endswith("/")]
-        else:
-            names = [name for name, _ in files_in(self.root)]
+        names = self.all_names()
         if not names:
             return "nor anything else: give a folder or .zip of photos"
         packed = next((name for name in names if name.lower().endswith(".zip")), None)
         if packed is not None and self.archive is None:
             return f"but {packed}: type data.root={self.root / packed}"
+        if unread := self.unread():
+            return f"but {len(unread):,} that are not read, as {unread[0]}: convert them to JPEG"
         return f"but {len(names):,} other files, as {min(names)}: give the folder that has the photos"
 
     @cached_property
@@ -241,6 +267,8 @@ class Photos(Source):
             raise BadImageError(
                 f"{self.root / name} cannot be read ({error}); fetch the .zip ({size}) again"
             ) from error
+        except UnidentifiedImageError as error:
+            raise BadImageError(f"{self.root / name} cannot be read (no picture by its bytes)") from error
         except Exception as error:  # Pillow has a dozen ways to say that a file is damaged
             raise BadImageError(f"{self.root / name} cannot be read ({error})") from error
 

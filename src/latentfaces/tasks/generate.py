@@ -9,6 +9,7 @@ import torch
 from rich.progress import track
 
 from latentfaces.diffusion import Sampler
+from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.output import ArrayFile, PictureFolder
 
@@ -34,6 +35,10 @@ class Generate:
     first: int
     npz: bool
     batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.first < 0:
+            raise UserError(f"task.first={self.first} must be at least 0")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the pictures; the grid's path."""

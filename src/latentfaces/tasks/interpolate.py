@@ -56,6 +56,8 @@ class Interpolate:
     batch_size: int
 
     def __post_init__(self) -> None:
+        if self.num_images < 2:
+            raise UserError(f"num_images={self.num_images} must be at least 2: the row has both ends in it")
         check_animation(self.animation, self.frames_per_second)
         if self.image is None and self.to_image is not None:
             raise UserError(f"task.to_image={self.to_image} is the photo at the right: type image=... for the left")

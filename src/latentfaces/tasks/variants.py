@@ -56,6 +56,6 @@ def check_share(key: str, value: float, low_included: bool = True, high_included
     above = value >= 0 if low_included else value > 0
     below = value <= 1 if high_included else value < 1
     if not (above and below):
-        low, high = "[0" if low_included else "above 0", "1]" if high_included else "below 1"
-        between = f"in {low}, {high}" if low_included and high_included else f"{low} and {high}"
-        raise UserError(f"{key}={value} must be {between}")
+        low = "at least 0" if low_included else "above 0"
+        high = "at most 1" if high_included else "below 1"
+        raise UserError(f"{key}={value} must be {low} and {high}")
