@@ -126,9 +126,9 @@ class FFHQDataModule(LightningDataModule):
             UserError: the pictures cannot be packed, or are too few for a batch.
         """
         if not self.folder.exists():  # what is too little should not be packed first
-            num_images, val_every = len(self.source.names), self.val_every
-            num_val = len(hold_out(self.source.identities(), num_images, val_every)[1])
-            self.require_batch(self.source.name, num_images - num_val, num_val)
+            names = self.source.names
+            num_val = len(hold_out(names, self.source.identities(), self.val_every)[1])
+            self.require_batch(self.source.name, len(names) - num_val, num_val)
         pack = find_or_write_pack(
             self.source, self.folder, self.resolution, self.on_bad_image, self.val_every, self.filter
         )
