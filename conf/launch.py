@@ -240,7 +240,6 @@ def quiet_libraries() -> None:
         ".*dataloader is not resumable.*",  # the data module is
         ".*does not have many workers.*",  # packed data is fastest without
         ".*exists and is not empty.*",
-        ".*Mismatch dtype between input and weight.*",
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -172,3 +172,12 @@ def test_the_best_of_the_peers_samplers_counts(benchmark: Any, tmp_path: Path) -
     assert found == {"latentfaces": 122.0, "diffusers-tuned": 1361.0, "floor": 69.0}
     quality.plot({3.0: found, 6.0: found}, tmp_path / "quality.png")
     assert (tmp_path / "quality.png").stat().st_size > 1000
+
+
+def test_equal_quality_is_each_sides_own_or_what_both_reach(benchmark: Any) -> None:
+    answers = benchmark("equal_quality").answers
+    ours = {"heun 18": (100.0, 8.0), "heun 9": (104.0, 4.0), "euler 10": (190.0, 1.0)}
+    theirs = {"ddim 50": (200.0, 20.0), "dpm 20": (209.0, 6.0), "dpm 5": (400.0, 2.0)}
+    found = answers(ours, theirs)
+    assert found["own"] == {"ours": "heun 9", "theirs": "dpm 20", "times_faster": 1.5}
+    assert found["common"] == {"ours": "euler 10", "theirs": "dpm 20", "times_faster": 6.0}

@@ -89,7 +89,7 @@ def test_block_equals_a_naive_computation_in_float64() -> None:
         return linear(torch.cat(heads_out, dim=-1), "attention.out")
 
     def fed_forward(x: Tensor) -> Tensor:
-        gate, value = linear(x, "feed_forward.gate_and_value").tensor_split(2, dim=-1)
+        gate, value = linear(x, "feed_forward.gate"), linear(x, "feed_forward.value")
         return linear(gate / (1 + torch.exp(-gate)) * value, "feed_forward.out")
 
     shift1, scale1, gate1, shift2, scale2, gate2 = linear(embedding.double(), "modulation")[:, None].split(width, -1)

@@ -1,9 +1,10 @@
 """The diffusion transformer (Peebles & Xie 2023), with the changes that later work agrees on."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentfaces.nn import SelfAttention, TimeEmbedding, rotation_2d, zero_init
+from latentfaces.nn import RMSNorm, SelfAttention, TimeEmbedding, rotation_2d, zero_init
 
 
 class SwiGLU(nn.Module):
@@ -12,12 +13,12 @@ class SwiGLU(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         hidden = 32 * round(width * 8 / 3 / 32)  # matrix units like multiples of 32
-        self.gate_and_value = nn.Linear(width, 2 * hidden)
+        # Two layers, not one of twice the width: its gradient would be put together anew in each step.
+        self.gate, self.value = nn.Linear(width, hidden), nn.Linear(width, hidden)
         self.out = nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        gate, value = self.gate_and_value(tokens).chunk(2, dim=-1)
-        return self.out(F.silu(gate) * value)
+        return self.out(F.silu(self.gate(tokens)) * self.value(tokens))
 
 
 class DiTBlock(nn.Module):
@@ -25,9 +26,9 @@ class DiTBlock(nn.Module):
 
     def __init__(self, width: int, num_heads: int, qk_norm: bool, dropout: float) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(width, elementwise_affine=False)
+        self.attention_norm = RMSNorm(width)
         self.attention = SelfAttention(width, num_heads, qk_norm)
-        self.feed_forward_norm = nn.RMSNorm(width, elementwise_affine=False)
+        self.feed_forward_norm = RMSNorm(width)
         self.feed_forward = SwiGLU(width)
         self.dropout = nn.Dropout(dropout)
         self.modulation = zero_init(nn.Linear(width, 6 * width))
@@ -35,9 +36,9 @@ class DiTBlock(nn.Module):
     def forward(self, tokens: Tensor, embedding: Tensor, rotation: Tensor) -> Tensor:
         """Tokens (b, n, width), embedding of the time (b, width), rotation (2, n, head width) -> tokens."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)[:, None].chunk(6, dim=-1)
-        normed = self.attention_norm(tokens) * (1 + scale1) + shift1
+        normed = torch.addcmul(shift1, self.attention_norm(tokens), 1 + scale1)
         tokens = tokens + gate1 * self.dropout(self.attention(normed, rotation))
-        normed = self.feed_forward_norm(tokens) * (1 + scale2) + shift2
+        normed = torch.addcmul(shift2, self.feed_forward_norm(tokens), 1 + scale2)
         return tokens + gate2 * self.dropout(self.feed_forward(normed))
 
 
@@ -46,14 +47,14 @@ class DiTHead(nn.Module):
 
     def __init__(self, width: int, out_channels: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, elementwise_affine=False)
+        self.norm = RMSNorm(width)
         self.modulation = zero_init(nn.Linear(width, 2 * width))
         self.out = zero_init(nn.Linear(width, out_channels))
 
     def forward(self, tokens: Tensor, embedding: Tensor) -> Tensor:
         """Tokens (b, n, width), embedding of the time (b, width) -> patches (b, n, out_channels)."""
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=-1)
-        return self.out(self.norm(tokens) * (1 + scale) + shift)
+        return self.out(torch.addcmul(shift, self.norm(tokens), 1 + scale))
 
 
 class DiT(nn.Module):

@@ -4,7 +4,7 @@ from latentfaces.nn.attention import SelfAttention, SelfAttention2d, attention, 
 from latentfaces.nn.blocks import Downsample, Downsampling, ResBlock, Upsample, Upsampling, choose_upsampling
 from latentfaces.nn.device import DeviceChoices, Kernel, attention_kernel, best_device, has_convolutions
 from latentfaces.nn.embeddings import TimeEmbedding, rotate, rotation_2d
-from latentfaces.nn.normalization import group_norm, zero_init
+from latentfaces.nn.normalization import RMSNorm, group_norm, zero_init
 from latentfaces.nn.weights import weights_hash
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Downsample",
     "Downsampling",
     "Kernel",
+    "RMSNorm",
     "ResBlock",
     "SelfAttention",
     "SelfAttention2d",

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from latentfaces.nn.device import Kernel, attention_kernel
 from latentfaces.nn.embeddings import rotate
-from latentfaces.nn.normalization import group_norm, zero_init
+from latentfaces.nn.normalization import RMSNorm, group_norm, zero_init
 
 SCORES_AT_ONCE = 2**26
 """Of the plain kernel: without a bound the latents of 1,024 pixels at a factor of 4 would take 8 GB."""
@@ -50,8 +50,8 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         head_width = width // num_heads
-        self.query_norm = nn.RMSNorm(head_width) if qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(head_width) if qk_norm else nn.Identity()
+        self.query_norm = RMSNorm(head_width, weighted=True) if qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(head_width, weighted=True) if qk_norm else nn.Identity()
 
     def forward(self, tokens: Tensor, rotation: Tensor) -> Tensor:
         """Tokens (b, n, width) and their rotation (2, n, width / num_heads) -> tokens (b, n, width)."""

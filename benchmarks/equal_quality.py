@@ -1,0 +1,118 @@
+"""What 64 faces cost at equal quality: latentfaces and diffusers, each with the sampler and steps that are enough.
+
+    python benchmarks/equal_quality.py PHOTOS --vae RUN --run RUN --minutes 12 [--peer diffusers-tuned] [--json FILE]
+
+`--run` is a finished run of ours of stage 2; diffusers' UNet2DModel of equal size is trained in the same latents for so
+many minutes, by `benchmarks/diffusion.py`. Each side makes 1,000 faces with each of its samplers at some numbers of
+steps, in batches of 64, with the same decoder in the same precision, one thread; CPU time, told for 64 faces.
+
+Two networks are hardly ever equally good, so there are two answers. `own`: each side's cheapest setting whose
+kid_effnet is within 5 % of the best that this side reaches at all: nobody gives up quality, but the better side may pay
+for being better. `common`: each side's cheapest setting within 5 % of the worse side's best, a level that both reach:
+equal faces, which a better network may reach in fewer steps. Neither says anything about networks trained for longer.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusion
+import torch
+from about import about
+from diffusion import DIFFUSERS, SAMPLED, Judge, cached_latents, sample_diffusers, train_diffusers
+from ours import in_bfloat16
+from torch import Tensor
+
+from latentfaces.data import FFHQDataModule
+from latentfaces.diffusion import AutoGuidance, NoGuidance
+from latentfaces.pipeline import FacePipeline
+from latentfaces.run import open_run
+
+TOLERANCE = 1.05
+STEPS = {"ddim": (10, 20, 50), "ddim-clipped": (10, 20, 50), "dpm": (5, 10, 20, 50)}
+"""Of diffusers' schedulers."""
+
+Settings = dict[str, tuple[float, float]]
+"""By name: kid_effnet, and seconds of CPU for 64 faces."""
+
+
+def cheapest(settings: Settings, level: float) -> str:
+    """The setting of least time whose kid is at most `level`."""
+    return min((name for name, (kid, _) in settings.items() if kid <= level), key=lambda name: settings[name][1])
+
+
+def answers(ours: Settings, theirs: Settings) -> dict[str, dict[str, Any]]:
+    """For each meaning of equal quality the two settings, and how many times faster ours is."""
+    best = [min(kid for kid, _ in settings.values()) for settings in (ours, theirs)]
+    told = {}
+    for name, levels in (("own", best), ("common", [max(best)] * 2)):
+        a, b = (cheapest(side, TOLERANCE * level) for side, level in zip((ours, theirs), levels, strict=True))
+        told[name] = {"ours": a, "theirs": b, "times_faster": theirs[b][1] / ours[a][1]}
+    return told
+
+
+def measured(judge: Judge, makers: dict[str, Callable[[], Tensor]]) -> Settings:
+    """Quality and time of each."""
+    settings = {}
+    for name, make in makers.items():
+        started = time.process_time()
+        faces = make()
+        seconds = (time.process_time() - started) * 64 / len(faces)
+        judge(name, faces, seconds_of_64=seconds)
+        settings[name] = judge.rows[name]["kid_effnet"], seconds
+    return settings
+
+
+def our_makers(run: Path, bfloat16: bool) -> dict[str, Callable[[], Tensor]]:
+    """Every sampler, with the guidance that is the default and without."""
+    makers: dict[str, Callable[[], Tensor]] = {}
+    for words, guidance in (("guided", AutoGuidance(1.5)), ("plain", NoGuidance())):
+        pipeline = FacePipeline.load(run, bfloat16=bfloat16)
+        pipeline.guidance = guidance
+        for name, sampler in SAMPLED.items():
+            makers[f"{name}, {words}"] = partial(pipeline.generate, diffusion.NUM_FACES, 0, sampler)
+    return makers
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--vae", type=Path, required=True, help="a run of stage 1 on these photos")
+    parser.add_argument("--run", type=Path, required=True, help="a run of stage 2 on this VAE")
+    parser.add_argument("--minutes", type=float, default=12.0, help="of training diffusers' network")
+    parser.add_argument("--peer", default="diffusers-tuned", choices=list(DIFFUSERS))
+    parser.add_argument("--faces", type=int, default=diffusion.NUM_FACES)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args(argv)
+    diffusion.NUM_FACES = arguments.faces
+    vae, bfloat16 = open_run(arguments.vae), in_bfloat16()
+    resolution = vae.config["data"]["resolution"]
+    data = FFHQDataModule.from_photos(arguments.photos, folder="data", resolution=resolution, batch_size=64)
+    data.setup()
+    command = f"python benchmarks/equal_quality.py PHOTOS --vae RUN --run RUN --minutes {arguments.minutes:g}"
+    judge, plain = Judge(data, None, None, command), FacePipeline.load(vae, bfloat16=bfloat16)
+    batch_size, rate = DIFFUSERS[arguments.peer]
+    latents = cached_latents(plain, arguments.photos, resolution, batch_size)
+    unet, _ = train_diffusers(latents, arguments.minutes, rate)
+    torch.set_num_threads(1)
+    ours = measured(judge, our_makers(arguments.run, bfloat16))
+    their_makers = {
+        f"{kind} {steps}": lambda kind=kind, steps=steps: sample_diffusers(unet, plain, kind, steps)
+        for kind, counts in STEPS.items()
+        for steps in counts
+    }
+    found = answers(ours, measured(judge, their_makers))
+    for name, row in found.items():
+        print(name, row, flush=True)
+    if arguments.json:
+        told = {**about(), "command": command, "answers": found, "rows": judge.rows}
+        arguments.json.write_text(json.dumps(told, indent=1))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""RMSNorm: its value and the gradient that is written out, beside the formula's in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentfaces.nn import RMSNorm
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def formula(x: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt()
+
+
+def test_value_and_gradient_are_the_formulas() -> None:
+    x = (3 * torch.randn(2, 5, 8, dtype=torch.float64)).requires_grad_()
+    norm, towards = RMSNorm(8), torch.randn(2, 5, 8, dtype=torch.float64)
+    assert torch.allclose(norm(x), formula(x), rtol=1e-12, atol=0)
+    (expected,) = torch.autograd.grad(formula(x), x, towards)
+    (gradient,) = torch.autograd.grad(norm(x), x, towards)
+    assert torch.allclose(gradient, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_weight_multiplies_each_channel_and_gets_its_gradient() -> None:
+    x, norm = torch.randn(3, 4, dtype=torch.float64), RMSNorm(4, weighted=True).double()
+    assert norm.weight is not None
+    torch.nn.init.normal_(norm.weight)
+    norm(x).sum().backward()
+    assert torch.allclose(norm(x), formula(x) * norm.weight)
+    assert norm.weight.grad is not None
+    assert torch.allclose(norm.weight.grad, formula(x).sum(0))
+
+
+def test_zero_stays_zero_with_a_finite_gradient() -> None:
+    x = torch.zeros(1, 4, requires_grad=True)
+    RMSNorm(4)(x).sum().backward()
+    assert x.grad is not None
+    assert torch.allclose(x.grad, torch.full((1, 4), EPS**-0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_type_is_that_of_the_input_also_with_a_float32_weight(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 4)
+    normed = RMSNorm(4, weighted=True)(x.to(dtype))
+    assert normed.dtype == dtype
+    assert torch.allclose(normed.float(), formula(x), rtol=2e-2)
+
+
+def test_strided_heads_are_normed_each_by_itself() -> None:
+    heads = torch.randn(2, 3, 4, 8, dtype=torch.float64).transpose(1, 2)
+    assert torch.allclose(RMSNorm(8)(heads), formula(heads.contiguous()))
