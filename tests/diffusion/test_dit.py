@@ -70,7 +70,7 @@ def test_block_equals_a_naive_computation_in_float64() -> None:
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
     def rms(x: Tensor) -> Tensor:
-        return x / x.square().mean(-1, keepdim=True).sqrt()
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
     def turned(x: Tensor) -> Tensor:
         first, second = x[..., : head_width // 2], x[..., head_width // 2 :]

@@ -85,7 +85,7 @@ def test_self_attention_equals_a_naive_computation_head_by_head(qk_norm: bool) -
 
     def normed_and_turned(x: Tensor, norm: str) -> Tensor:
         if qk_norm:
-            x = x / x.square().mean(-1, keepdim=True).sqrt() * weights[f"{norm}.weight"]
+            x = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weights[f"{norm}.weight"]
         half = head_width // 2
         turned = torch.complex(x[..., :half], x[..., half:]) * torch.complex(*angle[..., :half])
         return torch.cat([turned.real, turned.imag], dim=-1)
