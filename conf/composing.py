@@ -70,7 +70,8 @@ def unknown_key(wrong: str, config: str, overrides: Sequence[str]) -> str:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose(config, [o for o in overrides if o.lstrip("+~").partition("=")[0] != wrong])
+            others = [o for o in overrides if o.lstrip("+~").partition("=")[0] != wrong and "," not in o]
+            composed = compose(config, others)
         known = [key for key, _ in leaves_of(composed)]
     except (HydraException, OmegaConfBaseException):
         known = []

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from latentfaces import pipeline as module
 from latentfaces.autoencoder import VAE
+from latentfaces.diffusion import EulerSampler
 from latentfaces.pipeline import FacePipeline
 
 CPU = torch.device("cpu")
@@ -64,3 +65,16 @@ def test_a_picture_above_the_bound_is_taken_alone(pixels_seen: list[int]) -> Non
 @pytest.mark.parametrize(("resolution", "in_strips"), [(256, False), (1024, False), (1040, True), (2048, True)])
 def test_large_pictures_are_decoded_in_strips(resolution: int, in_strips: bool) -> None:
     assert FacePipeline(small_vae(), None, resolution, CPU).in_strips is in_strips
+
+
+def test_tensors_of_another_shape_are_refused_by_name_and_a_device_may_be_a_word() -> None:
+    pipeline = FacePipeline(small_vae(), None, 16, device="cpu")
+    assert pipeline.device == CPU
+    assert pipeline.encode(torch.zeros(1, 3, 16, 16)).shape == (1, 2, 8, 8)
+    for images in (torch.zeros(3, 16, 16), torch.zeros(1, 1, 16, 16), torch.zeros(1, 3, 16, 16, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"images must be \(n, 3, R, R\) floats"):
+            pipeline.encode(images)
+    with pytest.raises(ValueError, match=r"latents must be \(n, 2, h, w\), not \(1, 3, 8, 8\)"):
+        pipeline.decode(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="num_images=0 must be at least 1"):
+        pipeline.generate(0, 0, EulerSampler(1))

@@ -37,11 +37,11 @@ class FacePipeline:
         vae: VAE,
         denoiser: Denoiser | None,
         resolution: int,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
         bfloat16: bool = False,
         guide: Denoiser | Callable[[], Denoiser] | None = None,
     ) -> None:
-        self.device, self.bfloat16 = device or best_device(), bfloat16
+        self.device, self.bfloat16 = torch.device(device or best_device()), bfloat16
         self.vae = vae.to(self.device)
         self.denoiser = denoiser.to(self.device) if denoiser is not None else None
         self.find_guide = guide if callable(guide) and not isinstance(guide, Denoiser) else lambda: guide
@@ -54,7 +54,7 @@ class FacePipeline:
     def load(
         cls,
         run: Run | str | Path,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
         bfloat16: bool = False,
         ema: float | None = None,
     ) -> "FacePipeline":
@@ -145,7 +145,13 @@ class FacePipeline:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images (n, 3, R, R) in [-1, 1] -> normalised latents (n, c, h, w), the posterior's mode."""
+        """Images (n, 3, R, R) in [-1, 1] -> normalised latents (n, c, h, w), the posterior's mode.
+
+        Raises:
+            ValueError: they are of another shape, or no floats.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0 or not images.is_floating_point():
+            raise ValueError(f"images must be (n, 3, R, R) floats in [-1, 1], not {tuple(images.shape)} {images.dtype}")
         with self.autocast():
             parts = [self.vae.encode(images[part].to(self.device)).mode() for part in self.parts(len(images))]
         return self.vae.normalize(torch.cat(parts))
@@ -157,7 +163,12 @@ class FacePipeline:
         Args:
             latents: of new faces or of photos.
             skips: the encoder's features of the photos, if the decoder is to see them (see `VAE.decode`).
+
+        Raises:
+            ValueError: the latents are of another shape.
         """
+        if latents.ndim != 4 or latents.shape[1] != self.vae.latent_channels or len(latents) == 0:
+            raise ValueError(f"latents must be (n, {self.vae.latent_channels}, h, w), not {tuple(latents.shape)}")
         images = []
         with self.autocast():
             for part in self.parts(len(latents)):
@@ -221,5 +232,11 @@ class FacePipeline:
         return to_uint8(self.decode(self.sample(noise, sampler, fresh))).cpu()
 
     def generate(self, num_images: int, seed: int, sampler: Sampler, batch_size: int = 64) -> Tensor:
-        """New faces (num_images, 3, R, R) uint8: face i depends on (seed, i) alone, not on how many or how batched."""
+        """New faces (num_images, 3, R, R) uint8: face i depends on (seed, i) alone, not on how many or how batched.
+
+        Raises:
+            ValueError: num_images is below 1.
+        """
+        if num_images < 1:
+            raise ValueError(f"num_images={num_images} must be at least 1")
         return torch.cat(list(self.faces([(seed, number) for number in range(num_images)], sampler, batch_size)))
