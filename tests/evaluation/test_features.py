@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentfaces.errors import UserError
@@ -125,3 +126,42 @@ def test_networks_of_timm_take_a_file_and_see_what_they_were_trained_on(
     mean, std = CLIP if name == "clip" else IMAGENET
     assert look.network.mean.flatten().tolist() == pytest.approx(mean)
     assert look.network.std.flatten().tolist() == pytest.approx(std)
+
+
+def test_inception_takes_a_file_and_sees_what_torch_fidelity_itself_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fidelity: Any = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    with monkeypatch.context() as patch:  # random weights: there is no network in a test
+        patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        original = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(original.state_dict(), tmp_path / "weights.pth")
+    look = known_features("inception", str(tmp_path / "weights.pth"))
+    assert look.key.startswith("inception-")
+    coarse = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)).float()
+    for size in (64, 320):  # smaller and larger than what it knows
+        images = F.interpolate(coarse, size=size, mode="bilinear").to(torch.uint8)
+        assert torch.equal(look(images), original(images)[0])
+
+
+class Touch:
+    """What a pickle may do to whoever loads it: here, make a file.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_file_of_inception_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
+    pytest.importorskip("torch_fidelity")
+    torch.save({"weights": Touch(tmp_path / "touched")}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="is damaged, or not a file of the weights of inception"):
+        known_features("inception", str(tmp_path / "weights.pth"))
+    assert not (tmp_path / "touched").exists()

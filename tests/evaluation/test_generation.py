@@ -1,10 +1,13 @@
 """Distances between sets of features, against closed forms and by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from latentfaces.evaluation.generation import (
     frechet_distance,
@@ -78,6 +81,40 @@ def test_nothing_depends_on_the_rows_at_once(monkeypatch: pytest.MonkeyPatch) ->
     again = memorisation(fake, train, real, k=2)
     assert torch.equal(again.nearest.indices, found.nearest.indices)
     assert torch.equal(again.twins.indices, found.twins.indices)
+
+
+class Columns(nn.Module):
+    """A network for torchmetrics that gives the first values of each picture as they are."""
+
+    num_features = 12
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures (n, 3, H, W) -> (n, 12)."""
+        return images.flatten(1)[:, :12].float()
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel")
+def test_distances_are_those_of_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randint(0, 3, (90, 3, 2, 2), generator=generator).to(torch.uint8)
+    fake = torch.randint(1, 5, (80, 3, 2, 2), generator=generator).to(torch.uint8)
+    features = real.flatten(1).float(), fake.flatten(1).float()
+    frechet: Any = FrechetInceptionDistance(Columns(), input_img_size=(3, 2, 2))
+    kernel: Any = KernelInceptionDistance(Columns(), subsets=1, subset_size=80)
+    for metric in (frechet, kernel):
+        metric.update(real[:80] if metric is kernel else real, real=True)
+        metric.update(fake, real=False)
+    assert frechet_distance(*features) == pytest.approx(float(frechet.compute()), rel=1e-4)
+    assert kernel_distance(features[0][:80], features[1]) == pytest.approx(float(kernel.compute()[0]), rel=1e-4)
+
+
+def test_precision_and_recall_are_those_of_torch_fidelity() -> None:
+    fidelity: Any = pytest.importorskip("torch_fidelity.metric_prc")
+    generator = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(70, 6, generator=generator), 0.7 * torch.randn(90, 6, generator=generator)
+    expected = fidelity.calculate_precision_recall_full(fake, real, 3)
+    assert precision_and_recall(real, fake) == pytest.approx(expected)
+    assert 0 < expected[1] < expected[0]
 
 
 def test_moments_are_the_mean_and_the_covariance() -> None:

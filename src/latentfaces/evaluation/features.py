@@ -114,10 +114,17 @@ class Pooled(nn.Module):
 
 
 def inception(weights: str | None) -> nn.Module:
-    """The 2,048 numbers of FID: torch-fidelity's port of the original network, which resizes by itself as that did."""
+    """The 2,048 numbers of FID: torch-fidelity's port of the original network, which resizes by itself as that did.
+
+    Raises:
+        Exception: of several kinds, where the weights cannot be had or are not its own.
+    """
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    network: nn.Module = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights)
+    if weights is not None:
+        torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity would run what a pickle holds
+    # The library's default resizes in another way: then the figure is no other paper's FID.
+    network: nn.Module = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights, antialias=False)
     return network
 
 
@@ -183,7 +190,8 @@ def known_features(
             f"the weights of {name} cannot be fetched here ({type(error).__name__}): fetch them elsewhere and give "
             f"{key}=FILE, or take task.features=encoder"
         ) from error
-    return NetworkFeatures(name, network, device)
+    # Features that were kept while Inception resized in another way have another name.
+    return NetworkFeatures("inception-original" if name == "inception" else name, network, device)
 
 
 def saved_network(path: str | Path, device: torch.device | None = None) -> NetworkFeatures:

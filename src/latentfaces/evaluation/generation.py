@@ -1,6 +1,7 @@
 """How good new faces are, from features (n, d) of them and of real ones, whatever network gives these.
 
-Everything goes through the features a few rows at a time, so that they may be mapped from disk.
+Everything goes through the features a few rows at a time, so that they may be mapped from disk, and all pairs of them
+a square at a time: memory does not grow with their number.
 """
 
 from collections.abc import Iterator
@@ -48,19 +49,16 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
     """Unbiased squared MMD, cubic kernel, all pairs (Binkowski et al. 2018, eq. 4): about 0 for samples of one kind."""
 
     def total(a: Tensor, b: Tensor) -> float:
-        blocks = (
-            rows.double() @ others.double().T / a.shape[1]
-            for rows in a.split(ROWS_AT_ONCE)
-            for others in b.split(ROWS_AT_ONCE)
-        )
-        return sum(float(((block + 1) ** 3).sum()) for block in blocks)
+        return float(((a.double() @ b.double().T / a.shape[1] + 1) ** 3).sum())
 
-    def diagonal(a: Tensor) -> float:
-        squares = (rows.double().square().sum(1) / a.shape[1] for rows in a.split(ROWS_AT_ONCE))
-        return sum(float(((block + 1) ** 3).sum()) for block in squares)
+    def within(samples: Tensor) -> float:
+        pieces = samples.split(ROWS_AT_ONCE)
+        above = sum(total(a, b) for number, a in enumerate(pieces) for b in pieces[number + 1 :])
+        own = sum(total(a, a) - float(((a.double().square().mean(1) + 1) ** 3).sum()) for a in pieces)
+        return (2 * above + own) / (len(samples) * (len(samples) - 1))
 
-    within = [(total(x, x) - diagonal(x)) / (len(x) * (len(x) - 1)) for x in (real, fake)]
-    return sum(within) - 2 * total(real, fake) / (len(real) * len(fake))
+    across = sum(total(a, b) for a in real.split(ROWS_AT_ONCE) for b in fake.split(ROWS_AT_ONCE))
+    return within(real) + within(fake) - 2 * across / (len(real) * len(fake))
 
 
 def precision_and_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
@@ -73,9 +71,11 @@ def precision_and_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float,
 
 def among(inside: Tensor, others: Tensor, k: int) -> float:
     """Share of `inside` (n, d) in the manifold of `others` (m, d)."""
-    radii = torch.cat([d.kthvalue(min(k + 1, len(others)), dim=1).values for d in distances(others, others)])
-    hits = [(d <= radii).any(1) for d in distances(inside, others)]
-    return float(torch.cat(hits).float().mean())
+    radii = nearest(others, k=min(k, len(others) - 1)).distances[:, -1]
+    hits = torch.zeros(len(inside), dtype=torch.bool, device=inside.device)
+    for row, column, block in distances(inside, others):
+        hits[row : row + len(block)] |= (block <= radii[column : column + block.shape[1]]).any(1)
+    return float(hits.float().mean())
 
 
 class Nearest(NamedTuple):
@@ -89,19 +89,26 @@ class Nearest(NamedTuple):
 
 def nearest(samples: Tensor, others: Tensor | None = None, k: int = 1) -> Nearest:
     """The `k` nearest of `others` or, without any, of the other samples."""
-    found = []
-    for number, block in enumerate(distances(samples, samples if others is None else others)):
-        if others is None:
-            own = torch.arange(len(block))
-            block[own, own + number * ROWS_AT_ONCE] = torch.inf
-        found.append(block.topk(k, largest=False))
-    return Nearest(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    far = torch.full((len(samples), k), torch.inf, dtype=torch.float64, device=samples.device)
+    best = Nearest(far, torch.zeros_like(far, dtype=torch.long))
+    for row, column, block in distances(samples, samples if others is None else others):
+        if others is None and row == column:
+            block.fill_diagonal_(torch.inf)
+        rows = slice(row, row + len(block))
+        near = block.topk(min(k, block.shape[1]), largest=False)
+        both = torch.cat([best.distances[rows], near.values], 1)
+        numbers = torch.cat([best.indices[rows], near.indices + column], 1)
+        best.distances[rows], order = both.topk(k, largest=False)
+        best.indices[rows] = numbers.gather(1, order)
+    return best
 
 
-def distances(first: Tensor, second: Tensor) -> Iterator[Tensor]:
-    """Euclidean distances (some, m) in float64, a few rows at a time."""
-    for rows in first.split(ROWS_AT_ONCE):
-        yield torch.cat([torch.cdist(rows.double(), others.double()) for others in second.split(ROWS_AT_ONCE)], dim=1)
+def distances(first: Tensor, second: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Euclidean distances in float64, a square at a time: its first row, its first column, itself."""
+    for row in range(0, len(first), ROWS_AT_ONCE):
+        rows = first[row : row + ROWS_AT_ONCE].double()
+        for column in range(0, len(second), ROWS_AT_ONCE):
+            yield row, column, torch.cdist(rows, second[column : column + ROWS_AT_ONCE].double())
 
 
 class Memorisation(NamedTuple):

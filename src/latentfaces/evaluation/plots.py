@@ -98,7 +98,8 @@ def plot_distances(samples: dict[str, Tensor], limit: float, output: str | Path 
         axes.hist(values.numpy(), bins.tolist(), weights=weights, color=colour, alpha=0.55, label=label)
     axes.axvline(limit, color=RED, linestyle=":", label=f"limit {limit:.3g}: 99 % of new photos lie beyond")
     lettered(axes, "", "distance to the nearest training photo", "% of them")
-    axes.legend(fontsize=8.5, frameon=False)
+    axes.set_ylim(top=1.4 * axes.get_ylim()[1])  # room for the legend above the bars
+    axes.legend(fontsize=8.5, frameon=False, loc="upper left")
     if output is not None:
         figure.savefig(output, dpi=DPI)
     return figure
