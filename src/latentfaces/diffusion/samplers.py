@@ -1,8 +1,7 @@
 """From noise to latents.
 
 A denoiser's x0 and noise are linear in x_t and in its prediction, so that all a sampler adds to the network is a few
-numbers a step, worked out in float64 before it starts. Those that multiply x are left as tensors on the CPU: their
-product with a tensor costs half of a plain number's.
+numbers a step, worked out in float64 before it starts.
 """
 
 import itertools
@@ -166,9 +165,9 @@ class EulerSampler(Sampler):
         grid = way.grid
         on_x, on_prediction = velocity_coefficients(denoiser, grid[:-1])
         length = grid.diff()
-        steps = zip((1 + length * on_x).unbind(), (length * on_prediction).tolist(), strict=True)
+        steps = torch.stack([1 + length * on_x, length * on_prediction], dim=1).tolist()
         for (a, b), (t, t_next) in zip(steps, itertools.pairwise(way.times), strict=True):
-            x = (a * x).add_(denoiser.predict(x, t), alpha=b)
+            x = torch.add(a * x, denoiser.predict(x, t), alpha=b)
             x = way.arrive(x, t_next)
         return x
 
@@ -220,10 +219,9 @@ class DDIMSampler(Sampler):
         added = self.eta * sigma * (1 - shrunk).clamp(min=0).sqrt()
         kept = (sigma.square() - added.square()).clamp(min=0).sqrt()
         (x0_x, x0_f), (noise_x, noise_f) = denoiser.x0_coefficients(t), denoiser.noise_coefficients(t)
-        on_x, on_prediction = alpha * x0_x + kept * noise_x, alpha * x0_f + kept * noise_f
-        steps = zip(on_x.unbind(), on_prediction.tolist(), added.tolist(), strict=True)
+        steps = torch.stack([alpha * x0_x + kept * noise_x, alpha * x0_f + kept * noise_f, added], dim=1).tolist()
         for (a, b, c), (now, then) in zip(steps, itertools.pairwise(way.times), strict=True):
-            x = (a * x).add_(denoiser.predict(x, now), alpha=b)
+            x = torch.add(a * x, denoiser.predict(x, now), alpha=b)
             if c > 0:
                 x = torch.add(x, way.noise_like(x), alpha=c)
             x = way.arrive(x, then)
@@ -259,12 +257,11 @@ class DPMpp2MSampler(Sampler):
         beyond = torch.zeros_like(h)
         beyond[1:] = 0.5 * h[1:] / h[:-1]
         beyond[~torch.isfinite(h)] = 0.0
-        numbers = torch.stack([on_prediction, 1 + beyond, towards], dim=1).tolist()
-        steps = zip(on_x.unbind(), shrink.unbind(), numbers, strict=True)
+        rows = torch.stack([on_x, on_prediction, shrink, towards * (1 + beyond), -towards * beyond], dim=1).tolist()
         previous = torch.zeros_like(x)
-        for (p, a, (q, along, b)), (t, t_next) in zip(steps, itertools.pairwise(way.times), strict=True):
-            x0 = (p * x).add_(denoiser.predict(x, t), alpha=q)
-            x = (a * x).add_(torch.lerp(previous, x0, along), alpha=b)
+        for (p, q, a, b, c), (t, t_next) in zip(rows, itertools.pairwise(way.times), strict=True):
+            x0 = torch.add(p * x, denoiser.predict(x, t), alpha=q)
+            x = torch.add(torch.add(a * x, x0, alpha=b), previous, alpha=c)
             previous = x0
             x = way.arrive(x, t_next)
         return x
