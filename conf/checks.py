@@ -20,10 +20,8 @@ from latentfaces.errors import UserError
 
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     r"seed": (lambda x: 0 <= x < 2**32, "from 0 to 4,294,967,295"),
-    r"num_images|batch_size|task\.num_photos|data\.num_val_images|trainer\.accumulate_grad_batches": (
-        lambda x: x >= 1,
-        "at least 1",
-    ),
+    r"num_images|(data\.)?batch_size|task\.num_photos|data\.num_val_images": (lambda x: x >= 1, "at least 1"),
+    r"trainer\.accumulate_grad_batches": (lambda x: x >= 1, "at least 1"),
     r"max_skipped_steps": (lambda x: x >= 1, "at least 1"),
     r"trainer\.(max_steps|max_epochs)": (lambda x: x >= 1 or x == -1, "at least 1, or -1 for no limit"),
     r"trainer\.(val_check_interval|check_val_every_n_epoch|limit_(train|val|test)_batches)": (
