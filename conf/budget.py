@@ -22,6 +22,7 @@ from conf.launch import add_trained_vae
 from conf.limits import ModelLimits
 from conf.mistakes import explain
 from conf.schema import register
+from conf.typed import key_of
 from latentfaces.data.pack import FFHQ_SIZE
 from latentfaces.errors import UserError
 from latentfaces.training.budget import CPU_SHARE, GPUS, SHARE, Plan, compare, report, this_machine
@@ -92,7 +93,7 @@ def composed(stage: str, overrides: Sequence[str]) -> DictConfig:
         check_types(OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=False), key)
     check_ranges(cfg)
     check_length(cfg.trainer)
-    ModelLimits(cfg, [override.split("=")[0].lstrip("+~") for override in mine]).check()
+    ModelLimits(cfg, [key_of(override) for override in mine]).check()
     return cfg
 
 

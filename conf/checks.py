@@ -16,6 +16,7 @@ from conf.limits import ModelLimits
 from conf.resume import CHOICES as RESUME
 from conf.safety import leaves_of
 from conf.schema import TrainConfig
+from conf.typed import typed_keys
 from latentfaces.errors import UserError
 
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -138,7 +139,7 @@ def check_training(cfg: DictConfig) -> None:
     Raises:
         UserError: naming the key and the remedy.
     """
-    typed = [override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
+    typed = typed_keys()
     refuse_values_of_groups(HydraConfig.get().overrides.task)
     check_types(OmegaConf.to_container(cfg, resolve=True))
     check_ranges(cfg)

@@ -11,6 +11,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from conf.safety import leaves_of
+from conf.typed import key_of
 
 CONF = Path(__file__).parent
 GROUPS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir() and path.name[0] != "_")
@@ -70,7 +71,7 @@ def unknown_key(wrong: str, config: str, overrides: Sequence[str]) -> str:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            others = [o for o in overrides if o.lstrip("+~").partition("=")[0] != wrong and "," not in o]
+            others = [o for o in overrides if key_of(o) != wrong and "," not in o]
             composed = compose(config, others)
         known = [key for key, _ in leaves_of(composed)]
     except (HydraException, OmegaConfBaseException):

@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from conf.typed import typed_keys
 from latentfaces.errors import UserError
 from latentfaces.nn import (
     DeviceChoices,
@@ -86,8 +86,3 @@ def apply_choices(choices: DeviceChoices, network: nn.Module, device: torch.devi
         network.compile()
         words.append("compiled at the first step")
     return ", ".join(words)
-
-
-def typed_keys() -> list[str]:
-    """The keys that the person typed."""
-    return [override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from conf.typed import typed_keys
 from latentfaces.errors import UserError
 
 DDP = Path(__file__).parent / "strategy" / "ddp.yaml"
@@ -69,7 +70,7 @@ def settle_devices(cfg: DictConfig) -> None:
 def check_launcher(cfg: DictConfig, launcher: Launcher) -> None:
     """What was typed must be what the launcher did, and the same in each process."""
     trainer = cfg.trainer
-    typed = {override.split("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task}
+    typed = typed_keys()
     if "name" not in typed and "hydra.run.dir" not in typed:
         raise UserError(f"{launcher.name} starts processes that must agree on a folder: give the run a name=...")
     for key, wanted, started in (

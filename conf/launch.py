@@ -21,10 +21,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from conf import tracking
 from conf.allocator import keep_freed_memory
 from conf.checks import check_optimizers, check_training
-from conf.compute import apply_choices, device_choices, training_device, typed_keys
+from conf.compute import apply_choices, device_choices, training_device
 from conf.devices import settle_devices
 from conf.resume import claim_run, command_to_go_on, is_main_process, requeue
 from conf.safety import refuse_links, refuse_secrets_in
+from conf.typed import typed_keys
 from latentfaces.errors import UserError
 from latentfaces.files import written_whole
 from latentfaces.nn import DeviceChoices
@@ -140,7 +141,7 @@ def record(cfg: DictConfig) -> None:
 
 
 def drop_if_empty(folder: str | Path) -> None:
-    """Take away the folder that Hydra made for a run that was refused, and outputs/<stage> if that is empty."""
+    """Take away the folder that Hydra made for a run that was refused, and those above, to outputs/, while empty."""
     path = Path(folder)
     names = [parent.name for parent in path.parents]
     above = path.parents[: names.index("outputs") + 1] if "outputs" in names else ()

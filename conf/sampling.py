@@ -13,10 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from conf.allocator import keep_freed_memory
 from conf.checks import check_ranges, check_types, refuse_added
-from conf.compute import typed_keys
 from conf.launch import is_main_process, plain
 from conf.safety import refuse_links, refuse_secrets_in
 from conf.schema import Precision, SampleConfig
+from conf.typed import typed_keys
 from latentfaces.errors import UserError
 from latentfaces.run import GUIDE, Run, build, find_run, open_run
 
@@ -79,6 +79,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     else:
         run = find_run(cfg.run, "ldm")
         recipe = typed(cfg, run)
+        # Under its own key, by which a mistake in it is then told.
         task, guidance = instantiate(cfg.task), instantiate(OmegaConf.create({"guidance": recipe.guidance})).guidance
     pipeline = FacePipeline.load(run, bfloat16=recipe.precision == Precision.bf16.name, ema=recipe.ema)
     pipeline.guidance = guidance

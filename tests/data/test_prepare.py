@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kaggle_stand_in import Kaggle
 
 from latentfaces.data import FFHQDataModule, open_pack, prepare
 
@@ -108,6 +109,15 @@ def test_broken_zip_is_one_sentence(command: Prepare, tmp_path: Path, capsys: py
     assert status != 0
     assert said.startswith(f"error: {tmp_path / 'faces.zip'} is not a whole .zip")
     assert "\n" not in said.strip()
+
+
+def test_another_licence_for_ffhq_is_refused_before_anything_is_fetched(
+    command: Prepare, kaggle: Kaggle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, said = failure(command, capsys, "ffhq", "--resolution", 8, "--licence", "mine")
+    assert status == 2
+    assert said == "error: --licence=mine has no effect: FFHQ is under CC BY-NC-SA 4.0; leave it out\n"
+    assert kaggle.calls == []
 
 
 @pytest.mark.parametrize("wrong", [("--resolution", 0), ("--resolution", -8), ("--resolution", 8, "--val-every", 0)])

@@ -20,6 +20,8 @@ from latentfaces.signals import Stopped, hearing, stop
 def prepare(arguments: argparse.Namespace) -> Pack:
     """Find or make the pack, and verify it where asked to."""
     if arguments.source == "ffhq":
+        if arguments.licence is not None:
+            raise UserError(f"--licence={arguments.licence} has no effect: FFHQ is under {LICENCE}; leave it out")
         source = Photos(download_ffhq(arguments.folder / "ffhq.zip"), LICENCE)
     elif Path(arguments.source).expanduser().exists():
         source = Photos(arguments.source, arguments.licence)
