@@ -39,7 +39,6 @@ def wandb_is_offline(cfg: DictConfig) -> bool:
         return bool(cfg.logger.wandb.offline)
     reason = tracking.offline_reason() if is_main_process() else None
     if reason is not None:
-        os.environ.setdefault("WANDB_SILENT", "true")  # its own ten lines say no more than this one
         tracking.tell_offline(Path(cfg.run_dir), reason)
     return reason is not None
 

@@ -80,6 +80,8 @@ def begin(logger: Any, config: Mapping[str, Any], folder: Path) -> None:
     # W&B reads its environment once a process, and may have done so before Lightning writes there that it is offline.
     if logger._offline:
         logger._wandb_init["mode"] = "offline"
+        if "WANDB_SILENT" not in os.environ:  # its own dozens of lines say no more than `tell_offline`
+            logger._wandb_init["settings"] = wandb.Settings(silent=True)
     try:
         logger.log_hyperparams(config)
     except (wandb.Error, OSError) as error:

@@ -87,6 +87,7 @@ def test_case_24_without_an_account_wandb_logs_offline_and_says_where(fork: Fork
     assert logged_offline()
     assert training.said.count("wandb login") == 1
     assert f"{FOLDER}/wandb/offline-run-*, and `wandb sync` uploads them" in training.said
+    assert "wandb:" not in training.said  # its own dozens of lines
 
 
 def online(address: str) -> dict[str, str]:
