@@ -1,6 +1,7 @@
 """The rows of what is around the networks: loading, the Trainer, sampling steps, starting, memory."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import resource
@@ -188,16 +189,16 @@ class TrainerCost:
         data.setup()
         vae = module.autoencoder
         optimizer = module.make_optimizer(vae.named_parameters())
-        while len(clock.times) < self.steps:
-            for batch in data.train_dataloader():
-                clock.on_train_batch_start()
-                images = data.on_after_batch_transfer(batch, 0)
-                with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16()):
-                    loss = plain_terms(vae, images)["loss"]
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-                optimizer.step()
+        epochs = (data.train_dataloader() for _ in itertools.count())
+        for batch in itertools.islice(itertools.chain.from_iterable(epochs), self.steps):
+            clock.on_train_batch_start()
+            images = data.on_after_batch_transfer(batch, 0)
+            with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16()):
+                loss = plain_terms(vae, images)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            optimizer.step()
         return clock.ms
 
 
