@@ -43,15 +43,21 @@ ADVERSARIAL = [
 ]
 
 
-def run_command(name: str, *arguments: str) -> None:
-    """Run train.py or sample.py as the shell would, in this process; a failure is a SystemExit."""
-    before = sys.argv
-    sys.argv = [str(ROOT / name), *arguments]
+def run_command(name: str, *arguments: str, pictures: bool = False) -> None:
+    """Run train.py or sample.py as the shell would, in this process; a failure is a SystemExit.
+
+    Args:
+        name: of the command.
+        arguments: of the command.
+        pictures: whether a training draws its curves and its page, which takes twice as long as those of the tests.
+    """
     GlobalHydra.instance().clear()
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(ROOT / name), *arguments])
+        if name == "train.py" and not pictures:
+            for drawn in ("fit.plot_losses", "fit.write_report", "callbacks.report.write_report"):
+                patch.setattr(f"latentfaces.training.{drawn}", lambda *_: None)
         runpy.run_path(sys.argv[0], run_name="__main__")
-    finally:
-        sys.argv = before
 
 
 def refused(name: str, *arguments: str) -> str:
@@ -64,9 +70,9 @@ def refused(name: str, *arguments: str) -> str:
     return said.getvalue()
 
 
-def trained_in(folder: Path, *trainings: Sequence[str]) -> Path:
+def trained_in(folder: Path, *trainings: Sequence[str], pictures: bool = False) -> Path:
     """The folder, after these calls of train.py in it."""
     with contextlib.chdir(folder):
         for arguments in trainings:
-            run_command("train.py", *arguments)
+            run_command("train.py", *arguments, pictures=pictures)
     return folder

@@ -58,7 +58,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def train(workplace: Path) -> Command:
-    """`train("model=vae", ...)` in the workplace, in this process."""
+    """`train("model=vae", ...)` in the workplace, in this process; with `pictures=True`, also its curves and page."""
     return partial(run_command, "train.py")
 
 

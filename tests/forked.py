@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 from commands import ROOT, run_command
 
-from latentfaces.training import fit
-
 WARM = [
     *("conf.checks", "conf.launch", "conf.mistakes", "conf.schema", "conf.sweeps"),
     *("latentfaces.training", "matplotlib.pyplot", "pydantic.type_adapter", "pytest", "torchmetrics"),
@@ -31,7 +29,6 @@ def run(log: Path, folder: Path, environment: Mapping[str, str], name: str, argu
     os.chdir(folder)
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # of loading processes, as in a command that was typed
-    fit.plot_losses = fit.write_report = lambda *_: None  # pictures of a run take longer than the run
     run_command(name, *arguments)
 
 

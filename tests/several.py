@@ -46,10 +46,9 @@ def under_torchrun(folder: Path, number: int, log: Path, commands: Sequence[Sequ
     """What torchrun does with commands one after the other, by its own agent; for a process that may be forked."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    import latentfaces.tasks  # noqa: F401 # once, before the processes are forked
-    from latentfaces.training import fit
+    import latentfaces.tasks
+    import latentfaces.training  # noqa: F401 # once, before the processes are forked
 
-    fit.plot_losses = fit.write_report = lambda *_: None  # pictures of a run take longer than the run
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)

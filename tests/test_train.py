@@ -17,7 +17,7 @@ from latentfaces.run import find_run
 def test_both_stages_from_photos_to_faces(
     train: Command, sample: Command, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(*TINY_VAE, *SHORT, "name=faces")
+    train(*TINY_VAE, *SHORT, "name=faces", pictures=True)
     folder = Path("outputs/vae/faces")
     for file in ("config.yaml", ".hydra/overrides.yaml", "metrics.csv", "result.json", "images/losses.png"):
         assert (folder / file).exists(), file

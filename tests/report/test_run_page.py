@@ -123,13 +123,14 @@ def test_page_grows_while_training_goes_on_and_is_there_when_it_fails(
                 "callbacks.report.every_n_minutes=0",
                 "callbacks.last.every_n_train_steps=2",
                 "name=a",
+                pictures=True,
             )
     assert len(pages) == 2
     assert "not finished" in pages[0]
     left = Page(Path("outputs/vae/a/report.html"))
     assert "not finished" in left.text
     assert "name=a resume=true" in left.text
-    train(*TINY_VAE, *SHORT, "name=a", "resume=true")
+    train(*TINY_VAE, *SHORT, "name=a", "resume=true", pictures=True)
     page = Page(Path("outputs/vae/a/report.html"))
     assert "not finished" not in page.text
     assert "resume=true trainer.max_steps=8" in page.text
