@@ -8,6 +8,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for jobs in a shell'
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared out already; before torch is imported
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 import torchvision
 from commands import SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
+from forked import Forker
 from kaggle_stand_in import Kaggle
 
 
@@ -66,3 +68,20 @@ def train(workplace: Path) -> Command:
 def sample(workplace: Path) -> Command:
     """`sample("run=faces", ...)` in the workplace, in this process."""
     return partial(run_command, "sample.py")
+
+
+@pytest.fixture(scope="session")
+def warm() -> None:
+    """The process with all imports done that commands are forked from."""
+    Forker.warm_up()
+
+
+@pytest.fixture
+def fork(warm: None, workplace: Path) -> Iterator[Forker]:
+    """`fork.run("model=vae", ...)`, exit status and output of train.py in the workplace; `fork.start` does not wait.
+
+    Each command has a process of its own, that can be killed.
+    """
+    forker = Forker(workplace)
+    yield forker
+    forker.end()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import ADVERSARIAL, ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
+from forked import Forker
 from states import assert_equal, checkpoint, ema_of
 
 from latentfaces.run import find_run
@@ -123,19 +124,17 @@ def test_best_weights_are_of_the_time_with_the_adversary(train: Command, workpla
     assert result["val/best_loss"] == pytest.approx(min(loss for at, loss in losses.items() if at > 2), rel=1e-4)
 
 
-def train_on_two(*arguments: str) -> None:
-    """Run train.py on two processes, with a probe."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "train.py", *arguments, "trainer.devices=2", "strategy=ddp", "trainer.accelerator=cpu",
-         "data.batch_size=4", "+callbacks.probe._target_=probes.GradientProbe", "+callbacks.probe.folder=probe"],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+PROBE = ["data.batch_size=4", "+callbacks.probe._target_=probes.GradientProbe", "+callbacks.probe.folder=probe"]
 
 
 @pytest.mark.ddp
 def test_two_processes_share_data_and_agree_on_gradients(workplace: Path) -> None:
-    train_on_two(*TINY_VAE, *SHORT, "name=two")
+    devices = ["trainer.devices=2", "strategy=ddp", "trainer.accelerator=cpu"]  # the second is started by the first
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *TINY_VAE, *SHORT, *devices, *PROBE, "name=two"],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     ranks = [torch.load(f"probe/{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert_equal(ranks[0]["gradients"], ranks[1]["gradients"])
     assert not torch.equal(ranks[0]["images"], ranks[1]["images"])
@@ -144,9 +143,10 @@ def test_two_processes_share_data_and_agree_on_gradients(workplace: Path) -> Non
 
 
 @pytest.mark.ddp
-def test_two_processes_have_one_adversary_and_one_vae(workplace: Path, squeezenet: Path) -> None:
+def test_two_processes_have_one_adversary_and_one_vae(fork: Forker, squeezenet: Path) -> None:
     weights = f"model.loss.perceptual.weights={squeezenet}"
-    train_on_two(*TINY_VAE, *SHORT, *ADVERSARIAL, weights, "model.adversary.start_step=0", "name=two")
+    settings = [*TINY_VAE, *SHORT, *ADVERSARIAL, weights, "model.adversary.start_step=0", "name=two"]
+    assert [rank.wait() for rank in fork.start_ranks(*settings, *PROBE)] == [0, 0]
     ranks = [torch.load(f"probe/{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert_equal(ranks[0]["gradients"], ranks[1]["gradients"])
     start, first, second = (
@@ -158,7 +158,7 @@ def test_two_processes_have_one_adversary_and_one_vae(workplace: Path, squeezene
 
 
 @pytest.mark.ddp
-def test_two_processes_make_the_latent_cache_that_one_makes(train: Command, workplace: Path) -> None:
+def test_two_processes_make_the_latent_cache_that_one_makes(train: Command, fork: Forker) -> None:
     train(*TINY_VAE, *SHORT, "data.num_images=160", "name=faces")
 
     def cache() -> bytes:
@@ -167,7 +167,7 @@ def test_two_processes_make_the_latent_cache_that_one_makes(train: Command, work
         path.unlink()
         return content
 
-    train_on_two(*TINY_LDM, *SHORT, "name=two")
+    assert [rank.wait() for rank in fork.start_ranks(*TINY_LDM, *SHORT, "name=two")] == [0, 0]
     shared = cache()
     train(*TINY_LDM, *SHORT, "name=one")
     assert shared == cache()
