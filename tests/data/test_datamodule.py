@@ -182,7 +182,7 @@ def test_latents_come_in_the_order_of_the_pictures(make_data: MakeData) -> None:
 def test_filter_reaches_the_pack(photos: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"folder": tmp_path / "data", "resolution": 5, "batch_size": 2}
     packs = [
-        FFHQDataModule.from_photos(photos, **options | {"folder": tmp_path / name}, filter=name).pack().images
+        FFHQDataModule.from_photos(photos, **options | {"folder": tmp_path / name}, filter=name).pack().images[:]
         for name in ("box", "lanczos")
     ]
     assert not np.array_equal(*packs)

@@ -54,7 +54,7 @@ def test_mean_and_deviation_land_in_their_places_for_both_views(pack: Pack, batc
     moments = LatentCache(pack, "key", encode).open()
     assert moments.shape == (7, 2, 2, 2, 2, 2)
     assert moments.dtype == np.float16
-    plain, mirrored = block_means(pack.images), block_means(pack.images[..., ::-1])
+    plain, mirrored = block_means(pack.images[:]), block_means(pack.images[:][..., ::-1])
     assert not np.allclose(plain, mirrored, atol=0.01)
     expected = np.stack([np.stack([m, 3 + np.abs(m)], axis=1) for m in (plain, mirrored)], axis=1)
     assert np.allclose(moments, expected, atol=2e-3)  # float16 near 4 is exact to 0.002
@@ -101,11 +101,11 @@ def test_other_weights_make_another_file_and_leave_the_first(pack: Pack) -> None
 def test_other_pixels_make_another_file_and_leave_the_first(pack: Pack) -> None:
     first = write_latents(pack, "key", encode, CPU)
     before = first.read_bytes()
-    np.save(pack.folder / "images.npy", 255 - pack.images)
+    np.save(pack.folder / "images.npy", 255 - pack.images[:])
     other = Pack(pack.folder, {"num_images": 7, "sha256": "fedcba9876543210"})
     second = write_latents(other, "key", encode, CPU)
     assert first.read_bytes() == before
-    assert np.allclose(np.load(second)[:, 0, 0], block_means(other.images), atol=2e-3)
+    assert np.allclose(np.load(second)[:, 0, 0], block_means(other.images[:]), atol=2e-3)
 
 
 def test_encoder_that_fails_midway_leaves_no_cache_and_the_next_call_makes_it_whole(pack: Pack) -> None:
@@ -114,7 +114,7 @@ def test_encoder_that_fails_midway_leaves_no_cache_and_the_next_call_makes_it_wh
     cache = LatentCache(pack, "key", encode)
     assert not cache.path.exists()
     write_latents(pack, "key", encode, CPU, batch_size=2)
-    assert np.allclose(cache.open()[:, 0, 0], block_means(pack.images), atol=2e-3)
+    assert np.allclose(cache.open()[:, 0, 0], block_means(pack.images[:]), atol=2e-3)
     assert sorted(path.name for path in pack.folder.glob("[!.]*")) == ["images.npy", "latents-key-01234567.npy"]
 
 

@@ -1,6 +1,7 @@
 """Packs: who is held out, and which folders are none."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,15 @@ def test_opening_gives_what_packing_gave(photos: Path, folder: Path) -> None:
     written = find_or_write_pack(Photos(photos), folder, 8)
     opened = open_pack(folder)
     assert opened.manifest == written.manifest
-    assert np.array_equal(opened.images, written.images)
+    assert np.array_equal(opened.images[:], written.images[:])
+
+
+def test_pictures_cut_while_they_are_read_are_named(photos: Path, folder: Path) -> None:
+    pack = find_or_write_pack(Photos(photos), folder, 8)
+    size = len(pack.images)
+    os.truncate(pack.folder / "images.npy", 1000)  # of a map, the system would kill the process
+    with pytest.raises(UserError, match=r"images\.npy ends before row"):
+        pack.images[size - 2 :]
 
 
 def numbered(count: int, start: int = 0) -> list[str]:

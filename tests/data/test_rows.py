@@ -21,7 +21,10 @@ def array(tmp_path: Path) -> np.ndarray:
     return array
 
 
-@pytest.mark.parametrize("index", [0, 22, -1, slice(3, 9), slice(None), np.array([5, 5, 0, 22]), np.array([], int)])
+@pytest.mark.parametrize(
+    "index",
+    [0, 22, -1, slice(3, 9), slice(None), np.array([5, 5, 0, 22]), np.array([[1, 2], [0, 22]]), np.array([], int)],
+)
 def test_rows_are_the_arrays(index: int | slice | np.ndarray, array: np.ndarray, tmp_path: Path) -> None:
     rows = RowFile(tmp_path / "a.npy")
     assert len(rows) == 23

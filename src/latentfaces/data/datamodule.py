@@ -161,7 +161,7 @@ class FFHQDataModule(LightningDataModule):
         self.names = pack.manifest["names"]
 
         def dataset(indices: NDArray[np.int64]) -> Dataset[Tensor]:
-            return FFHQDataset(pack.rows, indices) if views is None else LatentDataset(views, indices)
+            return FFHQDataset(pack.images, indices) if views is None else LatentDataset(views, indices)
 
         self.train_dataset, self.val_dataset = dataset(pack.train_indices), dataset(spaced)
         self.test_dataset = dataset(held_out)

@@ -27,13 +27,8 @@ class Pack:
     manifest: dict[str, Any]
 
     @cached_property
-    def images(self) -> NDArray[np.uint8]:
-        """(N, 3, R, R) uint8, mapped from disk."""
-        return np.load(self.folder / "images.npy", mmap_mode="r")
-
-    @cached_property
-    def rows(self) -> RowFile | NDArray[np.uint8]:
-        """The same, for reading here and there for hours."""
+    def images(self) -> RowFile | NDArray[np.uint8]:
+        """(N, 3, R, R) uint8 on disk, read by index; `images[:]` is all of them."""
         return open_rows(self.folder / "images.npy")
 
     @cached_property
@@ -85,7 +80,7 @@ def open_pack(folder: Path) -> Pack:
         raise UserError(f"{folder} is a pack of format {manifest.get('format')}, not {FORMAT}: delete it and run again")
     pack = Pack(folder, manifest)
     try:
-        whole = len(pack.images) == manifest["num_images"]  # the map also fails where the file is shorter than it says
+        whole = len(pack.images) == manifest["num_images"]  # opening also fails where the file is shorter than it says
     except (OSError, ValueError, EOFError):
         whole = False
     if not whole:

@@ -37,15 +37,15 @@ class RowFile:
         return self.shape[0]
 
     def __getitem__(self, index: int | slice | NDArray[np.int64]) -> NDArray[Any]:
-        """One row by number, or several by slice or array of numbers.
+        """One row by number, or several by slice or by numbers in an array of any shape.
 
         Raises:
             UserError: naming the file, where it has become shorter.
         """
-        numbers = np.atleast_1d(self.numbers[index])
-        rows = np.empty((len(numbers), *self.shape[1:]), self.dtype)
-        self.take(numbers, rows)
-        return rows[0] if isinstance(index, int | np.integer) else rows
+        numbers = np.asarray(self.numbers[index])
+        rows = np.empty((numbers.size, *self.shape[1:]), self.dtype)
+        self.take(numbers.reshape(-1), rows)
+        return rows.reshape(*numbers.shape, *self.shape[1:])
 
     def take(self, numbers: NDArray[np.int64], out: NDArray[Any]) -> None:
         """Read the rows of these numbers, none of them negative, into `out` (len(numbers), ...), in C order.
