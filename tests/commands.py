@@ -70,9 +70,9 @@ def refused(name: str, *arguments: str) -> str:
     return said.getvalue()
 
 
-def trained_in(folder: Path, *trainings: Sequence[str], pictures: bool = False) -> Path:
+def trained_in(folder: Path, *trainings: Sequence[str]) -> Path:
     """The folder, after these calls of train.py in it."""
     with contextlib.chdir(folder):
         for arguments in trainings:
-            run_command("train.py", *arguments, pictures=pictures)
+            run_command("train.py", *arguments)
     return folder
