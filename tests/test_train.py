@@ -167,7 +167,7 @@ def test_two_processes_make_the_latent_cache_that_one_makes(train: Command, fork
         path.unlink()
         return content
 
-    assert [rank.wait() for rank in fork.start_ranks(*TINY_LDM, *SHORT, "name=two")] == [0, 0]
+    assert [rank.wait() for rank in fork.start_ranks(*TINY_LDM, *SHORT, *PROBE, "name=two")] == [0, 0]
     shared = cache()
     train(*TINY_LDM, *SHORT, "name=one")
     assert shared == cache()

@@ -13,7 +13,7 @@ DONE = object()
 class Prefetched:
     """A loader whose next batch is fetched in one thread.
 
-    Gathering a batch from a memory map takes microseconds a picture and lets go of the interpreter; worker processes
+    Gathering a batch from a pack takes microseconds a picture and lets go of the interpreter; worker processes
     would spend ten times as long on handing it over.
 
     Args:
