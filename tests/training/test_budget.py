@@ -1,9 +1,10 @@
 """Hours and what bounds them by hand, and the command."""
 
 import runpy
+import subprocess
 import sys
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,15 +123,12 @@ def test_mistakes_are_one_sentence(
     assert "\n" not in str(left.value)
 
 
-def test_a_folder_without_conf_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_module(name: str, **_: Any) -> None:
-        raise ModuleNotFoundError(name=name.partition(".")[0])
-
-    original = runpy.run_module
-    monkeypatch.setattr(sys, "argv", ["budget"])
-    monkeypatch.setattr(runpy, "run_module", run_module)
-    with pytest.raises(SystemExit, match="conf/ is not here"):
-        original("latentfaces.training.budget", run_name="__main__")
+def test_a_folder_without_conf_is_told(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "latentfaces.training.budget", "experiment=demo"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: conf/ is not here: type this beside train.py"
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Parameters, FLOPs, memory and disk are counted from the composed config; hours f
 device's peak.
 """
 
+import importlib.util
 import os
 import runpy
 import sys
@@ -261,9 +262,6 @@ def compare(plan: Plan, machine: Machine, num_steps: int, share: float | None = 
 
 
 if __name__ == "__main__":
-    try:
-        runpy.run_module("conf.budget", run_name="__main__")  # the package knows no config
-    except ModuleNotFoundError as error:
-        if error.name not in ("conf", "conf.budget"):
-            raise
+    if importlib.util.find_spec("conf") is None:
         sys.exit("error: conf/ is not here: type this beside train.py")
+    runpy.run_module("conf.budget", run_name="__main__")  # the package knows no config
