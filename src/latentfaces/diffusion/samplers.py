@@ -212,12 +212,13 @@ class DDIMSampler(Sampler):
 
     def solve(self, denoiser: Predictor, x: Tensor, way: Way) -> Tensor:
         grid = way.grid
-        t, t_next, schedule = grid[:-1], grid[1:], denoiser.schedule
-        alpha, sigma = schedule.alpha(t_next), schedule.sigma(t_next)
-        # Variance of x at t_next given x_t and x0 (Kingma et al. 2021, eq. 33), in any schedule.
-        shrunk = schedule.snr(t) / schedule.snr(t_next)  # 0 where t_next is 0
-        added = self.eta * sigma * (1 - shrunk).clamp(min=0).sqrt()
-        kept = (sigma.square() - added.square()).clamp(min=0).sqrt()
+        t, alpha, sigma = grid[:-1], denoiser.schedule.alpha(grid[1:]), denoiser.schedule.sigma(grid[1:])
+        added, kept = torch.zeros_like(sigma), sigma
+        if self.eta > 0:
+            # Variance of x at the next time given x_t and x0 (Kingma et al. 2021, eq. 33), in any schedule.
+            shrunk = denoiser.schedule.snr(t) * (sigma / alpha).square()  # 0 where the next time is 0
+            added = self.eta * sigma * (1 - shrunk).clamp(min=0).sqrt()
+            kept = (sigma.square() - added.square()).clamp(min=0).sqrt()
         (x0_x, x0_f), (noise_x, noise_f) = denoiser.x0_coefficients(t), denoiser.noise_coefficients(t)
         steps = torch.stack([alpha * x0_x + kept * noise_x, alpha * x0_f + kept * noise_f, added], dim=1).tolist()
         for (a, b, c), (now, then) in zip(steps, itertools.pairwise(way.times), strict=True):
@@ -247,21 +248,24 @@ class DPMpp2MSampler(Sampler):
 
     def solve(self, denoiser: Predictor, x: Tensor, way: Way) -> Tensor:
         grid = way.grid
-        schedule = denoiser.schedule
         on_x, on_prediction = denoiser.x0_coefficients(grid[:-1])
-        half_log_snr = -schedule.ratio(grid).log()
-        h = half_log_snr.diff()
-        shrink = schedule.sigma(grid[1:]) / schedule.sigma(grid[:-1])
-        towards = schedule.alpha(grid[1:]) - schedule.alpha(grid[:-1]) * shrink  # -alpha (e^-h - 1) of the paper
+        alpha, sigma = denoiser.schedule.alpha(grid), denoiser.schedule.sigma(grid)
+        h = (alpha / sigma).log().diff()  # of half the logarithm of the SNR
+        shrink = sigma[1:] / sigma[:-1]
+        towards = alpha[1:] - alpha[:-1] * shrink  # -alpha (e^-h - 1) of the paper
         # 1 / (2 r) of the paper, r = previous h / h: how far to extrapolate x0 from the last step
         beyond = torch.zeros_like(h)
         beyond[1:] = 0.5 * h[1:] / h[:-1]
         beyond[~torch.isfinite(h)] = 0.0
-        rows = torch.stack([on_x, on_prediction, shrink, towards * (1 + beyond), -towards * beyond], dim=1).tolist()
-        previous = torch.zeros_like(x)
-        for (p, q, a, b, c), (t, t_next) in zip(rows, itertools.pairwise(way.times), strict=True):
-            x0 = torch.add(p * x, denoiser.predict(x, t), alpha=q)
-            x = torch.add(torch.add(a * x, x0, alpha=b), previous, alpha=c)
-            previous = x0
+        # Each x0 in terms of the x and the prediction it came from, so that none need be worked out.
+        now, then = towards * (1 + beyond), (-towards * beyond)[1:]
+        rows = torch.zeros(len(h), 4, dtype=torch.float64)
+        rows[:, 0], rows[:, 1] = shrink + now * on_x, now * on_prediction
+        rows[1:, 2], rows[1:, 3] = then * on_x[:-1], then * on_prediction[:-1]
+        last_x = last_prediction = torch.zeros_like(x)
+        for (a, b, c, d), (t, t_next) in zip(rows.tolist(), itertools.pairwise(way.times), strict=True):
+            prediction = denoiser.predict(x, t)
+            stepped = torch.add(a * x, prediction, alpha=b)
+            last_x, last_prediction, x = x, prediction, stepped.add_(last_x, alpha=c).add_(last_prediction, alpha=d)
             x = way.arrive(x, t_next)
         return x

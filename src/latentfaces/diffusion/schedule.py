@@ -153,7 +153,8 @@ class VPLinear(NoiseSchedule):
         return (-torch.expm1(-0.5 * self.integral(t)) / (1 - self.floor)).clamp(max=1.0)  # 1 may round to above 1
 
     def sigma(self, t: Tensor) -> Tensor:
-        return (self.missing(t) * (1 + self.alpha(t))).sqrt()
+        missing = self.missing(t)
+        return (missing * (2 - missing)).sqrt()
 
     def alpha_derivative(self, t: Tensor) -> Tensor:
         beta = self.beta_min + (self.beta_max - self.beta_min) * t
