@@ -11,8 +11,8 @@ the batch size and learning rate of ours, as its own are too low for so few minu
 denoising-diffusion-pytorch without a VAE, whose minutes it has besides: its Trainer's defaults, a U-Net of 9.9 M
 parameters, the same precision, its own DDIM in 50 steps. latentfaces is train.py model=ldm with one thing changed in
 each variant. Reported: kid_effnet, the kernel inception distance x 1000 over features of EfficientNet-Lite0 between
-1,000 new faces and all held-out photos; `floor` is that of the VAE's reconstructions of those photos. With --keep, the
-pictures are written as .npz for other metrics.
+1,000 (--faces) new faces and all held-out photos; `floor` is that of the VAE's reconstructions of those photos. With
+--keep, the pictures are written as .npz for other metrics.
 """
 
 import argparse
@@ -50,7 +50,7 @@ from latentfaces.nn import weights_hash
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import Run, open_run
 
-NUM_FACES, HEUN = 1000, HeunSampler(18)
+HEUN = HeunSampler(18)
 Rows = dict[str, dict[str, Any]]
 
 TINY_DIT = ["model/denoiser=tiny", "model.denoiser.network.auxiliary_depth=3", "data.batch_size=32"]
@@ -72,10 +72,10 @@ PIXELS = "pixels"
 SAMPLED: dict[str, Sampler] = {
     f"{name} {steps}": kind(steps)
     for name, kind, counts in (
-        ("euler", EulerSampler, (10, 20, 50)),
+        ("euler", EulerSampler, (5, 10, 20, 50)),
         ("heun", HeunSampler, (5, 9, 18)),
         ("dpmpp_2m", DPMpp2MSampler, (5, 10, 20, 50)),
-        ("ddpm", DDPMSampler, (50,)),
+        ("ddpm", DDPMSampler, (20, 50)),
     )
     for steps in counts
 }
@@ -143,12 +143,12 @@ def train_pixels(images: Callable[[], Tensor], minutes: float) -> tuple[nn.Modul
 
 
 @torch.no_grad()
-def sample_diffusers(unet: nn.Module, pipeline: FacePipeline, scheduler: str, num_steps: int) -> Tensor:
-    """1,000 faces (n, 3, R, R) uint8 by "ddim", "ddim-clipped" (x0 within three deviations) or "dpm" (DPM-Solver++)."""
+def sample_diffusers(unet: nn.Module, pipeline: FacePipeline, scheduler: str, num_steps: int, num_faces: int) -> Tensor:
+    """Faces (n, 3, R, R) uint8 by "ddim", "ddim-clipped" (x0 within three deviations) or "dpm" (DPM-Solver++)."""
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
     faces = []
-    for noise in pipeline.noise([(0, number) for number in range(NUM_FACES)]).split(64):
+    for noise in pipeline.noise([(0, number) for number in range(num_faces)]).split(64):
         kind = DPMSolverMultistepScheduler if scheduler == "dpm" else DDIMScheduler
         clipping = {"clip_sample": scheduler == "ddim-clipped", "clip_sample_range": 3.0}  # latents leave [-1, 1]
         options = {} if scheduler == "dpm" else clipping
@@ -206,7 +206,7 @@ def judge_floor(judge: Judge, name: str, pipeline: FacePipeline) -> None:
 
 
 def judge_guidance(
-    judge: Judge, run: Run, name: str, weights: list[float], sampler: Sampler = HEUN, num_faces: int = NUM_FACES
+    judge: Judge, run: Run, name: str, weights: list[float], num_faces: int, sampler: Sampler = HEUN
 ) -> None:
     """The kinds of guidance that the run allows."""
     pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
@@ -218,13 +218,13 @@ def judge_guidance(
         judge(f"{name}, {kind.__name__} {weight}", faces)
 
 
-def judge_samplers(judge: Judge, run: Run) -> None:
-    """Every sampler at a few numbers of steps, with the guidance that is the default; 500 faces each."""
+def judge_samplers(judge: Judge, run: Run, num_faces: int) -> None:
+    """Every sampler at a few numbers of steps, with the guidance that is the default."""
     pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
     pipeline.guidance = AutoGuidance(1.5)
     for label, sampler in SAMPLED.items():
         started = time.monotonic()
-        faces = pipeline.generate(500, seed=0, sampler=sampler)
+        faces = pipeline.generate(num_faces, seed=0, sampler=sampler)
         judge(label, faces, seconds=time.monotonic() - started)
 
 
@@ -240,6 +240,7 @@ def main() -> None:
     parser.add_argument("--more", nargs="*", default=[], choices=["guidance"], help="also sample latentfaces with it")
     parser.add_argument("--weights", nargs="*", type=float, default=[1.25, 1.5, 2.0], help="of guidance")
     parser.add_argument("--samplers", type=Path, help="only compare samplers, on this finished run of stage 2")
+    parser.add_argument("--faces", type=int, default=1000)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -251,13 +252,13 @@ def main() -> None:
     data = FFHQDataModule.from_photos(arguments.photos, folder="data", resolution=resolution, batch_size=64)
     data.setup()
     command = f"python benchmarks/diffusion.py PHOTOS --vae RUN --minutes {arguments.minutes}"
-    command += " --samplers RUN" if arguments.samplers else ""
+    command += f" --faces {arguments.faces}" + (" --samplers RUN" if arguments.samplers else "")
     command += f" --rivals '{arguments.rivals}'" + (f" --more {' '.join(arguments.more)}" if arguments.more else "")
     judge = Judge(data, arguments.keep, arguments.json, command)
     plain = FacePipeline.load(vae, bfloat16=in_bfloat16())
     judge_floor(judge, "floor", plain)
     if arguments.samplers is not None:
-        judge_samplers(judge, open_run(arguments.samplers))
+        judge_samplers(judge, open_run(arguments.samplers), arguments.faces)
         return
     for rival in rivals:
         started = time.monotonic()
@@ -267,14 +268,16 @@ def main() -> None:
             unet, steps = train_diffusers(latents, arguments.minutes, rate)
             about_it = told(unet, steps, started)
             for scheduler, count in (("ddim", 50), ("ddim-clipped", 50), ("dpm", 20)):
-                judge(f"{rival}, {scheduler} {count}", sample_diffusers(unet, plain, scheduler, count), **about_it)
+                faces = sample_diffusers(unet, plain, scheduler, count, arguments.faces)
+                judge(f"{rival}, {scheduler} {count}", faces, **about_it)
             continue
         if rival == PIXELS:
             images = photos_in_pixels(arguments.photos, resolution)
             model, steps = train_pixels(images, arguments.minutes + vae.result()["minutes"])
             about_it = told(model, steps, started)
             with plain.autocast():
-                faces = torch.cat([model.sample(count) for count in [64] * (NUM_FACES // 64) + [NUM_FACES % 64]])
+                batches = torch.zeros(arguments.faces).split(64)
+                faces = torch.cat([model.sample(len(batch)) for batch in batches])
             judge(f"{rival}, ddim 50", (faces.float() * 255).round().to(torch.uint8), **about_it)
             continue
         options = [*time_limit(arguments.minutes), *arguments.set, *TRAINED[rival]]
@@ -282,9 +285,9 @@ def main() -> None:
         pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
         assert pipeline.denoiser is not None
         about_it = told(pipeline.denoiser, run.result()["steps"], started)
-        judge(rival, pipeline.generate(NUM_FACES, seed=0, sampler=HEUN), **about_it)
+        judge(rival, pipeline.generate(arguments.faces, seed=0, sampler=HEUN), **about_it)
         if "guidance" in arguments.more:
-            judge_guidance(judge, run, rival, arguments.weights)
+            judge_guidance(judge, run, rival, arguments.weights, arguments.faces)
 
 
 def told(network: nn.Module, steps: int, started: float) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     python benchmarks/equal_quality.py PHOTOS --vae RUN --run RUN --minutes 12 [--peer diffusers-tuned] [--json FILE]
 
 `--run` is a finished run of ours of stage 2; diffusers' UNet2DModel of equal size is trained in the same latents for so
-many minutes, by `benchmarks/diffusion.py`. Each side makes 1,000 faces with each of its samplers at some numbers of
-steps, in batches of 64, with the same decoder in the same precision, one thread; CPU time, told for 64 faces.
+many minutes, by `benchmarks/diffusion.py`. Each side makes 1,000 (--faces) faces with each of its samplers at some
+numbers of steps, in batches of 64, with the same decoder in the same precision, one thread; CPU time of 64 faces.
 
 Two networks are hardly ever equally good, so there are two answers. `own`: each side's cheapest setting whose
 kid_effnet is within 5 % of the best that this side reaches at all: nobody gives up quality, but the better side may pay
@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusion
 import torch
 from about import about
 from diffusion import DIFFUSERS, SAMPLED, Judge, cached_latents, sample_diffusers, train_diffusers
@@ -67,14 +66,14 @@ def measured(judge: Judge, makers: dict[str, Callable[[], Tensor]]) -> Settings:
     return settings
 
 
-def our_makers(run: Path, bfloat16: bool) -> dict[str, Callable[[], Tensor]]:
+def our_makers(run: Path, bfloat16: bool, num_faces: int) -> dict[str, Callable[[], Tensor]]:
     """Every sampler, with the guidance that is the default and without."""
     makers: dict[str, Callable[[], Tensor]] = {}
     for words, guidance in (("guided", AutoGuidance(1.5)), ("plain", NoGuidance())):
         pipeline = FacePipeline.load(run, bfloat16=bfloat16)
         pipeline.guidance = guidance
         for name, sampler in SAMPLED.items():
-            makers[f"{name}, {words}"] = partial(pipeline.generate, diffusion.NUM_FACES, 0, sampler)
+            makers[f"{name}, {words}"] = partial(pipeline.generate, num_faces, 0, sampler)
     return makers
 
 
@@ -85,23 +84,23 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
     parser.add_argument("--run", type=Path, required=True, help="a run of stage 2 on this VAE")
     parser.add_argument("--minutes", type=float, default=12.0, help="of training diffusers' network")
     parser.add_argument("--peer", default="diffusers-tuned", choices=list(DIFFUSERS))
-    parser.add_argument("--faces", type=int, default=diffusion.NUM_FACES)
+    parser.add_argument("--faces", type=int, default=1000)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
-    diffusion.NUM_FACES = arguments.faces
     vae, bfloat16 = open_run(arguments.vae), in_bfloat16()
     resolution = vae.config["data"]["resolution"]
     data = FFHQDataModule.from_photos(arguments.photos, folder="data", resolution=resolution, batch_size=64)
     data.setup()
-    command = f"python benchmarks/equal_quality.py PHOTOS --vae RUN --run RUN --minutes {arguments.minutes:g}"
+    command = "python benchmarks/equal_quality.py PHOTOS --vae RUN --run RUN"
+    command += f" --minutes {arguments.minutes:g} --faces {arguments.faces}"
     judge, plain = Judge(data, None, None, command), FacePipeline.load(vae, bfloat16=bfloat16)
     batch_size, rate = DIFFUSERS[arguments.peer]
     latents = cached_latents(plain, arguments.photos, resolution, batch_size)
     unet, _ = train_diffusers(latents, arguments.minutes, rate)
     torch.set_num_threads(1)
-    ours = measured(judge, our_makers(arguments.run, bfloat16))
+    ours = measured(judge, our_makers(arguments.run, bfloat16, arguments.faces))
     their_makers = {
-        f"{kind} {steps}": lambda kind=kind, steps=steps: sample_diffusers(unet, plain, kind, steps)
+        f"{kind} {steps}": lambda kind=kind, steps=steps: sample_diffusers(unet, plain, kind, steps, arguments.faces)
         for kind, counts in STEPS.items()
         for steps in counts
     }

@@ -66,7 +66,7 @@ def main() -> None:
             about_it["cpu_minutes"] = children_minutes() - used
             faces = pipeline.generate(arguments.faces, seed=0, sampler=HEUN)
             judge(f"{name}: {variant}", faces, **about_it)
-            judge_guidance(judge, run, f"{name}: {variant}", [1.5], HEUN, arguments.faces)
+            judge_guidance(judge, run, f"{name}: {variant}", [1.5], arguments.faces, HEUN)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def measured(arguments: argparse.Namespace, minutes: float) -> dict[str, float]:
         rivals = f"latentfaces,{arguments.peer}"
         script = str(Path(__file__).with_name("diffusion.py"))
         options = ["--minutes", str(minutes), "--rivals", rivals, "--more", "guidance", "--weights", "1.5"]
+        options += ["--faces", str(arguments.faces)]
         command = [sys.executable, script, str(arguments.photos), "--vae", arguments.vae, *options]
         subprocess.run([*command, "--json", str(found)], check=True)
         return points(json.loads(found.read_text())["rows"], arguments.peer)
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--vae", required=True, help="a run of stage 1 on these photos")
     parser.add_argument("--minutes", nargs="+", type=float, default=[3.0, 6.0, 12.0])
     parser.add_argument("--peer", default="diffusers-tuned", choices=["diffusers", "diffusers-tuned"])
+    parser.add_argument("--faces", type=int, default=1000)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
@@ -69,6 +71,7 @@ def main() -> None:
         print(f"{minutes:g} minutes: " + "  ".join(f"{k} {v:.4g}" for k, v in table[minutes].items()), flush=True)
         if arguments.json:
             command = f"python benchmarks/quality.py PHOTOS --vae RUN --minutes {' '.join(map(str, arguments.minutes))}"
+            command += f" --faces {arguments.faces}"
             told = {**about(), "command": command, "metric": METRIC, "minutes": table}
             arguments.json.write_text(json.dumps(told, indent=1))
         if arguments.plot:
