@@ -1,6 +1,8 @@
 """Between Hydra and training: what train.py looks up, writes down and builds before it starts its work."""
 
 import contextlib
+import copy
+import functools
 import logging
 import math
 import os
@@ -122,6 +124,12 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return container
 
 
+@functools.cache
+def defaults_of(stage: str, sources: tuple[str, ...]) -> DictConfig:
+    """The config of `train.py model=STAGE`, made once for all jobs of a sweep; `sources`: the folders of its files."""
+    return compose("train", overrides=[f"model={stage}"])
+
+
 def record(cfg: DictConfig) -> None:
     """Write what was typed (.hydra) and what it came to (config.yaml) into the run's folder, and the defaults."""
     folder = Path(cfg.run_dir)
@@ -131,7 +139,8 @@ def record(cfg: DictConfig) -> None:
     OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / ".hydra" / "hydra.yaml")
     OmegaConf.save(list(hydra.overrides.task), folder / ".hydra" / "overrides.yaml")
     OmegaConf.save(cfg, folder / CONFIG, resolve=True)
-    defaults = compose("train", overrides=[f"model={cfg.stage}"])  # for report.html to compare with
+    sources = tuple(source.path for source in hydra.runtime.config_sources)
+    defaults = copy.deepcopy(defaults_of(cfg.stage, sources))  # for report.html to compare with
     with open_dict(defaults):
         defaults.run_dir = cfg.run_dir
         if cfg.stage == "ldm":  # these come from the VAE's run

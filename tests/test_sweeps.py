@@ -98,7 +98,11 @@ def test_a_sweep_that_was_stopped_goes_on(train: Command, workplace: Path) -> No
     train(*arguments, "trainer.max_steps=2")
     train(*arguments, "trainer.max_steps=4", "resume=auto")
     for job in ("0", "1"):
-        assert json.loads(Path(f"outputs/sweeps/parts/{job}/result.json").read_text())["steps"] == 4
+        folder = Path("outputs/sweeps/parts") / job
+        assert json.loads((folder / "result.json").read_text())["steps"] == 4
+        defaults = yaml.safe_load((folder / ".hydra" / "defaults.yaml").read_text())
+        assert Path(defaults["run_dir"]).samefile(folder)
+        assert defaults["callbacks"]["last"]["dirpath"] == f"{defaults['run_dir']}/checkpoints"
 
 
 @pytest.mark.parametrize("options", [{"start": 1.5}, {"min_jobs": 0}])
