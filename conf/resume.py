@@ -22,7 +22,7 @@ CANDIDATES = ("last", "last.previous", "best")
 NOT_COMPARED = ("name", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk")
 HARMLESS = (
     *("on_nonfinite", "max_skipped_steps"),
-    *("callbacks.*", "device.*"),
+    *("callbacks.*", "device.*", "model.sampler.*"),
     *("data.folder", "data.num_val_images", "data.num_workers"),
     *(f"trainer.{key}" for key in ("accelerator", "strategy*", "devices*", "num_nodes", "sync_batchnorm")),
     *(f"trainer.{key}" for key in ("precision", "deterministic", "benchmark", "detect_anomaly", "profiler")),

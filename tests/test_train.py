@@ -44,7 +44,8 @@ def test_a_resumed_diffusion_run_goes_on_bit_for_bit(train: Command, workplace: 
     settings = [*TINY_LDM, *SHORT, "model.lr_schedule.decay_share=0"]
     train(*settings, "trainer.max_steps=11", "name=straight")
     train(*settings, "trainer.max_steps=6", "name=two_parts")
-    train(*settings, "trainer.max_steps=11", "name=two_parts", "resume=auto")
+    other_previews = "model.sampler.num_steps=3"
+    train(*settings, "trainer.max_steps=11", "name=two_parts", "resume=auto", other_previews)
     straight, resumed = checkpoint("ldm/straight"), checkpoint("ldm/two_parts")
     assert straight["global_step"] == resumed["global_step"] == 11
     assert_equal(straight["state_dict"], resumed["state_dict"], "weights")
