@@ -1,5 +1,6 @@
 """A network made a denoiser: what it predicts, in the terms that losses and samplers ask for."""
 
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -97,7 +98,7 @@ class Denoiser(nn.Module):
         determinant = alpha * b - a * sigma
         return -a / determinant, alpha / determinant
 
-    @property
+    @cached_property
     def first_time(self) -> float:
         """Where sampling starts: t = 1, or just before it where the noise alone would not tell the data."""
         one = torch.ones(1, dtype=torch.float64)
