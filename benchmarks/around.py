@@ -267,14 +267,13 @@ def peak_memory(scale: Scale) -> Row:
     """Of the stage-1 step, each in a process of its own."""
     figures = {
         f"{name} {precision}": spread([in_own_process(peak_of_stage1, scale, side, precision == "bf16")])
-        for precision in ("fp32", "bf16")
+        for precision in scale.precisions
         for side, name in enumerate(("ours", "theirs"))
     }
     peak = {name: values["median"] for name, values in figures.items()}
     ratios = {  # here less is better, so ours / theirs
         "shipped": peak[f"ours {scale.shipped}"] / peak["theirs fp32"],
-        "fp32": peak["ours fp32"] / peak["theirs fp32"],
-        "bf16": peak["ours bf16"] / peak["theirs bf16"],
+        **{precision: peak[f"ours {precision}"] / peak[f"theirs {precision}"] for precision in scale.precisions},
     }
     title = f"peak memory of the stage-1 step, {scale.images_for_memory} x {scale.resolution} px, ours / theirs"
     return Row(title, "MB", {"peak": figures}, ratios, "0.75")

@@ -6,8 +6,9 @@
 Ours and the peer have as many parameters and operations, see the same batches, and take turns in one process. On a CPU
 the figure is the process's CPU time with one thread, median, minimum and maximum of some rounds; beside it wall time
 with two. On a GPU it is wall time. A row of two networks has three ratios, theirs / ours: each as its documentation
-runs it (peers: float32 and a plain AdamW; ours: what train.py chooses on this device), both in float32, and both in
-bfloat16 autocast. `share` is what ours makes of the fastest bfloat16 product or convolution of this machine.
+runs it (peers: float32 and a plain AdamW; ours: what train.py chooses on this device), both in float32, and, where the
+device has units for it, both in bfloat16 autocast. `share` is what ours makes of the fastest product or convolution of
+this machine, in the precision that train.py chooses.
 
 A training step is loss, gradient and the optimiser's step, without clipping, averaging and logging: row `trainer` has
 those. Nothing else should run meanwhile.

@@ -1,5 +1,6 @@
 """The benchmarks: both sides of a row do the same work, and what is said of the figures follows from them."""
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from latentfaces.nn.device import multiplies_bfloat16
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 STEMS = {path.stem for path in BENCHMARKS.glob("*.py")}
@@ -71,9 +74,23 @@ def test_ratios_are_those_of_the_medians(table: dict[str, Any], row: str) -> Non
     found = table["rows"][row]
     took = {name: figures["median"] for name, figures in found["figures"]["cpu"].items()}
     assert found["ratios"]["fp32"] == pytest.approx(took["theirs fp32"] / took["ours fp32"])
-    assert found["ratios"]["bf16"] == pytest.approx(took["theirs bf16"] / took["ours bf16"])
-    shipped = {took["theirs fp32"] / took["ours bf16"], took["theirs fp32"] / took["ours fp32"]}
-    assert any(found["ratios"]["shipped"] == pytest.approx(one) for one in shipped)
+    precision = "bf16" if multiplies_bfloat16(torch.device("cpu")) else "fp32"
+    assert found["ratios"][precision] == pytest.approx(took[f"theirs {precision}"] / took[f"ours {precision}"])
+    assert found["ratios"]["shipped"] == pytest.approx(took["theirs fp32"] / took[f"ours {precision}"])
+
+
+@pytest.mark.parametrize(("units", "expected"), [(True, ("fp32", "bf16")), (False, ("fp32",))])
+def test_bfloat16_is_measured_where_the_device_has_units_for_it(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, units: bool, expected: tuple[str, ...]
+) -> None:
+    rows = benchmark("rows")
+    monkeypatch.setattr(rows, "in_bfloat16", lambda *_: units)
+    scale = dataclasses.replace(rows.QUICK, rounds=2 + units)  # the limits of a scale are measured once
+    assert scale.precisions == expected
+    rival = rows.Rival(1, lambda bfloat16: torch.ones(2, 2) @ torch.ones(2, 2))
+    told = rows.beside("nothing", rival, rival, scale)
+    assert {name.split()[1] for name in told.figures["cpu"]} == set(expected)
+    assert set(told.ratios) == {"shipped", *expected}
 
 
 def test_table_says_what_made_it(table: dict[str, Any]) -> None:
