@@ -97,24 +97,27 @@ def test_ddim_is_that_of_diffusers(target: Target, prediction_type: str, eta: fl
 
 
 @EVERY_PREDICTION
+@pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 20])
-def test_dpm_solver_is_that_of_diffusers(target: Target, prediction_type: str, num_steps: int) -> None:
+def test_dpm_solver_is_that_of_diffusers(target: Target, prediction_type: str, eta: float, num_steps: int) -> None:
     scheduler = diffusers.DPMSolverMultistepScheduler(
         beta_schedule="scaled_linear",
         prediction_type=prediction_type,
         timestep_spacing="trailing",
-        algorithm_type="dpmsolver++",
+        algorithm_type="sde-dpmsolver++" if eta else "dpmsolver++",
         solver_order=2,
         lower_order_final=True,
         final_sigmas_type="zero",
     )
     scheduler.set_timesteps(num_steps)
-    network, x, expected = SmallNetwork(), NOISE, []
-    for k in scheduler.timesteps:
-        x = scheduler.step(network(x, torch.full((2,), (k + 1) / 1000)), k, x).prev_sample
+    network, fresh = SmallNetwork(), normal(num_steps, *NOISE.shape, seed=1).float()
+    x, expected = NOISE, []
+    for k, draw in zip(scheduler.timesteps, fresh, strict=True):
+        prediction = network(x, torch.full((2,), (k + 1) / 1000))
+        x = scheduler.step(prediction, k, x, variance_noise=draw if eta else None).prev_sample
         expected.append(x)
     denoiser = Denoiser(network, DiscreteSchedule(scheduler.alphas_cumprod), target)
-    assert_same(ours(DPMpp2MSampler(num_steps), denoiser), expected)
+    assert_same(ours(DPMpp2MSampler(num_steps, eta=eta), denoiser, iter(fresh).__next__), expected)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

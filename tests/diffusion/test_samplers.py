@@ -6,6 +6,7 @@ For data N(0, s^2), the equation dx / dt of every schedule only rescales: x at t
 import itertools
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -29,10 +30,19 @@ from latentfaces.diffusion import (
 from latentfaces.diffusion.samplers import Way
 from latentfaces.diffusion.schedule import Spacing
 
+
+class SDEDPMpp2M(DPMpp2MSampler):
+    """As `sampler=dpmpp_2m_sde` has it."""
+
+    def __init__(self, num_steps: int, shift: float = 1.0, spacing: Spacing | Literal["auto"] = "auto") -> None:
+        super().__init__(num_steps, shift, spacing, eta=1.0)
+
+
 S = 0.5
 NOISE = double(-2.0, 0.3, 1.0).view(3, 1, 1, 1)
 ODE_SAMPLERS = [EulerSampler, HeunSampler, DDIMSampler, DPMpp2MSampler]
-SAMPLERS = [*ODE_SAMPLERS, DDPMSampler]
+RANDOM_SAMPLERS = [DDPMSampler, SDEDPMpp2M]
+SAMPLERS = [*ODE_SAMPLERS, *RANDOM_SAMPLERS]
 STRAIGHT = ["rectified_flow", "edm"]
 EVERY_SCHEDULE = pytest.mark.parametrize("name", SCHEDULES)
 EVERY_TARGET = pytest.mark.parametrize("target", TARGETS)
@@ -204,6 +214,7 @@ def test_constant_velocity_is_followed_exactly(kind: type[Sampler], num_steps: i
         (EulerSampler, [1.0, 0.75, 0.5, 0.25]),
         (DDIMSampler, [1.0, 0.75, 0.5, 0.25]),
         (DDPMSampler, [1.0, 0.75, 0.5, 0.25]),
+        (SDEDPMpp2M, [1.0, 0.75, 0.5, 0.25]),
         (DPMpp2MSampler, [1.0, 0.75, 0.5, 0.25]),
         (HeunSampler, [1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]),
     ],
@@ -221,25 +232,71 @@ def responses(sampler: Sampler, denoiser: IdealDenoiser) -> Tensor:
 
 
 @EVERY_SCHEDULE
-def test_ancestral_sampling_has_the_variance_of_the_data_in_the_limit_of_many_steps(name: str) -> None:
-    variances = [responses(DDPMSampler(n), ideal(name)).square().sum().item() for n in (100, 400)]
+@pytest.mark.parametrize("kind", RANDOM_SAMPLERS)
+def test_random_samplers_have_the_variance_of_the_data_in_the_limit_of_many_steps(
+    name: str, kind: type[Sampler]
+) -> None:
+    variances = [responses(kind(n), ideal(name)).square().sum().item() for n in (100, 400)]
     coarse, fine = (abs(variance - S**2) for variance in variances)
     assert fine < 0.04 * S**2
     assert fine < 0.35 * coarse
 
 
 @EVERY_SCHEDULE
-def test_start_noise_is_forgotten_on_the_way_of_ancestral_sampling(name: str) -> None:
+def test_sde_dpm_solver_is_of_second_order_where_ancestral_sampling_is_of_first(name: str) -> None:
+    def wrong(sampler: Sampler) -> float:
+        return abs(responses(sampler, ideal(name)).square().sum().item() - S**2)
+
+    first, second = ([wrong(kind(n, spacing="log_snr")) for n in (64, 128)] for kind in RANDOM_SAMPLERS)
+    assert math.log2(first[0] / first[1]) == pytest.approx(1, abs=0.15)
+    assert math.log2(second[0] / second[1]) == pytest.approx(2, abs=0.3)
+    assert second[1] < 0.2 * first[1]
+
+
+@EVERY_SCHEDULE
+def test_sde_dpm_solver_starts_and_ends_with_ancestral_sampling(name: str) -> None:
+    denoiser, times = ideal(name), DDPMSampler(4).times(SCHEDULES[name])
+    for way in (times[:2], times[1:3], times[3:]):
+        ours, ddpm = (kind(1).solve(denoiser, NOISE, Way(way, NOISE.square)) for kind in (SDEDPMpp2M, DDPMSampler))
+        assert torch.allclose(ours, ddpm, rtol=0, atol=1e-12)
+
+
+def test_two_steps_of_sde_dpm_solver_by_hand() -> None:
+    times, denoiser, eta = [0.8, 0.6, 0.3], ideal("vp_cosine"), 0.7
+    alpha, sigma = (getattr(VPCosine(), share)(double(*times)).tolist() for share in ("alpha", "sigma"))
+    h1, h2 = (math.log(a / s * s0 / a0) for a, a0, s, s0 in zip(alpha[1:], alpha, sigma[1:], sigma, strict=False))
+    z1, z2 = normal(2, *NOISE.shape, seed=1)
+
+    def step(x: Tensor, i: int, h: float, x0: Tensor, z: Tensor) -> Tensor:
+        mean = sigma[i] / sigma[i - 1] * math.exp(-eta * h) * x + alpha[i] * (1 - math.exp(-(1 + eta) * h)) * x0
+        return mean + sigma[i] * math.sqrt(1 - math.exp(-2 * eta * h)) * z
+
+    first = denoiser.predict_x0(NOISE, double(0.8, 0.8, 0.8))
+    x = step(NOISE, 1, h1, first, z1)
+    second = denoiser.predict_x0(x, double(0.6, 0.6, 0.6))
+    x = step(x, 2, h2, second + 0.5 * h2 / h1 * (second - first), z2)
+    found = DPMpp2MSampler(2, eta=eta).solve(denoiser, NOISE, Way(times, iter((z1, z2)).__next__))
+    assert torch.allclose(found, x, rtol=0, atol=1e-12)
+
+
+@EVERY_SCHEDULE
+@pytest.mark.parametrize("kind", RANDOM_SAMPLERS)
+def test_start_noise_is_forgotten_on_the_way_of_a_random_sampler(name: str, kind: type[Sampler]) -> None:
     denoiser = ideal(name)
-    assert responses(DDPMSampler(200), denoiser)[0].abs() < 0.05
+    assert responses(kind(200), denoiser)[0].abs() < 0.05
     assert responses(DDIMSampler(200), denoiser)[0] == pytest.approx(S, rel=0.05)
 
 
-@pytest.mark.parametrize("eta", [0.3, 0.7])
-def test_some_fresh_noise_keeps_the_variance_and_some_of_the_start(eta: float) -> None:
-    response = responses(DDIMSampler(400, eta=eta), ideal("vp_cosine"))
-    assert response.square().sum().item() == pytest.approx(S**2, rel=0.03)
-    assert 0.02 < response[0].item() < 0.9 * S
+@pytest.mark.parametrize("kind", [DDIMSampler, DPMpp2MSampler])
+def test_the_more_fresh_noise_the_less_of_the_start_and_the_same_variance(
+    kind: type[DDIMSampler | DPMpp2MSampler],
+) -> None:
+    # A schedule that starts with some of the data: where it starts with none, a step of the SDE forgets the start.
+    kept = {eta: responses(kind(400, eta=eta), ideal("vp_linear")) for eta in (0.0, 0.2, 0.6, 1.0)}
+    for response in kept.values():
+        assert response.square().sum().item() == pytest.approx(S**2, rel=0.05)
+    assert S > kept[0.2][0] > 1.5 * kept[0.6][0] > 2 * kept[1.0][0] > 0
+    assert kept[0.0][0].item() == pytest.approx(S, rel=0.01)
 
 
 @EVERY_SCHEDULE
@@ -306,6 +363,8 @@ def test_fresh_noise_is_asked_once_a_step_but_for_the_last(name: str) -> None:
     for sampler, expected in (
         (DDPMSampler(5), 4),
         (DDIMSampler(5, eta=0.5), 4),
+        (DPMpp2MSampler(5, eta=0.5), 4),
+        (DPMpp2MSampler(5), 0),
         (DDIMSampler(5), 0),
         (HeunSampler(5), 0),
     ):
@@ -467,7 +526,7 @@ def test_sampling_from_the_inversion_of_a_mixture_comes_back() -> None:
     assert torch.allclose(sampler(denoiser, sampler.invert(denoiser, latents)), latents, rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("sampler", [DDPMSampler(4), DDIMSampler(4, eta=0.1)])
+@pytest.mark.parametrize("sampler", [DDPMSampler(4), DDIMSampler(4, eta=0.1), DPMpp2MSampler(4, eta=0.1)])
 def test_samplers_that_add_noise_refuse_to_be_inverted(sampler: Sampler) -> None:
     assert sampler.is_random
     with pytest.raises(ValueError, match="sampler=heun"):
@@ -552,7 +611,10 @@ def test_shift_that_is_not_above_zero_is_refused(kind: Callable[..., Sampler], s
         kind(4, shift)
 
 
+@pytest.mark.parametrize("kind", [DDIMSampler, DPMpp2MSampler])
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
-def test_shares_of_fresh_noise_beyond_all_and_none_are_refused(eta: float) -> None:
+def test_shares_of_fresh_noise_beyond_all_and_none_are_refused(
+    kind: type[DDIMSampler | DPMpp2MSampler], eta: float
+) -> None:
     with pytest.raises(ValueError, match=f"eta={eta}"):
-        DDIMSampler(4, eta=eta)
+        kind(4, eta=eta)

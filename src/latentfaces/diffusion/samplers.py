@@ -190,12 +190,12 @@ class HeunSampler(Sampler):
         return x
 
 
-class DDIMSampler(Sampler):
-    """x0 and noise mixed anew for the next time (Song et al. 2021, "Denoising diffusion implicit models", eq. 12).
+class NoisySampler(Sampler):
+    """One that may add fresh noise in each step but the last.
 
     Args:
         num_steps, shift, spacing: see `Sampler`.
-        eta: share of fresh noise: 0 for none, 1 for ancestral sampling.
+        eta: how much, from 0 for none to 1 for as much as the reverse SDE adds.
     """
 
     def __init__(
@@ -209,6 +209,15 @@ class DDIMSampler(Sampler):
     @property
     def is_random(self) -> bool:
         return self.eta > 0
+
+
+class DDIMSampler(NoisySampler):
+    """x0 and noise mixed anew for the next time (Song et al. 2021, "Denoising diffusion implicit models", eq. 12).
+
+    Args:
+        num_steps, shift, spacing: see `Sampler`.
+        eta: deviation of the fresh noise, as a share of that of ancestral sampling.
+    """
 
     def solve(self, denoiser: Predictor, x: Tensor, way: Way) -> Tensor:
         grid = way.grid
@@ -240,10 +249,15 @@ class DDPMSampler(DDIMSampler):
         super().__init__(num_steps, shift, spacing, eta=1.0)
 
 
-class DPMpp2MSampler(Sampler):
+class DPMpp2MSampler(NoisySampler):
     """DPM-Solver++(2M), second order with one evaluation a step (Lu et al. 2022b, algorithm 2).
 
     The first step and the last, to t = 0 where the logarithm of the SNR is infinite, are of first order.
+
+    Args:
+        num_steps, shift, spacing: see `Sampler`.
+        eta: at 1 the paper's SDE-DPM-Solver++(2M), whose first order is ancestral sampling; below, what the reverse SDE
+            has beside the ODE is so many times as strong.
     """
 
     def solve(self, denoiser: Predictor, x: Tensor, way: Way) -> Tensor:
@@ -252,20 +266,25 @@ class DPMpp2MSampler(Sampler):
         alpha, sigma = denoiser.schedule.alpha(grid), denoiser.schedule.sigma(grid)
         h = (alpha / sigma).log().diff()  # of half the logarithm of the SNR
         shrink = sigma[1:] / sigma[:-1]
-        towards = alpha[1:] - alpha[:-1] * shrink  # -alpha (e^-h - 1) of the paper
+        kept = (shrink * alpha[:-1] / alpha[1:]) ** self.eta  # of the old noise: e^(-eta h)
+        added = sigma[1:] * (1 - kept.square()).sqrt()
+        shrink = shrink * kept
+        towards = alpha[1:] - alpha[:-1] * shrink  # alpha (1 - e^-(1 + eta) h)
         # 1 / (2 r) of the paper, r = previous h / h: how far to extrapolate x0 from the last step
         beyond = torch.zeros_like(h)
         beyond[1:] = 0.5 * h[1:] / h[:-1]
         beyond[~torch.isfinite(h)] = 0.0
         # Each x0 in terms of the x and the prediction it came from, so that none need be worked out.
         now, then = towards * (1 + beyond), (-towards * beyond)[1:]
-        rows = torch.zeros(len(h), 4, dtype=torch.float64)
-        rows[:, 0], rows[:, 1] = shrink + now * on_x, now * on_prediction
+        rows = torch.zeros(len(h), 5, dtype=torch.float64)
+        rows[:, 0], rows[:, 1], rows[:, 4] = shrink + now * on_x, now * on_prediction, added
         rows[1:, 2], rows[1:, 3] = then * on_x[:-1], then * on_prediction[:-1]
         last_x = last_prediction = torch.zeros_like(x)
-        for (a, b, c, d), (t, t_next) in zip(rows.tolist(), itertools.pairwise(way.times), strict=True):
+        for (a, b, c, d, noise), (t, t_next) in zip(rows.tolist(), itertools.pairwise(way.times), strict=True):
             prediction = denoiser.predict(x, t)
             stepped = torch.add(a * x, prediction, alpha=b)
             last_x, last_prediction, x = x, prediction, stepped.add_(last_x, alpha=c).add_(last_prediction, alpha=d)
+            if noise > 0:
+                x = torch.add(x, way.noise_like(x), alpha=noise)
             x = way.arrive(x, t_next)
         return x
