@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conf.allocator import keep_freed_memory
 from conf.checks import check_ranges, check_types, refuse_added
@@ -102,25 +102,39 @@ def typed(cfg: DictConfig, run: Run) -> Recipe:
     for key, value in {"pack": run.config.get("pack"), "folder": str(run.folder)}.items():
         if key in cfg.task:
             cfg.task[key] = value
+    choices = HydraConfig.get().runtime.choices
+    tuned = {group for group in ("guidance", "sampler") if choices.get(group) == "tuned"}
+    best = (run.tuned() or {}) if tuned else {}
+    if "sampler" in tuned and "sampler" in best:
+        with open_dict(cfg):
+            cfg.sampler = best["sampler"] | typed_of(cfg.sampler, best["sampler"])
     settings = plain(cfg.task)
     check_types(settings, "task")
     refuse_idle_options(cfg)
-    choices = HydraConfig.get().runtime.choices
     recipe = Recipe(str(run.folder), choices["task"], settings, precision=cfg.precision.name, ema=cfg.ema)
     recipe.files = named_files(settings)
     if cfg.guidance is not None:
         recipe.guidance = plain(cfg.guidance)
         check_types(recipe.guidance, "guidance")
-    guided = next((choice for key, choice in choices.items() if key.partition("@")[0].strip("/") == "guidance"), None)
-    if guided == "tuned":
-        if (best := run.tuned()) is not None:
+    if "guidance" in tuned:
+        if best:
             recipe.guidance = best["guidance"]
             recipe.ema = best["ema"] if cfg.ema is None else cfg.ema
         elif run.has_weights(GUIDE):
             recipe.guidance = plain(OmegaConf.load(AUTO))  # type: ignore[arg-type]
-        if is_main_process():
-            print(f"guidance: {described(recipe)}")
+    if tuned and is_main_process():
+        print(described(recipe))
     return recipe
+
+
+def typed_of(sampler: DictConfig, found: dict[str, Any]) -> dict[str, Any]:
+    """What was typed of the sampler that task=tune found."""
+    typed = {key: value for key, value in sampler.items() if f"sampler.{key}" in typed_keys()}
+    if strange := typed.keys() - found.keys():
+        kind = found["_target_"].rpartition(".")[2]
+        key = strange.pop()
+        raise UserError(f"sampler.{key}=... is no option of {kind}, which task=tune found: type sampler=... beside it")
+    return typed
 
 
 def refuse_idle_options(cfg: DictConfig) -> None:
@@ -138,10 +152,12 @@ def refuse_idle_options(cfg: DictConfig) -> None:
 
 
 def described(recipe: Recipe) -> str:
-    """Guidance and averaging in a few words."""
-    how = str(recipe.guidance["_target_"]).rpartition(".")[2]
+    """Guidance, averaging and sampler in a few words."""
+    sampler = recipe.settings["sampler"]
+    how, by = (str(config["_target_"]).rpartition(".")[2] for config in (recipe.guidance, sampler))
     weight = f" with weight {recipe.guidance['weight']:.3g}" if "weight" in recipe.guidance else ""
-    return f"{how}{weight}, " + ("best weights" if recipe.ema is None else f"ema={recipe.ema:.3g}")
+    average = "best weights" if recipe.ema is None else f"ema={recipe.ema:.3g}"
+    return f"guidance: {how}{weight}, {average}; {sampler['num_steps']} steps of {by}"
 
 
 def remembered(cfg: DictConfig) -> Recipe:

@@ -149,7 +149,7 @@ def test_early_denoiser_is_read_where_it_guides_and_only_there(home: Path, monke
 
 
 def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["num_images=32", "task.weights=[1.5,2.0]", "task.emas=[0.05,0.1]"]
+    few = ["num_images=32", "task.weights=[1.5,2.0]", "task.emas=[0.05,0.1]", "task.samplers.ddpm.num_steps=3"]
     sample("task=tune", *few, "output=pictures")
     printed = capsys.readouterr().out
     found = json.loads(Path("outputs/ldm/faces/tuned.json").read_text())
@@ -157,14 +157,18 @@ def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.C
     assert float(scores[0]["distance"]) == pytest.approx(found["score"])
     assert min(float(row["distance"]) for row in scores) == pytest.approx(found["score"])
     assert {row["guidance"] for row in scores} == {"none", "auto"}
+    assert {row["sampler"] for row in scores} == {"DPMpp2M 2", "DPMpp2M 20 eta=1.0", "DDPM 3"}
+    assert scores[0]["sampler"].startswith(found["sampler"]["_target_"].split(".")[-1].removesuffix("Sampler"))
     assert "best:" in printed
     assert Path("pictures/scores.png").stat().st_size > 5000
     tuned = {"guidance": {"_target_": "latentfaces.diffusion.AutoGuidance", "weight": 1.5, "start": 1.0, "end": 0.0}}
-    Path("outputs/ldm/faces/tuned.json").write_text(json.dumps(found | tuned | {"ema": 0.1}))
+    ddpm = {"_target_": "latentfaces.diffusion.DDPMSampler", "num_steps": 3, "shift": 1.0, "spacing": "auto"}
+    best = found | tuned | {"ema": 0.1, "sampler": ddpm}
+    Path("outputs/ldm/faces/tuned.json").write_text(json.dumps(best))
     shutil.rmtree("pictures")
 
     def origin(*options: str) -> dict[str, Any]:
-        sample("num_images=1", "output=pictures", *options)
+        run_command("sample.py", "num_images=1", "output=pictures", *options)
         text: dict[str, Any] = json.loads(Image.open("pictures/00000.png").text["latentfaces"])  # type: ignore[attr-defined]
         shutil.rmtree("pictures")
         return text
@@ -174,10 +178,22 @@ def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.C
     assert origin("guidance=none")["ema"] is None
     assert origin("guidance=auto", "guidance.weight=3")["guidance"]["weight"] == 3
     assert origin("ema=0.05")["ema"] == 0.05
-    other_weights = found | tuned | {"of": "0123456789ab"}
+    assert origin()["settings"]["sampler"] == ddpm
+    assert origin("sampler.num_steps=2")["settings"]["sampler"] == ddpm | {"num_steps": 2}
+    assert origin("sampler=euler", "sampler.num_steps=2")["settings"]["sampler"]["_target_"].endswith("EulerSampler")
+    assert origin("task=interpolate", "num_images=2", "sampler=tuned")["settings"]["sampler"] == ddpm
+    with pytest.raises(SystemExit):
+        origin("sampler.eta=0.5")
+    assert "sampler.eta=... is no option of DDPMSampler" in capsys.readouterr().err
+    Path("outputs/ldm/faces/tuned.json").write_text(json.dumps({k: v for k, v in best.items() if k != "sampler"}))
+    assert origin()["settings"]["sampler"]["_target_"].endswith("DPMpp2MSampler")  # of a version that tuned none
+    other_weights = best | {"of": "0123456789ab"}
     Path("outputs/ldm/faces/tuned.json").write_text(json.dumps(other_weights))
     assert origin()["guidance"] == origin("guidance=auto")["guidance"]  # as if nobody had tuned
-    assert origin()["ema"] is None
+    untuned = origin()
+    assert untuned["ema"] is None
+    usual = {"_target_": "latentfaces.diffusion.DPMpp2MSampler", "num_steps": 20}
+    assert usual.items() <= untuned["settings"]["sampler"].items()
     Path("outputs/ldm/faces/tuned.json").unlink()
     guide = Path("outputs/ldm/faces/checkpoints/guide_denoiser.pth")
     guide.rename("kept.pth")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tasks.stand_ins import folder_for, save_photo, singles
 
-from latentfaces.diffusion import DDPMSampler, HeunSampler
+from latentfaces.diffusion import DDPMSampler, DPMpp2MSampler, HeunSampler, Sampler
 from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.interpolate import Interpolate, slerp
@@ -25,11 +25,18 @@ def test_slerp_keeps_the_length_and_turns_evenly() -> None:
     assert torch.allclose(slerp(start, start, 0.3), start)
 
 
-def test_ends_are_the_faces_of_the_seeds(pipeline: FacePipeline, tmp_path: Path) -> None:
-    TASK(pipeline, folder_for(tmp_path / "row"))
+@pytest.mark.parametrize("sampler", [HeunSampler(40), DDPMSampler(20), DPMpp2MSampler(10, eta=1.0)])
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_ends_are_the_faces_of_the_seeds(
+    pipeline: FacePipeline, sampler: Sampler, batch_size: int, tmp_path: Path
+) -> None:
+    task = replace(TASK, sampler=sampler, batch_size=batch_size)
+    task(pipeline, folder_for(tmp_path / "row"))
     row = singles(tmp_path / "row")
     for seed, end in ((1, row[0]), (2, row[-1])):
-        assert np.abs(pipeline.generate(1, seed, TASK.sampler)[0].int().numpy() - end).max() <= 1
+        assert np.abs(pipeline.generate(1, seed, sampler)[0].int().numpy() - end).max() <= 1
+    # Those between are nearer to their neighbours than the ends are to each other.
+    assert max(np.abs(row[i] - row[i + 1]).mean() for i in range(3)) < np.abs(row[0] - row[3]).mean()
     assert not (tmp_path / "row" / "animation.gif").exists()
 
 

@@ -1,5 +1,6 @@
 """From one face to another."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +67,9 @@ class Interpolate:
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the pictures; the row's path."""
-        start, end = self.ends(pipeline)
-        shares = torch.linspace(0, 1, self.num_images).tolist()
-        noise = torch.stack([slerp(start, end, share) for share in shares])
-        faces = torch.cat(list(pipeline.faces_from_noise(noise, self.sampler, self.batch_size)))
+        photos = self.photos_in_noise(pipeline)
+        shares = torch.linspace(0, 1, self.num_images).split(self.batch_size)
+        faces = torch.cat([self.between(pipeline, photos, part.tolist()) for part in shares])
         pictures.add(faces)
         if self.animation != "none":
             path = pictures.folder / f"animation.{self.animation}"
@@ -77,10 +77,21 @@ class Interpolate:
             print(path)
         return pictures.grid(faces, columns=len(faces))
 
-    def ends(self, pipeline: FacePipeline) -> Tensor:
-        """Noise (2, c, h, w) of the two ends."""
+    def photos_in_noise(self, pipeline: FacePipeline) -> Tensor | None:
+        """Noise (2, c, h, w) from which the two photos come; None between seeds."""
         if self.image is None or self.to_image is None:
-            return pipeline.noise([(self.seed, 0), (self.to_seed, 0)])
+            return None
         left = one_photo(pipeline, self.image, self.pack, self.seed, self.batch_size)
         right = one_photo(pipeline, self.to_image, self.pack, self.seed, self.batch_size, key="task.to_image")
         return found_noise(pipeline, torch.cat([left, right]), self.sampler, self.batch_size)
+
+    def between(self, pipeline: FacePipeline, photos: Tensor | None, shares: Sequence[float]) -> Tensor:
+        """Faces (n, 3, R, R) uint8 at these shares of the way."""
+        draw = pipeline.draws([(self.seed, 0), (self.to_seed, 0)])
+
+        def on_the_way(ends: Tensor) -> Tensor:
+            return torch.stack([slerp(*ends, share) for share in shares])
+
+        start = draw() if photos is None else photos
+        # All noise of a sampler that adds some lies between that of the ends, which are so the faces of their seeds.
+        return pipeline.drawn(on_the_way(start), self.sampler, lambda: on_the_way(draw()))

@@ -1,9 +1,10 @@
-"""The guidance and the average that make the best faces."""
+"""The guidance, the average and the sampler that make the best faces."""
 
 import csv
+import inspect
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,28 +35,47 @@ class Choice:
     """One way to sample a run.
 
     Args:
+        sampler: as `named` names it.
         guidance: "none", "auto" or "internal".
         weight: of the guidance; 1 for none.
         ema: length of the average; None for that of the best weights.
     """
 
+    sampler: str
     guidance: str = "none"
     weight: float = 1.0
     ema: float | None = None
 
-    def config(self) -> dict[str, Any]:
+    def guidance_config(self) -> dict[str, Any]:
         """As in conf/guidance."""
         target = {"_target_": f"latentfaces.diffusion.{KINDS[self.guidance]}"}
         return target if self.guidance == "none" else {**target, "weight": self.weight, "start": 1.0, "end": 0.0}
 
     def __str__(self) -> str:
         average = "best weights" if self.ema is None else f"ema={self.ema:g}"
-        return f"guidance={self.guidance}, weight {self.weight:g}, {average}"
+        return f"guidance={self.guidance}, weight {self.weight:g}, {average}, {self.sampler}"
+
+
+def sampler_config(sampler: Sampler) -> dict[str, Any]:
+    """As in conf/sampler: its class, and what it was made of."""
+    made_of = {name: getattr(sampler, name) for name in inspect.signature(type(sampler)).parameters}
+    return {"_target_": f"latentfaces.diffusion.{type(sampler).__name__}", **made_of}
+
+
+def named(samplers: Sequence[Sampler]) -> dict[str, Sampler]:
+    """By name and steps, and by what else is unusual: "DPMpp2M 20 eta=1"; each once."""
+    names = {}
+    for sampler in samplers:
+        config = sampler_config(sampler)
+        usual = {"shift": 1.0, "spacing": "auto", "eta": 0.0}
+        rest = [f"{key}={value}" for key, value in config.items() if key in usual and value != usual[key]]
+        names[" ".join([type(sampler).__name__.removesuffix("Sampler"), str(sampler.num_steps), *rest])] = sampler
+    return names
 
 
 @dataclass
 class Tune:
-    """Search of guidance, weight and EMA length, one after the other: what is best is kept for the next.
+    """Search of guidance, weight, EMA length and sampler, one after the other: what is best is kept for the next.
 
     Every choice makes the same `num_images` faces (the same seeds); the one whose faces are nearest to held-out photos,
     by `FeatureDistance`, is written to the run's tuned.json, where later commands find it.
@@ -63,9 +83,10 @@ class Tune:
     Args:
         folder: the run's folder.
         pack: the run's pack.
-        sampler: from noise to latents.
+        sampler: from noise to latents, while guidance and average are searched.
         weights: of guidance, each above 1.
         emas: lengths of the average.
+        samplers: others, which are then tried with the best of these.
         features: as for task=evaluate. The run's own encoder needs no download, and looks more at surfaces than at
             faces: it prefers somewhat weaker guidance than others do.
         num_images: faces for each choice; at least 32.
@@ -79,6 +100,7 @@ class Tune:
     sampler: Sampler
     weights: Sequence[float]
     emas: Sequence[float]
+    samplers: Mapping[str, Sampler]
     features: str
     num_images: int
     seed: int
@@ -102,6 +124,7 @@ class Tune:
         distance = FeatureDistance(look, torch.from_numpy(pack.images[np.sort(chosen)]))
         best_weights, scores = pipeline.denoiser, dict[Choice, float]()
         shown: dict[Choice, Tensor] = {}
+        usual, *others = samplers = named([self.sampler, *self.samplers.values()])
 
         def score(choice: Choice) -> float:
             if choice not in scores:
@@ -110,21 +133,22 @@ class Tune:
                 except UserError as error:  # the run's snapshots cannot give this average
                     print(error)
                     return math.inf
-                pipeline.guidance = build(choice.config())
-                faces = pipeline.generate(self.num_images, self.seed, self.sampler, self.batch_size)
+                pipeline.guidance = build(choice.guidance_config())
+                faces = pipeline.generate(self.num_images, self.seed, samplers[choice.sampler], self.batch_size)
                 scores[choice], shown[choice] = distance(faces), faces[:SHOWN]
                 print(f"{choice}: {scores[choice]:.4f}", flush=True)
             return scores[choice]
 
-        plain = Choice()
+        plain = Choice(usual)
         kinds = ["auto"] * (pipeline.guide is not None) + ["internal"] * best_weights.has_auxiliary
-        best = min([plain, *(Choice(kind, weight) for kind in kinds for weight in self.weights)], key=score)
+        best = min([plain, *(Choice(usual, kind, weight) for kind in kinds for weight in self.weights)], key=score)
         if run.has_snapshots:
             best = min([best, *(replace(best, ema=ema) for ema in self.emas)], key=score)
+        best = min([best, *(replace(best, sampler=other) for other in others)], key=score)
         best = min([best, *self.nearby(best)], key=score)
-        self.write(run, best, scores, pictures)
+        self.write(run, best, samplers[best.sampler], scores, pictures)
         plot_scores(scores, best, pictures.folder / "scores.png")
-        print(f"best: {best}, {scores[best]:.4f} (without guidance {scores[plain]:.4f})")
+        print(f"best: {best}, {scores[best]:.4f} ({plain}: {scores[plain]:.4f})")
         return pictures.grid(torch.cat([shown[plain], shown[best]]), columns=SHOWN)
 
     @staticmethod
@@ -145,9 +169,10 @@ class Tune:
         return [replace(best, weight=round((best.weight + other) / 2, 4)) for other in neighbours]
 
     @staticmethod
-    def write(run: Run, best: Choice, scores: dict[Choice, float], pictures: PictureFolder) -> None:
+    def write(run: Run, best: Choice, sampler: Sampler, scores: dict[Choice, float], pictures: PictureFolder) -> None:
         """tuned.json into the run, scores.csv beside the pictures."""
-        found = {"guidance": best.config(), "ema": best.ema, "score": scores[best], "of": run.stamp("best_denoiser")}
+        how = {"guidance": best.guidance_config(), "ema": best.ema, "sampler": sampler_config(sampler)}
+        found = {**how, "score": scores[best], "of": run.stamp("best_denoiser")}
         with written_whole(run.folder / TUNED) as file:
             file.write(json.dumps(found, indent=1).encode())
         with (pictures.folder / "scores.csv").open("w", newline="") as file:
@@ -158,22 +183,31 @@ class Tune:
 
 
 def plot_scores(scores: dict[Choice, float], best: Choice, output: Path) -> Figure:
-    """The distance over the weight of each kind of guidance, and over the averages of the best of them."""
-    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
-    by_weight, by_average = figure.subplots(1, 2, sharey=True)
+    """The distance over the weight of each kind of guidance, over the averages, and of each sampler at its best."""
+    figure = Figure(figsize=(12.0, 3.4), layout="constrained")
+    by_weight, by_average, by_sampler = figure.subplots(1, 3, sharey=True)
+    usual = next(iter(scores)).sampler
     for kind, colour in zip(("auto", "internal"), COLOURS, strict=False):
-        line = sorted((c.weight, v) for c, v in scores.items() if c.guidance in ("none", kind) and c.ema is None)
+        line = sorted(
+            (c.weight, v)
+            for c, v in scores.items()
+            if c.guidance in ("none", kind) and c.ema is None and c.sampler == usual
+        )
         if len(line) > 1:
             by_weight.plot(*zip(*line, strict=True), marker="o", color=colour, label=f"guidance={kind}")
-    average = sorted((c.ema, v) for c, v in scores.items() if c.ema is not None)
+    average = sorted((c.ema, v) for c, v in scores.items() if c.ema is not None and c.sampler == usual)
     by_average.plot(*zip(*average, strict=True) if average else ([], []), marker="o", color=COLOURS[2])
-    (by_weight if best.ema is None else by_average).plot(
-        best.weight if best.ema is None else best.ema, scores[best], "*", color="#c53030", markersize=14, label="best"
-    )
-    lettered(by_weight, "Guidance, best weights", "weight (1 is none)", "distance to held-out photos")
+    compared = {}  # the samplers with what was best before them; of the best one also weights nearby
+    for choice, value in scores.items():
+        compared[choice.sampler] = min(value, compared.get(choice.sampler, math.inf))
+    by_sampler.plot(list(compared), list(compared.values()), "o", color=COLOURS[3])
+    lettered(by_weight, f"Guidance, best weights, {usual}", "weight (1 is none)", "distance to held-out photos")
     lettered(by_average, "Length of the average", "ema")
-    for axes in (by_weight, by_average):
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(fontsize=8.5, frameon=False)
+    lettered(by_sampler, "Sampler, at its best", "")
+    if by_weight.get_legend_handles_labels()[1]:
+        by_weight.legend(fontsize=8.5, frameon=False)
+    by_sampler.plot([best.sampler], [scores[best]], "*", color="#c53030", markersize=14, label="best")
+    by_sampler.legend(fontsize=8.5, frameon=False)
+    by_sampler.margins(x=0.2)
     figure.savefig(output, dpi=120)
     return figure
