@@ -36,15 +36,7 @@ from torch import Tensor, nn
 
 from latentfaces.data import FFHQDataModule
 from latentfaces.data.ffhq import to_uint8
-from latentfaces.diffusion import (
-    AutoGuidance,
-    DDPMSampler,
-    DPMpp2MSampler,
-    EulerSampler,
-    HeunSampler,
-    InternalGuidance,
-    Sampler,
-)
+from latentfaces.diffusion import AutoGuidance, HeunSampler, InternalGuidance, Sampler
 from latentfaces.evaluation import kernel_distance
 from latentfaces.nn import weights_hash
 from latentfaces.pipeline import FacePipeline
@@ -68,17 +60,6 @@ DIFFUSERS = {"diffusers": (16, 1e-4), "diffusers-tuned": (32, 1e-3)}
 """Batch size and learning rate: as its script has them, and as ours has them."""
 
 PIXELS = "pixels"
-
-SAMPLED: dict[str, Sampler] = {
-    f"{name} {steps}": kind(steps)
-    for name, kind, counts in (
-        ("euler", EulerSampler, (5, 10, 20, 50)),
-        ("heun", HeunSampler, (5, 9, 18)),
-        ("dpmpp_2m", DPMpp2MSampler, (5, 10, 20, 50)),
-        ("ddpm", DDPMSampler, (20, 50)),
-    )
-    for steps in counts
-}
 
 
 def train_diffusers(latents: Callable[[], Tensor], minutes: float, rate: float) -> tuple[nn.Module, int]:
@@ -218,16 +199,6 @@ def judge_guidance(
         judge(f"{name}, {kind.__name__} {weight}", faces)
 
 
-def judge_samplers(judge: Judge, run: Run, num_faces: int) -> None:
-    """Every sampler at a few numbers of steps, with the guidance that is the default."""
-    pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
-    pipeline.guidance = AutoGuidance(1.5)
-    for label, sampler in SAMPLED.items():
-        started = time.monotonic()
-        faces = pipeline.generate(num_faces, seed=0, sampler=sampler)
-        judge(label, faces, seconds=time.monotonic() - started)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
@@ -239,7 +210,6 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="options of train.py for all variants of latentfaces")
     parser.add_argument("--more", nargs="*", default=[], choices=["guidance"], help="also sample latentfaces with it")
     parser.add_argument("--weights", nargs="*", type=float, default=[1.25, 1.5, 2.0], help="of guidance")
-    parser.add_argument("--samplers", type=Path, help="only compare samplers, on this finished run of stage 2")
     parser.add_argument("--faces", type=int, default=1000)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--json", type=Path)
@@ -252,14 +222,11 @@ def main() -> None:
     data = FFHQDataModule.from_photos(arguments.photos, folder="data", resolution=resolution, batch_size=64)
     data.setup()
     command = f"python benchmarks/diffusion.py PHOTOS --vae RUN --minutes {arguments.minutes}"
-    command += f" --faces {arguments.faces}" + (" --samplers RUN" if arguments.samplers else "")
-    command += f" --rivals '{arguments.rivals}'" + (f" --more {' '.join(arguments.more)}" if arguments.more else "")
+    command += f" --faces {arguments.faces} --rivals '{arguments.rivals}'"
+    command += f" --more {' '.join(arguments.more)}" if arguments.more else ""
     judge = Judge(data, arguments.keep, arguments.json, command)
     plain = FacePipeline.load(vae, bfloat16=in_bfloat16())
     judge_floor(judge, "floor", plain)
-    if arguments.samplers is not None:
-        judge_samplers(judge, open_run(arguments.samplers), arguments.faces)
-        return
     for rival in rivals:
         started = time.monotonic()
         if rival in DIFFUSERS:

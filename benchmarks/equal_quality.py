@@ -14,29 +14,22 @@ equal faces, which a better network may reach in fewer steps. Neither says anyth
 
 import argparse
 import json
-import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from about import about
-from diffusion import DIFFUSERS, SAMPLED, Judge, cached_latents, sample_diffusers, train_diffusers
+from diffusion import DIFFUSERS, Judge, cached_latents, sample_diffusers, train_diffusers
 from ours import in_bfloat16
-from torch import Tensor
+from sampler_quality import KINDS, Settings, makers_of, measured
 
 from latentfaces.data import FFHQDataModule
-from latentfaces.diffusion import AutoGuidance, NoGuidance
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import open_run
 
 TOLERANCE = 1.05
 STEPS = {"ddim": (10, 20, 50), "ddim-clipped": (10, 20, 50), "dpm": (5, 10, 20, 50)}
 """Of diffusers' schedulers."""
-
-Settings = dict[str, tuple[float, float]]
-"""By name: kid_effnet, and seconds of CPU for 64 faces."""
 
 
 def cheapest(settings: Settings, level: float) -> str:
@@ -52,29 +45,6 @@ def answers(ours: Settings, theirs: Settings) -> dict[str, dict[str, Any]]:
         a, b = (cheapest(side, TOLERANCE * level) for side, level in zip((ours, theirs), levels, strict=True))
         told[name] = {"ours": a, "theirs": b, "times_faster": theirs[b][1] / ours[a][1]}
     return told
-
-
-def measured(judge: Judge, makers: dict[str, Callable[[], Tensor]]) -> Settings:
-    """Quality and time of each."""
-    settings = {}
-    for name, make in makers.items():
-        started = time.process_time()
-        faces = make()
-        seconds = (time.process_time() - started) * 64 / len(faces)
-        judge(name, faces, seconds_of_64=seconds)
-        settings[name] = judge.rows[name]["kid_effnet"], seconds
-    return settings
-
-
-def our_makers(run: Path, bfloat16: bool, num_faces: int) -> dict[str, Callable[[], Tensor]]:
-    """Every sampler, with the guidance that is the default and without."""
-    makers: dict[str, Callable[[], Tensor]] = {}
-    for words, guidance in (("guided", AutoGuidance(1.5)), ("plain", NoGuidance())):
-        pipeline = FacePipeline.load(run, bfloat16=bfloat16)
-        pipeline.guidance = guidance
-        for name, sampler in SAMPLED.items():
-            makers[f"{name}, {words}"] = partial(pipeline.generate, num_faces, 0, sampler)
-    return makers
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -98,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
     latents = cached_latents(plain, arguments.photos, resolution, batch_size)
     unet, _ = train_diffusers(latents, arguments.minutes, rate)
     torch.set_num_threads(1)
-    ours = measured(judge, our_makers(arguments.run, bfloat16, arguments.faces))
+    ours = measured(judge, makers_of(arguments.run, arguments.faces, list(KINDS)))
     their_makers = {
         f"{kind} {steps}": lambda kind=kind, steps=steps: sample_diffusers(unet, plain, kind, steps, arguments.faces)
         for kind, counts in STEPS.items()

@@ -107,7 +107,7 @@ def typed(cfg: DictConfig, run: Run) -> Recipe:
     best = (run.tuned() or {}) if tuned else {}
     if "sampler" in tuned and "sampler" in best:
         with open_dict(cfg):
-            cfg.sampler = best["sampler"] | typed_of(cfg.sampler, best["sampler"])
+            cfg.sampler = best["sampler"] | typed_of(plain(cfg.sampler), best["sampler"])
     settings = plain(cfg.task)
     check_types(settings, "task")
     refuse_idle_options(cfg)
@@ -127,7 +127,7 @@ def typed(cfg: DictConfig, run: Run) -> Recipe:
     return recipe
 
 
-def typed_of(sampler: DictConfig, found: dict[str, Any]) -> dict[str, Any]:
+def typed_of(sampler: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """What was typed of the sampler that task=tune found."""
     typed = {key: value for key, value in sampler.items() if f"sampler.{key}" in typed_keys()}
     if strange := typed.keys() - found.keys():

@@ -90,7 +90,7 @@ class Interpolate:
         draw = pipeline.draws([(self.seed, 0), (self.to_seed, 0)])
 
         def on_the_way(ends: Tensor) -> Tensor:
-            return torch.stack([slerp(*ends, share) for share in shares])
+            return torch.stack([slerp(ends[0], ends[1], share) for share in shares])
 
         start = draw() if photos is None else photos
         # All noise of a sampler that adds some lies between that of the ends, which are so the faces of their seeds.

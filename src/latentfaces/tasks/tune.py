@@ -197,7 +197,7 @@ def plot_scores(scores: dict[Choice, float], best: Choice, output: Path) -> Figu
             by_weight.plot(*zip(*line, strict=True), marker="o", color=colour, label=f"guidance={kind}")
     average = sorted((c.ema, v) for c, v in scores.items() if c.ema is not None and c.sampler == usual)
     by_average.plot(*zip(*average, strict=True) if average else ([], []), marker="o", color=COLOURS[2])
-    compared = {}  # the samplers with what was best before them; of the best one also weights nearby
+    compared: dict[str, float] = {}  # the samplers with what was best before them; of the best one also weights nearby
     for choice, value in scores.items():
         compared[choice.sampler] = min(value, compared.get(choice.sampler, math.inf))
     by_sampler.plot(list(compared), list(compared.values()), "o", color=COLOURS[3])

@@ -1,0 +1,95 @@
+"""New faces of one finished run of stage 2 by each sampler at some numbers of steps, guided and not: quality and cost.
+
+    pip install -e '.[metrics]'
+    python benchmarks/sampler_quality.py PHOTOS --run RUN [--faces 256] [--only NAME,NAME] [--json FILE]
+
+Every setting starts from the same noise. Reported: kid_effnet (see diffusion.py) against all held-out photos, and CPU
+seconds of one thread for 64 faces, in batches of 64; `floor` is the VAE's reconstructions of those photos.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusion import Judge, judge_floor
+from ours import in_bfloat16
+from torch import Tensor
+
+from latentfaces.data import FFHQDataModule
+from latentfaces.diffusion import (
+    AutoGuidance,
+    DDPMSampler,
+    DPMpp2MSampler,
+    EulerSampler,
+    HeunSampler,
+    NoGuidance,
+    Sampler,
+)
+from latentfaces.pipeline import FacePipeline
+from latentfaces.run import open_run
+
+KINDS: dict[str, tuple[Callable[[int], Sampler], tuple[int, ...]]] = {
+    "euler": (EulerSampler, (5, 10, 20, 50)),
+    "heun": (HeunSampler, (5, 9, 18)),
+    "dpmpp_2m": (DPMpp2MSampler, (5, 10, 20, 50)),
+    "dpmpp_2m_sde": (partial(DPMpp2MSampler, eta=1.0), (5, 10, 20, 50)),
+    "ddpm": (DDPMSampler, (20, 50)),
+}
+"""As conf/sampler names them, and their numbers of steps."""
+
+Settings = dict[str, tuple[float, float]]
+"""By name: kid_effnet, and seconds of CPU for 64 faces."""
+
+
+def makers_of(run: Path, num_faces: int, only: list[str]) -> dict[str, Callable[[], Tensor]]:
+    """Faces by each setting of these kinds, with the guidance that is the default and without."""
+    makers: dict[str, Callable[[], Tensor]] = {}
+    for words, guidance in (("guided", AutoGuidance(1.5)), ("plain", NoGuidance())):
+        pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
+        pipeline.guidance = guidance
+        for kind in only:
+            make, counts = KINDS[kind]
+            for count in counts:
+                makers[f"{kind} {count}, {words}"] = partial(pipeline.generate, num_faces, 0, make(count))
+    return makers
+
+
+def measured(judge: Judge, makers: dict[str, Callable[[], Tensor]]) -> Settings:
+    """Quality and time of each."""
+    settings = {}
+    for name, make in makers.items():
+        started = time.process_time()
+        faces = make()
+        seconds = (time.process_time() - started) * 64 / len(faces)
+        judge(name, faces, seconds_of_64=seconds)
+        settings[name] = judge.rows[name]["kid_effnet"], seconds
+    return settings
+
+
+def main(argv: list[str] | None = None) -> Settings:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--run", type=Path, required=True, help="a run of stage 2 on these photos")
+    parser.add_argument("--faces", type=int, default=1000)
+    parser.add_argument("--only", default=",".join(KINDS), help="kinds by name, with commas")
+    parser.add_argument("--keep", type=Path, help="a folder for the faces")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args(argv)
+    only = arguments.only.split(",")
+    if unknown := set(only) - set(KINDS):
+        parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(KINDS)}")
+    resolution = open_run(arguments.run).config["data"]["resolution"]
+    data = FFHQDataModule.from_photos(arguments.photos, folder="data", resolution=resolution, batch_size=64)
+    data.setup()
+    torch.set_num_threads(1)
+    command = f"python benchmarks/sampler_quality.py PHOTOS --run RUN --faces {arguments.faces} --only {arguments.only}"
+    judge = Judge(data, arguments.keep, arguments.json, command)
+    judge_floor(judge, "floor", FacePipeline.load(arguments.run, bfloat16=in_bfloat16()))
+    return measured(judge, makers_of(arguments.run, arguments.faces, only))
+
+
+if __name__ == "__main__":
+    main()
