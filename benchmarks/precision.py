@@ -1,10 +1,12 @@
-"""Whether bfloat16 costs quality: the same trainings in both precisions, a few seeds each.
+r"""Whether bfloat16 costs quality: the same trainings in both precisions, a few seeds each.
 
-    python benchmarks/precision.py [--stages vae,ldm] [--steps 500] [--seeds 3] [--json FILE]
+    python benchmarks/precision.py [--stages vae,ldm] [--steps 500] [--seeds 3] [--vae OPTION ...] [--ldm OPTION ...] \
+        [--json FILE]
 
 `train.py experiment=demo` on drawn faces: for each seed the same weights, batches and noise, once in float32 and once
 in bfloat16 autocast. Reported: the held-out loss along the way; and the difference of the precisions' means, in
-standard deviations of a float32 run between seeds: what is below 1 is less than another seed would do.
+standard deviations of a float32 run between seeds: what is below 1 is less than another seed would do. A CPU without
+bfloat16 units emulates them: the same rounding, in many times the minutes, for which smaller networks can be asked for.
 """
 
 import argparse
@@ -72,7 +74,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--stages", default="vae,ldm")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--set", nargs="*", default=[], help="further options of train.py")
+    for stage in ("vae", "ldm"):
+        parser.add_argument(f"--{stage}", nargs="*", default=[], metavar="OPTION", help=f"of train.py model={stage}")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     if arguments.seeds < 2:
@@ -81,10 +84,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         for stage in arguments.stages.split(","):
-            options = list(arguments.set)
+            options = list(vars(arguments)[stage])
             if stage == "ldm":
                 if not (home / "outputs" / "vae" / "bf16-0").exists():
-                    train(home, "vae", "bf16-0", arguments.steps, "trainer.precision=bf16-mixed", *arguments.set)
+                    train(home, "vae", "bf16-0", arguments.steps, "trainer.precision=bf16-mixed", *arguments.vae)
                 options.append("vae=bf16-0")
             curves = {
                 name: [
@@ -108,6 +111,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 print(stage, "  ".join(f"{key} {value:.5g}" for key, value in row.items()), flush=True)
     if arguments.json:
         command = f"python benchmarks/precision.py --steps {arguments.steps} --seeds {arguments.seeds}"
+        for stage in ("vae", "ldm"):
+            command += f" --{stage} {' '.join(options)}" if (options := vars(arguments)[stage]) else ""
         arguments.json.write_text(json.dumps({**about(), "command": command, "rows": rows}, indent=1))
     return rows
 
