@@ -21,7 +21,7 @@ import torch
 from about import about
 from diffusion import DIFFUSERS, Judge, cached_latents, sample_diffusers, train_diffusers
 from ours import in_bfloat16
-from sampler_quality import KINDS, Settings, makers_of, measured
+from sampler_quality import Settings, makers_of, measured
 
 from latentfaces.data import FFHQDataModule
 from latentfaces.pipeline import FacePipeline
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
     latents = cached_latents(plain, arguments.photos, resolution, batch_size)
     unet, _ = train_diffusers(latents, arguments.minutes, rate)
     torch.set_num_threads(1)
-    ours = measured(judge, makers_of(arguments.run, arguments.faces, list(KINDS)))
+    ours = measured(judge, makers_of(arguments.run, arguments.faces))
     their_makers = {
         f"{kind} {steps}": lambda kind=kind, steps=steps: sample_diffusers(unet, plain, kind, steps, arguments.faces)
         for kind, counts in STEPS.items()

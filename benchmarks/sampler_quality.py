@@ -1,7 +1,7 @@
 """New faces of one finished run of stage 2 by each sampler at some numbers of steps, guided and not: quality and cost.
 
     pip install -e '.[metrics]'
-    python benchmarks/sampler_quality.py PHOTOS --run RUN [--faces 256] [--only NAME,NAME] [--json FILE]
+    python benchmarks/sampler_quality.py PHOTOS --run RUN [--faces 256] [--only 'ddpm 50,heun'] [--guidance guided]
 
 Every setting starts from the same noise. Reported: kid_effnet (see diffusion.py) against all held-out photos, and CPU
 seconds of one thread for 64 faces, in batches of 64; `floor` is the VAE's reconstructions of those photos.
@@ -9,7 +9,7 @@ seconds of one thread for 64 faces, in batches of 64; `floor` is the VAE's recon
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from latentfaces.diffusion import (
     DDPMSampler,
     DPMpp2MSampler,
     EulerSampler,
+    Guidance,
     HeunSampler,
     NoGuidance,
     Sampler,
@@ -44,17 +45,34 @@ Settings = dict[str, tuple[float, float]]
 """By name: kid_effnet, and seconds of CPU for 64 faces."""
 
 
-def makers_of(run: Path, num_faces: int, only: list[str]) -> dict[str, Callable[[], Tensor]]:
-    """Faces by each setting of these kinds, with the guidance that is the default and without."""
+SAMPLERS = {f"{kind} {count}": make(count) for kind, (make, counts) in KINDS.items() for count in counts}
+GUIDANCES: dict[str, Guidance] = {"guided": AutoGuidance(1.5), "plain": NoGuidance()}
+"""The guidance that is the default, and none."""
+
+
+def makers_of(
+    run: Path, num_faces: int, samplers: Iterable[str] = SAMPLERS, guidances: Iterable[str] = GUIDANCES
+) -> dict[str, Callable[[], Tensor]]:
+    """Faces by each of these samplers with each of these guidances."""
     makers: dict[str, Callable[[], Tensor]] = {}
-    for words, guidance in (("guided", AutoGuidance(1.5)), ("plain", NoGuidance())):
+    for guidance in guidances:
         pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
-        pipeline.guidance = guidance
-        for kind in only:
-            make, counts = KINDS[kind]
-            for count in counts:
-                makers[f"{kind} {count}, {words}"] = partial(pipeline.generate, num_faces, 0, make(count))
+        pipeline.guidance = GUIDANCES[guidance]
+        for name in samplers:
+            makers[f"{name}, {guidance}"] = partial(pipeline.generate, num_faces, 0, SAMPLERS[name])
     return makers
+
+
+def chosen(typed: list[str], known: Iterable[str]) -> list[str]:
+    """The names that are typed, whole or by their first word.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    found = [name for word in typed for name in known if word in (name, name.split()[0])]
+    if strange := [word for word in typed if not any(word in (name, name.split()[0]) for name in known)]:
+        raise ValueError(f"{', '.join(strange)} is none of {', '.join(known)}")
+    return found
 
 
 def measured(judge: Judge, makers: dict[str, Callable[[], Tensor]]) -> Settings:
@@ -74,21 +92,25 @@ def main(argv: list[str] | None = None) -> Settings:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--run", type=Path, required=True, help="a run of stage 2 on these photos")
     parser.add_argument("--faces", type=int, default=1000)
-    parser.add_argument("--only", default=",".join(KINDS), help="kinds by name, with commas")
+    parser.add_argument("--only", default=",".join(KINDS), help="samplers by name, with steps or without, with commas")
+    parser.add_argument("--guidance", default=",".join(GUIDANCES), help="with commas")
     parser.add_argument("--keep", type=Path, help="a folder for the faces")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
-    only = arguments.only.split(",")
-    if unknown := set(only) - set(KINDS):
-        parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(KINDS)}")
+    try:
+        samplers = chosen(arguments.only.split(","), SAMPLERS)
+        guidances = chosen(arguments.guidance.split(","), GUIDANCES)
+    except ValueError as error:
+        parser.error(str(error))
     resolution = open_run(arguments.run).config["data"]["resolution"]
     data = FFHQDataModule.from_photos(arguments.photos, folder="data", resolution=resolution, batch_size=64)
     data.setup()
     torch.set_num_threads(1)
-    command = f"python benchmarks/sampler_quality.py PHOTOS --run RUN --faces {arguments.faces} --only {arguments.only}"
+    command = f"python benchmarks/sampler_quality.py PHOTOS --run RUN --faces {arguments.faces}"
+    command += f" --only '{arguments.only}' --guidance {arguments.guidance}"
     judge = Judge(data, arguments.keep, arguments.json, command)
     judge_floor(judge, "floor", FacePipeline.load(arguments.run, bfloat16=in_bfloat16()))
-    return measured(judge, makers_of(arguments.run, arguments.faces, only))
+    return measured(judge, makers_of(arguments.run, arguments.faces, samplers, guidances))
 
 
 if __name__ == "__main__":

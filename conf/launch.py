@@ -267,7 +267,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
 
     from latentfaces.nn import weights_hash
     from latentfaces.training import CheckpointFiles, FiniteSteps
-    from latentfaces.training.callbacks import ExactResume
+    from latentfaces.training.callbacks import ExactResume, skip_idle_hooks
 
     quiet_libraries()
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -286,6 +286,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
         plugins=[CheckpointFiles(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,
     )
+    skip_idle_hooks(trainer.callbacks)
     data = instantiate(cfg.data)  # downloads and packs: after everything whose mistakes can be told without
     with open_dict(cfg):
         cfg.pack = str(data.folder)

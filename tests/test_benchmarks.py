@@ -245,3 +245,11 @@ def test_a_rival_that_cannot_be_measured_is_named_before_any_is_trained(
         benchmark("autoencoder").main(["photos.zip", *typed])
     assert refusal.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_samplers_are_chosen_with_their_steps_or_all_of_a_kind(benchmark: Any) -> None:
+    names = ["heun 5", "heun 9", "ddpm 20", "ddpm 50"]
+    chosen = benchmark("sampler_quality").chosen
+    assert chosen(["ddpm 50", "heun"], names) == ["ddpm 50", "heun 5", "heun 9"]
+    with pytest.raises(ValueError, match="euler, ddpm 7 is none of heun 5"):
+        chosen(["euler", "heun", "ddpm 7"], names)
