@@ -2,6 +2,7 @@
 
     pip install -e '.[bench]'
     python benchmarks/speed.py [--rows vae,dit] [--rounds 5] [--device cpu] [--compile] [--quick] [--json FILE]
+    python benchmarks/speed.py --paper    # without a GPU: what one takes at least for the rows of networks, counted
 
 Ours and the peer have as many parameters and operations, see the same batches, and take turns in one process. On a CPU
 the figure is the process's CPU time with one thread, median, minimum and maximum of some rounds; beside it wall time
@@ -31,6 +32,9 @@ from around import loading, peak_memory, sampling_step, starting, trainer
 from networks import decoding, dit_step, stage1_step, unet_step, vae_step
 from ours import ROOT
 from rows import CUDA, QUICK, Row, Scale, limits
+from waiting import encoding, faces
+
+from latentfaces.training.cost import without_memory
 
 PACKAGES = ("torch", "lightning", "diffusers", "torchmetrics", "torchvision", "numpy", "pillow")
 
@@ -42,12 +46,18 @@ ROWS: dict[str, Callable[[Scale], Row]] = {
     "unet": unet_step,
     "dit": dit_step,
     "decode": decoding,
+    "faces": faces,
+    "encode": encoding,
     "loading": loading,
     "trainer": trainer,
     "sampling": sampling_step,
     "start": starting,
     "memory": peak_memory,
 }
+
+
+COUNTABLE = ("vae", "stage1", "unet", "dit", "decode", "faces", "encode")
+"""Rows whose operations depend on sizes alone."""
 
 
 def versions() -> dict[str, str]:
@@ -61,21 +71,26 @@ def versions() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> dict[str, Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--rows", help=f"of {', '.join(ROWS)}; all by default")
     parser.add_argument("--rounds", type=int, help="of measuring, after one that does not count")
     parser.add_argument("--no-wall", action="store_true", help="leave out wall time, which needs the machine alone")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="ours compiled too, which takes minutes on a CPU")
     parser.add_argument("--quick", action="store_true", help="at toy sizes, to see whether it runs")
+    parser.add_argument("--paper", action="store_true", help="count ours at the sizes of a GPU, and measure nothing")
     parser.add_argument("--json", type=Path, help="of the whole table benchmarks/results/speed_DATE.json")
     arguments = parser.parse_args(argv)
-    chosen = arguments.rows.split(",")
+    chosen = (arguments.rows or ",".join(COUNTABLE if arguments.paper else ROWS)).split(",")
     if unknown := [name for name in chosen if name not in ROWS]:
         parser.error(f"--rows {','.join(unknown)} is none of {', '.join(ROWS)}")
-    if "limits" not in chosen:
+    if arguments.paper and not set(chosen) <= set(COUNTABLE):
+        parser.error(f"--paper counts {', '.join(COUNTABLE)}, and nothing else")
+    if "limits" not in chosen and not arguments.paper:
         chosen = ["limits", *chosen]  # which `share` needs
     scale = QUICK if arguments.quick else CUDA if arguments.device == "cuda" else Scale()
     scale = dataclasses.replace(scale, kind=arguments.device, compiled=scale.compiled or arguments.compile)
+    if arguments.paper:
+        scale = dataclasses.replace(CUDA, kind="cpu", compiled=False, paper=True)
     if arguments.rounds:
         scale = dataclasses.replace(scale, rounds=arguments.rounds)
     if arguments.no_wall:
@@ -89,7 +104,8 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
         started = time.monotonic()
         torch.manual_seed(0)
         try:
-            rows[name] = ROWS[name](scale)
+            with without_memory(gpu=True) if arguments.paper else contextlib.nullcontext():
+                rows[name] = ROWS[name](scale)
         except ModuleNotFoundError as error:
             parser.exit(2, f"row {name} needs {error.name}: pip install -e '.[bench]', or leave it out with --rows\n")
         gc.collect()

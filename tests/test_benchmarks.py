@@ -100,6 +100,34 @@ def test_table_says_what_made_it(table: dict[str, Any]) -> None:
     assert table["date"]
 
 
+def test_floor_on_paper_is_operations_and_bytes_by_the_data_sheet(benchmark: Any) -> None:
+    a = torch.ones(300, 500)
+    row = benchmark("rows").on_paper("a product", lambda: a @ a.T, "")
+    assert row.more == {"TFLOP": 2 * 300 * 500 * 300 / 1e12, "GB moved": 4 * (2 * 300 * 500 + 300 * 300) / 1e9}
+    floors = {name: figure["median"] for name, figure in row.figures["paper"].items()}
+    assert floors["arithmetic"] == pytest.approx(1e3 * 9e7 / 989e12)  # 989 TFLOP/s in bfloat16, 3.35 TB/s
+    assert floors["memory"] == pytest.approx(1e3 * 1.56e6 / 3.35e12)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_rows_of_networks_are_counted_at_the_sizes_of_a_gpu_in_no_memory(benchmark: Any, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    told = benchmark("speed").main(["--paper", "--rows", "dit"])
+    width, depth, tokens, latents = 768, 12, 256, 256
+    forward = depth * (2 * 12 * width**2 * tokens + 4 * width * tokens**2)  # of one: layers, and attention
+    assert told["dit"].more["TFLOP"] == pytest.approx(3 * latents * forward / 1e12, rel=0.01)
+    with pytest.raises(SystemExit):
+        benchmark("speed").main(["--paper", "--rows", "trainer"])
+
+
+def test_what_a_person_waits_for_is_timed_too(benchmark: Any) -> None:
+    told = benchmark("speed").main(["--quick", "--rows", "faces,encode"])
+    faces, encode = (told[name].figures["cpu"]["ours"]["median"] for name in ("faces", "encode"))
+    assert faces > encode > 0
+    minutes = told["encode"].more["minutes for both mirror images of FFHQ"]
+    assert minutes == pytest.approx(140_000 * encode / 60_000)
+
+
 def test_unknown_row_is_refused_with_the_names_there_are(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refusal:
         benchmark("speed").main(["--rows", "vea"])

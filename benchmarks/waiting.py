@@ -1,0 +1,64 @@
+"""The rows of what a person waits for: new faces, and photos encoded before stage 2 can begin."""
+
+from collections.abc import Callable
+
+import torch
+from ours import built, built_ldm
+from rows import Row, Scale, Work, on_paper, timed
+from torch import Tensor
+
+from latentfaces.diffusion import HeunSampler
+from latentfaces.pipeline import FacePipeline
+
+PHOTOS = 70_000
+"""Of FFHQ."""
+STEPS = 18
+"""Of Heun, with two evaluations each but for the last."""
+
+
+def pipeline_of(scale: Scale) -> FacePipeline:
+    """Untrained networks of the configs that the scale names, in what train.py computes in."""
+    autoencoder = built("model=vae", f"model/autoencoder={scale.autoencoder}").network.eval().requires_grad_(False)
+    denoiser = built_ldm(f"model/denoiser={scale.denoiser}").network.eval().requires_grad_(False)
+    bfloat16 = scale.paper or scale.shipped == "bf16"
+    return FacePipeline(autoencoder, denoiser, scale.resolution, scale.device, bfloat16)  # type: ignore[arg-type]
+
+
+def once(scale: Scale, title: str, work: Callable[[], Tensor], goal: str = "") -> Row:
+    """The row of something that only we do here."""
+    named: dict[str, Work] = {"ours": work}
+    return on_paper(title, work, goal) if scale.paper else Row(title, "ms", timed(named, scale), goal=goal)
+
+
+def faces(scale: Scale) -> Row:
+    """From noise to pictures, without guidance."""
+    pipeline = pipeline_of(scale)
+    noise = torch.randn(scale.faces, *pipeline.latent_shape, device=scale.device)
+    title = (
+        f"{scale.faces} faces of {scale.resolution} px by {STEPS} steps of Heun, {scale.autoencoder}, {scale.denoiser}"
+    )
+
+    def counted() -> Tensor:  # a sampler reads its times, which tensors without memory have not
+        assert pipeline.denoiser is not None
+        with torch.no_grad(), pipeline.autocast():
+            for _ in range(2 * STEPS - 1):
+                pipeline.denoiser(noise, noise[:, 0, 0, 0])
+        return pipeline.decode(noise)
+
+    def made() -> Tensor:
+        return pipeline.decode(pipeline.sample(noise, HeunSampler(STEPS)))
+
+    return once(scale, title, counted if scale.paper else made, "64 under 500 ms on a GPU")
+
+
+def encoding(scale: Scale) -> Row:
+    """Photos to latents; both mirror images of all of FFHQ are so many times as much."""
+    pipeline = pipeline_of(scale)
+    images = torch.rand(scale.faces, 3, scale.resolution, scale.resolution, device=scale.device) * 2 - 1
+    title = f"encoding {scale.faces} photos of {scale.resolution} px, {scale.autoencoder}"
+    row = once(scale, title, lambda: pipeline.encode(images), "70k photos in 2 minutes on a GPU")
+    clock = next(iter(row.figures.values()))
+    row.more["minutes for both mirror images of FFHQ"] = (
+        max(figure["median"] for figure in clock.values()) * 2 * PHOTOS / scale.faces / 60_000
+    )
+    return row
