@@ -24,6 +24,7 @@ FILE_KEYS = ("image", "to_image", "mask")
 SHARED = ("generate", "evaluate")
 """Tasks that several processes can share out."""
 AUTO = Path(__file__).parent / "guidance" / "auto.yaml"
+HEUN = Path(__file__).parent / "sampler" / "heun.yaml"
 NO_GUIDANCE = {"_target_": "latentfaces.diffusion.NoGuidance"}
 
 
@@ -105,9 +106,10 @@ def typed(cfg: DictConfig, run: Run) -> Recipe:
     choices = HydraConfig.get().runtime.choices
     tuned = {group for group in ("guidance", "sampler") if choices.get(group) == "tuned"}
     best = (run.tuned() or {}) if tuned else {}
-    if "sampler" in tuned and "sampler" in best:
+    found = best.get("sampler") if cfg.image is None else plain(OmegaConf.load(HEUN))  # type: ignore[arg-type]
+    if "sampler" in tuned and found is not None:
         with open_dict(cfg):
-            cfg.sampler = best["sampler"] | typed_of(plain(cfg.sampler), best["sampler"])
+            cfg.sampler = found | typed_of(plain(cfg.sampler), found)
     settings = plain(cfg.task)
     check_types(settings, "task")
     refuse_idle_options(cfg)
@@ -128,12 +130,12 @@ def typed(cfg: DictConfig, run: Run) -> Recipe:
 
 
 def typed_of(sampler: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """What was typed of the sampler that task=tune found."""
+    """What was typed of the sampler that stands in for `sampler=tuned`."""
     typed = {key: value for key, value in sampler.items() if f"sampler.{key}" in typed_keys()}
     if strange := typed.keys() - found.keys():
         kind = found["_target_"].rpartition(".")[2]
         key = strange.pop()
-        raise UserError(f"sampler.{key}=... is no option of {kind}, which task=tune found: type sampler=... beside it")
+        raise UserError(f"sampler.{key}=... is no option of {kind}, which sampler=tuned is here: type another sampler=...")
     return typed
 
 

@@ -157,7 +157,7 @@ def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.C
     assert float(scores[0]["distance"]) == pytest.approx(found["score"])
     assert min(float(row["distance"]) for row in scores) == pytest.approx(found["score"])
     assert {row["guidance"] for row in scores} == {"none", "auto"}
-    assert {row["sampler"] for row in scores} == {"DPMpp2M 2", "DPMpp2M 20 eta=1.0", "DDPM 3"}
+    assert {row["sampler"] for row in scores} == {"DPMpp2M 2 eta=1.0", "DPMpp2M 20", "DDPM 3"}
     assert scores[0]["sampler"].startswith(found["sampler"]["_target_"].split(".")[-1].removesuffix("Sampler"))
     assert "best:" in printed
     assert Path("pictures/scores.png").stat().st_size > 5000
@@ -181,10 +181,15 @@ def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.C
     assert origin()["settings"]["sampler"] == ddpm
     assert origin("sampler.num_steps=2")["settings"]["sampler"] == ddpm | {"num_steps": 2}
     assert origin("sampler=euler", "sampler.num_steps=2")["settings"]["sampler"]["_target_"].endswith("EulerSampler")
-    assert origin("task=interpolate", "num_images=2", "sampler=tuned")["settings"]["sampler"] == ddpm
+    assert origin("task=interpolate", "num_images=2")["settings"]["sampler"] == ddpm
+    for name, colour in (("me.png", "red"), ("you.png", "blue")):
+        Image.new("RGB", (16, 16), colour).save(name)
+    photos = origin("task=interpolate", "num_images=2", "image=me.png", "task.to_image=you.png", "sampler.num_steps=3")
+    heun = {"_target_": "latentfaces.diffusion.HeunSampler", "num_steps": 3, "shift": 1.0, "spacing": "auto"}
+    assert photos["settings"]["sampler"] == heun  # which can be run backwards
     with pytest.raises(SystemExit):
         origin("sampler.eta=0.5")
-    assert "sampler.eta=... is no option of DDPMSampler" in capsys.readouterr().err
+    assert "sampler.eta=... is no option of DDPMSampler, which sampler=tuned is here" in capsys.readouterr().err
     Path("outputs/ldm/faces/tuned.json").write_text(json.dumps({k: v for k, v in best.items() if k != "sampler"}))
     assert origin()["settings"]["sampler"]["_target_"].endswith("DPMpp2MSampler")  # of a version that tuned none
     other_weights = best | {"of": "0123456789ab"}
@@ -192,7 +197,7 @@ def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.C
     assert origin()["guidance"] == origin("guidance=auto")["guidance"]  # as if nobody had tuned
     untuned = origin()
     assert untuned["ema"] is None
-    usual = {"_target_": "latentfaces.diffusion.DPMpp2MSampler", "num_steps": 20}
+    usual = {"_target_": "latentfaces.diffusion.DPMpp2MSampler", "num_steps": 20, "eta": 1.0}
     assert usual.items() <= untuned["settings"]["sampler"].items()
     Path("outputs/ldm/faces/tuned.json").unlink()
     guide = Path("outputs/ldm/faces/checkpoints/guide_denoiser.pth")
