@@ -36,13 +36,14 @@ from torch import Tensor, nn
 
 from latentfaces.data import FFHQDataModule
 from latentfaces.data.ffhq import to_uint8
-from latentfaces.diffusion import AutoGuidance, HeunSampler, InternalGuidance, Sampler
+from latentfaces.diffusion import AutoGuidance, DPMpp2MSampler, InternalGuidance, Sampler
 from latentfaces.evaluation import kernel_distance
 from latentfaces.nn import weights_hash
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import Run, open_run
 
-HEUN = HeunSampler(18)
+SHIPPED = DPMpp2MSampler(20, eta=1.0)
+"""As sample.py makes new faces."""
 Rows = dict[str, dict[str, Any]]
 
 TINY_DIT = ["model/denoiser=tiny", "model.denoiser.network.auxiliary_depth=3", "data.batch_size=32"]
@@ -187,7 +188,7 @@ def judge_floor(judge: Judge, name: str, pipeline: FacePipeline) -> None:
 
 
 def judge_guidance(
-    judge: Judge, run: Run, name: str, weights: list[float], num_faces: int, sampler: Sampler = HEUN
+    judge: Judge, run: Run, name: str, weights: list[float], num_faces: int, sampler: Sampler = SHIPPED
 ) -> None:
     """The kinds of guidance that the run allows."""
     pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
@@ -252,7 +253,7 @@ def main() -> None:
         pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
         assert pipeline.denoiser is not None
         about_it = told(pipeline.denoiser, run.result()["steps"], started)
-        judge(rival, pipeline.generate(arguments.faces, seed=0, sampler=HEUN), **about_it)
+        judge(rival, pipeline.generate(arguments.faces, seed=0, sampler=SHIPPED), **about_it)
         if "guidance" in arguments.more:
             judge_guidance(judge, run, rival, arguments.weights, arguments.faces)
 
