@@ -134,8 +134,9 @@ def typed_of(sampler: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     typed = {key: value for key, value in sampler.items() if f"sampler.{key}" in typed_keys()}
     if strange := typed.keys() - found.keys():
         kind = found["_target_"].rpartition(".")[2]
-        key = strange.pop()
-        raise UserError(f"sampler.{key}=... is no option of {kind}, which sampler=tuned is here: type another sampler=...")
+        raise UserError(
+            f"sampler.{strange.pop()}=... is no option of {kind}, which sampler=tuned is here: choose another"
+        )
     return typed
 
 
