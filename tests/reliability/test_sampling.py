@@ -42,7 +42,10 @@ WRONG = {
     "a strength beyond all": (["task=edit", "task.strength=2"], "task.strength=2 must be above 0 and at most 1"),
     "a weight below one": (["guidance=auto", "guidance.weight=0.5"], "guidance: weight=0.5 must be at least 1"),
     "a weight of no guidance": (["guidance.weight=2"], "it goes with guidance=auto or guidance=internal"),
-    "an option of another sampler": (["sampler.eta=1"], "there is no sampler.eta with what was chosen: it goes with"),
+    "an option of another sampler": (
+        ["sampler=heun", "sampler.eta=1"],
+        "no sampler.eta with what was chosen: it goes with",
+    ),
     "an unknown spacing": (["sampler.spacing=even"], "'karras' or 'log_snr', or 'auto'"),
     "a key that does not exist": (["num_image=3"], "there is no num_image: did you mean num_images?"),
 }
