@@ -12,8 +12,8 @@ Same photos, same held-out people, same minutes, one after the other. Each rival
 diffusers by a plain loop with the defaults of its train_autoencoderkl.py (batch 4, AdamW 1e-4, L2, KL 1e-6, clip 1,
 float32, constant rate; that script's LPIPS has no gradient and its discriminator never starts this early), on the CPU,
 and, where that has bfloat16 units, once more in bfloat16 autocast; latentfaces by train.py; TAEF2 is measured as it
-is. Reported, for all held-out photos: PSNR in dB, SSIM, and
-kid_effnet, the kernel inception distance x 1000 over features of EfficientNet-Lite0, which pip can install.
+is. Reported, for all held-out photos: PSNR in dB, SSIM, and kid_effnet, the kernel inception distance x 1000 over
+features of EfficientNet-Lite0, which pip can install.
 """
 
 import argparse
@@ -142,7 +142,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(f"{rival:16s} " + "  ".join(f"{key} {value:.4g}" for key, value in rows[rival].items()), flush=True)
     if arguments.json:
         command = f"python benchmarks/autoencoder.py PHOTOS --resolution {arguments.resolution}"
-        command += f" --minutes {arguments.minutes:g} --rivals {arguments.rivals} --set {' '.join(arguments.set)}"
+        command += f" --minutes {arguments.minutes:g} --rivals {arguments.rivals}"
+        command += " --taef2 FOLDER" if arguments.taef2 else ""
+        command += f" --set {' '.join(arguments.set)}"
         arguments.json.write_text(json.dumps({**about(), "command": command, "rows": rows}, indent=1))
     return rows
 

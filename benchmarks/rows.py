@@ -4,15 +4,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from ours import in_bfloat16
 from timing import Spread, Work, cpu_ms, interleaved, wall_ms
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from latentfaces.training.budget import GPUS
 from latentfaces.training.cost import Meter
@@ -144,24 +142,11 @@ def count(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
 
 
-class OperationCounter(TorchDispatchMode):
-    """Counts operations of products and convolutions, as torch does, also where gradients are asked for in parts."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=result)
-        return result
-
-
 def gigaflops(work: Work) -> float:
     """Of one call; attention counted as the products that it is."""
-    with sdpa_kernel(SDPBackend.MATH), OperationCounter() as counter:
+    with sdpa_kernel(SDPBackend.MATH), Meter() as meter:
         work()
-    return counter.total / 1e9
+    return meter.flops / 1e9
 
 
 def timed(works: Mapping[str, Work], scale: Scale) -> dict[str, dict[str, Spread]]:

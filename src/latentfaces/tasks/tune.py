@@ -63,7 +63,7 @@ def sampler_config(sampler: Sampler) -> dict[str, Any]:
 
 
 def named(samplers: Sequence[Sampler]) -> dict[str, Sampler]:
-    """By name and steps, and by what else is unusual: "DPMpp2M 20 eta=1"; each once."""
+    """By name and steps, and by what else is unusual: "DPMpp2M 20 eta=1.0"; each once."""
     names = {}
     for sampler in samplers:
         config = sampler_config(sampler)
