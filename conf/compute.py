@@ -1,5 +1,6 @@
 """From the keys `device.*` and `trainer.precision` to how the networks are computed."""
 
+import os
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -26,6 +27,16 @@ SWITCH: dict[Any, bool | None] = {"auto": None, True: True, False: False}
 def training_device(trainer: DictConfig) -> torch.device:
     """The kind of device that Lightning will choose."""
     return best_device() if trainer.accelerator in ("auto", "gpu", "cuda", "mps") else torch.device("cpu")
+
+
+def answer_at_once_without_cuda() -> None:
+    """Where there is no CUDA device, let torch say so at once: its optimizers ask in every step.
+
+    Lightning has it look for a driver each time (`PYTORCH_NVML_BASED_CUDA_CHECK=1`, so that a process can still fork),
+    which takes a hundred times as long.
+    """
+    if not torch.cuda.is_available():
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 
 def device_choices(cfg: DictConfig) -> DeviceChoices:

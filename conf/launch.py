@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from conf import tracking
 from conf.allocator import keep_freed_memory
 from conf.checks import check_optimizers, check_training
-from conf.compute import apply_choices, device_choices, training_device
+from conf.compute import answer_at_once_without_cuda, apply_choices, device_choices, training_device
 from conf.devices import settle_devices
 from conf.resume import claim_run, command_to_go_on, is_main_process, requeue
 from conf.safety import refuse_links, refuse_secrets_in
@@ -287,6 +287,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
         default_root_dir=cfg.run_dir,
     )
     skip_idle_hooks(trainer.callbacks)
+    answer_at_once_without_cuda()
     data = instantiate(cfg.data)  # downloads and packs: after everything whose mistakes can be told without
     with open_dict(cfg):
         cfg.pack = str(data.folder)
