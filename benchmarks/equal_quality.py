@@ -1,10 +1,12 @@
 """What 64 faces cost at equal quality: latentfaces and diffusers, each with the sampler and steps that are enough.
 
-    python benchmarks/equal_quality.py PHOTOS --vae RUN --run RUN --minutes 12 [--peer diffusers-tuned] [--json FILE]
+    python benchmarks/equal_quality.py PHOTOS --vae RUN --run RUN --minutes 12 [--faces 256]
+        [--only 'dpmpp_2m,ddpm 50'] [--guidance plain] [--theirs 'ddim 10,dpm'] [--peer diffusers-tuned] [--json FILE]
 
 `--run` is a finished run of ours of stage 2; diffusers' UNet2DModel of equal size is trained in the same latents for so
 many minutes, by `benchmarks/diffusion.py`. Each side makes 1,000 (--faces) faces with each of its samplers at some
-numbers of steps, in batches of 64, with the same decoder in the same precision, one thread; CPU time of 64 faces.
+numbers of steps (--only and --guidance choose of ours), in batches of 64, with the same decoder in the same precision,
+one thread; CPU time of 64 faces.
 
 Two networks are hardly ever equally good, so there are two answers. `own`: each side's cheapest setting whose
 kid_effnet is within 5 % of the best that this side reaches at all: nobody gives up quality, but the better side may pay
@@ -14,6 +16,7 @@ equal faces, which a better network may reach in fewer steps. Neither says anyth
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +24,16 @@ import torch
 from about import about
 from diffusion import DIFFUSERS, Judge, cached_latents, sample_diffusers, train_diffusers
 from ours import in_bfloat16
-from sampler_quality import Settings, makers_of, measured
+from sampler_quality import Settings, add_names, add_ours, makers_of, measured
 
 from latentfaces.data import FFHQDataModule
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import open_run
 
 TOLERANCE = 1.05
-STEPS = {"ddim": (10, 20, 50), "ddim-clipped": (10, 20, 50), "dpm": (5, 10, 20, 50)}
-"""Of diffusers' schedulers."""
+COUNTS = (2, 3, 5, 10, 20, 50)
+THEIRS = {f"{kind} {count}": (kind, count) for kind in ("ddim", "ddim-clipped", "dpm") for count in COUNTS}
+"""Diffusers' schedulers, each with its numbers of steps."""
 
 
 def cheapest(settings: Settings, level: float) -> str:
@@ -55,6 +59,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
     parser.add_argument("--minutes", type=float, default=12.0, help="of training diffusers' network")
     parser.add_argument("--peer", default="diffusers-tuned", choices=list(DIFFUSERS))
     parser.add_argument("--faces", type=int, default=1000)
+    add_ours(parser)
+    add_names(parser, "--theirs", THEIRS, "schedulers of diffusers, each with its steps")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     vae, bfloat16 = open_run(arguments.vae), in_bfloat16()
@@ -62,19 +68,17 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
     data = FFHQDataModule.from_photos(arguments.photos, folder="data", resolution=resolution, batch_size=64)
     data.setup()
     command = "python benchmarks/equal_quality.py PHOTOS --vae RUN --run RUN"
-    command += f" --minutes {arguments.minutes:g} --faces {arguments.faces}"
+    command += f" --minutes {arguments.minutes:g} --faces {arguments.faces} --peer {arguments.peer}"
+    for option in ("only", "guidance", "theirs"):
+        command += f" --{option} '{','.join(getattr(arguments, option))}'"
     judge, plain = Judge(data, None, None, command), FacePipeline.load(vae, bfloat16=bfloat16)
     batch_size, rate = DIFFUSERS[arguments.peer]
     latents = cached_latents(plain, arguments.photos, resolution, batch_size)
     unet, _ = train_diffusers(latents, arguments.minutes, rate)
     torch.set_num_threads(1)
-    ours = measured(judge, makers_of(arguments.run, arguments.faces))
-    their_makers = {
-        f"{kind} {steps}": lambda kind=kind, steps=steps: sample_diffusers(unet, plain, kind, steps, arguments.faces)
-        for kind, counts in STEPS.items()
-        for steps in counts
-    }
-    found = answers(ours, measured(judge, their_makers))
+    ours = measured(judge, makers_of(arguments.run, arguments.faces, arguments.only, arguments.guidance))
+    theirs = {name: partial(sample_diffusers, unet, plain, *THEIRS[name], arguments.faces) for name in arguments.theirs}
+    found = answers(ours, measured(judge, theirs))
     for name, row in found.items():
         print(name, row, flush=True)
     if arguments.json:

@@ -33,9 +33,9 @@ from latentfaces.pipeline import FacePipeline
 from latentfaces.run import open_run
 
 KINDS: dict[str, tuple[Callable[[int], Sampler], tuple[int, ...]]] = {
-    "euler": (EulerSampler, (5, 10, 20, 50)),
-    "heun": (HeunSampler, (5, 9, 18)),
-    "dpmpp_2m": (DPMpp2MSampler, (5, 10, 20, 50)),
+    "euler": (EulerSampler, (2, 3, 5, 10, 20, 50)),
+    "heun": (HeunSampler, (2, 3, 5, 9, 18)),
+    "dpmpp_2m": (DPMpp2MSampler, (2, 3, 5, 10, 20, 50)),
     "dpmpp_2m_sde": (partial(DPMpp2MSampler, eta=1.0), (5, 10, 20, 50)),
     "ddpm": (DDPMSampler, (20, 50)),
 }
@@ -63,16 +63,16 @@ def makers_of(
     return makers
 
 
-def chosen(typed: list[str], known: Iterable[str]) -> list[str]:
-    """The names that are typed, whole or by their first word.
+def chosen(text: str, known: Iterable[str]) -> list[str]:
+    """The names that are typed with commas between, whole or by their first word.
 
     Raises:
-        ValueError: there is none of that name.
+        argparse.ArgumentTypeError: there is none of that name.
     """
-    found = [name for word in typed for name in known if word in (name, name.split()[0])]
+    typed = text.split(",")
     if strange := [word for word in typed if not any(word in (name, name.split()[0]) for name in known)]:
-        raise ValueError(f"{', '.join(strange)} is none of {', '.join(known)}")
-    return found
+        raise argparse.ArgumentTypeError(f"{', '.join(strange)} is none of {', '.join(known)}")
+    return [name for word in typed for name in known if word in (name, name.split()[0])]
 
 
 def measured(judge: Judge, makers: dict[str, Callable[[], Tensor]]) -> Settings:
@@ -87,30 +87,36 @@ def measured(judge: Judge, makers: dict[str, Callable[[], Tensor]]) -> Settings:
     return settings
 
 
+def add_names(parser: argparse.ArgumentParser, option: str, known: Iterable[str], what: str) -> None:
+    """An option that takes some of the names there are, all by default."""
+    told = f"{what}, with commas, whole or by the first word"
+    parser.add_argument(option, type=partial(chosen, known=known), default=",".join(known), help=told)
+
+
+def add_ours(parser: argparse.ArgumentParser) -> None:
+    """What of ours is measured."""
+    add_names(parser, "--only", SAMPLERS, "samplers, each with its steps")
+    add_names(parser, "--guidance", GUIDANCES, "kinds of guidance")
+
+
 def main(argv: list[str] | None = None) -> Settings:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--run", type=Path, required=True, help="a run of stage 2 on these photos")
     parser.add_argument("--faces", type=int, default=1000)
-    parser.add_argument("--only", default=",".join(KINDS), help="samplers by name, with steps or without, with commas")
-    parser.add_argument("--guidance", default=",".join(GUIDANCES), help="with commas")
+    add_ours(parser)
     parser.add_argument("--keep", type=Path, help="a folder for the faces")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
-    try:
-        samplers = chosen(arguments.only.split(","), SAMPLERS)
-        guidances = chosen(arguments.guidance.split(","), GUIDANCES)
-    except ValueError as error:
-        parser.error(str(error))
     resolution = open_run(arguments.run).config["data"]["resolution"]
     data = FFHQDataModule.from_photos(arguments.photos, folder="data", resolution=resolution, batch_size=64)
     data.setup()
     torch.set_num_threads(1)
     command = f"python benchmarks/sampler_quality.py PHOTOS --run RUN --faces {arguments.faces}"
-    command += f" --only '{arguments.only}' --guidance {arguments.guidance}"
+    command += f" --only '{','.join(arguments.only)}' --guidance {','.join(arguments.guidance)}"
     judge = Judge(data, arguments.keep, arguments.json, command)
     judge_floor(judge, "floor", FacePipeline.load(arguments.run, bfloat16=in_bfloat16()))
-    return measured(judge, makers_of(arguments.run, arguments.faces, samplers, guidances))
+    return measured(judge, makers_of(arguments.run, arguments.faces, arguments.only, arguments.guidance))
 
 
 if __name__ == "__main__":

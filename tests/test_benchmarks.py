@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -278,6 +279,15 @@ def test_a_rival_that_cannot_be_measured_is_named_before_any_is_trained(
 def test_samplers_are_chosen_with_their_steps_or_all_of_a_kind(benchmark: Any) -> None:
     names = ["heun 5", "heun 9", "ddpm 20", "ddpm 50"]
     chosen = benchmark("sampler_quality").chosen
-    assert chosen(["ddpm 50", "heun"], names) == ["ddpm 50", "heun 5", "heun 9"]
-    with pytest.raises(ValueError, match="euler, ddpm 7 is none of heun 5"):
-        chosen(["euler", "heun", "ddpm 7"], names)
+    assert chosen("ddpm 50,heun", names) == ["ddpm 50", "heun 5", "heun 9"]
+    with pytest.raises(ArgumentTypeError, match="euler, ddpm 7 is none of heun 5"):
+        chosen("euler,heun,ddpm 7", names)
+
+
+def test_a_setting_of_a_peer_that_there_is_not_is_named_before_it_is_trained(
+    benchmark: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        benchmark("equal_quality").main(["photos.zip", "--vae", "a", "--run", "b", "--theirs", "dpm,ddim 7"])
+    assert refusal.value.code == 2
+    assert "argument --theirs: ddim 7 is none of ddim 2, ddim 3" in capsys.readouterr().err
