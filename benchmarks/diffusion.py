@@ -31,19 +31,22 @@ import torch.nn.functional as F
 from about import about
 from autoencoder import time_limit
 from features import effnet_features
-from ours import in_bfloat16
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from ours import ROOT, in_bfloat16
 from torch import Tensor, nn
 
 from latentfaces.data import FFHQDataModule
 from latentfaces.data.ffhq import to_uint8
-from latentfaces.diffusion import AutoGuidance, DPMpp2MSampler, InternalGuidance, Sampler
+from latentfaces.diffusion import AutoGuidance, InternalGuidance, Sampler
 from latentfaces.evaluation import kernel_distance
 from latentfaces.nn import weights_hash
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import Run, open_run
 
-SHIPPED = DPMpp2MSampler(20, eta=1.0)
+SHIPPED: Sampler = instantiate(OmegaConf.load(ROOT / "conf/sampler/dpmpp_2m_sde.yaml"))
 """As sample.py makes new faces."""
+
 Rows = dict[str, dict[str, Any]]
 
 TINY_DIT = ["model/denoiser=tiny", "model.denoiser.network.auxiliary_depth=3", "data.batch_size=32"]
