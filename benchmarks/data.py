@@ -2,7 +2,7 @@
 
     python benchmarks/data.py PHOTOS [--resolution 256] [--seconds 4]
 
-PHOTOS is a folder with one picture folder in it, or a .zip that train.py could use; drawn faces of 512 pixels without.
+PHOTOS is a folder whose only folder is called photos, with the pictures in it; drawn faces of 512 pixels without.
 One process, one thread in torch, the variants in turn, five rounds; medians with minimum and maximum; the disk cache is
 warm. Loading: wall microseconds a picture in the training process (two more threads read a pack's next batch).
 Packing: CPU microseconds a picture over all threads, against a loop that opens, converts and resizes with Pillow. The

@@ -31,7 +31,7 @@ from conf.typed import typed_keys
 from latentfaces.errors import UserError
 from latentfaces.files import written_whole
 from latentfaces.nn import DeviceChoices
-from latentfaces.run import CONFIG, DATA, Run, find_run, open_run, refuse_strangers
+from latentfaces.run import CONFIG, DATA, Run, find_run, folders_named, open_run, refuse_strangers
 from latentfaces.signals import Stopped
 
 
@@ -94,9 +94,11 @@ def add_trained_vae(cfg: DictConfig) -> Run:
 
     if cfg.resume.lower() != "false" and (Path(cfg.run_dir) / CONFIG).exists():
         run = open_run(cfg.run_dir)
-        if cfg.vae is not None and cfg.vae != run.config["vae"]:
-            raise UserError(f"{cfg.run_dir} goes on with its own VAE, of {run.config['vae']}: leave out vae={cfg.vae}")
         trained = run.config["vae"]
+        if cfg.vae not in (None, "latest"):  # the same words as at the start, though that run may be gone by now
+            meant = [folder.resolve() for folder in folders_named(cfg.vae, "vae")]
+            if Path(trained).resolve() not in meant:
+                raise UserError(f"{cfg.run_dir} goes on with its own VAE, of {trained}: leave out vae={cfg.vae}")
     else:
         run = find_run(cfg.vae or "latest", "vae", suits=suits)
         if run.stage != "vae":

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from commands import ADVERSARIAL, ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
+from commands import ADVERSARIAL, ROOT, SHORT, TINY_LDM, TINY_VAE, Command, refused, run_command, trained_in
 from forked import Forker
 from states import assert_equal, checkpoint, ema_of
 
@@ -43,9 +44,11 @@ def test_a_resumed_diffusion_run_goes_on_bit_for_bit(train: Command, workplace: 
     train(*TINY_VAE, *SHORT, "name=faces")
     settings = [*TINY_LDM, *SHORT, "model.lr_schedule.decay_share=0"]
     train(*settings, "trainer.max_steps=11", "name=straight")
-    train(*settings, "trainer.max_steps=6", "name=two_parts")
-    other_previews = "model.sampler.num_steps=3"
-    train(*settings, "trainer.max_steps=11", "name=two_parts", "resume=auto", other_previews)
+    train(*settings, "trainer.max_steps=6", "name=two_parts", "vae=faces")
+    more = [*settings, "trainer.max_steps=11", "name=two_parts", "resume=auto"]
+    assert "goes on with its own VAE, of outputs/vae/faces" in refused("train.py", *more, "vae=others")
+    shutil.rmtree("outputs/vae/faces")  # the run has a copy
+    train(*more, "vae=faces", "model.sampler.num_steps=3")  # the words of the start, and other previews
     straight, resumed = checkpoint("ldm/straight"), checkpoint("ldm/two_parts")
     assert straight["global_step"] == resumed["global_step"] == 11
     assert_equal(straight["state_dict"], resumed["state_dict"], "weights")

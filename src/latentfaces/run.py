@@ -174,11 +174,16 @@ def find_run(
                 f"or name a folder with {key}=FOLDER"
             )
         return max(runs, key=lambda run: (run.folder / RESULT).stat().st_mtime)
-    for folder in (Path(wanted), here / wanted):
+    for folder in folders_named(wanted, stage, outputs):
         if (folder / CONFIG).exists():
             return open_run(folder)
     known = ", ".join(sorted(run.folder.name for run in runs_in(here))) or "none"
     raise UserError(f"{key}={wanted} is neither a run's folder nor a name in {here} (there: {known})")
+
+
+def folders_named(wanted: str, stage: str, outputs: str | Path = "outputs") -> list[Path]:
+    """What a person may mean: the folder itself, and then the run of this name below `outputs/<stage>`."""
+    return [Path(wanted), Path(outputs) / stage / wanted]
 
 
 def runs_in(folder: Path) -> Iterator[Run]:

@@ -128,7 +128,7 @@ class RankWatch(threading.Thread):
         return (
             f"rank {', '.join(behind)} did not come to where the other ranks have waited for "
             f"{self.timeout / 60:g} minutes: see what it was doing, or give it longer with "
-            "trainer.strategy.timeout_minutes"
+            "trainer.strategy.timeout_minutes=... beside strategy=ddp, or the strategy that you chose"
         )
 
     def first_failure(self, error: Exception) -> str | None:
