@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from conf.composing import GROUPS
+from conf.composing import CONF, GROUPS
 from conf.limits import ModelLimits
 from conf.resume import CHOICES as RESUME
 from conf.safety import leaves_of
@@ -25,9 +25,10 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     r"trainer\.accumulate_grad_batches": (lambda x: x >= 1, "at least 1"),
     r"max_skipped_steps": (lambda x: x >= 1, "at least 1"),
     r"trainer\.(max_steps|max_epochs)": (lambda x: x >= 1 or x == -1, "at least 1, or -1 for no limit"),
-    r"trainer\.(val_check_interval|check_val_every_n_epoch|limit_(train|val|test)_batches)": (
-        lambda x: x > 0,
-        "above 0",
+    r"trainer\.(val_check_interval|check_val_every_n_epoch)": (lambda x: x > 0, "above 0"),
+    r"trainer\.limit_(train|val|test)_batches": (
+        lambda x: x >= 1 if isinstance(x, int) else 0 < x <= 1,
+        "a number of batches, as 10, or a share of them, as 0.1",
     ),
     r"data\.resolution": (lambda x: x >= 8, "at least 8"),
     r"data\.val_every": (lambda x: x >= 2, "at least 2"),
@@ -75,6 +76,32 @@ def check_types(node: Any, key: str = "") -> None:
     elif isinstance(node, Sequence) and not isinstance(node, str):
         for index, value in enumerate(node):
             check_types(value, f"{key}[{index}]")
+
+
+def refuse_idle_choices(typed: Sequence[str]) -> None:
+    """A recipe sizes its own network, and counts more than a network that was chosen beside it.
+
+    Raises:
+        UserError: naming both.
+    """
+    choices = HydraConfig.get().runtime.choices
+    recipe = f"experiment/{choices.get('experiment')}/{choices['model']}"
+    for group in ("model/autoencoder", "model/denoiser"):
+        if group in typed and is_set_by(recipe, group.replace("/", ".")):
+            raise UserError(
+                f"{group}={choices[group]} would have no effect, for experiment={choices['experiment']} sizes its own "
+                f"network: leave one out, or change single sizes with {group.replace('/', '.')}.KEY=..."
+            )
+
+
+def is_set_by(config: str, key: str) -> bool:
+    """Whether a config file, or one of its own kind that it begins with, says something of the key."""
+    path = CONF / f"{config}.yaml"
+    if not path.exists():
+        return False
+    content: Any = OmegaConf.load(path)
+    bases = [base[1:] for base in content.get("defaults", ()) if str(base).startswith("/experiment/")]
+    return OmegaConf.select(content, key) is not None or any(is_set_by(base, key) for base in bases)
 
 
 def check_ranges(cfg: DictConfig) -> None:
@@ -141,6 +168,7 @@ def check_training(cfg: DictConfig) -> None:
     """
     typed = typed_keys()
     refuse_values_of_groups(HydraConfig.get().overrides.task)
+    refuse_idle_choices(typed)
     check_types(OmegaConf.to_container(cfg, resolve=True))
     check_ranges(cfg)
     refuse_added(cfg, TrainConfig)
@@ -188,6 +216,14 @@ def check_words(cfg: DictConfig, typed: Sequence[str]) -> None:
         raise UserError("requeue=true is for jobs of SLURM, and this is none: leave it out")
     if cfg.trainer.sync_batchnorm:
         raise UserError("trainer.sync_batchnorm has no effect: no network here normalises over a batch; leave it out")
+    for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        if not isinstance(cfg.trainer[key], int | float | None):
+            raise UserError(f"trainer.{key}={cfg.trainer[key]} must be a number of batches, as 10, or a share, as 0.1")
+    if cfg.trainer.overfit_batches:
+        raise UserError(
+            "trainer.overfit_batches would not keep to the same batches here: give a small folder with data.root=..., "
+            "or data=synthetic data.num_images=..."
+        )
     if cfg.trainer.use_distributed_sampler:
         raise UserError("trainer.use_distributed_sampler must be false: the data module shares batches out itself")
 

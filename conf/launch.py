@@ -25,7 +25,7 @@ from conf.allocator import keep_freed_memory
 from conf.checks import check_optimizers, check_training
 from conf.compute import answer_at_once_without_cuda, apply_choices, device_choices, training_device
 from conf.devices import settle_devices
-from conf.resume import claim_run, command_to_go_on, is_main_process, requeue
+from conf.resume import LOCK, claim_run, command_to_go_on, is_main_process, requeue, trained_alone
 from conf.safety import refuse_links, refuse_secrets_in
 from conf.typed import typed_keys
 from latentfaces.errors import UserError
@@ -112,6 +112,7 @@ def add_trained_vae(cfg: DictConfig) -> Run:
         cfg.model.autoencoder = run.config["model"]["autoencoder"]
         if own_data is None:
             cfg.data = OmegaConf.merge(run.config["data"], cfg.data)
+            cfg.data.seed = cfg.seed  # the order of this training's batches, not of the VAE's
         elif not resolution_chosen:  # other photos, for the same VAE
             cfg.data.resolution = run.config["data"]["resolution"]
     if is_main_process():
@@ -156,6 +157,8 @@ def drop_if_empty(folder: str | Path) -> None:
     names = [parent.name for parent in path.parents]
     above = path.parents[: names.index("outputs") + 1] if "outputs" in names else ()
     with contextlib.suppress(OSError):  # not there, or not empty
+        if [entry.name for entry in path.iterdir()] == [LOCK]:
+            (path / LOCK).unlink()
         for empty in (path, *above):
             empty.rmdir()
 
@@ -211,11 +214,12 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
         settle_devices(cfg)
         choices = device_choices(cfg)
         cfg.trainer.precision = choices.precision
-        checkpoint = claim_run(cfg)
-        with stops_told(cfg) as stop:
-            parts = build_training(cfg, vae_run, choices, stop)
-            with one_job():
-                yield *parts, checkpoint
+        with trained_alone(cfg):
+            checkpoint = claim_run(cfg)
+            with stops_told(cfg) as stop:
+                parts = build_training(cfg, vae_run, choices, stop)
+                with one_job():
+                    yield *parts, checkpoint
     except BaseException:
         drop_if_empty(cfg.run_dir)
         raise

@@ -72,11 +72,7 @@ class ModelLimits:
         network = self.cfg.model.denoiser.network
         known = inspect.signature(get_object(network["_target_"])).parameters
         if foreign := [str(key) for key in network if key not in known and not str(key).startswith("_")]:
-            name = network["_target_"].rpartition(".")[2]
-            raise UserError(
-                f"a {name} has no {', '.join(foreign)}: experiment=... gives the sizes of another network; leave it "
-                "out, or do without model/denoiser=..."
-            )
+            raise UserError(f"a {network['_target_'].rpartition('.')[2]} has no {', '.join(foreign)}: leave it out")
         latent_channels = self.cfg.model.autoencoder.latent_channels
         if network.channels != latent_channels:
             raise UserError(

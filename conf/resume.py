@@ -1,12 +1,15 @@
 """What a run's folder is for: a fresh start, or going on from a checkpoint, with the config it was begun with."""
 
+import contextlib
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +21,8 @@ from latentfaces.run import RESULT
 CHOICES = ("true", "false", "auto", "force")
 CANDIDATES = ("last", "last.previous", "best")
 """Checkpoints to go on from, the newest first."""
+LOCK, PATIENCE = ".lock", 10.0
+"""The file that a training holds in its folder, and seconds to wait for one that is about to end."""
 
 NOT_COMPARED = ("name", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk")
 HARMLESS = (
@@ -39,6 +44,30 @@ def is_main_process() -> bool:
     """Whether this is the process that a person started, or the first of those that torchrun or srun did."""
     numbers = ("LOCAL_RANK", "NODE_RANK", "RANK", "GROUP_RANK", "SLURM_PROCID")
     return not any(int(os.environ.get(number, "0")) for number in numbers)
+
+
+@contextlib.contextmanager
+def trained_alone(cfg: DictConfig) -> Iterator[None]:
+    """Within this context no other process trains in the run's folder.
+
+    Raises:
+        UserError: one does.
+    """
+    if not is_main_process():
+        yield
+        return
+    folder = Path(cfg.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    # A while, since loading processes of a training that was killed end a few seconds after it.
+    lock = FileLock(folder / LOCK, timeout=PATIENCE)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another process trains in {folder}: wait for it, or give this one another name=...") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def claim_run(cfg: DictConfig) -> Path | None:
@@ -129,7 +158,8 @@ def command_to_go_on(cfg: DictConfig) -> str:
     """What to type to go on with this run: what was typed, with `resume=auto`, and the name if it was made up."""
     typed = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        typed = [*HydraConfig.get().overrides.task, f"hydra.run.dir={cfg.run_dir}"]
+        # An experiment may say that it is a sweep, and this job is not to begin one.
+        typed = [*HydraConfig.get().overrides.task, f"hydra.run.dir={cfg.run_dir}", "hydra.mode=RUN"]
     elif not any(argument.startswith(("name=", "hydra.run.dir=")) for argument in typed):
         typed.append(f"name={cfg.name}")
     started = ["torchrun", "..."] if "TORCHELASTIC_RUN_ID" in os.environ else ["python"]

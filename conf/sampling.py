@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,11 +17,13 @@ from conf.checks import check_ranges, check_types, refuse_added
 from conf.launch import is_main_process, plain
 from conf.safety import refuse_links, refuse_secrets_in
 from conf.schema import Precision, SampleConfig
-from conf.typed import typed_keys
+from conf.typed import key_of, typed_keys
 from latentfaces.errors import UserError
 from latentfaces.run import GUIDE, Run, build, find_run, open_run
 
 FILE_KEYS = ("image", "to_image", "mask")
+REMAKING = ("task", "image", "run", "output", "compile", "strips", "batch_size")
+"""What may be typed to make a picture again; its text says all else."""
 SHARED = ("generate", "evaluate")
 """Tasks that several processes can share out."""
 AUTO = Path(__file__).parent / "guidance" / "auto.yaml"
@@ -95,7 +98,10 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
             f"{weights}: it cannot be made again"
         )
     default = run.folder / "samples" / f"{choices['task']}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    return task, pipeline, PictureFolder(cfg.output or default, recipe.text(weights), ranks)
+    pictures = PictureFolder(cfg.output or default, recipe.text(weights), ranks)
+    words = [word for word in HydraConfig.get().overrides.task if key_of(word) not in ("run", "output")]
+    pictures.command = shlex.join(["python", "sample.py", f"run={run.folder}", *words])
+    return task, pipeline, pictures
 
 
 def typed(cfg: DictConfig, run: Run) -> Recipe:
@@ -169,6 +175,9 @@ def remembered(cfg: DictConfig) -> Recipe:
 
     if cfg.image is None:
         raise UserError("task=remake needs the picture: type image=FACE.png")
+    for key in typed_keys():
+        if key not in REMAKING and not key.startswith("hydra"):
+            raise UserError(f"{key}=... has no effect with task=remake, for the picture says it all: leave it out")
     path = Path(cfg.image).expanduser()
     try:
         with Image.open(path) as picture:
@@ -182,6 +191,8 @@ def remembered(cfg: DictConfig) -> Recipe:
         if recipe.task == "generate" and index is not None:  # that face alone
             settings |= {"first": settings.get("first", 0) + index, "num_images": 1}
         check_types(settings, "task")
+        if "batch_size" in typed_keys():  # of no account for what comes out, but for memory
+            settings["batch_size"] = cfg.batch_size
         now = named_files(settings)
         for key, digest in recipe.files.items():
             if now.get(key) != digest:
@@ -195,9 +206,13 @@ def remembered(cfg: DictConfig) -> Recipe:
 
 
 def named_files(settings: dict[str, Any]) -> dict[str, str]:
-    """The hash of each file among a task's photos and masks."""
+    """The hash of each file among a task's photos and masks; of a folder of photos, that of its names and sizes."""
+    from latentfaces.data.sources import Photos
+
     paths = {key: Path(settings[key]).expanduser() for key in FILE_KEYS if settings.get(key) is not None}
-    return {key: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for key, path in paths.items() if path.is_file()}
+    hashes = {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in paths.items() if path.is_file()}
+    hashes |= {key: Photos(path).fingerprint for key, path in paths.items() if path.is_dir()}
+    return {key: digest[:12] for key, digest in hashes.items()}
 
 
 def built(settings: dict[str, Any]) -> Any:

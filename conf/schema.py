@@ -24,9 +24,9 @@ class TrainerConfig:
     max_steps: int = -1
     min_steps: int | None = None
     max_time: str | None = None
-    limit_train_batches: float | None = None
-    limit_val_batches: float | None = None
-    limit_test_batches: float | None = None
+    limit_train_batches: Any = None  # 1 is one batch, 1.0 all
+    limit_val_batches: Any = None
+    limit_test_batches: Any = None
     overfit_batches: float = 0.0
     val_check_interval: Any = None
     check_val_every_n_epoch: int | None = 1

@@ -55,6 +55,24 @@ def test_a_resumed_diffusion_run_goes_on_bit_for_bit(train: Command, workplace: 
     assert_equal(ema_of(straight), ema_of(resumed), "average")
 
 
+def test_a_bound_of_no_length_bounds_nothing(train: Command) -> None:
+    train(*TINY_VAE, *SHORT, "trainer.gradient_clip_val=0", "name=unbounded")
+    train(*TINY_VAE, *SHORT, "trainer.gradient_clip_val=null", "name=none")
+    assert_equal(checkpoint("vae/unbounded")["state_dict"], checkpoint("vae/none")["state_dict"])
+
+
+def test_one_batch_is_one_and_not_all(train: Command) -> None:
+    train(*TINY_VAE, *SHORT, "data.batch_size=2", "trainer.limit_val_batches=1", "name=one")
+    assert checkpoint("vae/one")["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]["ready"] == 2
+
+
+def test_seeds_of_stage_two_see_the_photos_in_their_own_order(train: Command) -> None:
+    train(*TINY_VAE, *SHORT, "name=faces")
+    for seed in (0, 1):
+        train(*TINY_LDM, *SHORT, f"seed={seed}", f"name=seed{seed}")
+    assert [find_run(f"seed{seed}", "ldm").config["data"]["seed"] for seed in (0, 1)] == [0, 1]
+
+
 REFUSED = {
     "skip dropout without skips": (
         ["model=vae", "data=synthetic", "model.skip_dropout.end=0.5"],
@@ -80,6 +98,9 @@ REFUSED = {
     "more devices than there are": ([*TINY_VAE, "trainer.devices=64"], "trainer.devices=64"),
     "annealing without a KL": (["model=ldm", "annealing=cosine"], "annealing"),
     "an annealing key that nothing reads": ([*TINY_VAE, "annealing.end=1"], "model.kl_weight.end"),
+    "batches by more than all of them": ([*TINY_VAE, "trainer.limit_val_batches=1.5"], "a number of batches, as 10"),
+    "batches by a word": ([*TINY_VAE, "trainer.limit_train_batches=half"], "a number of batches, as 10"),
+    "the same batch again, which is another each time": ([*TINY_VAE, "trainer.overfit_batches=1"], "data.root="),
     "a VAE for a VAE": ([*TINY_VAE, "vae=latest"], "model=ldm"),
     "a full disk that is to be ignored": ([*TINY_VAE, "on_full_disk=ignore"], "on_full_disk=ignore"),
     "an unknown way to resume": ([*TINY_VAE, "resume=perhaps"], "resume=perhaps"),
@@ -258,13 +279,17 @@ def test_a_dit_with_a_second_head_is_guided_by_it(home_with_vae: Path, monkeypat
     assert (home_with_vae / "guided" / "grid.png").exists()
 
 
-def test_an_experiment_that_sizes_another_network_says_so(
-    home_with_vae: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("stage", "experiment", "choice"),
+    [("ldm", "faces64_cpu", "model/denoiser=unet_b"), ("vae", "sweep_vae_kl", "model/autoencoder=kl_f8")],
+)
+def test_a_network_beside_a_recipe_that_sizes_its_own_is_refused(
+    stage: str, experiment: str, choice: str, home_with_vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home_with_vae)
-    with pytest.raises(SystemExit):
-        run_command("train.py", "model=ldm", "experiment=faces64_cpu", "model/denoiser=tiny", "name=wrong")
-    assert "a DiT has no multipliers" in capfd.readouterr().err
+    data = ["data=synthetic"] if stage == "vae" else []
+    options = [f"model={stage}", *data, f"experiment={experiment}", "hydra.mode=RUN", choice, "name=wrong"]
+    assert f"{choice} would have no effect" in refused("train.py", *options)
 
 
 @pytest.mark.parametrize("mistake", WRONG_FOR_STAGE_TWO)

@@ -1,5 +1,6 @@
 """LPIPS as a loss: its value, its gradient, and where its weights come from (here: drawn at random, no network)."""
 
+import copy
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -111,6 +112,12 @@ def test_network_is_neither_trained_nor_saved(distance: PerceptualDistance, imag
     assert all(not weight.requires_grad and weight.grad is None for weight in weights)
     assert list(distance.parameters()) == []
     assert distance.state_dict() == {}
+
+
+def test_network_that_a_validation_moves_to_the_device_can_be_trained_through(distance: PerceptualDistance) -> None:
+    with torch.inference_mode():
+        moved = copy.deepcopy(distance).network_on(torch.device("meta"))  # another device, without a GPU
+    assert all(parameter.is_meta and not parameter.is_inference() for parameter in moved.parameters())
 
 
 def test_network_does_not_drop_features_at_random_in_training(distance: PerceptualDistance, images: Tensor) -> None:

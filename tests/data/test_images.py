@@ -103,6 +103,15 @@ def test_picture_is_turned_upright_as_its_exif_says(orientation: int, turn: Any)
     assert np.array_equal(decode(encoded(picture, exif=exif), 6).pixels, turn(picture))
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_tiff_which_pillow_turns_by_itself_is_turned_once(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    picture = random_rgb(6, 6)
+    turned = np.rot90(picture, {1: 0, 3: 2, 6: -1, 8: 1}[orientation])
+    assert np.array_equal(decode(encoded(picture, "TIFF", exif=exif), 6).pixels, turned)
+
+
 def test_jpeg_of_orientation_six_has_its_left_side_on_top() -> None:
     exif = Image.Exif()
     exif[274] = 6

@@ -167,6 +167,12 @@ def test_file_of_another_shape_is_refused_by_name(pack: Pack, shape: tuple[int, 
         cache.open()
 
 
+def test_a_whole_cache_is_used_where_nothing_may_be_written(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_latents(pack, "w", encode, CPU)
+    monkeypatch.setattr("latentfaces.data.latents.made_alone", lambda _: pytest.fail("a lock is a file, too"))
+    write_latents(pack, "w", encode, CPU)
+
+
 def test_no_graph_is_kept_while_encoding(pack: Pack) -> None:
     def learned(images: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = encode(images * torch.ones(1, requires_grad=True))

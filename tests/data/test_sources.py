@@ -1,6 +1,8 @@
 """Folders and archives of photos: order, what counts as a picture, what is refused and how."""
 
 import hashlib
+import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -156,6 +158,26 @@ def test_people_are_read_from_the_listing_beside_the_pictures(tmp_path: Path, as
     files[f"{below}identity.csv"] = b"name,identity\n10.png,ann\n1.png,bob\n2.png,ann\n"
     root = write_zip(tmp_path / "f.zip", files) if as_zip else write_folder(tmp_path / "f", files)
     assert Photos(root).identities() == ["bob", "ann", "ann"]
+
+
+def test_people_are_read_from_one_listing_above_all_folders(tmp_path: Path) -> None:
+    files = photos(["ann/1.png", "ann/2.png", "bob/1.png"])
+    files["identity.csv"] = b"name,identity\nann/1.png,ann\nann/2.png,ann\nbob/1.png,bob\n"
+    assert Photos(write_folder(tmp_path / "f", files)).identities() == ["ann", "ann", "bob"]
+
+
+def test_listing_in_another_encoding_is_named(tmp_path: Path) -> None:
+    listing = "name,identity\n1.png,Zo\u00eb\n".encode("latin-1")
+    folder = write_folder(tmp_path / "f", {**photos(["1.png"]), "identity.csv": listing})
+    with pytest.raises(UserError, match=r"identity\.csv in .* is not in UTF-8"):
+        Photos(folder).identities()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_no_utf8_is_packed_as_any_other(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "f", photos(["1.png"]))
+    (folder / "1.png").rename(folder / os.fsdecode(b"Jos\xe9.png"))
+    assert len(Photos(folder).fingerprint) == 64
 
 
 def test_listing_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:

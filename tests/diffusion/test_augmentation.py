@@ -95,6 +95,16 @@ def test_stretch_keeps_areas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (amount > 0).all()
 
 
+def test_bfloat16_autocast_changes_nothing() -> None:
+    latents, made = smooth_latents(8), []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            made.append(Augmentation(0.9)(latents))
+    assert torch.equal(made[0][0], made[1][0])
+    assert torch.equal(made[0][1], made[1][1])
+
+
 def test_rotation_is_counter_clockwise() -> None:
     quarter = rotation(torch.tensor([math.pi / 2]))[0]
     assert torch.allclose(quarter @ torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), atol=1e-6)

@@ -158,6 +158,8 @@ def test_duplicates_are_faces_that_come_twice() -> None:
     assert twice.duplicates == 1
     assert twice.twins.indices[:, 0].tolist() == [*range(50, 100), *range(50)]
     assert memorisation(new, held_out, held_out).duplicates <= 0.05
+    held_out[1] = held_out[0]  # a photo that the set holds twice hides no duplicates
+    assert memorisation(torch.cat([new[:50], new[:50] + 1e-5]), held_out, held_out).duplicates == 1
 
 
 def test_nearest_distance_leaves_out_the_sample_itself() -> None:

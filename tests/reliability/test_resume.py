@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from commands import ADVERSARIAL, SHORT, TINY_LDM, TINY_VAE
+from commands import ADVERSARIAL, SHORT, TINY_LDM, TINY_VAE, refused, run_command
+from filelock import FileLock
 from forked import Forker
 from states import assert_same_end, checkpoint, ema_of, rows_of, validations
 
@@ -256,7 +257,45 @@ def test_case_34_a_changed_config_is_told_and_what_changes_the_outcome_must_be_f
     assert checkpoint("vae/done")["global_step"] == 15
     status, said = fork.run(*VAE, *harmful[:1], "trainer.max_steps=16", "name=done", "resume=force")
     assert status == 0, said
-    assert checkpoint("vae/done")["global_step"] == 16
+    state = checkpoint("vae/done")
+    assert state["global_step"] == 16
+    (group,), (schedule,) = state["optimizer_states"][0]["param_groups"], state["lr_schedulers"]
+    assert group["initial_lr"] == schedule["base_lrs"][0] == 0.002
+    assert group["lr"] == pytest.approx(schedule["_last_lr"][0])
+
+
+def test_case_34_what_is_forced_is_what_the_optimisers_learn_by(fork: Forker, squeezenet: Path) -> None:
+    settings = [*TINY_VAE, *SHORT, *ADVERSARIAL, f"model.loss.perceptual.weights={squeezenet}", "name=forced"]
+    settings += ["model.lr_schedule.warmup_steps=0", "model.lr_schedule.decay_share=0"]
+    status, said = fork.run(*settings)
+    assert status == 0, said
+    parts = ("model.optimizer", "model.adversary.optimizer")
+    changed = [f"{part}.{value}" for part in parts for value in ("lr=0.003", "betas=[0.5,0.6]", "weight_decay=0.25")]
+    status, said = fork.run(*settings, *changed, "trainer.max_steps=6", "resume=force")
+    assert status == 0, said
+    state = checkpoint("vae/forced")
+    for optimizer in (state["optimizer_states"][0], state["adversary"]["optimizer"]):
+        (group,) = optimizer["param_groups"]
+        assert (group["lr"], list(group["betas"]), group["weight_decay"]) == (0.003, [0.5, 0.6], 0.25)
+
+
+def test_case_35_two_trainings_never_share_a_folder(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conf.resume.PATIENCE", 0.1)
+    folder = workplace / "outputs/vae/taken"
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"):
+        said = refused("train.py", *TINY_VAE, *SHORT, "name=taken", "resume=auto")
+    assert f"another process trains in {folder}" in said
+    run_command("train.py", *TINY_VAE, *SHORT, "name=taken", "resume=auto")  # it has ended
+
+
+def test_case_35_a_run_that_its_time_has_ended_says_so(fork: Forker) -> None:
+    settings = [*TINY_VAE, *SHORT, "trainer.max_steps=-1", "trainer.max_time=00:00:00:02", "name=timed", "resume=auto"]
+    for _ in range(2):
+        status, said = fork.run(*settings)
+        assert status == 0, said
+    assert "timed is finished" in said
+    assert "raise trainer.max_time" in said
 
 
 def test_case_35_a_finished_run_is_left_as_it_is(copied: Path, fork: Forker) -> None:

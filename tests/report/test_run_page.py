@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 from latentfaces.errors import UserError
 from latentfaces.evaluation import track_tensor_values
 from latentfaces.report import write_report
-from latentfaces.report.run_page import differences
+from latentfaces.report.run_page import differences, next_commands
 from latentfaces.run import open_run
 from latentfaces.training import VAEModule
 
@@ -50,7 +51,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A finished run of stage 1, by hand."""
-    folder = tmp_path / "faces"
+    folder = tmp_path / "my faces"
     (folder / ".hydra").mkdir(parents=True)
     (folder / "images").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["model=vae", "name=my faces"]))
@@ -76,7 +77,7 @@ def test_page_holds_all_there_is(run: Path) -> None:
         assert part in page.text
     assert "python train.py model=vae 'name=my faces'" in page.text
     assert "decoder.stem.weight" in page.text
-    assert f"python train.py model=ldm vae={run}" in page.text
+    assert f"python train.py model=ldm vae='{run}'" in page.text
     assert 'class="verdict bad"' in page.source
     shown = [name for name in page.pictures if name.startswith("step")]
     assert shown == ["step 1", "step 3", "step 5"]
@@ -179,6 +180,28 @@ def test_page_of_a_run_that_has_not_ended_says_how_to_go_on(run: Path) -> None:
     assert "not finished" in page.text
     assert "python train.py model=vae 'name=my faces' resume=true" in page.text
     assert "Curves" not in page.text
+
+
+def test_a_run_whose_name_was_not_typed_goes_on_by_its_folder(run: Path) -> None:
+    job = run.with_name("3")  # of a sweep, or a name that was made up
+    run.rename(job)
+    told = dict(next_commands(open_run(job)))["Train for longer"]
+    again = [
+        "python",
+        "train.py",
+        "model=vae",
+        "name=my faces",
+        f"hydra.run.dir={job}",
+        "hydra.mode=RUN",
+        "resume=true",
+    ]
+    assert shlex.split(told) == [*again, "trainer.max_steps=40"]
+
+
+def test_what_ended_by_its_time_is_trained_longer_by_more_of_it(run: Path) -> None:
+    config = {"stage": "vae", "trainer": {"max_time": "00:13:45:30"}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert dict(next_commands(open_run(run)))["Train for longer"].endswith("resume=true trainer.max_time=01:03:31:00")
 
 
 def test_page_is_made_anew(run: Path) -> None:

@@ -104,6 +104,8 @@ def test_faces_of_the_run_by_its_own_encoder(home: Path, capsys: pytest.CaptureF
     assert "fid" not in told  # that name is Inception's
     assert f"kernel_distance {told['kernel_distance']:.4g}" in capsys.readouterr().out
     assert list(Path("data").glob("*/features-encoder-*.bin"))
+    typed = "task=evaluate num_images=60 batch_size=16 sampler.num_steps=2"
+    assert typed in Path("pictures/report.html").read_text()  # what makes these figures again
     assert not page.exists()  # pictures elsewhere say nothing on the run's own
 
 

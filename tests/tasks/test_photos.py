@@ -37,6 +37,11 @@ def test_picture_folder_and_zip_give_the_same_pixels(album: Path, tmp_path: Path
         assert np.array_equal(image, drawn(1, first=900 + int(name[0]))[0])
 
 
+def test_photos_come_in_the_order_of_their_names(album: Path) -> None:
+    for seed in range(3):
+        assert read_photos(str(album), 16, 5, seed).names == [f"{number}.png" for number in range(5)]
+
+
 def test_the_seed_chooses_among_more(album: Path) -> None:
     chosen = [tuple(read_photos(str(album), 16, 2, seed).names) for seed in range(8)]
     assert {len(names) for names in chosen} == {2}

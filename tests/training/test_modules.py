@@ -1,12 +1,14 @@
 """What the LightningModules add to the parts: statistics, seeds, guards."""
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
 from latentfaces.annealing import Linear, WarmupDecay
@@ -169,7 +171,7 @@ def draws_at(module: VAEModule, rank: int, batches: int, monkeypatch: pytest.Mon
     """Random numbers that a step on this rank, after so many batches, would see."""
     progress = SimpleNamespace(total=SimpleNamespace(ready=batches))
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
-    module._trainer = SimpleNamespace(fit_loop=loop)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(fit_loop=loop, world_size=1)  # type: ignore[assignment]
     monkeypatch.setattr(type(module), "global_rank", rank)
     module.on_train_batch_start(None, 0)
     return torch.rand(3)
@@ -183,6 +185,22 @@ def test_draws_differ_over_ranks_and_batches_and_come_again(
     draws = [tuple(at(*place).tolist()) for place in places]
     assert len(set(draws)) == len(places)
     assert tuple(at(1, 2).tolist()) == draws[places.index((1, 2))]
+
+
+def test_ranks_go_by_one_clock(vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = Timer(timedelta(hours=1))
+    monkeypatch.setattr(timer, "time_elapsed", lambda stage="train": 900.0)
+    loop = SimpleNamespace(
+        epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(ready=0))), max_epochs=-1
+    )
+    vae_module._trainer = SimpleNamespace(  # type: ignore[assignment]
+        fit_loop=loop, world_size=2, callbacks=[timer], max_steps=-1, max_epochs=-1
+    )
+    assert vae_module.progress() == 0.25
+    monkeypatch.setattr("latentfaces.training.stage.greatest", lambda seconds: seconds + 900)  # another rank's is ahead
+    monkeypatch.setattr(type(vae_module), "global_rank", 0)
+    vae_module.on_train_batch_start(None, 0)
+    assert vae_module.progress() == 0.5
 
 
 def test_the_vae_of_stage_2_is_frozen_and_its_latents_are_normalised(monkeypatch: pytest.MonkeyPatch) -> None:

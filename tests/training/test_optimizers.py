@@ -93,6 +93,16 @@ def test_stored_and_loaded_it_goes_on_as_if_never_stopped() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
+def test_what_was_chosen_since_counts_more_than_what_was_stored() -> None:
+    stored = MuonAdamW(tiny_denoiser().named_parameters(), lr=1e-3).state_dict()
+    chosen = {"betas": (0.5, 0.6), "momentum": 0.7, "weight_decay": 0.25}
+    optimizer = MuonAdamW(tiny_denoiser().named_parameters(), lr=1e-3, **chosen)
+    optimizer.load_state_dict(stored)
+    assert optimizer.adamw.param_groups[0]["betas"] == (0.5, 0.6)
+    assert optimizer.muon.param_groups[0]["momentum"] == 0.7
+    assert optimizer.muon.param_groups[0]["weight_decay"] == optimizer.adamw.param_groups[0]["weight_decay"] == 0.25
+
+
 def test_gradients_are_cleared() -> None:
     denoiser = tiny_denoiser()
     optimizer = MuonAdamW(denoiser.named_parameters())

@@ -20,6 +20,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from conf.devices import Launcher
 from conf.launch import is_main_process
 from latentfaces.errors import UserError
+from latentfaces.training import DiskFullError, damage
 from latentfaces.training.sharded_checkpoint import CheckpointFiles, read_sharded, write_sharded
 from latentfaces.training.sharding import placed_like, rows_of, whole
 
@@ -136,6 +137,14 @@ def test_a_checkpoint_of_ddp_goes_on_under_fsdp(runs: Forker) -> None:
     assert Path("outputs/vae/ddp/checkpoints/last.ckpt").is_dir()
 
 
+@pytest.mark.ddp
+def test_ranks_that_share_the_weights_measure_faces_together(runs: Forker) -> None:
+    data = ["data=synthetic", "data.num_images=160", "data.resolution=16", "data.val_every=4", "data.batch_size=4"]
+    measure = ["callbacks=measured", "callbacks.face_metrics.num_images=32", "callbacks.face_metrics.every_n_minutes=0"]
+    run_on(2, runs, *STAGES["ldm"], *data, *measure, "vae=outputs/vae/ddp", "strategy=fsdp", "name=measured")
+    assert len(columns(Path("outputs/ldm/measured/metrics.csv"))["val/feature_distance"]) == 2
+
+
 @pytest.fixture
 def mesh() -> Iterator[DeviceMesh]:
     """Of this process alone."""
@@ -158,6 +167,9 @@ def test_a_sharded_checkpoint_cut_at_any_moment_is_the_one_before(
     def write(number: int) -> None:
         write_sharded(content(number), folder, 0, 1, lambda: None)
 
+    def full(what: Any, path: Path, previous: Path | None = None) -> None:
+        raise DiskFullError(path, "No space left on device")
+
     write(1)
     write(2)
     saved = sharded_checkpoint.save_whole
@@ -177,11 +189,28 @@ def test_a_sharded_checkpoint_cut_at_any_moment_is_the_one_before(
         assert found["pair"] == (torch.tensor(2), 0.5)
     monkeypatch.undo()
     assert torch.equal(whole(read_sharded(folder, mesh)["nested"][0]["a"]), values + 2)
-    CheckpointFiles().save_checkpoint({"step": 4}, folder)  # by another strategy
+    monkeypatch.setattr("latentfaces.training.checkpoint.save_whole", full)
+    CheckpointFiles().save_checkpoint({"step": 3}, folder)  # by another strategy, on a full disk
+    assert read_sharded(folder)["step"] == 2
+    monkeypatch.undo()
+    CheckpointFiles().save_checkpoint({"step": 4}, folder)
+    assert not folder.with_stem("last.previous").exists()
     assert torch.load(folder, weights_only=True) == {"step": 4}
     write(5)
     assert read_sharded(folder)["step"] == 5
-    (folder / "a" / "0.pt").write_text("no rows")
+    monkeypatch.setattr(sharded_checkpoint, "save_whole", full)
+    with pytest.raises(DiskFullError, match=r"0\.pt was not written"):
+        write(6)
+    monkeypatch.undo()
+    assert read_sharded(folder)["step"] == 5
+    assert damage(folder) is None
+    rows = folder / "a" / "0.pt"
+    whole_rows = rows.read_bytes()
+    rows.write_bytes(whole_rows.replace(torch.tensor([5.0]).numpy().tobytes(), b"\0\0\0\0", 1))  # the first number
+    assert damage(folder) == "0.pt: its part archive/data/0 has changed since it was written"
+    rows.unlink()
+    assert damage(folder) == "0.pt: it is missing"
+    rows.write_text("no rows")
     with pytest.raises(UserError, match="lost a rank's rows"):
         read_sharded(folder)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from commands import SHORT, TINY_LDM, TINY_VAE, Command
 
 from latentfaces.evaluation import TensorValues
@@ -39,6 +40,15 @@ def test_stage_two_and_accumulated_gradients_are_looked_at_once_a_step(train: Co
     assert set(seen) == {0.0, 2.0}
     assert any(name.endswith(".grad") for name in seen[2.0])
     assert "network.out.output" in seen[0.0]
+
+
+def test_activations_of_a_compiled_network_are_left_alone(train: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: setattr(self, "_compiled_call_impl", self._call_impl))
+    train(*TINY_VAE, *SHORT, EVERY_TWO, "device.compile=true", "name=a")
+    names = logged("outputs/vae/a")[0.0]
+    assert any(name.endswith(".grad") for name in names)
+    assert not any(name.endswith(".output") for name in names)
 
 
 def test_looking_never_is_refused() -> None:

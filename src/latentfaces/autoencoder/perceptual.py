@@ -61,9 +61,15 @@ class PerceptualDistance(nn.Module):
         distance.unregistered = [_NoTrainLpips(pretrained=False, net=net, pnet_rand=True).requires_grad_(False)]
         return distance
 
+    def network_on(self, device: torch.device) -> nn.Module:
+        """The network, moved to the device when it is first needed there."""
+        with torch.inference_mode(False):  # what a validation moves must be of use to training
+            self.unregistered[0] = self.unregistered[0].to(device)
+        return self.unregistered[0]
+
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Images and reconstructions (b, 3, H, W) in [-1, 1] -> their mean distance, a scalar."""
-        network = self.unregistered[0] = self.unregistered[0].to(images.device)
+        network = self.network_on(images.device)
         # The features are normalised: in bfloat16 the difference of two near ones is mostly rounding.
         with torch.autocast(images.device.type, enabled=False):
             distance: Tensor = network(images.float(), reconstructions.float())

@@ -48,14 +48,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
+def turned_upright(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF orientation says."""
+    # Pillow turns a TIFF when it loads it, and takes the tag away. Its own exif_transpose also rewrites the other tags,
+    # and fails on a photo where these are damaged.
+    image.load()
+    turn = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG, 1))
+    return image if turn is None else image.transpose(turn)
+
+
 def center_square(image: Image.Image, resolution: int, resize_filter: FilterName = "auto") -> Pixels:
     """Upright, RGB, the largest centred square, resized: (3, resolution, resolution) uint8.
 
     The filter "auto" is the mean of the pixels where the factor is whole, Lanczos otherwise; the others are Pillow's.
     """
-    # Pillow's own exif_transpose also rewrites the tags, and fails on a photo whose other tags are damaged.
-    turn = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG, 1))
-    image = to_rgb(image if turn is None else image.transpose(turn))
+    image = to_rgb(turned_upright(image))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)

@@ -41,6 +41,8 @@ class LatentCache:
 
     def begin(self, device: torch.device) -> None:
         """Make the empty file, unless it is there, whole or begun; one process does this."""
+        if self.path.exists():  # perhaps where nothing may be written, not even a lock
+            return
         with made_alone(self.path):
             if not self.path.exists() and not self.state_path.exists():
                 self.make_empty(device)
@@ -78,6 +80,8 @@ class LatentCache:
 
     def finish(self) -> None:
         """Give the whole file its name; one process does this, when all ranks have filled their share."""
+        if self.path.exists():
+            return
         with made_alone(self.path):
             if not self.path.exists():
                 self.partial.replace(self.path)

@@ -246,8 +246,9 @@ class Photos(Source):
 
     @property
     def fingerprint(self) -> str:
-        listing = "\n".join(f"{name} {size}" for name, size in self.sizes.items()) + (self.identity_csv() or "")
-        return hashlib.sha256(listing.encode()).hexdigest()
+        people = self.identity_csv()
+        listing = "\n".join(f"{name} {size}" for name, size in self.sizes.items()) + (people[1] if people else "")
+        return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()  # of names that are no UTF-8
 
     def file_bytes(self, name: str) -> bytes:
         """The bytes of one file in the folder or .zip."""
@@ -285,20 +286,24 @@ class Photos(Source):
         keys = {name: ffhq_key(Path(self.root.name) / name) for name in self.names}
         return {name: listed[key] for name, key in keys.items() if key in listed}
 
-    def identity_csv(self) -> str | None:
-        """The text of the identity.csv beside the pictures, where there is one."""
-        path = (Path(self.names[0]).parent / "identity.csv").as_posix()
-        try:
-            return self.file_bytes(path).decode("utf-8-sig")  # spreadsheets put a mark before the first column
-        except (KeyError, FileNotFoundError):
-            return None
+    def identity_csv(self) -> tuple[Path, str] | None:
+        """Folder and text of the identity.csv beside the first picture, or above all folders, where there is one."""
+        for folder in dict.fromkeys((Path(self.names[0]).parent, Path())):
+            path = (folder / "identity.csv").as_posix()
+            try:
+                return folder, self.file_bytes(path).decode("utf-8-sig")  # spreadsheets put a mark at the beginning
+            except (KeyError, FileNotFoundError):
+                continue
+            except UnicodeDecodeError:
+                raise UserError(f"{path} in {self.root} is not in UTF-8: save it so, or take it away") from None
+        return None
 
     def identities(self) -> list[str] | None:
-        """From an identity.csv (columns name, identity) beside the pictures, where there is one."""
-        text = self.identity_csv()
-        if text is None:
+        """From an identity.csv (columns name, identity; names as seen from there), where there is one."""
+        found = self.identity_csv()
+        if found is None:
             return None
-        folder, listing = Path(self.names[0]).parent, "identity.csv"
+        (folder, text), listing = found, "identity.csv"
         rows = csv.DictReader(io.StringIO(text))
         if not {"name", "identity"} <= set(rows.fieldnames or ()):
             raise UserError(f"{listing} in {self.root} needs the columns name and identity, not {rows.fieldnames}")

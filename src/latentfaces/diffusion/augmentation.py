@@ -35,10 +35,12 @@ class Augmentation:
         turn, stretch, axis = done[2] * angles[0], done[3] * 0.2 * normal[1], angles[1]
         shift = done[4] * 0.125 * normal[2:]
 
-        matrix = scaling(1 / scale.exp2(), (1 - 2 * flip) / scale.exp2()) @ rotation(turn)
-        matrix = matrix @ rotation(axis) @ scaling(1 / stretch.exp2(), stretch.exp2()) @ rotation(-axis)
-        grid = F.affine_grid(torch.cat([matrix, 2 * shift.T[..., None]], dim=2), list(x0.shape), align_corners=False)
-        moved = F.grid_sample(x0, grid.to(x0.dtype), padding_mode="reflection", align_corners=False)
+        with torch.autocast(x0.device.type, enabled=False):  # the label says exactly what is done
+            matrix = scaling(1 / scale.exp2(), (1 - 2 * flip) / scale.exp2()) @ rotation(turn)
+            matrix = matrix @ rotation(axis) @ scaling(1 / stretch.exp2(), stretch.exp2()) @ rotation(-axis)
+            affine = torch.cat([matrix, 2 * shift.T[..., None]], dim=2)
+            grid = F.affine_grid(affine, list(x0.shape), align_corners=False)
+            moved = F.grid_sample(x0, grid.to(x0.dtype), padding_mode="reflection", align_corners=False)
         label = torch.stack(
             [flip, scale, turn.cos() - 1, turn.sin(), stretch * axis.cos(), stretch * axis.sin(), *shift], dim=1
         )

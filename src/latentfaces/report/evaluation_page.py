@@ -15,7 +15,7 @@ MEANINGS = {
     "kernel_distance": "the same by a kernel, without a bias for few pictures: lower is better, 0 is as good as real",
     "precision": "share of faces that look like some real one: higher is better",
     "recall": "share of held-out photos that look like some face: higher is better, low where variety is missing",
-    "duplicates": "share of faces nearer to another face than any held-out photo is to another: 0 is right",
+    "duplicates": "share of faces nearer to another face than 99 % of held-out photos are to another: 0.01 is right",
     "memorised": "share of faces nearer to a training photo than 99 % of held-out photos are: 0.01 is right",
 }
 

@@ -4,7 +4,7 @@ import json
 import platform
 import shlex
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from latentfaces.evaluation import TensorValues
 from latentfaces.evaluation.panels import SECTIONS, Best, Panel, best_validation, panels, read_curves, sheet
 from latentfaces.report.evaluation_page import MEANINGS
 from latentfaces.report.page import REPORT, as_data, embedded, write_page
-from latentfaces.run import CONFIG, open_run
+from latentfaces.run import CONFIG, Run, open_run
 
 KINDS = {"vae": "stage 1, a VAE", "ldm": "stage 2, a latent diffusion model"}
 DEFAULTS = Path(".hydra") / "defaults.yaml"
@@ -70,7 +70,7 @@ def write_report(folder: str | Path) -> Path:
         evaluations=evaluations(run.folder),
         tensors=[(title, embedded(figure)) for title, figure in tensors.panels()] if tensors else [],
         tensor_table=tensors.table() if tensors else None,
-        next_commands=next_commands(run.folder, run.stage, result.get("steps", 0) if run.finished else None),
+        next_commands=next_commands(run),
         differences=differences(run.folder, run.config),
         config=(run.folder / CONFIG).read_text(),
         environment=f"torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}",
@@ -94,14 +94,32 @@ def command(folder: Path) -> str:
     return " ".join(["python train.py", *(shlex.quote(override) for override in overrides)])
 
 
-def next_commands(folder: Path, stage: str, steps: int | None) -> list[tuple[str, str]]:
+def command_to_go_on(folder: Path) -> str:
+    """The same for a resume; with the folder where that was not typed, as of a job of a sweep."""
+    again = command(folder)
+    if f"name={folder.name}" not in shlex.split(again):
+        again += f" hydra.run.dir={shlex.quote(str(folder))} hydra.mode=RUN"
+    return f"{again} resume=true"
+
+
+def twice(max_time: str) -> str:
+    """Double days:hours:minutes:seconds."""
+    days, hours, minutes, seconds = map(int, max_time.split(":"))
+    length = 2 * timedelta(days, seconds, hours=hours, minutes=minutes)
+    return f"{length.days:02}:{length.seconds // 3600:02}:{length.seconds // 60 % 60:02}:{length.seconds % 60:02}"
+
+
+def next_commands(run: Run) -> list[tuple[str, str]]:
     """How to go on, and how to use what there is: words and commands."""
-    here, again = shlex.quote(str(folder)), f"{command(folder)} resume=true"
-    if steps is None:
+    folder, stage, trainer = run.folder, run.stage, run.config.get("trainer", {})
+    here, again = shlex.quote(str(folder)), command_to_go_on(folder)
+    if not run.finished:
         return [("Go on", again)]
-    longer = (
-        [("Train for longer", f"{again} trainer.max_steps={2 * steps}")] if steps and "max_time" not in again else []
-    )
+    steps = run.result().get("steps", 0)
+    if trainer.get("max_time") is not None:
+        longer = [("Train for longer", f"{again} trainer.max_time={twice(trainer['max_time'])}")]
+    else:
+        longer = [("Train for longer", f"{again} trainer.max_steps={2 * steps}")] if steps else []
     if stage == "vae":
         return [
             ("Photos it has not seen", f"python sample.py run={here} task=reconstruct"),

@@ -113,7 +113,7 @@ class Evaluate:
         for number, (_, figure) in enumerate(figures, start=1):
             figure.savefig(pictures.folder / f"memorisation_{number}.png", dpi=120)
         run = str(pictures.origin["run"])
-        command = (
+        command = pictures.command or (
             f"python sample.py run={shlex.quote(run)} task=evaluate task.features={shlex.quote(self.features)} "
             f"num_images={self.num_images} seed={self.seed}"
         )

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from latentfaces.data.images import to_rgb
+from latentfaces.data.images import to_rgb, turned_upright
 from latentfaces.errors import UserError
 from latentfaces.tasks.notices import warn
-from latentfaces.tasks.photos import OwnPhotos, turned_upright
+from latentfaces.tasks.photos import OwnPhotos
 
 
 def read_mask(mask: str, photos: OwnPhotos, resolution: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latentfaces.data.images import ORIENTATION_TAG, UPRIGHT
+from latentfaces.data.images import ORIENTATION_TAG
 from latentfaces.data.pack import open_pack
 from latentfaces.data.sources import SUFFIXES, BadImageError, Photos
 from latentfaces.errors import UserError
@@ -106,7 +106,7 @@ def one_photo(
 def read_photos(image: str, resolution: int, num_photos: int, seed: int, key: str = "image") -> OwnPhotos:
     """Read a picture, a folder or a .zip; arguments and errors as for `own_photos`."""
     source = open_source(image, key)
-    wanted = choose(np.arange(len(source.names)), num_photos, seed).tolist()
+    wanted = np.sort(choose(np.arange(len(source.names)), num_photos, seed)).tolist()
     names = [source.names[index] for index in wanted]
     try:
         pixels = np.stack([source.read(index, resolution).pixels for index in wanted])
@@ -137,16 +137,11 @@ def choose(indices: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(indices)[:count]
 
 
-def turned_upright(image: Image.Image) -> Image.Image:
-    """The picture as its EXIF orientation says."""
-    turn = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG, 1))
-    return image if turn is None else image.transpose(turn)
-
-
 def upright_size(data: bytes) -> Size:
     """Width and height of an encoded picture, by its header alone."""
     with Image.open(io.BytesIO(data)) as image:
-        lies = image.getexif().get(ORIENTATION_TAG, 1) >= 5
+        # The size that Pillow tells of a TIFF is the upright one.
+        lies = image.format != "TIFF" and image.getexif().get(ORIENTATION_TAG, 1) >= 5
         return (image.height, image.width) if lies else (image.width, image.height)
 
 

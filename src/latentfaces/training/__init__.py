@@ -1,12 +1,12 @@
 """The only room that knows Lightning, beside the data module."""
 
 from latentfaces.training.adversary import Adversary
-from latentfaces.training.checkpoint import AtomicCheckpointIO, DiskFullError, ResumableCSVLogger, damage
+from latentfaces.training.checkpoint import AtomicCheckpointIO, DiskFullError, ResumableCSVLogger
 from latentfaces.training.finite_steps import FiniteSteps, NonFiniteError
 from latentfaces.training.fit import fit_and_test
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 from latentfaces.training.optimizers import MuonAdamW
-from latentfaces.training.sharded_checkpoint import CheckpointFiles
+from latentfaces.training.sharded_checkpoint import CheckpointFiles, damage
 from latentfaces.training.stage import Stage
 from latentfaces.training.vae_module import VAEModule
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latentfaces.autoencoder import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
+from latentfaces.training.optimizers import adopt
 from latentfaces.training.stage import OptimizerFactory
 
 
@@ -61,10 +62,13 @@ class Adversary:
         """Make ready on the device, the same on all ranks."""
         self.discriminator.to(device).train()
         self.optimizer = self.make_optimizer(self.discriminator.named_parameters())
-        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
+        chosen = [dict(group) for group in self.optimizer.param_groups]
+        self.peak_rates = [group["lr"] for group in chosen]
         if self.restored is not None:
             self.discriminator.load_state_dict(self.restored["discriminator"])
             self.optimizer.load_state_dict(self.restored["optimizer"])
+            for group, values in zip(self.optimizer.param_groups, chosen, strict=True):
+                adopt(group, values)
             self.restored = None
         if dist.is_initialized():
             for parameter in self.discriminator.parameters():
@@ -131,13 +135,13 @@ class Adversary:
 
         Args:
             rate: learning rate as a multiple of its peak.
-            clip: bound of the gradient's norm.
+            clip: bound of the gradient's norm; 0 or None for none.
         """
         assert self.optimizer is not None
         norm = self.average_gradients() if self.norm is None else self.norm
         if norm is None:
             return
-        if clip is not None:
+        if clip:
             nn.utils.clip_grads_with_norm_(self.discriminator.parameters(), clip, norm)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * rate

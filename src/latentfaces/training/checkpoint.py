@@ -81,10 +81,10 @@ def is_first_rank() -> bool:
     return first
 
 
-def damage(path: Path) -> str | None:
+def damage_of_file(path: Path) -> str | None:
     """What is wrong with a file of `torch.save`, each record of which carries its CRC-32; None if nothing is."""
-    if path.is_dir():
-        return None
+    if not path.exists():
+        return "it is missing"
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()

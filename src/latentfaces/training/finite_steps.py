@@ -30,7 +30,7 @@ class NonFiniteError(UserError):
 
     def __init__(self, what: str, remedy: str = "") -> None:
         super().__init__(
-            f"{what}: training stops before the weights are lost; go on from the last checkpoint with resume=true and "
+            f"{what}: training stops before the weights are lost; go on from the last checkpoint with resume=force and "
             f"a lower model.optimizer.lr{remedy}"
         )
 

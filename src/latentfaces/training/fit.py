@@ -42,8 +42,10 @@ def fit_and_test(
         module.seconds_before = 60 * json.loads((run_dir / RESULT).read_text())["minutes"]
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.global_step == module.resumed_at and (run_dir / RESULT).exists():
-        if trainer.is_global_zero and not trainer.should_stop:
-            print(f"{run_dir} is finished, at step {trainer.global_step}: to train it further raise trainer.max_steps")
+        late = any((timer.time_remaining() or 1) <= 0 for timer in module.timers())
+        if trainer.is_global_zero and (late or not trainer.should_stop):  # early stopping has its own words
+            limit = "trainer.max_time" if late else "trainer.max_steps"
+            print(f"{run_dir} is finished, at step {trainer.global_step}: to train it further raise {limit}")
         return best.best
     # The limit of training rarely falls on a validation: the last weights, often the best, get theirs here.
     trainer.validate(module, datamodule=data, verbose=False)
@@ -52,7 +54,7 @@ def fit_and_test(
     metrics = trainer.test(module, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:
         result: dict[str, Any] = {**metrics, "val/best_loss": best.best, "steps": trainer.global_step}
-        result |= {"minutes": module.seconds / 60, "peak_memory_gb": peak_memory(module.device) / 1e9}
+        result |= {"minutes": module.seconds / 60, "peak_memory_gb": peak_memory(trainer.strategy.root_device) / 1e9}
         if module.finite.num_skipped:
             result["skipped_steps"] = module.finite.num_skipped
         (run_dir / "images").mkdir(exist_ok=True)

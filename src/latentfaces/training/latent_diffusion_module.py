@@ -89,11 +89,20 @@ class LatentDiffusionModule(Stage):
     def preview(self) -> Tensor:
         """New faces, from the same noise each time."""
         assert self.latent_shape is not None
-        noise = torch.randn(NUM_PREVIEWS, *self.latent_shape, generator=torch.Generator().manual_seed(self.seed))
-        return self.faces_from(noise)
+        generator = torch.Generator().manual_seed(self.seed)
+        return self.faces_from(torch.randn(NUM_PREVIEWS, *self.latent_shape, generator=generator), generator)
 
     @torch.no_grad()
-    def faces_from(self, noise: Tensor) -> Tensor:
-        """Noise (n, c, h, w) -> images (n, 3, R, R) in [-1, 1], by the sampler of the previews."""
-        latents = self.sampler(self.denoiser, noise.to(self.device))
+    def faces_from(self, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """Noise (n, c, h, w) -> images (n, 3, R, R) in [-1, 1], by the sampler of the previews.
+
+        Args:
+            noise: where it begins.
+            generator: of a CPU, for a sampler that adds noise on the way.
+        """
+
+        def fresh() -> Tensor:
+            return torch.randn(noise.shape, generator=generator).to(self.device)
+
+        latents = self.sampler(self.denoiser, noise.to(self.device), fresh)
         return self.autoencoder.decode(self.autoencoder.denormalize(latents))

@@ -11,6 +11,15 @@ OUTER = ("embed", "stem", "head", "auxiliary_head", "out", "norm")
 """First and last layers, where rows and columns mean something by themselves."""
 
 
+COMPUTING = ("params", "lr", "initial_lr", "fused", "foreach", "capturable", "differentiable")
+"""Of a group of parameters: what does not say how they learn, or follows a schedule."""
+
+
+def adopt(group: dict[str, Any], chosen: dict[str, Any]) -> None:
+    """Let a group that came from a checkpoint learn by the values that were chosen, but for its learning rate."""
+    group.update({key: value for key, value in chosen.items() if key not in COMPUTING})
+
+
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon is for it: a matrix, or a kernel seen as one, that leads from features to features."""
     outermost = name.removeprefix("network.").partition(".")[0]
@@ -79,7 +88,9 @@ class MuonAdamW(Optimizer):
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict(), "param_groups": groups, "state": {}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.muon.load_state_dict(state_dict["muon"])
-        self.adamw.load_state_dict(state_dict["adamw"])
+        for inner, stored in ((self.muon, state_dict["muon"]), (self.adamw, state_dict["adamw"])):
+            chosen = dict(inner.param_groups[0])
+            inner.load_state_dict(stored)
+            adopt(inner.param_groups[0], chosen)
         for group, stored in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(stored)

@@ -15,7 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from latentfaces.errors import UserError
-from latentfaces.training.checkpoint import AtomicCheckpointIO, save_whole
+from latentfaces.training.agreement import greatest
+from latentfaces.training.checkpoint import AtomicCheckpointIO, DiskFullError, damage_of_file, save_whole
 from latentfaces.training.sharding import local, rows_of, sharded
 
 META, ROWS = "meta.pt", "rows of"
@@ -26,14 +27,34 @@ class CheckpointFiles(AtomicCheckpointIO):
     """Also goes on from a sharded checkpoint, and takes its place."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        if Path(path).is_dir():
-            shutil.rmtree(path)
-        super().save_checkpoint(checkpoint, path, storage_options)
+        target = Path(path)
+        if not target.is_dir():
+            super().save_checkpoint(checkpoint, target, storage_options)
+            return
+        whole = target.with_name(target.name + ".whole")  # the folder goes when there is what takes its place
+        super().save_checkpoint(checkpoint, whole, storage_options)
+        if not self.skipped:
+            aside = target.with_stem(f"{target.stem}.previous")  # where resume=auto looks, if this ends in between
+            if aside.is_dir():
+                shutil.rmtree(aside)
+            aside.unlink(missing_ok=True)
+            target.rename(aside)
+            whole.rename(target)
+            shutil.rmtree(aside)
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
         if Path(path).is_dir():
             return read_sharded(Path(path))
         return super().load_checkpoint(path, *arguments, **options)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, of one file or sharded; None if nothing is."""
+    if not path.is_dir():
+        return damage_of_file(path)
+    if (problem := damage_of_file(path / META)) is not None:
+        return f"{META}: {problem}"
+    return next((f"{part.name}: {problem}" for part in parts_of(path) if (problem := damage_of_file(part))), None)
 
 
 def write_sharded(
@@ -47,6 +68,9 @@ def write_sharded(
         rank: this one.
         num_ranks: how many write.
         barrier: waits for the others.
+
+    Raises:
+        DiskFullError: there was no room for this rank's share, or, on all ranks, for another's; what was there stays.
     """
     target, folder = folder, folder.with_name(folder.name + ".sharded") if folder.is_file() else folder
     slot = SLOTS[1] if (folder / META).exists() and read_meta(folder)["slot"] == SLOTS[0] else SLOTS[0]
@@ -57,8 +81,15 @@ def write_sharded(
     barrier()
     rows: dict[str, Tensor] = {}
     common = without_rows(checkpoint, rows)
-    save_whole(rows, folder / slot / f"{rank}.pt")
-    barrier()
+    full: DiskFullError | None = None
+    try:
+        save_whole(rows, folder / slot / f"{rank}.pt")
+    except DiskFullError as error:
+        full = error
+    if greatest(full is not None):  # which waits for all ranks
+        if rank == 0:
+            shutil.rmtree(folder / slot, ignore_errors=True)
+        raise full or DiskFullError(folder / slot, "another rank has no room")
     if rank == 0:
         save_whole({"slot": slot, "num_ranks": num_ranks, "checkpoint": common}, folder / META)
         for other in set(SLOTS) - {slot}:
@@ -95,6 +126,12 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
+def parts_of(folder: Path, meta: dict[str, Any] | None = None) -> list[Path]:
+    """The files of the ranks' rows."""
+    meta = read_meta(folder) if meta is None else meta
+    return [folder / meta["slot"] / f"{rank}.pt" for rank in range(meta["num_ranks"])]
+
+
 def read_sharded(folder: Path, mesh: DeviceMesh | None = None) -> dict[str, Any]:
     """A checkpoint that `write_sharded` wrote, on any number of ranks.
 
@@ -106,9 +143,8 @@ def read_sharded(folder: Path, mesh: DeviceMesh | None = None) -> dict[str, Any]
         UserError: a file is missing or damaged.
     """
     meta = read_meta(folder)
-    files = [folder / meta["slot"] / f"{rank}.pt" for rank in range(meta["num_ranks"])]
     try:
-        parts = [torch.load(file, weights_only=True, map_location="cpu", mmap=True) for file in files]
+        parts = [torch.load(file, weights_only=True, map_location="cpu", mmap=True) for file in parts_of(folder, meta)]
     except Exception as error:
         raise UserError(
             f"{folder} has lost a rank's rows ({type(error).__name__}): go on from another checkpoint"

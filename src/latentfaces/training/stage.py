@@ -16,7 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from latentfaces.annealing import WarmupDecay
+from latentfaces.training.agreement import greatest
 from latentfaces.training.finite_steps import FiniteSteps, Photos
+from latentfaces.training.optimizers import adopt
 from latentfaces.training.sharding import shard, whole
 
 GRADIENT = "the gradient's norm"
@@ -52,6 +54,8 @@ class Stage(LightningModule, ABC):
         """The step of the checkpoint that training goes on from, if any."""
         self.started, self.seconds_before = time.monotonic(), 0.0
         """When this session of the training began, and how long the earlier ones took."""
+        self.elapsed: float | None = None
+        """Seconds of `trainer.max_time` that are over, by the clock of the first of several ranks."""
 
     @property
     @abstractmethod
@@ -96,6 +100,7 @@ class Stage(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer((name, p) for name, p in self.network.named_parameters() if p.requires_grad)
+        self.chosen = [dict(group) for group in optimizer.param_groups]
         schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, self.progress()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -109,17 +114,33 @@ class Stage(LightningModule, ABC):
             batches_per_epoch = max(trainer.num_training_batches, 1)
             batch = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
             shares.append((trainer.current_epoch + batch / batches_per_epoch) / trainer.max_epochs)
-        for timer in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(timer, Timer) and (remaining := timer.time_remaining()) is not None:
-                elapsed = timer.time_elapsed()
-                shares.append(elapsed / (elapsed + remaining))
+        for timer in self.timers():
+            if (remaining := timer.time_remaining()) is not None:
+                own = timer.time_elapsed()
+                shares.append((own if self.elapsed is None else self.elapsed) / (own + remaining))
         return min(max(shares), 1.0)
+
+    def timers(self) -> list[Timer]:
+        """What ends training after `trainer.max_time`, if anything does."""
+        return [callback for callback in self.trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+
+    def on_train_start(self) -> None:
+        # A checkpoint brings its learning rate, weight decay and the like; those that were chosen since are to count.
+        optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+        for number, (group, chosen) in enumerate(zip(optimizer.param_groups, self.chosen, strict=True)):
+            adopt(group, chosen)
+            if group["initial_lr"] != chosen["lr"]:
+                group["lr"] *= chosen["lr"] / group["initial_lr"]
+                group["initial_lr"] = schedule.base_lrs[number] = chosen["lr"]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Every draw is a function of (seed, rank, batches so far): ranks differ, and a resumed run draws the same.
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         mixed = (self.seed * 1_000_003 + self.global_rank) * 1_000_000_007 + batches
         seed_draws(mixed % 2**63, self.device)
+        if self.trainer.world_size > 1:  # or one might lower its learning rate, or gather its weights, a step before
+            for timer in self.timers():
+                self.elapsed = greatest(timer.time_elapsed())
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         # 1, or NaN where the loss is no number: then no gradient is one either, on any rank.
@@ -146,9 +167,11 @@ class Stage(LightningModule, ABC):
             for parameter in parameters:  # an optimiser passes by what has no gradient
                 parameter.grad = None
             return
-        if gradient_clip_val is not None and gradient_clip_algorithm == "value":
+        if not gradient_clip_val:  # 0, as in the library, means no bound
+            return
+        if gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        elif gradient_clip_val is not None:
+        else:
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def other_norms(self) -> Mapping[str, Tensor | None]:

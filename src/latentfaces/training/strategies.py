@@ -127,7 +127,8 @@ class FSDP(Watched, ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         if not self.failed:  # the other ranks' shares are out of reach
             folder = Path(self.broadcast(str(filepath)))
-            write_sharded(checkpoint, folder, self.global_rank, self.world_size, self.barrier)
+            with self.checkpoint_io.full_disk_survived():  # type: ignore[attr-defined] # ours, see launch
+                write_sharded(checkpoint, folder, self.global_rank, self.world_size, self.barrier)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         if Path(checkpoint_path).is_dir():

@@ -1,6 +1,7 @@
 """How good the faces of a training of stage 2 are, while it goes on."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ FEWEST = 32
 
 
 class FaceMetrics(Callback):
-    """Logs `val/kernel_distance` of new faces to held-out photos after some validations (see `FeatureDistance`).
+    """Logs `val/feature_distance` of new faces to held-out photos after some validations (see `FeatureDistance`).
 
     The faces are always the same ones, of the averaged weights, and none is kept. Training waits for them, for not
     more than `max_seconds` and one batch: where that is not enough for `num_images`, fewer are measured. The network
@@ -65,15 +66,21 @@ class FaceMetrics(Callback):
             raise UserError(f"{pack.folder} has {len(chosen)} held-out photos, too few for callbacks.face_metrics")
         self.distance = FeatureDistance(look, torch.from_numpy(pack.images[np.sort(chosen)]))
 
-    @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        due = time.monotonic() - self.measured >= 60 * self.every_n_minutes
-        if self.distance is None or trainer.sanity_checking or trainer.state.fn != "fit" or not due:
+        one_has_all_weights = pl_module.device_mesh is None
+        if trainer.sanity_checking or trainer.state.fn != "fit" or (one_has_all_weights and not trainer.is_global_zero):
             return
         assert isinstance(pl_module, LatentDiffusionModule)
+        # Ranks that share the weights make the faces together, for as long as the first rank's clock says.
+        agreed: Callable[[bool], bool] = bool if one_has_all_weights else trainer.strategy.broadcast
+        if not agreed(time.monotonic() - self.measured >= 60 * self.every_n_minutes):
+            return
         with averaged_weights(trainer, pl_module), trainer.precision_plugin.val_step_context():
-            faces = self.faces(pl_module)
+            faces = self.faces(pl_module, agreed)
         self.measured = time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        assert self.distance is not None
         if len(faces) < FEWEST:
             print(
                 f"callbacks.face_metrics: {len(faces)} faces in {self.max_seconds:g} seconds are too few to measure "
@@ -81,16 +88,16 @@ class FaceMetrics(Callback):
             )
             return
         for logger in trainer.loggers:
-            logger.log_metrics({"val/kernel_distance": self.distance(faces)}, step=trainer.global_step)
+            logger.log_metrics({"val/feature_distance": self.distance(faces)}, step=trainer.global_step)
 
-    def faces(self, module: LatentDiffusionModule) -> Tensor:
+    def faces(self, module: LatentDiffusionModule, agreed: Callable[[bool], bool] = bool) -> Tensor:
         """As many of the faces (n, 3, R, R) uint8 as there is time for."""
         assert module.latent_shape is not None
         generator = torch.Generator().manual_seed(module.seed)
         noise = torch.randn(self.num_images, *module.latent_shape, generator=generator)
         started, made = time.monotonic(), []
         for part in noise.split(self.batch_size):
-            made.append(to_uint8(module.faces_from(part)).cpu())
-            if time.monotonic() - started >= self.max_seconds:
+            made.append(to_uint8(module.faces_from(part, generator)).cpu())
+            if agreed(time.monotonic() - started >= self.max_seconds):
                 break
         return torch.cat(made)

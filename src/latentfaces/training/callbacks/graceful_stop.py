@@ -8,11 +8,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from latentfaces.signals import Stopped, hearing
+from latentfaces.training.agreement import greatest
 from latentfaces.training.callbacks.checkpoints import LastCheckpoint
 from latentfaces.training.checkpoint import AtomicCheckpointIO
 
@@ -51,13 +51,9 @@ class GracefulStop(Checkpoint):
         said = f"{signal.Signals(number).name}: saving; Ctrl-C ends at once\n"
         os.write(2, said.encode())  # not print, whose buffer may be in use
 
-    def check(self, trainer: Trainer) -> None:
+    def check(self) -> None:
         """End here on all ranks, if one of them has got a signal."""
-        number = self.received
-        if trainer.world_size > 1:
-            flag = torch.tensor(number, device=trainer.strategy.root_device)
-            number = int(trainer.strategy.reduce(flag, reduce_op="max"))
-        if number:
+        if number := int(greatest(self.received)):
             raise Stopped(number)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -82,33 +78,33 @@ class GracefulStop(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.saving:  # one beside training
-            self.leave(trainer)
+            self.leave()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.looping = True
 
     def on_test_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self.check(trainer)
+        self.check()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.leave(trainer)
+        self.leave()
 
     def check_between_steps(self, trainer: Trainer) -> None:
         """End here, unless gradients have been added for a step that is still to be taken: no checkpoint holds them."""
         if not (self.saving and trainer.fit_loop.epoch_loop._should_accumulate()):
-            self.check(trainer)
+            self.check()
 
-    def leave(self, trainer: Trainer) -> None:
+    def leave(self) -> None:
         """From here on a signal ends the run at once."""
         self.saving = False
-        self.check(trainer)
+        self.check()
         self.looping = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.check(trainer)
+        self.check()
         if any(isinstance(callback, ModelCheckpoint | LastCheckpoint) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             trainer.save_checkpoint(self.path)
-        self.leave(trainer)
+        self.leave()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # The average has given the weights back by now: this callback is called after those that save nothing.

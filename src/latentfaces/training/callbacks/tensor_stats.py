@@ -16,7 +16,7 @@ from latentfaces.training.stage import Stage
 
 
 class TensorStats(Callback):
-    """Statistics of weights, gradients and activations every few steps, see `TensorValues`.
+    """Statistics of weights, gradients and activations (but of compiled networks) every few steps, see `TensorValues`.
 
     A look takes a tenth of the time of a step (8 million values, the VAE of faces64_cpu with batches of 32 on a CPU):
     0.02 % of training at every 500 steps.
@@ -53,7 +53,9 @@ class TensorStats(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, Stage)
         self.hooks.close()
-        if self.due(trainer):
+        # A compiled network would be compiled once more for the hooks, and then go without them.
+        compiled = any(part._compiled_call_impl is not None for part in pl_module.network.modules())
+        if self.due(trainer) and not compiled:
             self.seen = self.hooks.enter_context(activations(pl_module.network, self.depth))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
