@@ -1,5 +1,6 @@
 """Between Hydra and the tasks: what sample.py looks up and builds, and how a picture is made again."""
 
+import contextlib
 import hashlib
 import json
 import shlex
@@ -211,7 +212,10 @@ def named_files(settings: dict[str, Any]) -> dict[str, str]:
 
     paths = {key: Path(settings[key]).expanduser() for key in FILE_KEYS if settings.get(key) is not None}
     hashes = {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in paths.items() if path.is_file()}
-    hashes |= {key: Photos(path).fingerprint for key, path in paths.items() if path.is_dir()}
+    for key, path in paths.items():
+        if path.is_dir():
+            with contextlib.suppress(UserError):  # the task says what is wrong with it, by its key
+                hashes[key] = Photos(path).fingerprint
     return {key: digest[:12] for key, digest in hashes.items()}
 
 

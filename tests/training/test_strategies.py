@@ -165,7 +165,7 @@ def test_a_sharded_checkpoint_cut_at_any_moment_is_the_one_before(
         return {"step": number, "nested": [{"a": like}], "pair": (torch.tensor(number), 0.5)}
 
     def write(number: int) -> None:
-        write_sharded(content(number), folder, 0, 1, lambda: None)
+        write_sharded(content(number), folder, 0, 1, lambda: None, bool)
 
     def full(what: Any, path: Path, previous: Path | None = None) -> None:
         raise DiskFullError(path, "No space left on device")

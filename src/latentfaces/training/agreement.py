@@ -1,22 +1,34 @@
-"""What ranks tell one another in each step, by their processors: the queue of no device is waited for."""
+"""What ranks tell one another in each step, so that all of them do the same at the same step."""
 
-import functools
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
+from latentfaces.training.finite_steps import to_be_read
 
-def greatest(value: float) -> float:
-    """The greatest of all ranks' values, on all of them; all must ask. The value itself where there is one rank."""
+
+def greatest(value: float, device: torch.device) -> Callable[[], float]:
+    """Reads the greatest of all ranks' values, on all of them; all must ask. The value itself where there is one rank.
+
+    Args:
+        value: this rank's.
+        device: this rank's, which the reading, and not the asking, waits for.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return value
-    told = torch.tensor(value, dtype=torch.float64)
-    dist.all_reduce(told, dist.ReduceOp.MAX, group=processors(dist.group.WORLD))
-    return float(told)
+        return lambda: value
+    told = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(told, dist.ReduceOp.MAX)
+    return to_be_read(told)
 
 
-@functools.lru_cache(maxsize=1)
-def processors(world: Any) -> Any:
-    """A group of all ranks of `world` that needs no device."""
-    return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
+class StepByStep:
+    """`greatest` in each step: on a GPU what was asked a step before, so that no step waits for the device."""
+
+    def __init__(self) -> None:
+        self.coming: Callable[[], float] | None = None
+
+    def greatest(self, value: float, device: torch.device) -> float:
+        """Of all ranks' values, now or a step ago, the same on all."""
+        before, self.coming = self.coming, greatest(value, device)
+        return self.coming() if before is None or device.type == "cpu" else before()

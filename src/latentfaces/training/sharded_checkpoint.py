@@ -15,7 +15,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from latentfaces.errors import UserError
-from latentfaces.training.agreement import greatest
 from latentfaces.training.checkpoint import AtomicCheckpointIO, DiskFullError, damage_of_file, save_whole
 from latentfaces.training.sharding import local, rows_of, sharded
 
@@ -58,7 +57,12 @@ def damage(path: Path) -> str | None:
 
 
 def write_sharded(
-    checkpoint: dict[str, Any], folder: Path, rank: int, num_ranks: int, barrier: Callable[[], None]
+    checkpoint: dict[str, Any],
+    folder: Path,
+    rank: int,
+    num_ranks: int,
+    barrier: Callable[[], None],
+    on_any: Callable[[bool], bool],
 ) -> None:
     """Write a checkpoint as a folder; all ranks do.
 
@@ -68,6 +72,7 @@ def write_sharded(
         rank: this one.
         num_ranks: how many write.
         barrier: waits for the others.
+        on_any: whether something holds on any rank.
 
     Raises:
         DiskFullError: there was no room for this rank's share, or, on all ranks, for another's; what was there stays.
@@ -86,7 +91,7 @@ def write_sharded(
         save_whole(rows, folder / slot / f"{rank}.pt")
     except DiskFullError as error:
         full = error
-    if greatest(full is not None):  # which waits for all ranks
+    if on_any(full is not None):  # which waits for all ranks
         if rank == 0:
             shutil.rmtree(folder / slot, ignore_errors=True)
         raise full or DiskFullError(folder / slot, "another rank has no room")

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from latentfaces.annealing import WarmupDecay
-from latentfaces.training.agreement import greatest
+from latentfaces.training.agreement import StepByStep
 from latentfaces.training.finite_steps import FiniteSteps, Photos
 from latentfaces.training.optimizers import adopt
 from latentfaces.training.sharding import shard, whole
@@ -54,8 +54,9 @@ class Stage(LightningModule, ABC):
         """The step of the checkpoint that training goes on from, if any."""
         self.started, self.seconds_before = time.monotonic(), 0.0
         """When this session of the training began, and how long the earlier ones took."""
+        self.clock = StepByStep()
         self.elapsed: float | None = None
-        """Seconds of `trainer.max_time` that are over, by the clock of the first of several ranks."""
+        """Seconds of `trainer.max_time` that are over, by the clock of that of several ranks which is ahead."""
 
     @property
     @abstractmethod
@@ -140,7 +141,7 @@ class Stage(LightningModule, ABC):
         seed_draws(mixed % 2**63, self.device)
         if self.trainer.world_size > 1:  # or one might lower its learning rate, or gather its weights, a step before
             for timer in self.timers():
-                self.elapsed = greatest(timer.time_elapsed())
+                self.elapsed = self.clock.greatest(timer.time_elapsed(), self.device)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         # 1, or NaN where the loss is no number: then no gradient is one either, on any rank.

@@ -19,6 +19,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from torch import Tensor
 from torch.optim import Optimizer
 
+from latentfaces.training.agreement import greatest
 from latentfaces.training.rank_watch import RankWatch
 from latentfaces.training.sharded_checkpoint import read_sharded, write_sharded
 from latentfaces.training.sharding import placed_like
@@ -128,7 +129,11 @@ class FSDP(Watched, ModelParallelStrategy):
         if not self.failed:  # the other ranks' shares are out of reach
             folder = Path(self.broadcast(str(filepath)))
             with self.checkpoint_io.full_disk_survived():  # type: ignore[attr-defined] # ours, see launch
-                write_sharded(checkpoint, folder, self.global_rank, self.world_size, self.barrier)
+                write_sharded(checkpoint, folder, self.global_rank, self.world_size, self.barrier, self.on_any)
+
+    def on_any(self, this: bool) -> bool:
+        """Whether something holds on any rank; all must ask."""
+        return bool(greatest(this, self.root_device)())
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         if Path(checkpoint_path).is_dir():

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from latentfaces.signals import Stopped, hearing
-from latentfaces.training.agreement import greatest
+from latentfaces.training.agreement import StepByStep, greatest
 from latentfaces.training.callbacks.checkpoints import LastCheckpoint
 from latentfaces.training.checkpoint import AtomicCheckpointIO
 
@@ -30,7 +30,7 @@ class GracefulStop(Checkpoint):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.received = 0
+        self.received, self.told = 0, StepByStep()
         self.process = os.getpid()
         self.looping = self.saving = False
 
@@ -51,10 +51,14 @@ class GracefulStop(Checkpoint):
         said = f"{signal.Signals(number).name}: saving; Ctrl-C ends at once\n"
         os.write(2, said.encode())  # not print, whose buffer may be in use
 
-    def check(self) -> None:
+    def check(self, trainer: Trainer) -> None:
         """End here on all ranks, if one of them has got a signal."""
-        if number := int(greatest(self.received)):
-            raise Stopped(number)
+        self.end_by(greatest(self.received, trainer.strategy.root_device)())
+
+    def end_by(self, number: float) -> None:
+        """End here if that is a signal."""
+        if number:
+            raise Stopped(int(number))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # The library's handler waits for the other ranks inside the handler, which deadlocks unless all of them get
@@ -78,33 +82,33 @@ class GracefulStop(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.saving:  # one beside training
-            self.leave()
+            self.leave(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.looping = True
 
     def on_test_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self.check()
+        self.check(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.leave()
+        self.leave(trainer)
 
     def check_between_steps(self, trainer: Trainer) -> None:
         """End here, unless gradients have been added for a step that is still to be taken: no checkpoint holds them."""
         if not (self.saving and trainer.fit_loop.epoch_loop._should_accumulate()):
-            self.check()
+            self.end_by(self.told.greatest(self.received, trainer.strategy.root_device))
 
-    def leave(self) -> None:
+    def leave(self, trainer: Trainer) -> None:
         """From here on a signal ends the run at once."""
         self.saving = False
-        self.check()
+        self.check(trainer)
         self.looping = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.check()
+        self.check(trainer)
         if any(isinstance(callback, ModelCheckpoint | LastCheckpoint) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             trainer.save_checkpoint(self.path)
-        self.leave()
+        self.leave(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # The average has given the weights back by now: this callback is called after those that save nothing.
