@@ -89,8 +89,8 @@ def refuse_idle_choices(typed: Sequence[str]) -> None:
     for group in ("model/autoencoder", "model/denoiser"):
         if group in typed and is_set_by(recipe, group.replace("/", ".")):
             raise UserError(
-                f"{group}={choices[group]} would have no effect, for experiment={choices['experiment']} sizes its own "
-                f"network: leave one out, or change single sizes with {group.replace('/', '.')}.KEY=..."
+                f"{group}={choices[group]} would not have its own sizes, for experiment={choices['experiment']} sizes "
+                f"the network: leave one out, or change single values with {group.replace('/', '.')}.KEY=..."
             )
 
 

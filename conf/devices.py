@@ -37,10 +37,7 @@ class Launcher:
         environment = os.environ
         if "TORCHELASTIC_RUN_ID" in environment:
             return cls.sharing("torchrun", "WORLD_SIZE", int(environment["LOCAL_WORLD_SIZE"]))
-        if int(environment.get("SLURM_NTASKS", "1")) > 1 and environment.get("SLURM_JOB_NAME") not in (
-            "bash",
-            "interactive",
-        ):
+        if int(environment.get("SLURM_NTASKS", "1")) > 1 and not interactive():
             nodes = int(environment.get("SLURM_NNODES", "1"))
             return cls.sharing("srun", "SLURM_NTASKS", int(environment["SLURM_NTASKS"]) // nodes)
         return None
@@ -49,6 +46,11 @@ class Launcher:
     def sharing(cls, name: str, total: str, num_devices: int) -> "Launcher":
         """One that started `total` processes, so many on each machine."""
         return cls(name, num_devices, int(os.environ[total]) // num_devices)
+
+
+def interactive() -> bool:
+    """Whether SLURM gave a person a shell, in which Lightning starts further processes itself."""
+    return os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
 
 
 def settle_devices(cfg: DictConfig) -> None:
@@ -62,6 +64,11 @@ def settle_devices(cfg: DictConfig) -> None:
         check_launcher(cfg, launcher)
         trainer.devices, trainer.num_nodes = launcher.num_devices, launcher.num_nodes
     check_devices(trainer, launcher)
+    if launcher is None and "SLURM_NTASKS" in os.environ and not interactive() and num_processes(trainer) > 1:
+        raise UserError(
+            f"this job of SLURM is one task, which trains on one device: type srun --ntasks-per-node="
+            f"{num_devices(trainer)} for trainer.devices={trainer.devices}"
+        )
     check_strategy(cfg)
     if trainer.strategy == "auto" and num_processes(trainer) > 1:
         trainer.strategy = OmegaConf.load(DDP).strategy
@@ -104,6 +111,11 @@ def check_devices(trainer: DictConfig, launcher: Launcher | None = None) -> None
         return
     highest = max([wanted, *(index + 1 for index in indices or ())])
     if highest > available and trainer.accelerator in ("auto", "gpu", "cuda"):
+        if launcher is not None and launcher.name == "srun" and available:
+            raise UserError(
+                f"srun shows each of the {wanted} tasks of a machine {available} GPUs: type --gpus-per-node={wanted} "
+                "in place of --gpus-per-task"
+            )
         fewer = f"trainer.devices={available}" if available else "trainer.devices=1 trainer.accelerator=cpu"
         raise UserError(
             f"trainer.devices={trainer.devices}, but this machine has {available} GPUs: type {fewer}, or for "

@@ -25,7 +25,7 @@ from conf.allocator import keep_freed_memory
 from conf.checks import check_optimizers, check_training
 from conf.compute import answer_at_once_without_cuda, apply_choices, device_choices, training_device
 from conf.devices import settle_devices
-from conf.resume import LOCK, claim_run, command_to_go_on, is_main_process, requeue, trained_alone
+from conf.resume import claim_run, command_to_go_on, is_main_process, requeue, trained_alone
 from conf.safety import refuse_links, refuse_secrets_in
 from conf.typed import typed_keys
 from latentfaces.errors import UserError
@@ -112,7 +112,8 @@ def add_trained_vae(cfg: DictConfig) -> Run:
         cfg.model.autoencoder = run.config["model"]["autoencoder"]
         if own_data is None:
             cfg.data = OmegaConf.merge(run.config["data"], cfg.data)
-            cfg.data.seed = cfg.seed  # the order of this training's batches, not of the VAE's
+            if run.stage == "vae":  # or it goes on as it was begun
+                cfg.data.seed = cfg.seed  # the order of this training's batches, not of the VAE's
         elif not resolution_chosen:  # other photos, for the same VAE
             cfg.data.resolution = run.config["data"]["resolution"]
     if is_main_process():
@@ -157,8 +158,6 @@ def drop_if_empty(folder: str | Path) -> None:
     names = [parent.name for parent in path.parents]
     above = path.parents[: names.index("outputs") + 1] if "outputs" in names else ()
     with contextlib.suppress(OSError):  # not there, or not empty
-        if [entry.name for entry in path.iterdir()] == [LOCK]:
-            (path / LOCK).unlink()
         for empty in (path, *above):
             empty.rmdir()
 
@@ -209,7 +208,8 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
         vae_run = add_trained_vae(cfg) if cfg.stage == "ldm" else None
         refuse_secrets_in(cfg)
         check_training(cfg)
-        if "median_stop" in cfg.callbacks and HydraConfig.get().mode != RunMode.MULTIRUN and is_main_process():
+        of_a_sweep = HydraConfig.get().mode == RunMode.MULTIRUN or (Path(cfg.run_dir).parent / "multirun.yaml").exists()
+        if "median_stop" in cfg.callbacks and not of_a_sweep and is_main_process():
             raise UserError("pruning=median compares the jobs of a sweep: train with -m, or leave it out")
         settle_devices(cfg)
         choices = device_choices(cfg)
@@ -259,6 +259,12 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message)
 
 
+def batches_between_validations(trainer: DictConfig) -> Any:
+    """`trainer.val_check_interval` as Lightning counts it: in batches, where a person means steps."""
+    every = trainer.val_check_interval
+    return every * trainer.accumulate_grad_batches if isinstance(every, int) else every
+
+
 def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices, stop: Any) -> tuple[Any, Any, Any]:
     """Data module, module and trainer of a checked config, which is written into the run's folder.
 
@@ -291,14 +297,14 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
         logger=list(instantiate(cfg.logger).values()),
         plugins=[CheckpointFiles(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,
+        val_check_interval=batches_between_validations(cfg.trainer),
     )
     skip_idle_hooks(trainer.callbacks)
     answer_at_once_without_cuda()
     data = instantiate(cfg.data)  # downloads and packs: after everything whose mistakes can be told without
     with open_dict(cfg):
         cfg.pack = str(data.folder)
-    if is_main_process():
-        data.pack()
+    data.pack()  # one process does, and the others wait without a limit, which a process group would not
     if vae_run is not None:
         module.autoencoder.load_state_dict(vae_run.module("autoencoder", "best_vae").state_dict())
         data.use_latents(weights_hash(module.autoencoder), module.encode)

@@ -66,6 +66,10 @@ def trained_alone(cfg: DictConfig) -> Iterator[None]:
         raise UserError(f"another process trains in {folder}: wait for it, or give this one another name=...") from None
     try:
         yield
+    except BaseException:
+        if [entry.name for entry in folder.iterdir()] == [LOCK]:  # it left nothing: see drop_if_empty
+            (folder / LOCK).unlink()
+        raise
     finally:
         lock.release()
 

@@ -195,6 +195,10 @@ def remembered(cfg: DictConfig) -> Recipe:
         if "batch_size" in typed_keys():  # of no account for what comes out, but for memory
             settings["batch_size"] = cfg.batch_size
         now = named_files(settings)
+        if strange := [key for key in now if key not in recipe.files]:  # in another order than now
+            raise UserError(
+                f"image={cfg.image} was made by an older version, from the photos of {settings[strange[0]]}"
+            )
         for key, digest in recipe.files.items():
             if now.get(key) != digest:
                 state = "has changed since" if key in now else "is no longer there"

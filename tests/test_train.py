@@ -11,7 +11,7 @@ import pytest
 import torch
 from commands import ADVERSARIAL, ROOT, SHORT, TINY_LDM, TINY_VAE, Command, refused, run_command, trained_in
 from forked import Forker
-from states import assert_equal, checkpoint, ema_of
+from states import assert_equal, checkpoint, ema_of, rows_of
 
 from latentfaces.run import find_run
 
@@ -64,6 +64,11 @@ def test_a_bound_of_no_length_bounds_nothing(train: Command) -> None:
 def test_one_batch_is_one_and_not_all(train: Command) -> None:
     train(*TINY_VAE, *SHORT, "data.batch_size=2", "trainer.limit_val_batches=1", "name=one")
     assert checkpoint("vae/one")["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]["ready"] == 2
+
+
+def test_validations_are_due_by_steps_and_not_by_batches(train: Command) -> None:
+    train(*TINY_VAE, *SHORT, "data.batch_size=2", "trainer.accumulate_grad_batches=2", "name=whole")
+    assert [int(row["step"]) for row in rows_of("vae/whole") if row["val/loss"]] == [2, 4]
 
 
 def test_seeds_of_stage_two_see_the_photos_in_their_own_order(train: Command) -> None:
@@ -289,7 +294,7 @@ def test_a_network_beside_a_recipe_that_sizes_its_own_is_refused(
     monkeypatch.chdir(home_with_vae)
     data = ["data=synthetic"] if stage == "vae" else []
     options = [f"model={stage}", *data, f"experiment={experiment}", "hydra.mode=RUN", choice, "name=wrong"]
-    assert f"{choice} would have no effect" in refused("train.py", *options)
+    assert f"{choice} would not have its own sizes" in refused("train.py", *options)
 
 
 @pytest.mark.parametrize("mistake", WRONG_FOR_STAGE_TWO)

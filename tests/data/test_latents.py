@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentfaces.data.latents import Encode, LatentCache
+from latentfaces.data.latents import Encode, LatentCache, images_at_once
 from latentfaces.data.pack import Pack
 from latentfaces.errors import UserError
 
@@ -165,6 +165,11 @@ def test_file_of_another_shape_is_refused_by_name(pack: Pack, shape: tuple[int, 
     np.save(cache.path, np.zeros(shape, np.float16))
     with pytest.raises(UserError, match=rf"{cache.path.name} has shape .*delete it"):
         cache.open()
+
+
+@pytest.mark.parametrize(("resolution", "expected"), [(64, 64), (256, 64), (512, 16), (1024, 4), (4096, 1)])
+def test_large_pictures_are_encoded_few_at_once(resolution: int, expected: int) -> None:
+    assert images_at_once(resolution) == expected
 
 
 def test_a_whole_cache_is_used_where_nothing_may_be_written(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:

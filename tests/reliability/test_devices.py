@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import SHORT, TINY_VAE, Command
+from commands import SHORT, TINY_VAE, Command, refused
 from forked import Forker
-from several import ON_CPU, run_on, start_on
+from several import ON_CPU, run_on, slurm_environment, start_on
 from torch import Tensor
 
 SMALL = [*TINY_VAE, *SHORT, "data.batch_size=4", *ON_CPU]
@@ -32,6 +32,23 @@ def test_3_more_devices_than_there_are(
     assert "has 2 GPUs: type trainer.devices=2, or" in said
     assert "trainer.accelerator=cpu" in said
     assert "Traceback" not in said
+
+
+def test_3_one_task_of_slurm_is_not_taken_for_several(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> None:
+    for name, value in slurm_environment(0, 1, "1").items():
+        monkeypatch.setenv(name, value)
+    said = refused("train.py", *TINY_VAE, *SHORT, "trainer.accelerator=cpu", "trainer.devices=4", "name=one")
+    assert "srun --ntasks-per-node=4" in said
+
+
+def test_3_tasks_of_slurm_that_see_one_gpu_each_are_told_the_option(
+    monkeypatch: pytest.MonkeyPatch, workplace: Path
+) -> None:
+    for name, value in (slurm_environment(0, 4, "1") | {"SLURM_NNODES": "1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    said = refused("train.py", *TINY_VAE, *SHORT, "name=four")
+    assert "--gpus-per-node=4 in place of --gpus-per-task" in said
 
 
 def drawn(folder: str) -> list[list[dict[str, Tensor]]]:

@@ -70,6 +70,13 @@ def test_case_39_a_task_that_is_work_for_one_process_is_refused_several(
     assert not Path("pictures").exists()
 
 
+def test_case_39_tasks_of_srun_do_not_all_do_everything(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    assert "type torchrun" in refused("sample.py", "output=pictures")
+    assert not Path("pictures").exists()
+
+
 def test_case_39_weights_that_are_missing_or_another_networks_are_named(home: Path) -> None:
     path = Path("outputs/ldm/faces/checkpoints/best_denoiser.pth")
     whole = path.read_bytes()

@@ -199,9 +199,12 @@ def test_a_run_whose_name_was_not_typed_goes_on_by_its_folder(run: Path) -> None
 
 
 def test_what_ended_by_its_time_is_trained_longer_by_more_of_it(run: Path) -> None:
-    config = {"stage": "vae", "trainer": {"max_time": "00:13:45:30"}}
+    config = {"stage": "vae", "trainer": {"max_time": "00:13:45:30", "max_steps": -1}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert dict(next_commands(open_run(run)))["Train for longer"].endswith("resume=true trainer.max_time=01:03:31:00")
+    config["trainer"] = {"max_time": "00:13:45:30", "max_steps": 20}  # which came first
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert dict(next_commands(open_run(run)))["Train for longer"].endswith("resume=true trainer.max_steps=40")
 
 
 def test_page_is_made_anew(run: Path) -> None:

@@ -204,6 +204,8 @@ def test_a_sharded_checkpoint_cut_at_any_moment_is_the_one_before(
     monkeypatch.undo()
     assert read_sharded(folder)["step"] == 5
     assert damage(folder) is None
+    (tmp_path / "deepspeed.ckpt" / "checkpoint").mkdir(parents=True)  # as its own strategy writes them
+    assert damage(tmp_path / "deepspeed.ckpt") is None
     rows = folder / "a" / "0.pt"
     whole_rows = rows.read_bytes()
     rows.write_bytes(whole_rows.replace(torch.tensor([5.0]).numpy().tobytes(), b"\0\0\0\0", 1))  # the first number

@@ -16,8 +16,15 @@ from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
 from latentfaces.files import made_alone
 
+PIXELS_AT_ONCE = 64 * 256**2
+
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images (b, 3, R, R) float in [-1, 1] -> mean and standard deviation of the posterior, each (b, c, h, w)."""
+
+
+def images_at_once(resolution: int) -> int:
+    """How many pictures a network looks at together: no more than 64, and of large ones fewer."""
+    return min(64, max(1, PIXELS_AT_ONCE // resolution**2))
 
 
 class LatentCache:
@@ -30,11 +37,12 @@ class LatentCache:
         pack: the pictures.
         key: the hash of the encoder's weights.
         encode: the encoder.
-        batch_size: pictures at once.
+        batch_size: pictures at once; see `images_at_once`.
     """
 
-    def __init__(self, pack: Pack, key: str, encode: Encode, batch_size: int = 64) -> None:
-        self.pack, self.encode, self.batch_size = pack, encode, batch_size
+    def __init__(self, pack: Pack, key: str, encode: Encode, batch_size: int | None = None) -> None:
+        self.pack, self.encode = pack, encode
+        self.batch_size = batch_size or images_at_once(pack.images.shape[-1])
         self.path = pack.folder / f"latents-{key}-{pack.sha256[:8]}.npy"
         self.partial = self.path.with_suffix(".partial.npy")
         self.state_path = self.path.with_suffix(".state.npy")

@@ -47,7 +47,7 @@ class LogitNormalTime(TimeSampler):
         self.mean, self.std = mean, std
 
     def from_uniform(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
-        return schedule.time_of(torch.sigmoid(self.mean + self.std * torch.special.ndtri(u)))
+        return schedule.time_of(torch.sigmoid(self.mean + self.std * normal_quantile(u)))
 
 
 class LogNormalNoise(TimeSampler):
@@ -63,7 +63,12 @@ class LogNormalNoise(TimeSampler):
         self.mean, self.std = mean, std
 
     def from_uniform(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
-        return schedule.time_at(torch.exp(self.mean + self.std * torch.special.ndtri(u)))
+        return schedule.time_at(torch.exp(self.mean + self.std * normal_quantile(u)))
+
+
+def normal_quantile(u: Tensor) -> Tensor:
+    """The inverse of the normal distribution function, which PyTorch has not for Apple's GPUs."""
+    return torch.special.ndtri(u.cpu()).to(u) if u.device.type == "mps" else torch.special.ndtri(u)
 
 
 def check_width(std: float) -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from latentfaces.data.latents import images_at_once
 from latentfaces.evaluation.features import Features
 from latentfaces.evaluation.generation import kernel_distance
 
@@ -23,7 +24,7 @@ class FeatureDistance:
 
     def features(self, images: Tensor) -> Tensor:
         """Of images (n, 3, R, R) uint8, (n, d)."""
-        return torch.cat([self.look(batch) for batch in images.split(64)])
+        return torch.cat([self.look(batch) for batch in images.split(images_at_once(images.shape[-1]))])
 
     def __call__(self, fake: Tensor) -> float:
         """Of images (m, 3, R, R) uint8: about 0 for real ones, no upper bound."""

@@ -96,7 +96,7 @@ def command(folder: Path) -> str:
 
 def command_to_go_on(folder: Path) -> str:
     """The same for a resume; with the folder where that was not typed, as of a job of a sweep."""
-    again = command(folder)
+    again = shlex.join(word for word in shlex.split(command(folder)) if not word.startswith("requeue="))
     if f"name={folder.name}" not in shlex.split(again):
         again += f" hydra.run.dir={shlex.quote(str(folder))} hydra.mode=RUN"
     return f"{again} resume=true"
@@ -116,7 +116,7 @@ def next_commands(run: Run) -> list[tuple[str, str]]:
     if not run.finished:
         return [("Go on", again)]
     steps = run.result().get("steps", 0)
-    if trainer.get("max_time") is not None:
+    if trainer.get("max_time") is not None and not 0 < trainer.get("max_steps", -1) <= steps:
         longer = [("Train for longer", f"{again} trainer.max_time={twice(trainer['max_time'])}")]
     else:
         longer = [("Train for longer", f"{again} trainer.max_steps={2 * steps}")] if steps else []

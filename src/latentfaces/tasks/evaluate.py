@@ -204,8 +204,11 @@ def suspicious(heart: Memorisation, made: MadePictures, pack: Pack) -> list[tupl
     closest = sorted(distance, key=distance.__getitem__)[: SUSPECTS // 2]
     twins = torch.cat(list(made.make([number for pair in closest for number in pair]))).unflatten(0, (-1, 2))
     far = torch.tensor([[distance[pair]] for pair in closest])
-    least = float(heart.held_out_twins.min())
-    caption = f"The new faces nearest to one another. No two held-out photos, of as many, are nearer than {least:.3g}."
+    least = heart.twin_limit
+    caption = (
+        f"The new faces nearest to one another. A distance below {least:.3g} is red: 99 % of held-out photos, of as "
+        "many, are farther from one another."
+    )
     titles = ("new face", "another new face")
     return [*figures, (caption, plot_neighbours(twins[:, 0], twins[:, 1:], far, least, titles=titles))]
 

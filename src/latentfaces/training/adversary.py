@@ -60,6 +60,7 @@ class Adversary:
 
     def begin(self, device: torch.device) -> None:
         """Make ready on the device, the same on all ranks."""
+        torch._functorch.config.donated_buffer = False  # `judge` goes back through a compiled decoder more than once
         self.discriminator.to(device).train()
         self.optimizer = self.make_optimizer(self.discriminator.named_parameters())
         chosen = [dict(group) for group in self.optimizer.param_groups]

@@ -8,6 +8,11 @@ import torch.distributed as dist
 from latentfaces.training.finite_steps import to_be_read
 
 
+def num_ranks() -> int:
+    """How many train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def greatest(value: float, device: torch.device) -> Callable[[], float]:
     """Reads the greatest of all ranks' values, on all of them; all must ask. The value itself where there is one rank.
 
@@ -15,9 +20,9 @@ def greatest(value: float, device: torch.device) -> Callable[[], float]:
         value: this rank's.
         device: this rank's, which the reading, and not the asking, waits for.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if num_ranks() == 1:
         return lambda: value
-    told = torch.tensor(value, dtype=torch.float64, device=device)
+    told = torch.full((), value, dtype=torch.float64, device=device)  # a copy from here would wait for the device
     dist.all_reduce(told, dist.ReduceOp.MAX)
     return to_be_read(told)
 
@@ -31,4 +36,6 @@ class StepByStep:
     def greatest(self, value: float, device: torch.device) -> float:
         """Of all ranks' values, now or a step ago, the same on all."""
         before, self.coming = self.coming, greatest(value, device)
-        return self.coming() if before is None or device.type == "cpu" else before()
+        if before is None or device.type == "cpu" or num_ranks() == 1:
+            return self.coming()
+        return before()

@@ -4,6 +4,7 @@
 is written last, and whole, so that the checkpoint is always the old one or the new one. Nothing in it is code.
 """
 
+import contextlib
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,9 +29,12 @@ class CheckpointFiles(AtomicCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
         if not target.is_dir():
+            previous = target.with_stem("last.previous")
+            if target.exists() and previous.is_dir():  # where this ended below, in between
+                shutil.rmtree(previous)
             super().save_checkpoint(checkpoint, target, storage_options)
             return
-        whole = target.with_name(target.name + ".whole")  # the folder goes when there is what takes its place
+        whole = target.with_name(target.name + ".whole.partial")  # the folder goes when there is what takes its place
         super().save_checkpoint(checkpoint, whole, storage_options)
         if not self.skipped:
             aside = target.with_stem(f"{target.stem}.previous")  # where resume=auto looks, if this ends in between
@@ -51,6 +55,8 @@ def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, of one file or sharded; None if nothing is."""
     if not path.is_dir():
         return damage_of_file(path)
+    if (path / "checkpoint").is_dir():  # DeepSpeed's own, which says nothing to hold it against
+        return None
     if (problem := damage_of_file(path / META)) is not None:
         return f"{META}: {problem}"
     return next((f"{part.name}: {problem}" for part in parts_of(path) if (problem := damage_of_file(part))), None)
@@ -94,6 +100,8 @@ def write_sharded(
     if on_any(full is not None):  # which waits for all ranks
         if rank == 0:
             shutil.rmtree(folder / slot, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it holds the checkpoint before
+                folder.rmdir()
         raise full or DiskFullError(folder / slot, "another rank has no room")
     if rank == 0:
         save_whole({"slot": slot, "num_ranks": num_ranks, "checkpoint": common}, folder / META)

@@ -54,8 +54,7 @@ class TensorStats(Callback):
         assert isinstance(pl_module, Stage)
         self.hooks.close()
         # A compiled network would be compiled once more for the hooks, and then go without them.
-        compiled = any(part._compiled_call_impl is not None for part in pl_module.network.modules())
-        if self.due(trainer) and not compiled:
+        if self.due(trainer) and all(part._compiled_call_impl is None for part in pl_module.network.modules()):
             self.seen = self.hooks.enter_context(activations(pl_module.network, self.depth))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
