@@ -246,7 +246,7 @@ def test_case_34_a_changed_config_is_told_and_what_changes_the_outcome_must_be_f
     for resume in ("auto", "true"):
         status, said = fork.run(*VAE, *harmful, "name=done", f"resume={resume}")
         assert status == 2
-        assert "(data.batch_size: 8 -> 4; model.optimizer.lr: 0.001 -> 0.002; seed: 0 -> 5)" in said
+        assert "(data.batch_size: 8 -> 4; model.optimizer.lr: 0.0006 -> 0.002; seed: 0 -> 5)" in said
         assert "resume=force" in said
     assert checkpoint("vae/done")["global_step"] == 14
     harmless = ["trainer.max_steps=15", "callbacks.last.every_n_train_steps=4"]

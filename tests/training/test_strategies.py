@@ -314,7 +314,7 @@ def test_what_contradicts_torchrun_is_refused(
 @pytest.mark.ddp
 def test_srun_trains_over_several_nodes(runs: Forker) -> None:
     said = run_on(2, runs, *TINY_VAE, *SHORT, *ON_CPU, "name=slurm", environment=slurm_environment)
-    assert "a step takes 16 pictures (data.batch_size x devices = 8 x 2); model.optimizer.lr=0.001 stays" in said
+    assert "a step takes 16 pictures (data.batch_size x devices = 8 x 2); model.optimizer.lr=0.0006 stays" in said
     assert Path("outputs/vae/slurm/result.json").exists()
 
 

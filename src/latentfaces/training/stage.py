@@ -54,6 +54,8 @@ class Stage(LightningModule, ABC):
         """The step of the checkpoint that training goes on from, if any."""
         self.started, self.seconds_before = time.monotonic(), 0.0
         """When this session of the training began, and how long the earlier ones took."""
+        self.chosen: list[dict[str, Any]] = []
+        """The optimiser's groups of parameters as they were made."""
         self.clock = StepByStep()
         self.elapsed: float | None = None
         """Seconds of `trainer.max_time` that are over, by the clock of that of several ranks which is ahead."""
@@ -127,8 +129,9 @@ class Stage(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         # A checkpoint brings its learning rate, weight decay and the like; those that were chosen since are to count.
-        optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
-        for number, (group, chosen) in enumerate(zip(optimizer.param_groups, self.chosen, strict=True)):
+        for number, chosen in enumerate(self.chosen):
+            group = self.trainer.optimizers[0].param_groups[number]
+            schedule = self.trainer.lr_scheduler_configs[0].scheduler
             adopt(group, chosen)
             if group["initial_lr"] != chosen["lr"]:
                 group["lr"] *= chosen["lr"] / group["initial_lr"]
