@@ -87,19 +87,23 @@ def drawn(shown: list[Panel], best: Best | None) -> Pictures:
     return pictures
 
 
-def command(folder: Path) -> str:
-    """What was typed, as far as the run remembers."""
+def typed(folder: Path) -> list[str]:
+    """The words of the command, as far as the run remembers."""
     path = folder / ".hydra" / "overrides.yaml"
-    overrides = yaml.safe_load(path.read_text()) if path.exists() else []
-    return " ".join(["python train.py", *(shlex.quote(override) for override in overrides)])
+    return ["python", "train.py", *(yaml.safe_load(path.read_text()) if path.exists() else [])]
+
+
+def command(folder: Path) -> str:
+    """What was typed."""
+    return shlex.join(typed(folder))
 
 
 def command_to_go_on(folder: Path) -> str:
-    """The same for a resume; with the folder where that was not typed, as of a job of a sweep."""
-    again = shlex.join(word for word in shlex.split(command(folder)) if not word.startswith("requeue="))
-    if f"name={folder.name}" not in shlex.split(again):
-        again += f" hydra.run.dir={shlex.quote(str(folder))} hydra.mode=RUN"
-    return f"{again} resume=true"
+    """The same command for a resume; with the folder where that was not typed, as of a job of a sweep."""
+    words = [word for word in typed(folder) if not word.startswith("requeue=")]
+    if f"name={folder.name}" not in words:
+        words += [f"hydra.run.dir={folder}", "hydra.mode=RUN"]
+    return shlex.join([*words, "resume=true"])
 
 
 def twice(max_time: str) -> str:
