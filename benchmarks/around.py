@@ -83,19 +83,33 @@ def starting(scale: Scale) -> Row:
 
 
 class StepClock(Callback):
-    """The process's CPU time at the start of each training step."""
+    """CPU time of the Trainer's steps and of a bare loop's, in turns: what slows the machine slows both.
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    Args:
+        bare: takes a step of the bare loop for each item.
+    """
+
+    def __init__(self, bare: Iterator[None]) -> None:
+        self.loop, self.left = bare, 0.0
+        self.bare: list[float] = []
+        self.trainer: list[float] = []
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self.times.append(time.process_time())
+        came = time.process_time()
+        if self.left:
+            self.trainer.append(came - self.left)
+        next(self.loop)
+        self.left = time.process_time()
+        self.bare.append(self.left - came)
 
-    @property
-    def ms(self) -> float:
-        """Of a step, on average, after the first tenth."""
-        first = len(self.times) // 10
-        return 1e3 * (self.times[-1] - self.times[first]) / (len(self.times) - 1 - first)
+    def ms(self, steps: int) -> list[tuple[float, float]]:
+        """Of a bare step and of the Trainer's, on average over each so many steps, after the first tenth."""
+        first = len(self.trainer) // 10
+        starts = range(first, len(self.trainer) - steps + 1, steps)
+        return [
+            (1e3 * sum(self.bare[i : i + steps]) / steps, 1e3 * sum(self.trainer[i : i + steps]) / steps)
+            for i in starts
+        ]
 
 
 class UsualModule(LightningModule):
@@ -154,9 +168,9 @@ class TrainerCost:
             cfg.pop("hydra")
         return cfg
 
-    def shipped(self, logger: str) -> float:
+    def shipped(self, logger: str) -> StepClock:
         """As train.py makes it."""
-        clock = StepClock()
+        clock = StepClock(self.bare())
         cfg, config_folder = self.config(logger), str(ROOT / "conf")
         with (
             initialize_config_dir(config_folder, version_base="1.3"),  # as within hydra.main
@@ -164,11 +178,11 @@ class TrainerCost:
         ):
             trainer.callbacks.append(clock)
             trainer.fit(module, datamodule=data)
-        return clock.ms
+        return clock
 
-    def usual(self) -> float:
+    def usual(self) -> StepClock:
         """With Lightning's own defaults."""
-        cfg, clock = self.config(), StepClock()
+        cfg, clock = self.config(), StepClock(self.bare())
         trainer = Trainer(
             accelerator="cpu",
             max_steps=self.steps,
@@ -180,18 +194,17 @@ class TrainerCost:
             enable_model_summary=False,
         )
         trainer.fit(UsualModule(instantiate(cfg.model).autoencoder), datamodule=instantiate(cfg.data))
-        return clock.ms
+        return clock
 
-    def bare(self) -> float:
-        """A loop over the same batches."""
-        cfg, clock = self.config(), StepClock()
+    def bare(self) -> Iterator[None]:
+        """A loop over the same batches, a step for each item."""
+        cfg = self.config()
         data, module = instantiate(cfg.data), instantiate(cfg.model)
         data.setup()
         vae = module.autoencoder
         optimizer = module.make_optimizer(vae.named_parameters())
         epochs = (data.train_dataloader() for _ in itertools.count())
-        for batch in itertools.islice(itertools.chain.from_iterable(epochs), self.steps):
-            clock.on_train_batch_start()
+        for batch in itertools.chain.from_iterable(epochs):
             images = data.on_after_batch_transfer(batch, 0)
             with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16()):
                 loss = plain_terms(vae, images)["loss"]
@@ -199,7 +212,7 @@ class TrainerCost:
             loss.backward()
             nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
             optimizer.step()
-        return clock.ms
+            yield
 
 
 def trainer(scale: Scale) -> Row:
@@ -207,11 +220,10 @@ def trainer(scale: Scale) -> Row:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     os.environ["WANDB_MODE"] = "offline"
-    values: dict[str, list[float]] = {}
+    took: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
         cost = TrainerCost(scale.steps, Path(temporary))
-        ways: dict[str, Callable[[], float]] = {
-            "bare loop": cost.bare,
+        ways: dict[str, Callable[[], StepClock]] = {
             "train.py logger=csv": partial(cost.shipped, "csv"),
             "train.py (W&B offline)": partial(cost.shipped, "wandb"),
             "Lightning's defaults, 5 logged keys": cost.usual,
@@ -219,13 +231,12 @@ def trainer(scale: Scale) -> Row:
         with silence():
             for _ in range((scale.rounds + 1) // 2):
                 for name, way in ways.items():
-                    values.setdefault(name, []).append(way())
+                    took.setdefault(name, []).extend(way().ms(scale.steps // 5))
     torch.set_num_threads(threads)
-    figures = {name: spread(rounds) for name, rounds in values.items()}
-    base = figures.pop("bare loop")
-    beyond = {f"{name}, beyond": f["median"] - base["median"] for name, f in figures.items()}
-    title = "CPU of a training step, of a network of next to nothing"
-    return Row(title, "ms", {"cpu": {"bare loop": base, **figures}}, {}, "under 1.5 beyond the bare loop", beyond)
+    figures = {"bare loop": spread([bare for pairs in took.values() for bare, _ in pairs])}
+    figures |= {f"{name}, beyond": spread([ours - bare for bare, ours in pairs]) for name, pairs in took.items()}
+    title = "CPU of a training step of a tiny network, and what the Trainer's steps cost beyond those of a bare loop"
+    return Row(title, "ms", {"cpu": figures}, {}, "under 1.5 beyond the bare loop")
 
 
 def cpu_of_children() -> float:

@@ -1,6 +1,7 @@
 """The cache of latents: what lies where, when it is made, and that half a cache is none."""
 
 import itertools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,30 @@ def test_shares_of_the_ranks_together_are_what_one_rank_makes(pack: Pack, num_ra
     shared.finish()
     assert sum(sizes) == 1 + 2 * 7
     assert shared.path.read_bytes() == write_latents(pack, "alone", encode, CPU, batch_size).read_bytes()
+
+
+def test_a_rank_writes_no_byte_of_anothers_rows(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory map would write whole pages, and on a file system of several machines undo the other's."""
+    written: dict[int, list[tuple[int, int]]] = {}
+    pwrite = os.pwrite
+
+    def recorded(file: int, row: bytes, offset: int) -> int:
+        if memoryview(row).nbytes > 1:  # the state has a byte per picture
+            written[rank].append((offset, offset + memoryview(row).nbytes))
+        return pwrite(file, row, offset)
+
+    monkeypatch.setattr("latentfaces.data.rows.os.pwrite", recorded)
+    caches = [LatentCache(pack, "key", encode, batch_size=2) for _ in range(2)]
+    caches[0].begin(CPU)
+    for rank, cache in enumerate(caches):
+        written[rank] = []
+        cache.fill(CPU, rank, 2)
+    row, end = 2 * 2 * 8 * 2, caches[0].partial.stat().st_size
+    places = [range(start, stop) for ranges in written.values() for start, stop in ranges]
+    assert sorted(places, key=lambda place: place.start) == [
+        range(at, at + row) for at in range(end - 7 * row, end, row)
+    ]
+    assert [len(written[rank]) for rank in (0, 1)] == [4, 3]
 
 
 def test_beginning_twice_loses_nothing(pack: Pack) -> None:

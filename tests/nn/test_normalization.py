@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from latentfaces.nn import RMSNorm
 
@@ -50,3 +52,19 @@ def test_type_is_that_of_the_input_also_with_a_float32_weight(dtype: torch.dtype
 def test_strided_heads_are_normed_each_by_itself() -> None:
     heads = torch.randn(2, 3, 4, 8, dtype=torch.float64).transpose(1, 2)
     assert torch.allclose(RMSNorm(8)(heads), formula(heads.contiguous()))
+
+
+def test_autocast_of_a_gpu_makes_no_copy_in_float32() -> None:
+    """On tensors without memory, which need no GPU."""
+    enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        with FakeTensorMode(), torch.device("cuda"):
+            x = torch.empty(2, 3, 8, dtype=torch.bfloat16)
+            assert F.rms_norm(x, (8,)).dtype == torch.float32
+            assert RMSNorm(8)(x).dtype == RMSNorm(8, weighted=True)(x).dtype == torch.bfloat16
+            assert torch.is_autocast_enabled("cuda")
+    finally:
+        torch.set_autocast_enabled("cuda", enabled)
+        torch.set_autocast_dtype("cuda", dtype)

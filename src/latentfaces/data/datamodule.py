@@ -239,6 +239,10 @@ class FFHQDataModule(LightningDataModule):
         """The names of the photos at these places in the pack."""
         return [self.names[row] for row in rows]
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        # The library looks through a batch for what to move: 0.2 ms a step, for nothing where it is.
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def on_after_batch_transfer(self, batch: ImageBatch | LatentBatch, dataloader_idx: int) -> Tensor:
         self.rows = batch.rows
         if isinstance(batch, LatentBatch):

@@ -1,7 +1,6 @@
 """Every picture encoded once: stage 2 then never runs the encoder again."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from latentfaces.data.ffhq import to_float
 from latentfaces.data.pack import Pack
-from latentfaces.data.rows import MappedRows
+from latentfaces.data.rows import MappedRows, open_rows
 from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
 from latentfaces.files import made_alone
@@ -68,8 +67,8 @@ class LatentCache:
         if self.path.exists():
             return
         try:
-            moments: Any = np.load(self.partial, mmap_mode="r+")
-            done: Any = np.load(self.state_path, mmap_mode="r+")
+            # Not through a memory map: of a page with rows of two machines the later to write it would win.
+            moments, done = (open_rows(path, writable=True) for path in (self.partial, self.state_path))
         except FileNotFoundError:
             if self.path.exists():  # another training has just finished the same cache
                 return
@@ -79,10 +78,12 @@ class LatentCache:
             batch = slice(start, start + self.batch_size)
             if done[batch].all():
                 continue
-            for mirrored in (False, True):
-                mean, std = self.encode_batch(batch, device, mirrored)
-                moments[batch, int(mirrored)] = torch.stack([mean, std], dim=1).float().cpu().numpy()
-            done[batch] = 1  # last: a kill before it encodes this batch again
+            views = [torch.stack(self.encode_batch(batch, device, mirrored), dim=1) for mirrored in (False, True)]
+            rows = torch.stack(views, dim=1).float().cpu().numpy().astype(np.float16)
+            for number, row in enumerate(rows, start):
+                moments[number] = row
+            for number in range(start, start + len(rows)):  # last: a kill before it encodes this batch again
+                done[number] = np.uint8(1)
         moments.flush()
         done.flush()
 

@@ -71,18 +71,22 @@ class RowFile:
             if os.preadv(file, [row], self.offset + number * size) != size:
                 raise UserError(f"{self.path} ends before row {number}: it was cut since it was written; pack again")
 
-    def __setitem__(self, number: int, row: NDArray[Any]) -> None:
+    def __setitem__(self, number: int, row: NDArray[Any] | np.generic) -> None:
         """Write one row; an array mapped from the file shows it too."""
         assert row.shape == self.shape[1:]
         bytes_of_row = np.ascontiguousarray(row, self.dtype).data
         os.pwrite(self.file.fileno(), bytes_of_row, self.offset + number * self.row_bytes)
+
+    def flush(self) -> None:
+        """Wait until what was set is on disk, for other machines too."""
+        os.fsync(self.file.fileno())
 
     def __reduce__(self) -> tuple[type["RowFile"], tuple[Path]]:
         """Worker processes open the file anew."""
         return RowFile, (self.path,)
 
 
-def open_rows(path: Path, writable: bool = False) -> RowFile | NDArray[Any]:
+def open_rows(path: Path, writable: bool = False) -> "RowFile | np.memmap[Any, Any]":
     """The rows of a file; its memory map where the system cannot read and write at a place."""
     if hasattr(os, "preadv"):
         return RowFile(path, writable)

@@ -36,7 +36,9 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = None if self.weight is None else self.weight.to(x.dtype)
         if x.device.type != "cpu":
-            return F.rms_norm(x, (self.channels,), weight, EPSILON)
+            # Autocast would hand on a copy in float32, and keep another; the kernel sums in float32 by itself.
+            with torch.autocast(x.device.type, enabled=False):
+                return F.rms_norm(x, (self.channels,), weight, EPSILON)
         # On CPUs PyTorch has no kernel for it: a chain of small operations, whose gradient is a longer one.
         normed: Tensor = DividedByRMS.apply(x)
         return normed if weight is None else normed * weight
