@@ -1,5 +1,6 @@
 """What is checked before a training starts: types, ranges, words."""
 
+import contextlib
 import inspect
 import math
 import os
@@ -7,16 +8,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from conf.composing import CONF, GROUPS
+from conf.composing import GROUPS
 from conf.limits import ModelLimits
 from conf.resume import CHOICES as RESUME
 from conf.safety import leaves_of
 from conf.schema import TrainConfig
-from conf.typed import typed_keys
+from conf.typed import key_of, typed_keys
 from latentfaces.errors import UserError
 
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -78,30 +81,31 @@ def check_types(node: Any, key: str = "") -> None:
             check_types(value, f"{key}[{index}]")
 
 
-def refuse_idle_choices(typed: Sequence[str]) -> None:
+NETWORKS = {"model/autoencoder": "model.autoencoder", "model/denoiser": "model.denoiser.network"}
+"""The groups of networks, and the keys whose values they are."""
+
+
+def refuse_idle_choices(cfg: DictConfig, typed: Sequence[str]) -> None:
     """A recipe sizes its own network, and counts more than a network that was chosen beside it.
 
     Raises:
         UserError: naming both.
     """
-    choices = HydraConfig.get().runtime.choices
-    recipe = f"experiment/{choices.get('experiment')}/{choices['model']}"
-    for group in ("model/autoencoder", "model/denoiser"):
-        if group in typed and is_set_by(recipe, group.replace("/", ".")):
+    choices, overrides = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
+    for group, network in NETWORKS.items():
+        if group not in typed or choices.get("experiment") is None:
+            continue
+        before: Any = {}
+        now: Any = OmegaConf.to_container(OmegaConf.select(cfg, network))
+        with contextlib.suppress(ConfigCompositionException):  # what else was typed is for the other kind of network
+            without = compose("train", [override for override in overrides if key_of(override) != group])
+            before = OmegaConf.to_container(OmegaConf.select(without, network))
+        # It changed nothing, or the recipe's sizes are another kind's.
+        if before == now or before.get("_target_") != now["_target_"]:
             raise UserError(
                 f"{group}={choices[group]} would not have its own sizes, for experiment={choices['experiment']} sizes "
-                f"the network: leave one out, or change single values with {group.replace('/', '.')}.KEY=..."
+                f"the network: leave one out, or change single values with {network}.KEY=..."
             )
-
-
-def is_set_by(config: str, key: str) -> bool:
-    """Whether a config file, or one of its own kind that it begins with, says something of the key."""
-    path = CONF / f"{config}.yaml"
-    if not path.exists():
-        return False
-    content: Any = OmegaConf.load(path)
-    bases = [base[1:] for base in content.get("defaults", ()) if str(base).startswith("/experiment/")]
-    return OmegaConf.select(content, key) is not None or any(is_set_by(base, key) for base in bases)
 
 
 def check_ranges(cfg: DictConfig) -> None:
@@ -168,7 +172,7 @@ def check_training(cfg: DictConfig) -> None:
     """
     typed = typed_keys()
     refuse_values_of_groups(HydraConfig.get().overrides.task)
-    refuse_idle_choices(typed)
+    refuse_idle_choices(cfg, typed)
     check_types(OmegaConf.to_container(cfg, resolve=True))
     check_ranges(cfg)
     refuse_added(cfg, TrainConfig)

@@ -112,7 +112,7 @@ def add_trained_vae(cfg: DictConfig) -> Run:
         cfg.model.autoencoder = run.config["model"]["autoencoder"]
         if own_data is None:
             cfg.data = OmegaConf.merge(run.config["data"], cfg.data)
-            if run.stage == "vae":  # or it goes on as it was begun
+            if "data.seed" not in typed_keys() and (run.stage == "vae" or cfg.seed != run.config["seed"]):
                 cfg.data.seed = cfg.seed  # the order of this training's batches, not of the VAE's
         elif not resolution_chosen:  # other photos, for the same VAE
             cfg.data.resolution = run.config["data"]["resolution"]
@@ -259,12 +259,6 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def batches_between_validations(trainer: DictConfig) -> Any:
-    """`trainer.val_check_interval` as Lightning counts it: in batches, where a person means steps."""
-    every = trainer.val_check_interval
-    return every * trainer.accumulate_grad_batches if isinstance(every, int) else every
-
-
 def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices, stop: Any) -> tuple[Any, Any, Any]:
     """Data module, module and trainer of a checked config, which is written into the run's folder.
 
@@ -280,6 +274,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
     from latentfaces.nn import weights_hash
     from latentfaces.training import CheckpointFiles, FiniteSteps
     from latentfaces.training.callbacks import ExactResume, skip_idle_hooks
+    from latentfaces.training.validation_times import validate_after_whole_steps
 
     quiet_libraries()
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -297,8 +292,8 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
         logger=list(instantiate(cfg.logger).values()),
         plugins=[CheckpointFiles(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,
-        val_check_interval=batches_between_validations(cfg.trainer),
     )
+    validate_after_whole_steps(trainer)
     skip_idle_hooks(trainer.callbacks)
     answer_at_once_without_cuda()
     data = instantiate(cfg.data)  # downloads and packs: after everything whose mistakes can be told without

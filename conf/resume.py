@@ -21,7 +21,7 @@ from latentfaces.run import RESULT
 CHOICES = ("true", "false", "auto", "force")
 CANDIDATES = ("last", "last.previous", "best")
 """Checkpoints to go on from, the newest first."""
-LOCK, PATIENCE = ".lock", 10.0
+LOCK, PATIENCE, PATIENCE_OF_A_CLUSTER = ".lock", 10.0, 120.0
 """The file that a training holds in its folder, and seconds to wait for one that is about to end."""
 
 NOT_COMPARED = ("name", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk")
@@ -58,12 +58,17 @@ def trained_alone(cfg: DictConfig) -> Iterator[None]:
         return
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    # A while, since loading processes of a training that was killed end a few seconds after it.
-    lock = FileLock(folder / LOCK, timeout=PATIENCE)
+    # A while, since loading processes of a training that was killed end a few seconds after it, and a file server
+    # holds on to what a machine that was lost had locked for some ninety.
+    patience = PATIENCE_OF_A_CLUSTER if "SLURM_JOB_ID" in os.environ else PATIENCE
+    lock = FileLock(folder / LOCK, timeout=patience)
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"another process trains in {folder}: wait for it, or give this one another name=...") from None
+        raise UserError(
+            f"another process trains in {folder}: wait for it, or give this one another name=... (where you know that "
+            f"there is none, remove {folder / LOCK})"
+        ) from None
     try:
         yield
     except BaseException:
@@ -82,7 +87,7 @@ def claim_run(cfg: DictConfig) -> Path | None:
             damaged; or the config has changed.
     """
     folder, resume = Path(cfg.run_dir), cfg.resume.lower()
-    there = [path for name in CANDIDATES if (path := folder / "checkpoints" / f"{name}.ckpt").exists()]
+    there = [path for name in CANDIDATES if is_there(path := folder / "checkpoints" / f"{name}.ckpt")]
     if resume == "false":
         if (there or (folder / RESULT).exists()) and is_main_process():
             raise UserError(f"{folder} holds a run: go on with resume=auto, or give this one another name=...")
@@ -103,6 +108,15 @@ def claim_run(cfg: DictConfig) -> Path | None:
             orphan.unlink()
         print(f"going on from {checkpoint}")
     return checkpoint
+
+
+def is_there(path: Path) -> bool:
+    """Whether a checkpoint is."""
+    if not path.is_dir():
+        return path.exists()
+    from latentfaces.training import is_checkpoint
+
+    return is_checkpoint(path)
 
 
 def newest_whole(checkpoints: list[Path], fall_back: bool) -> Path:

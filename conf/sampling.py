@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shlex
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from conf.allocator import keep_freed_memory
 from conf.checks import check_ranges, check_types, refuse_added
+from conf.devices import interactive
 from conf.launch import is_main_process, plain
 from conf.safety import refuse_links, refuse_secrets_in
 from conf.schema import Precision, SampleConfig
@@ -22,7 +24,7 @@ from conf.typed import key_of, typed_keys
 from latentfaces.errors import UserError
 from latentfaces.run import GUIDE, Run, build, find_run, open_run
 
-FILE_KEYS = ("image", "to_image", "mask")
+FILE_KEYS, PHOTOS = ("image", "to_image", "mask"), ".photos"
 REMAKING = ("task", "image", "run", "output", "compile", "strips", "batch_size")
 """What may be typed to make a picture again; its text says all else."""
 SHARED = ("generate", "evaluate")
@@ -74,6 +76,8 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     check_ranges(cfg)
     refuse_added(cfg, SampleConfig)
     choices = HydraConfig.get().runtime.choices
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not interactive():
+        raise UserError("each task of srun would do all of it: type torchrun ... sample.py, or give srun one task")
     ranks = Ranks.started()
     if ranks.count > 1 and choices["task"] not in SHARED:
         raise UserError(f"task={choices['task']} is work for one process: type python in place of torchrun")
@@ -196,13 +200,12 @@ def remembered(cfg: DictConfig) -> Recipe:
             settings["batch_size"] = cfg.batch_size
         now = named_files(settings)
         if strange := [key for key in now if key not in recipe.files]:  # in another order than now
-            raise UserError(
-                f"image={cfg.image} was made by an older version, from the photos of {settings[strange[0]]}"
-            )
+            photos = settings[strange[0].removesuffix(PHOTOS)]
+            raise UserError(f"image={cfg.image} was made by an older version, from the photos of {photos}")
         for key, digest in recipe.files.items():
             if now.get(key) != digest:
                 state = "has changed since" if key in now else "is no longer there"
-                raise UserError(f"image={cfg.image} was made from {settings[key]}, which {state}")
+                raise UserError(f"image={cfg.image} was made from {settings[key.removesuffix(PHOTOS)]}, which {state}")
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"image={cfg.image} does not say how it was made: it is no PNG of sample.py") from None
     if cfg.run != "latest":
@@ -211,15 +214,15 @@ def remembered(cfg: DictConfig) -> Recipe:
 
 
 def named_files(settings: dict[str, Any]) -> dict[str, str]:
-    """The hash of each file among a task's photos and masks; of a folder of photos, that of its names and sizes."""
+    """The hash of each file among a task's photos and masks; of a folder or .zip of photos, that of names and sizes."""
     from latentfaces.data.sources import Photos
 
     paths = {key: Path(settings[key]).expanduser() for key in FILE_KEYS if settings.get(key) is not None}
     hashes = {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in paths.items() if path.is_file()}
     for key, path in paths.items():
-        if path.is_dir():
+        if path.is_dir() or path.suffix.lower() == ".zip":
             with contextlib.suppress(UserError):  # the task says what is wrong with it, by its key
-                hashes[key] = Photos(path).fingerprint
+                hashes[key if path.is_dir() else key + PHOTOS] = Photos(path).fingerprint
     return {key: digest[:12] for key, digest in hashes.items()}
 
 

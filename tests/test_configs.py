@@ -82,6 +82,21 @@ def test_each_option_composes_and_builds(group: str, option: str, squeezenet: Pa
         assert len(instantiate(cfg.callbacks)) == len(cfg.callbacks)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=vae", "data=folder"], 8),
+        (["model=ldm"], 64),
+        (["model=ldm", "data=folder"], 64),
+        (["model=ldm", "data=folder", "experiment=faces64_cpu"], 32),
+        (["model=ldm", "data=folder", "data.batch_size=8"], 8),
+    ],
+)
+def test_batches_of_latents_are_larger_than_those_of_pictures(overrides: list[str], expected: int) -> None:
+    root = ["data.root=photos"] if "data=folder" in overrides else []
+    assert composed("train", [*overrides, *root]).data.batch_size == expected
+
+
 @pytest.mark.parametrize("option", options("sampler"))
 @pytest.mark.parametrize("task", ["generate", "interpolate"])
 def test_each_sampler_builds_with_each_task_that_samples(task: str, option: str) -> None:

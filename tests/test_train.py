@@ -287,7 +287,11 @@ def test_a_dit_with_a_second_head_is_guided_by_it(home_with_vae: Path, monkeypat
 
 @pytest.mark.parametrize(
     ("stage", "experiment", "choice"),
-    [("ldm", "faces64_cpu", "model/denoiser=unet_b"), ("vae", "sweep_vae_kl", "model/autoencoder=kl_f8")],
+    [
+        ("ldm", "faces64_cpu", "model/denoiser=unet_b"),
+        ("ldm", "faces64_cpu", "model/denoiser=dit_b"),
+        ("vae", "sweep_vae_kl", "model/autoencoder=kl_f8"),
+    ],
 )
 def test_a_network_beside_a_recipe_that_sizes_its_own_is_refused(
     stage: str, experiment: str, choice: str, home_with_vae: Path, monkeypatch: pytest.MonkeyPatch
@@ -296,6 +300,20 @@ def test_a_network_beside_a_recipe_that_sizes_its_own_is_refused(
     data = ["data=synthetic"] if stage == "vae" else []
     options = [f"model={stage}", *data, f"experiment={experiment}", "hydra.mode=RUN", choice, "name=wrong"]
     assert f"{choice} would not have its own sizes" in refused("train.py", *options)
+
+
+def test_a_network_beside_a_recipe_counts_where_the_recipe_leaves_a_part_of_it_open(
+    home_with_vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home_with_vae)
+    options = [
+        "model=vae",
+        "data=synthetic",
+        "experiment=faces64_cpu",
+        "model/autoencoder=skip_f8",
+        "trainer.max_steps=0",
+    ]
+    assert "trainer.max_steps=0 must be" in refused("train.py", *options, "name=open")  # and no word of the network
 
 
 @pytest.mark.parametrize("mistake", WRONG_FOR_STAGE_TWO)

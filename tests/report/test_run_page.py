@@ -51,7 +51,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A finished run of stage 1, by hand."""
-    folder = tmp_path / "my faces"
+    folder = tmp_path / "outputs" / "vae" / "my faces"
     (folder / ".hydra").mkdir(parents=True)
     (folder / "images").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["model=vae", "name=my faces"]))
@@ -196,6 +196,13 @@ def test_a_run_whose_name_was_not_typed_goes_on_by_its_folder(run: Path) -> None
         "resume=true",
     ]
     assert shlex.split(told) == [*again, "trainer.max_steps=40"]
+
+
+def test_a_run_that_was_put_elsewhere_goes_on_there(run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "scratch" / run.name
+    elsewhere.parent.mkdir()
+    run.rename(elsewhere)
+    assert f"hydra.run.dir={elsewhere}" in shlex.split(dict(next_commands(open_run(elsewhere)))["Train for longer"])
 
 
 def test_what_ended_by_its_time_is_trained_longer_by_more_of_it(run: Path) -> None:

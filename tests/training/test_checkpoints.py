@@ -100,6 +100,22 @@ def test_accumulated_batches_write_a_step_once(tmp_path: Path, monkeypatch: pyte
     assert written.steps == [1, 2, 3]
 
 
+def test_minutes_that_are_over_within_a_step_wait_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint holds no gradients: one of the middle of a step would go on without a part of them."""
+    batches: list[int] = []
+
+    class Counted(Written):
+        def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+            super().on_save_checkpoint(trainer, module, checkpoint)
+            batches.append(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+
+    written = Counted(tmp_path, monkeypatch, seconds=25.0)  # a minute is over after each third batch
+    last = LastCheckpoint(tmp_path, every_n_train_steps=100, every_n_minutes=1.0)
+    fit(written, last, max_steps=6, accumulate_grad_batches=2, limit_val_batches=0)
+    assert batches == [4, 8, 12]
+    assert written.steps == [2, 4, 6]
+
+
 def test_several_ranks_ask_the_clock_only_in_steps_that_are_logged(tmp_path: Path) -> None:
     asked: list[int] = []
 

@@ -20,7 +20,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from conf.devices import Launcher
 from conf.launch import is_main_process
 from latentfaces.errors import UserError
-from latentfaces.training import DiskFullError, damage
+from latentfaces.training import DiskFullError, damage, is_checkpoint
 from latentfaces.training.sharded_checkpoint import CheckpointFiles, read_sharded, write_sharded
 from latentfaces.training.sharding import placed_like, rows_of, whole
 
@@ -151,6 +151,32 @@ def mesh() -> Iterator[DeviceMesh]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("without_room", ["rows", "meta.pt", "another rank"])
+def test_a_first_sharded_checkpoint_without_room_leaves_nothing(
+    without_room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentfaces.training import sharded_checkpoint
+
+    folder, saved = tmp_path / "last.ckpt", sharded_checkpoint.save_whole
+
+    def save(what: Any, path: Path) -> None:
+        if without_room == ("rows" if path.parent.name == "a" else path.name):
+            raise DiskFullError(path, "No space left on device")
+        saved(what, path)
+
+    monkeypatch.setattr(sharded_checkpoint, "save_whole", save)
+    with pytest.raises(DiskFullError, match="was not written"):
+        write_sharded({"step": 1}, folder, 0, 1, lambda: None, lambda own: own or without_room == "another rank")
+    assert not folder.exists()
+
+
+def test_what_a_kill_leaves_of_a_first_sharded_checkpoint_is_none(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt" / "a").mkdir(parents=True)
+    assert not is_checkpoint(tmp_path / "last.ckpt")
+    write_sharded({"step": 1}, tmp_path / "last.ckpt", 0, 1, lambda: None, bool)
+    assert is_checkpoint(tmp_path / "last.ckpt")
 
 
 def test_a_sharded_checkpoint_cut_at_any_moment_is_the_one_before(

@@ -9,8 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from latentfaces.errors import UserError
-
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)
 """For one another; where one has failed, torchrun ends them all."""
@@ -32,10 +30,6 @@ class Ranks:
     def started(cls) -> "Ranks":
         """Those that torchrun started, each with a GPU of its own where there are any; else this process alone."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
-            if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-                raise UserError(
-                    "each task of srun would do all of it: type torchrun ... sample.py, or give srun one task"
-                )
             return cls()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -6,7 +6,7 @@ from latentfaces.training.finite_steps import FiniteSteps, NonFiniteError
 from latentfaces.training.fit import fit_and_test
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 from latentfaces.training.optimizers import MuonAdamW
-from latentfaces.training.sharded_checkpoint import CheckpointFiles, damage
+from latentfaces.training.sharded_checkpoint import CheckpointFiles, damage, is_checkpoint
 from latentfaces.training.stage import Stage
 from latentfaces.training.vae_module import VAEModule
 
@@ -24,4 +24,5 @@ __all__ = [
     "VAEModule",
     "damage",
     "fit_and_test",
+    "is_checkpoint",
 ]

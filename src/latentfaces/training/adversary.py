@@ -69,7 +69,7 @@ class Adversary:
             self.discriminator.load_state_dict(self.restored["discriminator"])
             self.optimizer.load_state_dict(self.restored["optimizer"])
             for group, values in zip(self.optimizer.param_groups, chosen, strict=True):
-                adopt(group, values)
+                adopt(group, values, self.optimizer.state)
             self.restored = None
         if dist.is_initialized():
             for parameter in self.discriminator.parameters():

@@ -1,6 +1,6 @@
 """Muon for the matrices inside a network, AdamW for the rest."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,9 +15,20 @@ COMPUTING = ("params", "lr", "initial_lr", "fused", "foreach", "capturable", "di
 """Of a group of parameters: what does not say how they learn, or follows a schedule."""
 
 
-def adopt(group: dict[str, Any], chosen: dict[str, Any]) -> None:
-    """Let a group that came from a checkpoint learn by the values that were chosen, but for its learning rate."""
+def adopt(group: dict[str, Any], chosen: dict[str, Any], state: Mapping[Tensor, dict[str, Any]]) -> None:
+    """Let a group that came from a checkpoint learn by the values that were chosen, but for its learning rate.
+
+    Args:
+        group: of parameters.
+        chosen: its values as it was made.
+        state: of the optimiser, by parameter.
+    """
     group.update({key: value for key, value in chosen.items() if key not in COMPUTING})
+    if "fused" in chosen and chosen["fused"] != group["fused"]:
+        group["fused"] = chosen["fused"]
+        for parameter in group["params"]:  # one kernel counts the steps where the weights are, many on the CPU
+            if "step" in (own := state.get(parameter, {})):
+                own["step"] = own["step"].to(parameter.device if chosen["fused"] else "cpu")
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -91,6 +102,6 @@ class MuonAdamW(Optimizer):
         for inner, stored in ((self.muon, state_dict["muon"]), (self.adamw, state_dict["adamw"])):
             chosen = dict(inner.param_groups[0])
             inner.load_state_dict(stored)
-            adopt(inner.param_groups[0], chosen)
+            adopt(inner.param_groups[0], chosen, inner.state)
         for group, stored in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(stored)

@@ -21,6 +21,8 @@ from latentfaces.training.sharding import local, rows_of, sharded
 
 META, ROWS = "meta.pt", "rows of"
 SLOTS = ("a", "b")
+DEEPSPEED = "checkpoint"
+"""The folder that DeepSpeed makes in its own checkpoints."""
 
 
 class CheckpointFiles(AtomicCheckpointIO):
@@ -30,7 +32,7 @@ class CheckpointFiles(AtomicCheckpointIO):
         target = Path(path)
         if not target.is_dir():
             previous = target.with_stem("last.previous")
-            if target.exists() and previous.is_dir():  # where this ended below, in between
+            if target.stem == "last" and target.exists() and previous.is_dir():  # where this ended below, in between
                 shutil.rmtree(previous)
             super().save_checkpoint(checkpoint, target, storage_options)
             return
@@ -51,11 +53,16 @@ class CheckpointFiles(AtomicCheckpointIO):
         return super().load_checkpoint(path, *arguments, **options)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether there is one, of one file or sharded, damaged or not: what a first save that was cut left is none."""
+    return path.is_file() or (path / META).exists() or (path / DEEPSPEED).is_dir()
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, of one file or sharded; None if nothing is."""
     if not path.is_dir():
         return damage_of_file(path)
-    if (path / "checkpoint").is_dir():  # DeepSpeed's own, which says nothing to hold it against
+    if (path / DEEPSPEED).is_dir():  # which says nothing to hold it against
         return None
     if (problem := damage_of_file(path / META)) is not None:
         return f"{META}: {problem}"
@@ -99,17 +106,26 @@ def write_sharded(
         full = error
     if on_any(full is not None):  # which waits for all ranks
         if rank == 0:
-            shutil.rmtree(folder / slot, ignore_errors=True)
-            with contextlib.suppress(OSError):  # it holds the checkpoint before
-                folder.rmdir()
-        raise full or DiskFullError(folder / slot, "another rank has no room")
+            drop(folder / slot)
+        raise full or DiskFullError(target, "another rank has no room")
     if rank == 0:
-        save_whole({"slot": slot, "num_ranks": num_ranks, "checkpoint": common}, folder / META)
+        try:
+            save_whole({"slot": slot, "num_ranks": num_ranks, "checkpoint": common}, folder / META)
+        except DiskFullError:
+            drop(folder / slot)
+            raise
         for other in set(SLOTS) - {slot}:
             shutil.rmtree(folder / other, ignore_errors=True)
         if folder != target:
             target.unlink()
             folder.rename(target)
+
+
+def drop(slot: Path) -> None:
+    """Take away rows that were written in vain, and the checkpoint's folder, unless it holds the one before."""
+    shutil.rmtree(slot, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        slot.parent.rmdir()
 
 
 def without_rows(node: Any, rows: dict[str, Tensor], path: str = "") -> Any:

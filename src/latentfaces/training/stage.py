@@ -126,9 +126,8 @@ class Stage(LightningModule, ABC):
             batch = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
             shares.append((trainer.current_epoch + batch / batches_per_epoch) / trainer.max_epochs)
         for timer in self.timers():
-            if (remaining := timer.time_remaining()) is not None:
-                own = timer.time_elapsed()
-                shares.append((own if self.elapsed is None else self.elapsed) / (own + remaining))
+            if timer._duration is not None:
+                shares.append((timer.time_elapsed() if self.elapsed is None else self.elapsed) / timer._duration)
         return min(max(shares), 1.0)
 
     def timers(self) -> list[Timer]:
@@ -138,9 +137,10 @@ class Stage(LightningModule, ABC):
     def on_train_start(self) -> None:
         # A checkpoint brings its learning rate, weight decay and the like; those that were chosen since are to count.
         for number, chosen in enumerate(self.chosen):
-            group = self.trainer.optimizers[0].param_groups[number]
+            optimizer = self.trainer.optimizers[0]
+            group = optimizer.param_groups[number]
             schedule = self.trainer.lr_scheduler_configs[0].scheduler
-            adopt(group, chosen)
+            adopt(group, chosen, optimizer.state)
             if group["initial_lr"] != chosen["lr"]:
                 group["lr"] *= chosen["lr"] / group["initial_lr"]
                 group["initial_lr"] = schedule.base_lrs[number] = chosen["lr"]

@@ -41,6 +41,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if trainer.fit_loop.epoch_loop._should_accumulate():  # no checkpoint holds a part of a step
+            return
         if trainer.global_step != self.written_step and self.due(trainer):
             trainer.save_checkpoint(self.path)
             self.written_step, self.written_at = trainer.global_step, time.monotonic()
