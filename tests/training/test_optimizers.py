@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from latentfaces.diffusion import Denoiser, DiT, RectifiedFlow, UNet
 from latentfaces.training import MuonAdamW
-from latentfaces.training.optimizers import is_hidden_matrix
+from latentfaces.training.optimizers import adopt, is_hidden_matrix
 
 
 def tiny_denoiser() -> Denoiser:
@@ -130,3 +130,18 @@ def test_muon_steps_are_the_same_for_channels_last() -> None:
         optimizer.step()
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.allclose(one, other, atol=2e-4)  # Muon computes in bfloat16, here in another order
+
+
+def test_how_an_optimiser_computes_follows_what_was_chosen_and_not_the_checkpoint() -> None:
+    (weight,) = nn.Linear(3, 1, bias=False).parameters()
+    weight.grad = torch.ones(1, 3)
+    one, many = AdamW([weight], fused=True), AdamW([weight], fused=False)
+    chosen = dict(many.param_groups[0])
+    one.step()
+    many.load_state_dict(one.state_dict())
+    assert many.param_groups[0]["fused"]
+    adopt(many.param_groups[0], chosen, many.state)
+    assert many.param_groups[0]["fused"] is False
+    assert many.state[weight]["step"].device.type == "cpu"
+    many.step()
+    assert many.state[weight]["step"] == 2
