@@ -33,7 +33,7 @@ class Noted(LightningModule):
         self.validated.append((self.global_step, batches.total.ready))
 
 
-def validations(accumulated: int, every: int, max_steps: int, mended: bool = True) -> list[tuple[int, int]]:
+def validations(accumulated: int, every: Any, max_steps: int, mended: bool = True) -> list[tuple[int, int]]:
     """Of a training in epochs of six batches."""
     trainer = Trainer(
         accelerator="cpu",
@@ -59,6 +59,10 @@ def validations(accumulated: int, every: int, max_steps: int, mended: bool = Tru
 def test_steps_are_counted_where_an_epoch_ends_with_a_smaller_one() -> None:
     # Steps of four and two batches in turns: three steps are ten batches, and then eight.
     assert validations(accumulated=4, every=3, max_steps=9) == [(3, 10), (6, 18), (9, 28)]
+
+
+def test_a_time_that_is_over_within_a_step_waits_for_its_end() -> None:
+    assert validations(accumulated=4, every={"microseconds": 1}, max_steps=4) == [(1, 4), (2, 6), (3, 10), (4, 12)]
 
 
 def test_the_librarys_own_rule_falls_within_a_step() -> None:
@@ -87,8 +91,7 @@ def timed(device: str, own: list[bool]) -> tuple[ValidationTimes, Any]:
     )
     trainer: Any = SimpleNamespace(
         fit_loop=SimpleNamespace(epoch_loop=loop),
-        check_val_every_n_epoch=None,
-        val_check_interval="00:00:01:00",
+        _val_check_time_interval=60.0,
         strategy=SimpleNamespace(root_device=torch.device(device)),
     )
     return ValidationTimes(trainer), progress.total

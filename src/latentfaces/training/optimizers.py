@@ -24,7 +24,7 @@ def adopt(group: dict[str, Any], chosen: dict[str, Any], state: Mapping[Tensor, 
         state: of the optimiser, by parameter.
     """
     group.update({key: value for key, value in chosen.items() if key not in COMPUTING})
-    if "fused" in chosen and chosen["fused"] != group["fused"]:
+    if "fused" in group and chosen["fused"] != group["fused"]:
         group["fused"] = chosen["fused"]
         for parameter in group["params"]:  # one kernel counts the steps where the weights are, many on the CPU
             if "step" in (own := state.get(parameter, {})):

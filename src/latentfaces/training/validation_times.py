@@ -16,7 +16,8 @@ class ValidationTimes:
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.loop = trainer, trainer.fit_loop.epoch_loop
+        self.trainer: Any = trainer
+        self.loop = trainer.fit_loop.epoch_loop
         self.by_library = self.loop._should_check_val_fx
         self.told = StepByStep()
         self.asked_at, self.answer = -1, False
@@ -24,11 +25,14 @@ class ValidationTimes:
     def __call__(self, data_fetcher: Any) -> bool:
         """Whether a validation comes now, which all ranks must ask after each batch."""
         trainer = self.trainer
-        if trainer.check_val_every_n_epoch is not None:
+        by_time = trainer._val_check_time_interval is not None
+        if not by_time and (
+            trainer.check_val_every_n_epoch is not None or isinstance(trainer.val_check_interval, float)
+        ):
             return self.by_library(data_fetcher)
         if self.loop._should_accumulate():  # no checkpoint holds a part of a step
             return False
-        if not isinstance(trainer.val_check_interval, int):
+        if by_time:
             return self.is_time(data_fetcher)
         stops = trainer.should_stop and trainer.fit_loop._can_stop_early
         return trainer.enable_validation and (stops or trainer.global_step % trainer.val_check_interval == 0)
