@@ -110,7 +110,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             for row in rows[stage]["steps"]:
                 print(stage, "  ".join(f"{key} {value:.5g}" for key, value in row.items()), flush=True)
     if arguments.json:
-        command = f"python benchmarks/precision.py --steps {arguments.steps} --seeds {arguments.seeds}"
+        command = f"python benchmarks/precision.py --stages {arguments.stages} --steps {arguments.steps}"
+        command += f" --seeds {arguments.seeds}"
         for stage in ("vae", "ldm"):
             command += f" --{stage} {' '.join(options)}" if (options := vars(arguments)[stage]) else ""
         arguments.json.write_text(json.dumps({**about(), "command": command, "rows": rows}, indent=1))

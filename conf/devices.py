@@ -111,7 +111,8 @@ def check_devices(trainer: DictConfig, launcher: Launcher | None = None) -> None
         return
     highest = max([wanted, *(index + 1 for index in indices or ())])
     if highest > available and trainer.accelerator in ("auto", "gpu", "cuda"):
-        if launcher is not None and launcher.name == "srun" and "SLURM_GPUS_PER_TASK" in os.environ and available:
+        of_its_own = available == 1 or (available > 0 and "SLURM_GPUS_PER_TASK" in os.environ)
+        if launcher is not None and launcher.name == "srun" and of_its_own:
             raise UserError(
                 f"srun shows each of the {wanted} tasks of a machine {available} GPUs: type --gpus-per-node={wanted} "
                 "in place of --gpus-per-task"
