@@ -18,7 +18,7 @@ from PIL import Image
 from latentfaces.errors import UserError
 from latentfaces.evaluation import track_tensor_values
 from latentfaces.report import write_report
-from latentfaces.report.run_page import differences, next_commands
+from latentfaces.report.run_page import command_to_go_on, differences, next_commands
 from latentfaces.run import open_run
 from latentfaces.training import VAEModule
 
@@ -203,6 +203,10 @@ def test_a_run_that_was_put_elsewhere_goes_on_there(run: Path, tmp_path: Path) -
     elsewhere.parent.mkdir()
     run.rename(elsewhere)
     assert f"hydra.run.dir={elsewhere}" in shlex.split(dict(next_commands(open_run(elsewhere)))["Train for longer"])
+
+
+def test_a_run_at_the_root_of_a_disk_goes_on_there() -> None:
+    assert "hydra.run.dir=/faces" in shlex.split(command_to_go_on(Path("/faces")))
 
 
 def test_what_ended_by_its_time_is_trained_longer_by_more_of_it(run: Path) -> None:

@@ -82,8 +82,7 @@ class LatentCache:
             rows = torch.stack(views, dim=1).float().cpu().numpy().astype(np.float16)
             for number, row in enumerate(rows, start):
                 moments[number] = row
-            for number in range(start, start + len(rows)):  # last: a kill before it encodes this batch again
-                done[number] = np.uint8(1)
+                done[number] = np.uint8(1)  # last: a kill before it encodes this batch again
         moments.flush()
         done.flush()
 

@@ -101,8 +101,8 @@ def command(folder: Path) -> str:
 def command_to_go_on(folder: Path) -> str:
     """The same command for a resume; with the folder where that was not typed, as of a job of a sweep."""
     words = [word for word in typed(folder) if not word.startswith("requeue=")]
-    outputs, stage, name = folder.resolve().parts[-3:]
-    if f"name={name}" not in words or outputs != "outputs" or stage not in ("vae", "ldm"):
+    above = folder.resolve().parent
+    if f"name={folder.name}" not in words or above.name not in ("vae", "ldm") or above.parent.name != "outputs":
         words += [f"hydra.run.dir={folder}", "hydra.mode=RUN"]
     return shlex.join([*words, "resume=true"])
 
