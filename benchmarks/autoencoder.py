@@ -36,7 +36,7 @@ from taef2 import TAEF2
 from torch import Tensor, nn
 
 from latentfaces.data import FFHQDataModule
-from latentfaces.data.ffhq import to_uint8
+from latentfaces.data.images import to_uint8
 from latentfaces.evaluation import calculate_metrics, kernel_distance
 from latentfaces.run import open_run
 

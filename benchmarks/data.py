@@ -26,7 +26,7 @@ from torchvision import datasets, transforms
 
 from latentfaces.autoencoder import VAE
 from latentfaces.data.datamodule import FFHQDataModule
-from latentfaces.data.ffhq import ImageBatch
+from latentfaces.data.datasets import ImageBatch
 from latentfaces.data.prefetch import Prefetched
 from latentfaces.data.sources import Photos
 from latentfaces.data.synthetic import draw_face

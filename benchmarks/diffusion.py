@@ -37,7 +37,7 @@ from ours import ROOT, in_bfloat16
 from torch import Tensor, nn
 
 from latentfaces.data import FFHQDataModule
-from latentfaces.data.ffhq import to_uint8
+from latentfaces.data.images import to_uint8
 from latentfaces.diffusion import AutoGuidance, InternalGuidance, Sampler
 from latentfaces.evaluation import kernel_distance
 from latentfaces.nn import weights_hash

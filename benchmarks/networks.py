@@ -16,7 +16,7 @@ from torch.optim import AdamW
 
 from latentfaces.autoencoder import PatchDiscriminator, PerceptualDistance
 from latentfaces.pipeline import FacePipeline
-from latentfaces.training.stage import Stage
+from latentfaces.training.base_module import BaseModule
 
 
 class PlainStep:
@@ -39,7 +39,7 @@ class PlainStep:
         self.optimizer.step()
 
 
-def our_rival(module: Stage, batch: Tensor, compiled: bool = False) -> Rival:
+def our_rival(module: BaseModule, batch: Tensor, compiled: bool = False) -> Rival:
     """A side of a row."""
     if compiled:
         module.network.compile()

@@ -21,9 +21,9 @@ import torch.multiprocessing as mp
 from about import about
 from lightning.pytorch.strategies import DDPStrategy
 
-from latentfaces.data.ffhq import Draws, LatentDataset
+from latentfaces.data.datasets import Draws, LatentDataset
 from latentfaces.data.rows import MappedRows, RowFile
-from latentfaces.training import FiniteSteps, damage
+from latentfaces.training import NonFiniteGuard, damage
 from latentfaces.training.callbacks import GracefulStop
 
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ def gathers(folder: Path) -> None:
 
 def guards() -> None:
     """Of one step, beside the gradient's norm, which clipping needs anyway."""
-    steps = FiniteSteps()
+    steps = NonFiniteGuard()
     terms = {f"term {number}": torch.rand((), requires_grad=True) * 2 for number in range(5)}
     norm = torch.rand(())
 

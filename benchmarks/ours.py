@@ -1,6 +1,5 @@
 """latentfaces as train.py makes it, by the same config."""
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +12,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # where conf/ is
+from latentfaces.autoencoder import VAE
+from latentfaces.cli.launch_train import prepared_training
+from latentfaces.config.paths import CONF
+from latentfaces.config.schema import register
+from latentfaces.nn.device import multiplies_bfloat16
+from latentfaces.training.base_module import BaseModule
 
-from conf.launch import prepared_training  # noqa: E402
-from conf.schema import register  # noqa: E402
-from latentfaces.autoencoder import VAE  # noqa: E402
-from latentfaces.nn.device import multiplies_bfloat16  # noqa: E402
-from latentfaces.training.stage import Stage  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 __all__ = ["ROOT", "OurStep", "built", "built_ldm", "composed", "equal_vae", "in_bfloat16", "prepared_training"]
 
@@ -34,15 +33,15 @@ def composed(*overrides: str) -> DictConfig:
     """The config of `train.py overrides...`."""
     register()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     return cfg
 
 
-def built(*overrides: str) -> Stage:
+def built(*overrides: str) -> BaseModule:
     """The module that `train.py overrides...` trains."""
-    module: Stage = instantiate(composed(*overrides).model)
+    module: BaseModule = instantiate(composed(*overrides).model)
     return module.train()
 
 
@@ -54,7 +53,7 @@ class OurStep:
         batch: what it sees in each step.
     """
 
-    def __init__(self, module: Stage, batch: Tensor) -> None:
+    def __init__(self, module: BaseModule, batch: Tensor) -> None:
         self.module, self.batch = module.to(batch.device), batch
         # What a step asks of the Trainer, in a step that nothing is logged of.
         self.trainer = SimpleNamespace(
@@ -80,14 +79,14 @@ class OurStep:
         self.optimizer.zero_grad()
 
 
-def equal_vae(channels: int, *overrides: str) -> Stage:
+def equal_vae(channels: int, *overrides: str) -> BaseModule:
     """Stage 1 with the network of `diffusers_vae`: a block more in each level of the decoder than our configs have."""
     module: Any = built("model=vae", "model/autoencoder=kl_f4", f"model.autoencoder.channels={channels}", *overrides)
     module.autoencoder.decoder = VAE(channels=channels, num_blocks=3).decoder
     return module
 
 
-def built_ldm(*overrides: str) -> Stage:
+def built_ldm(*overrides: str) -> BaseModule:
     """Stage 2 beside a VAE that has nothing to do in a step."""
     vae = "{_target_:latentfaces.autoencoder.VAE,latent_channels:4,channels:8}"
     return built("model=ldm", f"model.autoencoder={vae}", *overrides)

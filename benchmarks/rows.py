@@ -12,8 +12,8 @@ from timing import Spread, Work, cpu_ms, interleaved, wall_ms
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from latentfaces.training.budget import GPUS
-from latentfaces.training.cost import Meter
+from latentfaces.cost.estimate import GPUS
+from latentfaces.cost.step import Meter
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from ours import ROOT
 from rows import CUDA, QUICK, Row, Scale, limits
 from waiting import encoding, faces
 
-from latentfaces.training.cost import without_memory
+from latentfaces.cost.step import without_memory
 
 PACKAGES = ("torch", "lightning", "diffusers", "torchmetrics", "torchvision", "numpy", "pillow")
 

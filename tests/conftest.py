@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from commands import SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
-from forked import Forker
-from kaggle_stand_in import Kaggle
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
+from helpers.forked import Forker
+from helpers.kaggle_stand_in import Kaggle
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from latentfaces.files import written_whole
+from latentfaces.files import atomic_write
 
 
 def test_the_file_appears_when_it_is_complete_and_nothing_else_stays(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"whole")
         assert not path.exists()
     assert path.read_bytes() == b"whole"
@@ -26,7 +26,7 @@ def test_an_error_in_the_middle_leaves_the_old_file_alone(tmp_path: Path, error:
     path.write_bytes(b"old")
 
     def write() -> None:
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(b"hal")
             raise error
 
@@ -40,7 +40,7 @@ def test_bytes_are_on_the_disk_before_the_name_is_given(tmp_path: Path, monkeypa
     path = tmp_path / "a.txt"
     synced: list[tuple[int, bool]] = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_size, path.exists())))
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"whole")
     assert synced == [(5, False)]
 
@@ -51,8 +51,8 @@ def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
-from latentfaces.files import written_whole
-with written_whole(Path(sys.argv[1])) as file:
+from latentfaces.files import atomic_write
+with atomic_write(Path(sys.argv[1])) as file:
     file.write(b"hal")
     file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
@@ -60,7 +60,7 @@ with written_whole(Path(sys.argv[1])) as file:
     killed = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, timeout=60)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert path.read_bytes() == b"old"
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]

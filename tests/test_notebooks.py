@@ -6,7 +6,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from commands import ROOT, SHORT, TINY_LDM, TINY_VAE
+from helpers.commands import ROOT, SHORT, TINY_LDM, TINY_VAE
 from nbclient import NotebookClient
 
 NOTEBOOKS = ROOT / "notebooks"

@@ -1,6 +1,8 @@
 """What a person can put right."""
 
 import errno
+import sys
+from collections.abc import Sequence
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ERROR_LOG = "error.log"
@@ -21,3 +23,14 @@ def no_room(error: BaseException | None) -> str | None:
             return error.strerror
         error = error.__context__
     return None
+
+
+def warn(sentence: str) -> None:
+    """Tell the person, and go on."""
+    print(f"warning: {sentence}", file=sys.stderr)
+
+
+def and_others(names: Sequence[str], indices: Sequence[int]) -> str:
+    """The first by name, the others by their number."""
+    more = len(indices) - 1
+    return names[indices[0]] + (f" (as {more} more)" if more else "")

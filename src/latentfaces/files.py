@@ -1,6 +1,8 @@
 """Files that are whole or not there, and made by one process at a time."""
 
+import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,9 +10,11 @@ from typing import IO
 
 from filelock import BaseFileLock, FileLock
 
+from latentfaces.errors import UserError
+
 
 @contextmanager
-def written_whole(path: Path, previous: Path | None = None) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, previous: Path | None = None) -> Iterator[IO[bytes]]:
     """A file to write, which bears the name `path` only once it is complete and on the disk.
 
     Until then it is `<path>.partial`: after a kill, a full disk or an error `path` is the old file, or is not there.
@@ -34,7 +38,31 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[IO[bytes
         raise
 
 
-def made_alone(path: Path) -> BaseFileLock:
+def file_lock(path: Path) -> BaseFileLock:
     """A context that other processes wait for, such as jobs of a sweep that need the same file or folder `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def require_space(path: Path, num_bytes: float, purpose: str, remedy: str = "make room") -> None:
+    """Refuse to begin what the disk of `path`, which need not exist yet, cannot hold.
+
+    Raises:
+        UserError: saying what is needed and what is free.
+    """
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if num_bytes > free:
+        raise UserError(
+            f"{purpose} needs {num_bytes / 1e9:.1f} GB in {path.parent}, only {free / 1e9:.1f} are free: {remedy}"
+        )
+
+
+def drop_if_empty(folder: str | Path) -> None:
+    """Take away the folder that Hydra made for a run that was refused, and those above, to outputs/, while empty."""
+    path = Path(folder)
+    names = [parent.name for parent in path.parents]
+    above = path.parents[: names.index("outputs") + 1] if "outputs" in names else ()
+    with contextlib.suppress(OSError):  # not there, or not empty
+        for empty in (path, *above):
+            empty.rmdir()

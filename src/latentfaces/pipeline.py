@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latentfaces.autoencoder import VAE, Skips
-from latentfaces.data.ffhq import to_uint8
+from latentfaces.data.images import to_uint8
 from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, NoGuidance, Predictor, Sampler
 from latentfaces.errors import UserError
 from latentfaces.nn import best_device, weights_hash

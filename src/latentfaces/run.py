@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import shlex
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,14 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from latentfaces.averaging import rebuild, snapshots_in
 from latentfaces.errors import UserError
+from latentfaces.posthoc_ema import rebuild, snapshots_in
 
 CONFIG, RESULT, TUNED = "config.yaml", "result.json", "tuned.json"
 PRUNING = "pruning.json"
 GUIDE = "guide_denoiser"
 SNAPSHOTS = Path("checkpoints") / "ema"
-BUILDABLE = {
+ALLOWED_TARGETS = {
     "latentfaces.autoencoder": {"VAE"},
     "latentfaces.diffusion": {
         *("Denoiser", "DiT", "UNet", "EDM", "RectifiedFlow", "VPCosine", "VPLinear"),
@@ -33,7 +34,15 @@ BUILDABLE = {
     },
 }
 """What a stored config, or a picture's text, may ask for."""
-PARTS = {f"{module}.{name}" for module, names in BUILDABLE.items() for name in names}
+MOVED = {
+    "conf.sweeps.SweepReport": "latentfaces.cli.sweeps.SweepReport",
+    **{
+        f"latentfaces.training.strategies.{name}": f"latentfaces.training.distributed.strategies.{name}"
+        for name in ("DDP", "FSDP")
+    },
+}
+"""Classes that run folders of earlier versions know by another name."""
+PARTS = {f"{module}.{name}" for module, names in ALLOWED_TARGETS.items() for name in names}
 DATA = {f"latentfaces.data.FFHQDataModule.{maker}" for maker in ("from_drawn_faces", "from_ffhq", "from_photos")}
 
 
@@ -69,7 +78,7 @@ class Run:
         if not path.exists():
             return None
         found = json.loads(path.read_text())
-        refuse_strangers(found)
+        check_targets(found)
         return found if found["of"] == self.stamp("best_denoiser") else None
 
     def stamp(self, name: str) -> str:
@@ -101,7 +110,7 @@ class Run:
 
         Args:
             node: the one that was trained.
-            sigma_rel: width of the average, in (0, 0.28), see `latentfaces.averaging`.
+            sigma_rel: width of the average, in (0, 0.28), see `latentfaces.posthoc_ema`.
 
         Raises:
             UserError: the run's snapshots cannot give it.
@@ -140,7 +149,16 @@ def open_run(folder: str | Path) -> Run:
         raise UserError(f"{folder / CONFIG} is not the config of a run: restore it, or name another run")
     if refers(config):  # train.py writes values; a reference would fetch this machine's own, as ${oc.env:TOKEN} does
         raise UserError(f"{folder / CONFIG} refers to values that are not in it: restore it, or name another run")
-    return Run(folder, config)
+    return Run(folder, translated(config))
+
+
+def translated(node: Any) -> Any:
+    """A stored config with each moved `_target_` replaced by its present name."""
+    if isinstance(node, dict):
+        return {key: translated(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [translated(value) for value in node]
+    return MOVED.get(node, node) if isinstance(node, str) else node
 
 
 def refers(node: Any) -> bool:
@@ -193,7 +211,7 @@ def runs_in(folder: Path) -> Iterator[Run]:
             yield open_run(config.parent)
 
 
-def refuse_strangers(node: Any, allowed: Container[str] = PARTS) -> None:
+def check_targets(node: Any, allowed: Container[str] = PARTS) -> None:
     """Look for anything that is not allowed in a stored config, or a picture's text, before it is built.
 
     Either may come from a stranger, and must not be able to run anything else.
@@ -206,14 +224,14 @@ def refuse_strangers(node: Any, allowed: Container[str] = PARTS) -> None:
         UserError: naming the stranger.
     """
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        refuse_strangers(child, allowed)
+        check_targets(child, allowed)
     if isinstance(node, dict) and "_target_" in node and str(node["_target_"]) not in allowed:
         raise UserError(f"{node['_target_']} is not a part of latentfaces that a stored config or picture may ask for")
 
 
 def build(node: Any) -> Any:
-    """A part of a stored config, or of a picture's text -> the object it describes, if it is one in `BUILDABLE`."""
-    refuse_strangers(node)
+    """Build the object that a stored config or a PNG's text describes, if `ALLOWED_TARGETS` has it."""
+    check_targets(node)
     if isinstance(node, list):
         return [build(item) for item in node]
     if not isinstance(node, dict):
@@ -223,3 +241,23 @@ def build(node: Any) -> Any:
         return arguments
     module_name, _, class_name = node["_target_"].rpartition(".")
     return getattr(importlib.import_module(module_name), class_name)(**arguments)
+
+
+def typed(folder: Path) -> list[str]:
+    """The words of the command, as far as the run remembers."""
+    path = folder / ".hydra" / "overrides.yaml"
+    return ["python", "train.py", *(yaml.safe_load(path.read_text()) if path.exists() else [])]
+
+
+def command(folder: Path) -> str:
+    """What was typed."""
+    return shlex.join(typed(folder))
+
+
+def command_to_go_on(folder: Path) -> str:
+    """The same command for a resume; with the folder where that was not typed, as of a job of a sweep."""
+    words = [word for word in typed(folder) if not word.startswith("requeue=")]
+    above = folder.resolve().parent
+    if f"name={folder.name}" not in words or above.name not in ("vae", "ldm") or above.parent.name != "outputs":
+        words += [f"hydra.run.dir={folder}", "hydra.mode=RUN"]
+    return shlex.join([*words, "resume=true"])

@@ -25,7 +25,7 @@ class Stopped(SystemExit):
 
 
 @contextmanager
-def hearing(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Within this context the signals go to a handler."""
     if threading.current_thread() is not threading.main_thread():  # no other may ask for signals
         yield

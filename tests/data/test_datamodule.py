@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentfaces.data import FFHQDataModule
-from latentfaces.data.ffhq import ImageBatch, LatentBatch
+from latentfaces.data.datasets import ImageBatch, LatentBatch
 from latentfaces.data.prefetch import Prefetched
 from latentfaces.errors import UserError
 

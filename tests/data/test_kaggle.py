@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from kaggle_stand_in import Kaggle, send_truncated, send_whole
+from helpers.kaggle_stand_in import Kaggle, send_truncated, send_whole
 
 from latentfaces.data.kaggle import DATASET, download_ffhq
 from latentfaces.errors import UserError

@@ -199,7 +199,7 @@ def test_large_pictures_are_encoded_few_at_once(resolution: int, expected: int) 
 
 def test_a_whole_cache_is_used_where_nothing_may_be_written(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     write_latents(pack, "w", encode, CPU)
-    monkeypatch.setattr("latentfaces.data.latents.made_alone", lambda _: pytest.fail("a lock is a file, too"))
+    monkeypatch.setattr("latentfaces.data.latents.file_lock", lambda _: pytest.fail("a lock is a file, too"))
     write_latents(pack, "w", encode, CPU)
 
 

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kaggle_stand_in import Kaggle
+from helpers.kaggle_stand_in import Kaggle
 
-from latentfaces.data import FFHQDataModule, open_pack, prepare
+from latentfaces.cli import prepare
+from latentfaces.data import FFHQDataModule, open_pack
 
 Prepare = Callable[..., None]
 

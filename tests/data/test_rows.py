@@ -90,7 +90,7 @@ def test_memory_stays_flat_over_a_set_of_70000(tmp_path: Path) -> None:
     code = f"""
 import numpy as np
 from pathlib import Path
-from latentfaces.data.ffhq import Draws, FFHQDataset
+from latentfaces.data.datasets import Draws, FFHQDataset
 from latentfaces.data.rows import RowFile
 
 def resident():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from photo_files import photos, picture_bytes, rewrite, write_folder, write_zip
+from helpers.photo_files import photos, picture_bytes, rewrite, write_folder, write_zip
 
 from latentfaces.data.images import decode
 from latentfaces.data.sources import BadImageError, DrawnFaces, Photos, natural_key

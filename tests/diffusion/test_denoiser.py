@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from diffusion.closed_forms import SCHEDULES, TARGETS, IdealDenoiser, Mixture, double, gaussian, normal
+from helpers.closed_forms import SCHEDULES, TARGETS, IdealDenoiser, Mixture, double, gaussian, normal
 from torch import Tensor, nn
 
 from latentfaces.diffusion import EDM, Denoiser, RectifiedFlow, Target, VPLinear

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusion.closed_forms import SCHEDULES, TARGETS, IdealDenoiser, double, gaussian, normal
+from helpers.closed_forms import SCHEDULES, TARGETS, IdealDenoiser, double, gaussian, normal
 from torch import Tensor, nn
 
 from latentfaces.diffusion import (

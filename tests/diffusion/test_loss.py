@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusion.closed_forms import (
+from helpers.closed_forms import (
     SCHEDULES,
     TARGETS,
     VARIANCE_PRESERVING,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusion.closed_forms import normal
+from helpers.closed_forms import normal
 from torch import Tensor, nn
 
 from latentfaces.diffusion import DDIMSampler, Denoiser, DPMpp2MSampler, EulerSampler, RectifiedFlow, Sampler, Target

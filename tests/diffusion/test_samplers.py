@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 import torch
-from diffusion.closed_forms import SCHEDULES, TARGETS, IdealDenoiser, Mixture, double, gaussian, normal, point
+from helpers.closed_forms import SCHEDULES, TARGETS, IdealDenoiser, Mixture, double, gaussian, normal, point
 from torch import Tensor
 
 from latentfaces.diffusion import (
@@ -27,7 +27,7 @@ from latentfaces.diffusion import (
     VPCosine,
     VPLinear,
 )
-from latentfaces.diffusion.samplers import Way
+from latentfaces.diffusion.samplers import Trajectory
 from latentfaces.diffusion.schedule import Spacing
 
 
@@ -100,7 +100,7 @@ def test_target_of_the_network_changes_nothing(kind: type[Sampler], name: str) -
     for target in TARGETS:
         draws = iter(fresh)
         denoiser = IdealDenoiser(Mixture(), SCHEDULES[name], target)
-        latents.append(kind(4).solve(denoiser, x_t, Way(times, draws.__next__)))
+        latents.append(kind(4).solve(denoiser, x_t, Trajectory(times, draws.__next__)))
     assert torch.allclose(latents[0], latents[1], rtol=0, atol=1e-8)
     assert torch.allclose(latents[0], latents[2], rtol=0, atol=1e-8)
 
@@ -150,7 +150,7 @@ def test_dpm_solver_starts_and_ends_with_ddim(name: str) -> None:
     denoiser, dpm, ddim = ideal(name), DPMpp2MSampler(4), DDIMSampler(4)
     assert torch.allclose(DPMpp2MSampler(1)(denoiser, NOISE), DDIMSampler(1)(denoiser, NOISE))
     times = ddim.times(denoiser.schedule)
-    for way in (Way(times[:2]), Way(times[1:3]), Way(times[3:])):
+    for way in (Trajectory(times[:2]), Trajectory(times[1:3]), Trajectory(times[3:])):
         assert torch.allclose(dpm.solve(denoiser, NOISE, way), ddim.solve(denoiser, NOISE, way))
 
 
@@ -165,7 +165,7 @@ def test_two_steps_of_dpm_solver_are_algorithm_2_by_hand() -> None:
     r = h1 / h2
     d = (1 + 1 / (2 * r)) * second - 1 / (2 * r) * first
     x = sigma[2] / sigma[1] * x - alpha[2] * (math.exp(-h2) - 1) * d
-    assert torch.allclose(DPMpp2MSampler(2).solve(denoiser, NOISE, Way(times)), x, rtol=0, atol=1e-12)
+    assert torch.allclose(DPMpp2MSampler(2).solve(denoiser, NOISE, Trajectory(times)), x, rtol=0, atol=1e-12)
 
 
 class Linear(IdealDenoiser):
@@ -257,7 +257,9 @@ def test_sde_dpm_solver_is_of_second_order_where_ancestral_sampling_is_of_first(
 def test_sde_dpm_solver_starts_and_ends_with_ancestral_sampling(name: str) -> None:
     denoiser, times = ideal(name), DDPMSampler(4).times(SCHEDULES[name])
     for way in (times[:2], times[1:3], times[3:]):
-        ours, ddpm = (kind(1).solve(denoiser, NOISE, Way(way, NOISE.square)) for kind in (SDEDPMpp2M, DDPMSampler))
+        ours, ddpm = (
+            kind(1).solve(denoiser, NOISE, Trajectory(way, NOISE.square)) for kind in (SDEDPMpp2M, DDPMSampler)
+        )
         assert torch.allclose(ours, ddpm, rtol=0, atol=1e-12)
 
 
@@ -275,7 +277,7 @@ def test_two_steps_of_sde_dpm_solver_by_hand() -> None:
     x = step(NOISE, 1, h1, first, z1)
     second = denoiser.predict_x0(x, double(0.6, 0.6, 0.6))
     x = step(x, 2, h2, second + 0.5 * h2 / h1 * (second - first), z2)
-    found = DPMpp2MSampler(2, eta=eta).solve(denoiser, NOISE, Way(times, iter((z1, z2)).__next__))
+    found = DPMpp2MSampler(2, eta=eta).solve(denoiser, NOISE, Trajectory(times, iter((z1, z2)).__next__))
     assert torch.allclose(found, x, rtol=0, atol=1e-12)
 
 
@@ -321,7 +323,7 @@ def test_one_ancestral_step_is_the_posterior_of_ho_et_al(name: str, target: Targ
     )
     variance = (1 - bar_s) / (1 - bar_t) * beta
     denoiser = IdealDenoiser(point(x0), schedule, target)
-    x_s = DDPMSampler(1).solve(denoiser, x_t, Way([t, s], lambda: fresh))
+    x_s = DDPMSampler(1).solve(denoiser, x_t, Trajectory([t, s], lambda: fresh))
     assert torch.allclose(x_s, mean + math.sqrt(variance) * fresh, rtol=0, atol=1e-9)
 
 
@@ -331,7 +333,9 @@ def test_an_ancestral_step_from_given_data_leaves_them_at_the_noise_of_their_tim
     schedule, (t, s) = SCHEDULES[name], SCHEDULES[name].time_at(double(2.0, 0.6)).tolist()
     denoiser = IdealDenoiser(point(torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64)), schedule)
     at_t = schedule.sigma(double(t)) * double(0.0, 1.0, 0.0) + schedule.alpha(double(t)) * 0.7
-    x_s = DDPMSampler(1).solve(denoiser, at_t.view(3, 1, 1, 1), Way([t, s], lambda: double(0, 0, 1).view(3, 1, 1, 1)))
+    x_s = DDPMSampler(1).solve(
+        denoiser, at_t.view(3, 1, 1, 1), Trajectory([t, s], lambda: double(0, 0, 1).view(3, 1, 1, 1))
+    )
     mean, *others = x_s.flatten().tolist()
     assert mean == pytest.approx(0.7 * schedule.alpha(double(s)).item())
     assert sum((x - mean) ** 2 for x in others) == pytest.approx(schedule.sigma(double(s)).item() ** 2)

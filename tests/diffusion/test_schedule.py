@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from diffusion.closed_forms import SCHEDULES, VARIANCE_PRESERVING, double, normal
+from helpers.closed_forms import SCHEDULES, VARIANCE_PRESERVING, double, normal
 from torch import Tensor
 
 from latentfaces.diffusion import EDM, NoiseSchedule, RectifiedFlow, VPCosine, VPLinear

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from diffusion.closed_forms import SCHEDULES, double
+from helpers.closed_forms import SCHEDULES, double
 from torch.distributions import Normal
 
 from latentfaces.diffusion import EDM, LogitNormalTime, LogNormalNoise, RectifiedFlow, TimeSampler, UniformTime

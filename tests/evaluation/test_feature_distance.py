@@ -3,7 +3,7 @@
 import torch
 
 from latentfaces.autoencoder import VAE
-from latentfaces.data.ffhq import to_uint8
+from latentfaces.data.images import to_uint8
 from latentfaces.evaluation import FeatureDistance
 from latentfaces.evaluation.features import EncoderFeatures
 

@@ -4,13 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentfaces.nn import (
-    DeviceChoices,
-    SelfAttention2d,
-    attention_kernel,
-    choose_kernel,
-    has_convolutions,
-)
+from latentfaces.nn import DeviceChoices, SelfAttention2d, attention_kernel, choose_kernel, has_convolutions
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import SHORT, TINY_VAE, refused
-from forked import Forker
-from states import assert_equal, assert_same_end, checkpoint, ema_of, rows_of
+from helpers.commands import SHORT, TINY_VAE, refused
+from helpers.forked import Forker
+from helpers.states import assert_equal, assert_same_end, checkpoint, ema_of, rows_of
 
-from latentfaces.data.ffhq import TrainBatches
+from latentfaces.data.datasets import TrainBatches
 from latentfaces.data.pack import open_pack
 from latentfaces.training import damage
 
@@ -46,7 +46,7 @@ DAMAGES = [truncate, empty, write_text, flip_a_bit]
 def two_saves(warm: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workplace with a run that was killed after the checkpoints of steps 2 and 4."""
     place = tmp_path_factory.mktemp("saved")
-    kill = ["+callbacks.kill._target_=probes.SignalAt", "+callbacks.kill.step=5"]
+    kill = ["+callbacks.kill._target_=helpers.probes.SignalAt", "+callbacks.kill.step=5"]
     options = ["callbacks.last.every_n_train_steps=2", "trainer.max_steps=6", "trainer.val_check_interval=100"]
     status, said = Forker(place).run(*VAE, *options, *kill, "name=killed")
     assert status == -9, said
@@ -103,7 +103,7 @@ def test_case_31_no_flipped_bit_goes_unseen(tmp_path: Path) -> None:
 
 def test_case_29_a_full_disk_costs_a_checkpoint_and_not_the_run(fork: Forker) -> None:
     options = ["callbacks.last.every_n_train_steps=3", "trainer.val_check_interval=5", "trainer.max_steps=12"]
-    full = ["+callbacks.full._target_=probes.FullDisk", "+callbacks.full.first=4", "+callbacks.full.last=8"]
+    full = ["+callbacks.full._target_=helpers.probes.FullDisk", "+callbacks.full.first=4", "+callbacks.full.last=8"]
     status, said = fork.run(*VAE, *options, *full, "name=full")
     assert status == 0, said
     assert "Traceback" not in said
@@ -118,7 +118,7 @@ def test_case_29_a_full_disk_costs_a_checkpoint_and_not_the_run(fork: Forker) ->
 
 def test_case_29_a_full_disk_ends_the_run_if_so_chosen_and_leaves_the_checkpoint_before(fork: Forker) -> None:
     options = ["callbacks.last.every_n_train_steps=3", "trainer.val_check_interval=100", "on_full_disk=fail"]
-    full = ["+callbacks.full._target_=probes.FullDisk", "+callbacks.full.first=4", "+callbacks.full.last=100"]
+    full = ["+callbacks.full._target_=helpers.probes.FullDisk", "+callbacks.full.first=4", "+callbacks.full.last=100"]
     status, said = fork.run(*VAE, *options, *full, "trainer.max_steps=12", "name=full")
     assert status == 2, said
     assert "last.ckpt was not written" in said
@@ -129,7 +129,7 @@ def test_case_29_a_full_disk_ends_the_run_if_so_chosen_and_leaves_the_checkpoint
 
 def poison(step: int, what: str = "gradient", rank: int = 0, name: str = "poison") -> list[str]:
     """Settings of a run in which something is NaN in one step."""
-    options = {"_target_": "probes.Poison", "step": step, "what": what, "rank": rank}
+    options = {"_target_": "helpers.probes.Poison", "step": step, "what": what, "rank": rank}
     return [f"+callbacks.{name}.{key}={value}" for key, value in options.items()]
 
 
@@ -173,7 +173,9 @@ SKIP = ["on_nonfinite=skip", "trainer.val_check_interval=4"]
 
 def test_case_21_a_step_that_is_left_out_changes_nothing_and_a_kill_after_it_neither(fork: Forker) -> None:
     options = [*SKIP, "callbacks.last.every_n_train_steps=1", "trainer.max_steps=9", *poison(step=5, what="picture")]
-    status, said = fork.run(*VAE, *options, "+callbacks.kill._target_=probes.SignalAt", "+callbacks.kill.step=6")
+    status, said = fork.run(
+        *VAE, *options, "+callbacks.kill._target_=helpers.probes.SignalAt", "+callbacks.kill.step=6"
+    )
     assert status == -9, said
     assert f"in a batch of {', '.join(photos_at(5))}: the step is left out (1 of at most max_skipped_steps=10)" in said
     (folder,) = Path("outputs/vae").iterdir()
@@ -231,7 +233,7 @@ def test_case_21_leaving_out_is_refused_where_it_would_do_nothing(workplace: Pat
 
 
 def test_case_23_a_validation_that_gives_no_number_stops_training_and_is_never_the_best(fork: Forker) -> None:
-    spoil = ["+callbacks.spoil._target_=probes.SpoilValidation", "+callbacks.spoil.step=4"]
+    spoil = ["+callbacks.spoil._target_=helpers.probes.SpoilValidation", "+callbacks.spoil.step=4"]
     status, said = fork.run(*VAE, *spoil, "trainer.max_steps=8", "name=bad")
     assert status == 2
     assert "val/loss is nan at step 4" in said

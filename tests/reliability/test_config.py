@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from commands import SHORT, TINY_LDM, refused
+from helpers.commands import SHORT, TINY_LDM, refused
 
 
 def refused_training(*arguments: str) -> str:

@@ -13,13 +13,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from commands import SHORT, TINY_LDM, TINY_VAE, refused
-from forked import Forker
-from kaggle_stand_in import MODULES, Kaggle, not_known, send_half, send_truncated
-from photo_files import photos, picture_bytes, rewrite, tree, write_folder, write_zip
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, refused
+from helpers.forked import Forker
+from helpers.kaggle_stand_in import MODULES, Kaggle, not_known, send_half, send_truncated
+from helpers.photo_files import photos, picture_bytes, rewrite, tree, write_folder, write_zip
 from PIL import Image
 
-from latentfaces.data import open_pack, prepare
+from latentfaces.cli import prepare
+from latentfaces.data import open_pack
 from latentfaces.data.images import decode
 from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.sources import DrawnFaces
@@ -146,7 +147,7 @@ STOPS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138}
 
 
 @pytest.mark.parametrize("sent", STOPS)
-@pytest.mark.parametrize("command", ["train.py", "src/latentfaces/data/prepare.py"])
+@pytest.mark.parametrize("command", ["train.py", "latentfaces-prepare"])
 def test_case_10_a_packing_that_is_told_to_end_ends_in_order_and_says_that_it_goes_on(
     command: str, sent: signal.Signals, fork: Forker
 ) -> None:
@@ -294,7 +295,7 @@ def test_case_15_a_damaged_photo_is_named_or_left_out_and_counted_up_to_a_cap(pa
     (Path("photos") / "8.png").write_bytes(b"<html>")
     assert "2 of 12 pictures cannot be read, more than on_bad_image=skip leaves out" in pack(*skipping)
     # Pillow would paint what is missing of a photo black.
-    sources = [path for top in ("src", "conf") for path in (Path(__file__).parents[2] / top).rglob("*.py")]
+    sources = list((Path(__file__).parents[2] / "src").rglob("*.py"))
     assert not any("LOAD_TRUNCATED" in path.read_text() for path in sources)
 
 
@@ -349,7 +350,7 @@ def test_case_17_photos_of_every_kind_are_converted_by_their_rules(pack: Prepare
 def test_case_18_a_pack_that_is_lost_while_it_is_in_use_is_named_and_the_checkpoint_stays(
     fault: str, clue: str, train: Callable[..., None], workplace: Path
 ) -> None:
-    harm = ["+callbacks.harm._target_=probes.Harm", "+callbacks.harm.step=3", f"+callbacks.harm.fault={fault}"]
+    harm = ["+callbacks.harm._target_=helpers.probes.Harm", "+callbacks.harm.step=3", f"+callbacks.harm.fault={fault}"]
     path = "data/synthetic-48-16/images.npy"
     options = [*SHORT, "callbacks.last.every_n_train_steps=1", "trainer.max_steps=8", "trainer.val_check_interval=8"]
     said = refused("train.py", *TINY_VAE, *options, *harm, f"+callbacks.harm.path={path}", "name=harmed")
@@ -364,7 +365,7 @@ def test_case_18_latents_that_are_cut_while_they_are_in_use_are_named_and_the_ch
 ) -> None:
     shutil.copytree(trained, workplace, dirs_exist_ok=True)
     (cache,) = Path("data").glob("*/latents-*.npy")
-    harm = ["+callbacks.harm._target_=probes.Harm", "+callbacks.harm.step=3", "+callbacks.harm.fault=cut"]
+    harm = ["+callbacks.harm._target_=helpers.probes.Harm", "+callbacks.harm.step=3", "+callbacks.harm.fault=cut"]
     options = [*SHORT, "callbacks.last.every_n_train_steps=1", "trainer.max_steps=8", "trainer.val_check_interval=8"]
     said = refused("train.py", *TINY_LDM, *options, *harm, f"+callbacks.harm.path={cache}", "name=harmed")
     assert f"{cache} was cut since it was written, to 200 of" in said  # to read on would kill this process
@@ -385,7 +386,7 @@ def test_case_18_a_pack_that_was_cut_is_told_before_training(train: Callable[...
 
 
 def test_case_19_a_loading_process_that_is_killed_ends_training_with_the_remedy(fork: Forker) -> None:
-    kill = ["+callbacks.kill._target_=probes.KillWorker", "+callbacks.kill.step=2"]
+    kill = ["+callbacks.kill._target_=helpers.probes.KillWorker", "+callbacks.kill.step=2"]
     options = [*SHORT, "trainer.max_steps=400", "trainer.val_check_interval=400", "data.num_workers=2"]
     training = fork.start(*TINY_VAE, *options, *kill, "name=lost")
     assert training.wait(200) == 2, training.said

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import SHORT, TINY_VAE, Command, refused
-from forked import Forker
-from several import ON_CPU, run_on, slurm_environment, start_on
+from helpers.commands import SHORT, TINY_VAE, Command, refused
+from helpers.forked import Forker
+from helpers.several import ON_CPU, run_on, slurm_environment, start_on
 from torch import Tensor
 
 SMALL = [*TINY_VAE, *SHORT, "data.batch_size=4", *ON_CPU]
@@ -17,7 +17,7 @@ SMALL = [*TINY_VAE, *SHORT, "data.batch_size=4", *ON_CPU]
 def probe(name: str, **options: str) -> list[str]:
     """A callback of device_probes."""
     arguments = [f"+callbacks.probe.{key}={value}" for key, value in options.items()]
-    return [f"+callbacks.probe._target_=device_probes.{name}", *arguments]
+    return [f"+callbacks.probe._target_=helpers.device_probes.{name}", *arguments]
 
 
 @pytest.mark.parametrize("devices", ["trainer.devices=4", "trainer.devices=[0,3]", "trainer.devices='3,'"])
@@ -116,7 +116,7 @@ def test_38_a_rank_that_hangs_is_named_and_all_end(fork: Forker) -> None:
 def test_a_strategy_waits_ten_minutes_unless_told_otherwise(
     train: Command, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from latentfaces.training.strategies import DDP
+    from latentfaces.training.distributed.strategies import DDP
 
     assert DDP().timeout_minutes == 10
     with pytest.raises(SystemExit):

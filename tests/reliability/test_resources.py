@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import SHORT, TINY_LDM, TINY_VAE, refused
-from forked import Forker
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, refused
+from helpers.forked import Forker
 
 FULL = {
     "a GPU": ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 GiB"),
@@ -20,7 +20,7 @@ FULL = {
 
 
 def raising(error: str, text: str) -> list[str]:
-    options = {"_target_": "probes.Raise", "step": 1, "error": error, "text": f'"{text}"'}
+    options = {"_target_": "helpers.probes.Raise", "step": 1, "error": error, "text": f'"{text}"'}
     return [f"+callbacks.raise.{key}={value}" for key, value in options.items()]
 
 
@@ -128,7 +128,7 @@ def test_case_24_a_server_that_refuses_the_key_or_is_broken_does_not_end_a_train
 
 
 def test_case_24_wandb_that_dies_in_the_middle_is_told_and_training_goes_on(fork: Forker) -> None:
-    kill = ["+callbacks.kill._target_=probes.KillWandb", "+callbacks.kill.step=2"]
+    kill = ["+callbacks.kill._target_=helpers.probes.KillWandb", "+callbacks.kill.step=2"]
     training = fork.start(*WITH_WANDB, *kill)
     assert training.wait(200) == 0, training.said
     assert logged_offline()

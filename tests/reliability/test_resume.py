@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from commands import ADVERSARIAL, SHORT, TINY_LDM, TINY_VAE, refused, run_command
 from filelock import FileLock
-from forked import Forker
-from states import assert_same_end, checkpoint, ema_of, rows_of, validations
+from helpers.commands import ADVERSARIAL, SHORT, TINY_LDM, TINY_VAE, refused, run_command
+from helpers.forked import Forker
+from helpers.states import assert_same_end, checkpoint, ema_of, rows_of, validations
 
 from latentfaces.errors import UserError
 from latentfaces.nn import weights_hash
@@ -40,7 +40,11 @@ def killed(
     step: int, hook: str = "on_train_batch_start", every: int | None = None, val: int | None = None
 ) -> list[str]:
     """Settings of a run that is killed."""
-    kill = ["+callbacks.kill._target_=probes.SignalAt", f"+callbacks.kill.step={step}", f"+callbacks.kill.hook={hook}"]
+    kill = [
+        "+callbacks.kill._target_=helpers.probes.SignalAt",
+        f"+callbacks.kill.step={step}",
+        f"+callbacks.kill.hook={hook}",
+    ]
     return kill + timing(every, val)
 
 
@@ -154,7 +158,7 @@ def test_case_27_two_killed_processes_go_on_bit_for_bit(fork: Forker) -> None:
 def test_case_28_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_before_it(
     straight: Callable[..., Path], fork: Forker, tmp_path: Path
 ) -> None:
-    kill = ["+callbacks.kill._target_=probes.KillInSave", "+callbacks.kill.step=5"]
+    kill = ["+callbacks.kill._target_=helpers.probes.KillInSave", "+callbacks.kill.step=5"]
     elsewhere = tmp_path / "tmp"
     elsewhere.mkdir()
     status, said = fork.run(*VAE, *kill, "name=killed", TMPDIR=str(elsewhere))
@@ -280,7 +284,7 @@ def test_case_34_what_is_forced_is_what_the_optimisers_learn_by(fork: Forker, sq
 
 
 def test_case_35_two_trainings_never_share_a_folder(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conf.resume.PATIENCE", 0.1)
+    monkeypatch.setattr("latentfaces.cli.resume.PATIENCE", 0.1)
     folder = workplace / "outputs/vae/taken"
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"):

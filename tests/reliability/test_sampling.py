@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import refused, run_command
-from photo_files import picture_bytes, tree
+from helpers.commands import refused, run_command
+from helpers.photo_files import picture_bytes, tree
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from latentfaces.diffusion import EulerSampler
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.ranks import Ranks
+from latentfaces.ranks import Ranks
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, refused
+from helpers.commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, refused
 from packaging.requirements import Requirement
 from packaging.version import Version
 from PIL import Image

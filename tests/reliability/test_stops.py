@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import SHORT, TINY_VAE
-from forked import Forker, Running
-from states import assert_same_end, checkpoint
+from helpers.commands import SHORT, TINY_VAE
+from helpers.forked import Forker, Running
+from helpers.states import assert_same_end, checkpoint
 
 from latentfaces.signals import Stopped
 from latentfaces.training.callbacks import GracefulStop
@@ -23,7 +23,10 @@ STATUS = {"SIGINT": 130, "SIGUSR1": 138, "SIGUSR2": 140, "SIGTERM": 143}
 def stopped(step: int, signal: str = "SIGTERM", hook: str = "on_train_batch_start", rank: int = 0) -> list[str]:
     """Settings of a run that gets a signal."""
     options = {"step": step, "signal": signal, "hook": hook, "rank": rank}
-    return ["+callbacks.stop._target_=probes.SignalAt", *(f"+callbacks.stop.{k}={v}" for k, v in options.items())]
+    return [
+        "+callbacks.stop._target_=helpers.probes.SignalAt",
+        *(f"+callbacks.stop.{k}={v}" for k, v in options.items()),
+    ]
 
 
 def line_to_go_on(said: str) -> list[str]:
@@ -103,7 +106,7 @@ def test_case_25_no_callbacks_do_not_cost_a_stopped_run(fork: Forker) -> None:
 
 
 def test_case_25_a_second_interrupt_ends_at_once(fork: Forker) -> None:
-    run = fork.start(*VAE, "+callbacks.sleep._target_=probes.Sleep", "name=stuck")
+    run = fork.start(*VAE, "+callbacks.sleep._target_=helpers.probes.Sleep", "name=stuck")
     run.wait_for(Path("asleep").exists)
     run.send(signal.SIGINT)
     run.wait_for(lambda: "Ctrl-C ends at once" in run.said)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from commands import SHORT, TINY_VAE, Command
+from helpers.commands import SHORT, TINY_VAE, Command
 
 SWEEP = Path("outputs/sweeps/mixed")
 
@@ -14,7 +14,7 @@ def test_case_06_failed_jobs_are_told_in_their_folders_and_at_the_end_and_the_ot
     # In this order: a mistake of the person's, one that finishes, another mistake, a fault of the program's.
     vary = ["+callbacks.fault.step=99,1", "model.kl_weight.num_steps=0,10"]
     with pytest.raises(SystemExit) as exit_:
-        train("-m", *TINY_VAE, *SHORT, "+callbacks.fault._target_=probes.Fault", *vary, "name=mixed")
+        train("-m", *TINY_VAE, *SHORT, "+callbacks.fault._target_=helpers.probes.Fault", *vary, "name=mixed")
     assert exit_.value.code == 1
     assert (SWEEP / "1" / "result.json").exists()
     assert not (SWEEP / "1" / "error.log").exists()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from browser import check_page, needs_browser
-from commands import SHORT, TINY_VAE, Command
+from helpers.browser import check_page, needs_browser
+from helpers.commands import SHORT, TINY_VAE, Command
 from PIL import Image
 
 from latentfaces.errors import UserError

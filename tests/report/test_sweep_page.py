@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from commands import SHORT, TINY_VAE, Command
+from helpers.commands import SHORT, TINY_VAE, Command
 from matplotlib.figure import Figure
 
 from latentfaces.errors import UserError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tasks.stand_ins import drawn, fitted_pipeline, save_photo, write_pack
+from helpers.stand_ins import drawn, fitted_pipeline, save_photo, write_pack
 
 from latentfaces.data.pack import Pack
 from latentfaces.pipeline import FacePipeline

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import SHORT, TINY_LDM, TINY_VAE, run_command
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, run_command
+from helpers.stand_ins import drawn, read, save_photo
 from PIL import Image, ImageDraw
-from tasks.stand_ins import drawn, read, save_photo
 
 SHOTS = ["num_images=2", "sampler.num_steps=2"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tasks.stand_ins import (
+from helpers.stand_ins import (
     CPU,
     SCHEDULES,
     SIDE,

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import check_page, needs_browser
-from commands import SHORT, TINY_LDM, TINY_VAE, run_command, trained_in
-from forked import Forker
+from helpers.browser import check_page, needs_browser
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, run_command, trained_in
+from helpers.forked import Forker
+from helpers.several import run_on
 from PIL import Image
-from several import run_on
 from torch import Tensor, nn
 
 from latentfaces.autoencoder import VAE
@@ -166,7 +166,9 @@ def test_an_evaluation_that_was_killed_goes_on_also_to_more_faces_in_other_batch
         again = evaluate("task.features=colours.pt", "batch_size=7")
     assert made[:28] == list(range(32, 60))
     assert len(made) <= 28 + 8 + 8  # and those that are shown beside photos, and as pairs
-    assert Image.open("pictures/grid.png").tobytes() == Image.open(io.BytesIO(grid)).tobytes()
+    # Batches of another size differ by one level in a few values.
+    before, after = (np.asarray(Image.open(file)).astype(int) for file in (io.BytesIO(grid), "pictures/grid.png"))
+    assert np.abs(after - before).max() <= 1
     assert again.pop("training_photos") == pytest.approx(whole.pop("training_photos"))
     assert again == pytest.approx(whole, abs=1e-6)
 

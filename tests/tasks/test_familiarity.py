@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tasks.stand_ins import CPU, SIDE, drawn
+from helpers.stand_ins import CPU, SIDE, drawn
 
 from latentfaces.data.pack import Pack
 from latentfaces.pipeline import FacePipeline

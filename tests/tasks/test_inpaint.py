@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tasks.stand_ins import (
+from helpers.stand_ins import (
     CPU,
     SCHEDULES,
     SIDE,
@@ -22,8 +21,9 @@ from tasks.stand_ins import (
     skip_vae,
     white_pipeline,
 )
+from PIL import Image
 
-from latentfaces.data.ffhq import to_float
+from latentfaces.data.images import to_float
 from latentfaces.diffusion import (
     DDPMSampler,
     DPMpp2MSampler,

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.stand_ins import folder_for, save_photo, singles
 from PIL import Image
-from tasks.stand_ins import folder_for, save_photo, singles
 
 from latentfaces.diffusion import DDPMSampler, DPMpp2MSampler, HeunSampler, Sampler
 from latentfaces.errors import UserError

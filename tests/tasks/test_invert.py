@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tasks.stand_ins import folder_for, read, save_photo, singles, skip_vae, white_pipeline
+from helpers.stand_ins import folder_for, read, save_photo, singles, skip_vae, white_pipeline
 
-from latentfaces.data.ffhq import to_float
+from latentfaces.data.images import to_float
 from latentfaces.data.pack import Pack
 from latentfaces.diffusion import DDPMSampler, HeunSampler
 from latentfaces.errors import UserError

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tasks.stand_ins import PixelVAE, folder_for, read, singles
+from helpers.stand_ins import PixelVAE, folder_for, read, singles
 
-from latentfaces.data.ffhq import to_float
+from latentfaces.data.images import to_float
 from latentfaces.data.latents import LatentCache
 from latentfaces.data.pack import Pack
 from latentfaces.diffusion import HeunSampler

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.stand_ins import drawn, save_photo, white_pipeline
 from PIL import Image
-from tasks.stand_ins import drawn, save_photo, white_pipeline
 
 from latentfaces.data.pack import Pack
 from latentfaces.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tasks.stand_ins import folder_for, read, save_photo, singles
+from helpers.stand_ins import folder_for, read, save_photo, singles
 
 from latentfaces.data.pack import Pack
 from latentfaces.diffusion import DDPMSampler, HeunSampler

@@ -252,9 +252,9 @@ def test_judging_leaves_no_gradient_behind_and_can_still_be_learnt_from() -> Non
     adversary = ready(an_adversary())
     layer = nn.Conv2d(3, 3, 1)
     reconstructions = layer(pictures(0))
-    judgement = adversary.judge(reconstructions, torch.ones_like(reconstructions), layer.weight)
+    adversarial = adversary.generator_loss(reconstructions, torch.ones_like(reconstructions), layer.weight)
     assert all(p.grad is None for p in (*adversary.discriminator.parameters(), *layer.parameters()))
-    assert not judgement.gradient.requires_grad
+    assert not adversarial.gradient.requires_grad
     reconstructions.sum().backward()  # the graph is still there
     assert layer.weight.grad is not None
 
@@ -265,20 +265,20 @@ def test_judgement_is_the_one_computed_by_hand() -> None:
     nn.init.constant_(adversary.discriminator.layers[0].weight, 3.0)  # a logit is thrice the sum of the colours
     scale = torch.ones((), requires_grad=True)
     reconstructions = scale * torch.full((1, 3, 2, 2), 0.5)
-    judgement = adversary.judge(reconstructions, torch.full((1, 3, 2, 2), 0.25), scale)
+    adversarial = adversary.generator_loss(reconstructions, torch.full((1, 3, 2, 2), 0.25), scale)
     # Of minus the mean of 4 logits of 4.5: the value -4.5, the gradient -0.75 at each of 12 values. At `scale`, which
     # every value grows by a half with, the gradients are 12 x 0.25 / 2 = 1.5 and 12 x 0.75 / 2 = 4.5 long.
     adaptive = 1.5 / 4.5001
-    assert judgement.logged["train/adaptive_weight"].item() == pytest.approx(adaptive)
-    assert judgement.logged["train/adversarial"].item() == -4.5
-    assert judgement.loss.item() == pytest.approx(-4.5 * 0.5 * adaptive)
-    assert torch.allclose(judgement.gradient, torch.full((1, 3, 2, 2), 0.25 - 0.75 * 0.5 * adaptive))
+    assert adversarial.logged["train/adaptive_weight"].item() == pytest.approx(adaptive)
+    assert adversarial.logged["train/adversarial"].item() == -4.5
+    assert adversarial.loss.item() == pytest.approx(-4.5 * 0.5 * adaptive)
+    assert torch.allclose(adversarial.gradient, torch.full((1, 3, 2, 2), 0.25 - 0.75 * 0.5 * adaptive))
 
 
 def test_learning_gives_the_discriminator_its_gradients_and_the_vae_none() -> None:
     adversary, layer = ready(an_adversary()), nn.Conv2d(3, 3, 1)
     images, reconstructions = pictures(0), layer(pictures(1))
-    logged = adversary.learn(images, reconstructions, share=1.0)
+    logged = adversary.discriminator_step(images, reconstructions, share=1.0)
     assert layer.weight.grad is None
     found = gradients(adversary.discriminator)
     adversary.discriminator.zero_grad()
@@ -293,9 +293,9 @@ def test_learning_gives_the_discriminator_its_gradients_and_the_vae_none() -> No
 def test_gradients_of_two_halves_with_half_a_share_each_are_those_of_the_whole() -> None:
     whole, halves = ready(an_adversary()), ready(an_adversary())
     images, reconstructions = pictures(0, 4), pictures(1, 4)
-    whole.learn(images, reconstructions, share=1.0)
+    whole.discriminator_step(images, reconstructions, share=1.0)
     for half in (slice(0, 2), slice(2, 4)):
-        halves.learn(images[half], reconstructions[half], share=0.5)
+        halves.discriminator_step(images[half], reconstructions[half], share=0.5)
     assert are_close(gradients(halves.discriminator), gradients(whole.discriminator))
 
 
@@ -350,7 +350,7 @@ def test_learning_rate_and_clipping_are_those_of_the_vae(monkeypatch: pytest.Mon
 
 def test_step_begins_the_next_one_with_no_gradients_and_does_nothing_without() -> None:
     adversary = ready(an_adversary())
-    adversary.learn(pictures(0), pictures(1), share=1.0)
+    adversary.discriminator_step(pictures(0), pictures(1), share=1.0)
     adversary.step(rate=1.0, clip=None)
     assert all(p.grad is None for p in adversary.discriminator.parameters())
     before, state = weights(adversary), copy.deepcopy(adversary.state_dict()["optimizer"])
@@ -362,7 +362,7 @@ def test_step_begins_the_next_one_with_no_gradients_and_does_nothing_without() -
 def test_gradients_are_the_mean_over_ranks_before_they_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     adversary = ready(an_adversary(optimizer=partial(torch.optim.SGD, lr=1.0)))
     theirs = torch.randn(len(weights(adversary)), generator=torch.Generator().manual_seed(0))
-    adversary.learn(pictures(0), pictures(1), share=1.0)
+    adversary.discriminator_step(pictures(0), pictures(1), share=1.0)
     ours = torch.cat([p.grad.flatten() for p in adversary.discriminator.parameters() if p.grad is not None])
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
@@ -391,7 +391,7 @@ def split_like(flat: Tensor, network: nn.Module) -> Iterable[Tensor]:
 def learn_and_step(adversary: Adversary, steps: Iterable[int], rate: float = 1.0) -> None:
     """Train on pictures that the step's number decides."""
     for step in steps:
-        adversary.learn(pictures(2 * step), pictures(2 * step + 1), share=1.0)
+        adversary.discriminator_step(pictures(2 * step), pictures(2 * step + 1), share=1.0)
         adversary.step(rate, clip=1.0)
 
 
@@ -453,6 +453,6 @@ def test_discriminator_learns_to_tell_photos_from_reconstructions() -> None:
     bright, dark = pictures(0, 8).abs(), -pictures(1, 8).abs()
     gaps = []
     for _ in range(20):
-        gaps.append(adversary.learn(bright, dark, share=1.0)["train/logit_gap"].item())
+        gaps.append(adversary.discriminator_step(bright, dark, share=1.0)["train/logit_gap"].item())
         adversary.step(rate=1.0, clip=None)
     assert gaps[-1] > gaps[0] + 1

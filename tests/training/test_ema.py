@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from latentfaces.annealing import WarmupDecay
-from latentfaces.averaging import Snapshot, power_of_width, snapshots_in
 from latentfaces.errors import UserError
-from latentfaces.training import Stage
+from latentfaces.posthoc_ema import Snapshot, power_of_width, snapshots_in
+from latentfaces.training import BaseModule
 from latentfaces.training.callbacks import EMA
 from latentfaces.training.checkpoint import AtomicCheckpointIO
 
 WIDTHS = [0.05, 0.1]
 
 
-class Walk(Stage):
+class Walk(BaseModule):
     """A stage whose weights walk at random; a test may set the share of training that is over."""
 
     def __init__(self, share: float | None = None) -> None:
@@ -194,11 +194,9 @@ def test_without_tracks_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning.pytorch.utilities import rank_zero_only
-
     folder = tmp_path / "ema"
     fit(keeping(folder), max_steps=5)
-    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    monkeypatch.setenv("RANK", "1")
     ema, module = keeping(folder), Walk(share=1.0)
     ema.on_fit_start(None, module)  # type: ignore[arg-type]
     assert steps_in(folder) == [1, 2, 3, 4, 5]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import SHORT, TINY_LDM, TINY_VAE, run_command, trained_in
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, run_command, trained_in
 from torch import Tensor
 
 from latentfaces.evaluation.panels import read_curves

@@ -117,9 +117,7 @@ def test_a_run_that_went_past_the_point_without_the_callback_gets_no_late_guide(
 
 
 def test_only_the_first_process_writes_and_deletes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning.pytorch.utilities import rank_zero_only
-
-    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    monkeypatch.setenv("RANK", "1")
     guide = GuideWeights(tmp_path, share=0.25)
     (tmp_path / "guide_denoiser.pth").write_text("by the first")
     module = Early()

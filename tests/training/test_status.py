@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from commands import SHORT, TINY_VAE, Command
+from helpers.commands import SHORT, TINY_VAE, Command
 
-from latentfaces.training import Stage
+from latentfaces.training import BaseModule
 from latentfaces.training.callbacks import Status, status
 
 
-class Halfway(Stage):
+class Halfway(BaseModule):
     """A stage whose progress is set by hand."""
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import SHORT, TINY_LDM, TINY_VAE, Command
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command
 
 from latentfaces.evaluation import TensorValues
 from latentfaces.training.callbacks import TensorStats

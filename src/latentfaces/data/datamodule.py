@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from latentfaces.data.ffhq import (
+from latentfaces.data.datasets import (
     Draws,
     FFHQDataset,
     ImageBatch,
@@ -20,9 +20,8 @@ from latentfaces.data.ffhq import (
     LatentDataset,
     TrainBatches,
     ValBatches,
-    to_float,
 )
-from latentfaces.data.images import FilterName
+from latentfaces.data.images import FilterName, to_float
 from latentfaces.data.kaggle import LICENCE, download_ffhq
 from latentfaces.data.latents import Encode, LatentCache
 from latentfaces.data.pack import Pack, hold_out, open_pack

@@ -5,8 +5,10 @@ import io
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 FilterName = Literal["auto", "box", "bilinear", "bicubic", "lanczos"]
@@ -22,6 +24,8 @@ UPRIGHT = {  # EXIF orientation -> what turns the picture upright (EXIF 2.32, ta
     8: Image.Transpose.ROTATE_90,
 }
 
+MINUS_ONE = torch.tensor(-1.0)
+PER_LEVEL = float(np.nextafter(np.float32(1 / 127.5), np.float32(0)))  # rounded down, so that 255 gives no more than 1
 
 MAX_PIXELS = 2**28  # more is a decompression bomb: FFHQ in the wild has at most 2^26
 
@@ -100,3 +104,21 @@ def decode(data: bytes, resolution: int, resize_filter: FilterName = "auto") -> 
 def digest(data: bytes) -> str:
     """The first 32 hexadecimal digits of the SHA-256 of some bytes."""
     return hashlib.sha256(data).hexdigest()[:32]
+
+
+def to_float(images: Tensor, mirrored: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """uint8 images (b, c, h, w) -> float32 in [-1, 1]; those of `mirrored` (b,) mirrored; into `out` where given."""
+    floats = torch.empty(images.shape, device=images.device) if out is None else out
+    if images.device.type != "cpu":
+        torch.add(MINUS_ONE, floats.copy_(images), alpha=PER_LEVEL, out=floats)
+        return floats if mirrored is None else torch.where(mirrored[:, None, None, None], floats.flip(-1), floats)
+    flags = [False] * len(images) if mirrored is None else mirrored.tolist()
+    # One picture at a time stays in the processor's cache for the second pass.
+    for picture, image, flip in zip(floats, images, flags, strict=True):
+        torch.add(MINUS_ONE, picture.copy_(image.flip(-1) if flip else image), alpha=PER_LEVEL, out=picture)
+    return floats
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float in [-1, 1] -> uint8, rounded, values outside clipped."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

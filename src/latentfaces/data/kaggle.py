@@ -7,9 +7,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
-from latentfaces.files import made_alone
+from latentfaces.files import file_lock, require_space
 
 DATASET = "arnaud58/flickrfaceshq-dataset-ffhq"
 PAGE = f"https://www.kaggle.com/datasets/{DATASET}"
@@ -32,7 +31,7 @@ def download_ffhq(target: Path) -> Path:
         return target
     require_space(target, SIZE_GB * 1e9, "FFHQ")
     api = client()
-    with made_alone(target):
+    with file_lock(target):
         if not target.exists():  # not by another process meanwhile
             fetch(api, target)
     return target

@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from latentfaces.data.ffhq import to_float
+from latentfaces.data.images import to_float
 from latentfaces.data.pack import Pack
 from latentfaces.data.rows import MappedRows, open_rows
-from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
-from latentfaces.files import made_alone
+from latentfaces.files import file_lock, require_space
 
 PIXELS_AT_ONCE = 64 * 256**2
 
@@ -50,7 +49,7 @@ class LatentCache:
         """Make the empty file, unless it is there, whole or begun; one process does this."""
         if self.path.exists():  # perhaps where nothing may be written, not even a lock
             return
-        with made_alone(self.path):
+        with file_lock(self.path):
             if not self.path.exists() and not self.state_path.exists():
                 self.make_empty(device)
 
@@ -90,7 +89,7 @@ class LatentCache:
         """Give the whole file its name; one process does this, when all ranks have filled their share."""
         if self.path.exists():
             return
-        with made_alone(self.path):
+        with file_lock(self.path):
             if not self.path.exists():
                 self.partial.replace(self.path)
                 self.state_path.unlink()

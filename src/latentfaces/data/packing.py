@@ -17,9 +17,8 @@ from latentfaces.data.images import FilterName
 from latentfaces.data.pack import FORMAT, Pack, hold_out, open_pack
 from latentfaces.data.rows import open_rows
 from latentfaces.data.sources import BadImageError, Source
-from latentfaces.data.space import require_space
 from latentfaces.errors import UserError
-from latentfaces.files import made_alone
+from latentfaces.files import file_lock, require_space
 
 MAX_SKIPPED = 0.01
 HOW = {
@@ -55,7 +54,7 @@ def find_or_write_pack(
     if not folder.exists():
         packing = Packing(source, folder, resolution, on_bad_image, val_every, resize_filter)
         packing.check_space()  # what is refused is refused before anything is written
-        with made_alone(folder):
+        with file_lock(folder):
             if not folder.exists():  # not by another process meanwhile
                 return packing.run()
     pack = open_pack(folder)

@@ -39,7 +39,7 @@ def natural_key(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def hostility(member: zipfile.ZipInfo, is_picture: bool) -> str | None:
+def zip_threat(member: zipfile.ZipInfo, is_picture: bool) -> str | None:
     """What is wrong with a member of a .zip that no set of photos has, in words.
 
     Nothing is ever extracted to disk, so that none of it could do harm; but who made such a .zip meant to.
@@ -183,7 +183,7 @@ class Photos(Source):
         """Bytes of each picture, by its name."""
         if self.archive is not None:
             for member in self.archive.infolist():
-                if problem := hostility(member, self.is_picture(member.filename)):
+                if problem := zip_threat(member, self.is_picture(member.filename)):
                     raise UserError(f"{member.filename} in {self.root} {problem}: remove it, or make the .zip anew")
             members = [i for i in self.archive.infolist() if not i.is_dir() and self.is_picture(i.filename)]
             found = {i.filename: i.file_size for i in members}

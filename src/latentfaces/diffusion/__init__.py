@@ -5,14 +5,7 @@ from latentfaces.diffusion.denoiser import Denoiser, Predictor, Target
 from latentfaces.diffusion.dit import DiT
 from latentfaces.diffusion.guidance import AutoGuidance, Guidance, InternalGuidance, NoGuidance
 from latentfaces.diffusion.loss import DenoisingLoss, EDMWeighting, MinSNRWeighting, UniformWeighting, Weighting
-from latentfaces.diffusion.samplers import (
-    DDIMSampler,
-    DDPMSampler,
-    DPMpp2MSampler,
-    EulerSampler,
-    HeunSampler,
-    Sampler,
-)
+from latentfaces.diffusion.samplers import DDIMSampler, DDPMSampler, DPMpp2MSampler, EulerSampler, HeunSampler, Sampler
 from latentfaces.diffusion.schedule import EDM, NoiseSchedule, RectifiedFlow, VPCosine, VPLinear
 from latentfaces.diffusion.time_sampler import LogitNormalTime, LogNormalNoise, TimeSampler, UniformTime
 from latentfaces.diffusion.unet import UNet

@@ -27,18 +27,18 @@ CLEANEST = 1e-3
 
 
 @dataclass(frozen=True)
-class Way:
+class Trajectory:
     """Where a sampler goes.
 
     Args:
         times: from the first to the last.
         fresh: gives more noise like the first; drawn anew where None.
-        after_step: changes what each step has come to.
+        change: applied to x after each step.
     """
 
     times: Sequence[float]
     fresh: Callable[[], Tensor] | None = None
-    after_step: AfterStep | None = None
+    change: AfterStep | None = None
 
     @property
     def grid(self) -> Tensor:
@@ -49,9 +49,9 @@ class Way:
         """Fresh noise."""
         return torch.randn_like(x) if self.fresh is None else self.fresh()
 
-    def arrive(self, x: Tensor, t: float) -> Tensor:
+    def after_step(self, x: Tensor, t: float) -> Tensor:
         """x as it is to go on from t."""
-        return x if self.after_step is None else self.after_step(x, t)
+        return x if self.change is None else self.change(x, t)
 
 
 class Sampler(ABC):
@@ -104,7 +104,7 @@ class Sampler(ABC):
             fresh: gives more noise like it, for samplers that add some on the way; drawn anew unless given.
         """
         times = self.times(denoiser.schedule, denoiser.first_time)
-        return self.solve(denoiser, share(denoiser.schedule.sigma, times[0]) * noise, Way(times, fresh))
+        return self.solve(denoiser, at(denoiser.schedule.sigma, times[0]) * noise, Trajectory(times, fresh))
 
     @torch.no_grad()
     def refine(
@@ -118,7 +118,7 @@ class Sampler(ABC):
         """x_t (b, c, h, w) at the time `start` -> latents, by the steps that lie below it."""
         start = min(start, denoiser.first_time)
         below = [t for t in self.times(denoiser.schedule, denoiser.first_time) if t < start * (1 - 1e-4)]
-        return self.solve(denoiser, x_t, Way([start, *below], fresh, after_step))
+        return self.solve(denoiser, x_t, Trajectory([start, *below], fresh, after_step))
 
     @torch.no_grad()
     def invert(self, denoiser: Predictor, latents: Tensor) -> Tensor:
@@ -132,20 +132,20 @@ class Sampler(ABC):
         schedule = denoiser.schedule
         cleanest = float(schedule.time_at(torch.tensor(CLEANEST, dtype=torch.float64)))
         times = sorted({cleanest, *(t for t in self.times(schedule, denoiser.first_time) if t > cleanest)})
-        x = self.solve(denoiser, share(schedule.alpha, cleanest) * latents, Way(times))
-        return x / share(schedule.sigma, times[-1])
+        x = self.solve(denoiser, at(schedule.alpha, cleanest) * latents, Trajectory(times))
+        return x / at(schedule.sigma, times[-1])
 
     @property
     def is_random(self) -> bool:
-        """Whether noise is added on the way."""
+        """Whether noise is added on the trajectory."""
         return False
 
     @abstractmethod
-    def solve(self, denoiser: Predictor, x: Tensor, way: Way) -> Tensor:
+    def solve(self, denoiser: Predictor, x: Tensor, trajectory: Trajectory) -> Tensor:
         """x at the first time -> x at the last."""
 
 
-def share(function: Callable[[Tensor], Tensor], t: float) -> float:
+def at(function: Callable[[Tensor], Tensor], t: float) -> float:
     """alpha or sigma at one time."""
     return float(function(torch.tensor(t, dtype=torch.float64)))
 
@@ -161,24 +161,24 @@ def velocity_coefficients(denoiser: Predictor, t: Tensor) -> tuple[Tensor, Tenso
 class EulerSampler(Sampler):
     """First order along dx / dt, one evaluation a step (Liu et al. 2023, section 2.2)."""
 
-    def solve(self, denoiser: Predictor, x: Tensor, way: Way) -> Tensor:
-        grid = way.grid
+    def solve(self, denoiser: Predictor, x: Tensor, trajectory: Trajectory) -> Tensor:
+        grid = trajectory.grid
         on_x, on_prediction = velocity_coefficients(denoiser, grid[:-1])
         length = grid.diff()
         steps = torch.stack([1 + length * on_x, length * on_prediction], dim=1).tolist()
-        for (a, b), (t, t_next) in zip(steps, itertools.pairwise(way.times), strict=True):
+        for (a, b), (t, t_next) in zip(steps, itertools.pairwise(trajectory.times), strict=True):
             x = torch.add(a * x, denoiser.predict(x, t), alpha=b)
-            x = way.arrive(x, t_next)
+            x = trajectory.after_step(x, t_next)
         return x
 
 
 class HeunSampler(Sampler):
     """Second order, two evaluations a step, one in the last (Karras et al. 2022, algorithm 1 without churn)."""
 
-    def solve(self, denoiser: Predictor, x: Tensor, way: Way) -> Tensor:
-        grid = way.grid
+    def solve(self, denoiser: Predictor, x: Tensor, trajectory: Trajectory) -> Tensor:
+        grid = trajectory.grid
         slopes = torch.stack(velocity_coefficients(denoiser, grid), dim=1).tolist()
-        for (a, b), (c, d), (t, t_next) in zip(slopes, slopes[1:], itertools.pairwise(way.times), strict=False):
+        for (a, b), (c, d), (t, t_next) in zip(slopes, slopes[1:], itertools.pairwise(trajectory.times), strict=False):
             v = torch.add(a * x, denoiser.predict(x, t), alpha=b)
             euler = x + (t_next - t) * v
             if t_next == 0:  # as in the paper: the network is least trained where no noise is left
@@ -186,7 +186,7 @@ class HeunSampler(Sampler):
             else:
                 v_next = torch.add(c * euler, denoiser.predict(euler, t_next), alpha=d)
                 x = x + (0.5 * (t_next - t)) * (v + v_next)
-            x = way.arrive(x, t_next)
+            x = trajectory.after_step(x, t_next)
         return x
 
 
@@ -219,8 +219,8 @@ class DDIMSampler(NoisySampler):
         eta: deviation of the fresh noise, as a share of that of ancestral sampling.
     """
 
-    def solve(self, denoiser: Predictor, x: Tensor, way: Way) -> Tensor:
-        grid = way.grid
+    def solve(self, denoiser: Predictor, x: Tensor, trajectory: Trajectory) -> Tensor:
+        grid = trajectory.grid
         t, alpha, sigma = grid[:-1], denoiser.schedule.alpha(grid[1:]), denoiser.schedule.sigma(grid[1:])
         added, kept = torch.zeros_like(sigma), sigma
         if self.eta > 0:
@@ -230,11 +230,11 @@ class DDIMSampler(NoisySampler):
             kept = (sigma.square() - added.square()).clamp(min=0).sqrt()
         (x0_x, x0_f), (noise_x, noise_f) = denoiser.x0_coefficients(t), denoiser.noise_coefficients(t)
         steps = torch.stack([alpha * x0_x + kept * noise_x, alpha * x0_f + kept * noise_f, added], dim=1).tolist()
-        for (a, b, c), (now, then) in zip(steps, itertools.pairwise(way.times), strict=True):
+        for (a, b, c), (now, then) in zip(steps, itertools.pairwise(trajectory.times), strict=True):
             x = torch.add(a * x, denoiser.predict(x, now), alpha=b)
             if c > 0:
-                x = torch.add(x, way.noise_like(x), alpha=c)
-            x = way.arrive(x, then)
+                x = torch.add(x, trajectory.noise_like(x), alpha=c)
+            x = trajectory.after_step(x, then)
         return x
 
 
@@ -260,8 +260,8 @@ class DPMpp2MSampler(NoisySampler):
             has beside the ODE is so many times as strong.
     """
 
-    def solve(self, denoiser: Predictor, x: Tensor, way: Way) -> Tensor:
-        grid = way.grid
+    def solve(self, denoiser: Predictor, x: Tensor, trajectory: Trajectory) -> Tensor:
+        grid = trajectory.grid
         on_x, on_prediction = denoiser.x0_coefficients(grid[:-1])
         alpha, sigma = denoiser.schedule.alpha(grid), denoiser.schedule.sigma(grid)
         h = (alpha / sigma).log().diff()  # of half the logarithm of the SNR
@@ -280,11 +280,11 @@ class DPMpp2MSampler(NoisySampler):
         rows[:, 0], rows[:, 1], rows[:, 4] = shrink + now * on_x, now * on_prediction, added
         rows[1:, 2], rows[1:, 3] = then * on_x[:-1], then * on_prediction[:-1]
         last_x = last_prediction = torch.zeros_like(x)
-        for (a, b, c, d, noise), (t, t_next) in zip(rows.tolist(), itertools.pairwise(way.times), strict=True):
+        for (a, b, c, d, noise), (t, t_next) in zip(rows.tolist(), itertools.pairwise(trajectory.times), strict=True):
             prediction = denoiser.predict(x, t)
             stepped = torch.add(a * x, prediction, alpha=b)
             last_x, last_prediction, x = x, prediction, stepped.add_(last_x, alpha=c).add_(last_prediction, alpha=d)
             if noise > 0:
-                x = torch.add(x, way.noise_like(x), alpha=noise)
-            x = way.arrive(x, t_next)
+                x = torch.add(x, trajectory.noise_like(x), alpha=noise)
+            x = trajectory.after_step(x, t_next)
         return x

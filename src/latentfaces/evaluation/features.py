@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentfaces.autoencoder import VAE
-from latentfaces.data.ffhq import to_float
+from latentfaces.data.images import to_float
 from latentfaces.errors import UserError
 from latentfaces.nn import weights_hash
 

@@ -7,7 +7,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from latentfaces.data.ffhq import to_uint8
+from latentfaces.data.images import to_uint8
 
 
 def save_png(image: Tensor, path: Path, text: dict[str, str] | None = None) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from latentfaces.data.ffhq import to_uint8
+from latentfaces.data.images import to_uint8
 from latentfaces.evaluation.features import Features, known_features
 from latentfaces.evaluation.generation import generator_metrics
 

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
-from latentfaces.files import written_whole
+from latentfaces.files import atomic_write
 
 REPORT = "report.html"
 DPI = 140
@@ -24,7 +24,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
         values: what it shows.
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(environment.get_template(template).render(**values).encode())
     return path
 

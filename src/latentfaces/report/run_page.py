@@ -15,7 +15,7 @@ from latentfaces.evaluation import TensorValues
 from latentfaces.evaluation.panels import SECTIONS, Best, Panel, best_validation, panels, read_curves, sheet
 from latentfaces.report.evaluation_page import MEANINGS
 from latentfaces.report.page import REPORT, as_data, embedded, write_page
-from latentfaces.run import CONFIG, Run, open_run
+from latentfaces.run import CONFIG, Run, command, command_to_go_on, open_run
 
 KINDS = {"vae": "stage 1, a VAE", "ldm": "stage 2, a latent diffusion model"}
 DEFAULTS = Path(".hydra") / "defaults.yaml"
@@ -85,26 +85,6 @@ def drawn(shown: list[Panel], best: Best | None) -> Pictures:
         panel.draw(axes[0, 0], best)
         pictures.append((panel.title, embedded(figure)))
     return pictures
-
-
-def typed(folder: Path) -> list[str]:
-    """The words of the command, as far as the run remembers."""
-    path = folder / ".hydra" / "overrides.yaml"
-    return ["python", "train.py", *(yaml.safe_load(path.read_text()) if path.exists() else [])]
-
-
-def command(folder: Path) -> str:
-    """What was typed."""
-    return shlex.join(typed(folder))
-
-
-def command_to_go_on(folder: Path) -> str:
-    """The same command for a resume; with the folder where that was not typed, as of a job of a sweep."""
-    words = [word for word in typed(folder) if not word.startswith("requeue=")]
-    above = folder.resolve().parent
-    if f"name={folder.name}" not in words or above.name not in ("vae", "ldm") or above.parent.name != "outputs":
-        words += [f"hydra.run.dir={folder}", "hydra.mode=RUN"]
-    return shlex.join([*words, "resume=true"])
 
 
 def twice(max_time: str) -> str:

@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentfaces.data.ffhq import to_uint8
+from latentfaces.data.images import to_uint8
 from latentfaces.diffusion import Sampler
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.layout import beside
-from latentfaces.tasks.output import PictureFolder
+from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.photos import photos_for
 from latentfaces.tasks.variants import Name, check_share, check_skips, encode, variants
 

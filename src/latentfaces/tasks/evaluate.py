@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from latentfaces.data.ffhq import to_float, to_uint8
+from latentfaces.data.images import to_float, to_uint8
 from latentfaces.data.pack import Pack, open_pack
-from latentfaces.data.space import require_space
 from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import Features, features_by_name
 from latentfaces.evaluation.generation import Memorisation, generator_metrics, memorisation
-from latentfaces.evaluation.growing import GrowingRows
 from latentfaces.evaluation.plots import plot_distances, plot_neighbours
+from latentfaces.files import require_space
 from latentfaces.pipeline import FacePipeline
+from latentfaces.ranks import Ranks
 from latentfaces.report import write_evaluation_page, write_report
+from latentfaces.tasks.feature_cache import GrowingRows
 from latentfaces.tasks.output import PictureFolder
-from latentfaces.tasks.ranks import Ranks
 
 SHOWN = 64
 FEWEST = 50

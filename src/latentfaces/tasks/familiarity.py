@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentfaces.data.ffhq import to_float
+from latentfaces.data.images import to_float
 from latentfaces.data.pack import open_pack
 from latentfaces.diffusion import Denoiser
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, and_others, warn
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.notices import and_others, warn
 
 RATIOS = (0.3, 1.0, 2.0)
 """sigma / alpha: fine detail, features, the whole face."""

@@ -8,15 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentfaces.data.ffhq import to_uint8
+from latentfaces.data.images import to_uint8
 from latentfaces.diffusion import NoiseSchedule, Sampler
-from latentfaces.diffusion.samplers import Way
+from latentfaces.diffusion.samplers import Trajectory
 from latentfaces.diffusion.schedule import per_sample
 from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.layout import beside
 from latentfaces.tasks.masks import feathered, read_mask, shrunk
-from latentfaces.tasks.output import PictureFolder
+from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.photos import own_photos
 from latentfaces.tasks.variants import Name, check_share, check_skips, encode, variants
 
@@ -113,7 +112,7 @@ class Inpaint:
             for repeat in range(self.resample if t_next > 0 else 1):
                 if repeat > 0:
                     x = noised_again(predictor.schedule, x, t_next, t, draw())
-                x = self.sampler.solve(predictor, x, Way([t, t_next], draw, keep))
+                x = self.sampler.solve(predictor, x, Trajectory([t, t_next], draw, keep))
         return x
 
 

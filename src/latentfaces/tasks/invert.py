@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentfaces.data.ffhq import to_float
+from latentfaces.data.images import to_float
 from latentfaces.diffusion import Sampler
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.layout import bands
-from latentfaces.tasks.output import PictureFolder
+from latentfaces.tasks.output import PictureFolder, bands
 from latentfaces.tasks.photos import photos_for
 from latentfaces.tasks.reconstruct import reconstructions, report
 

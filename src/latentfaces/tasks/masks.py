@@ -9,8 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from latentfaces.data.images import to_rgb, turned_upright
-from latentfaces.errors import UserError
-from latentfaces.tasks.notices import warn
+from latentfaces.errors import UserError, warn
 from latentfaces.tasks.photos import OwnPhotos
 
 

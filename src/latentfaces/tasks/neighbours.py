@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentfaces.autoencoder import VAE
-from latentfaces.data.ffhq import to_float
+from latentfaces.data.images import to_float
 from latentfaces.data.latents import LatentCache
 from latentfaces.data.pack import Pack, open_pack
 from latentfaces.diffusion import Sampler
@@ -20,8 +20,7 @@ from latentfaces.evaluation.generation import HELD_OUT_SHARE
 from latentfaces.evaluation.plots import plot_neighbours
 from latentfaces.nn import weights_hash
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.layout import beside
-from latentfaces.tasks.output import PictureFolder
+from latentfaces.tasks.output import PictureFolder, beside
 
 VALUES_AT_ONCE = 2**24
 """Latent values of training photos in memory: 64 MB."""
@@ -120,7 +119,7 @@ class Neighbours:
         (pictures.folder / "neighbours.json").write_text(json.dumps(told, indent=1))
         print(f"median_distance {found.distances[:, 0].median():.4g}")
         print(f"median_distance_of_held_out_photos {scale:.4g}")
-        print(f"share_nearer_than_99_of_100_held_out_photos {suspicious:.4g}")
+        print(f"memorized_fraction {suspicious:.4g}")
 
 
 class Normalizer:

@@ -4,17 +4,21 @@ import json
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from latentfaces.errors import UserError
 from latentfaces.evaluation import save_grid, save_png
-from latentfaces.files import written_whole
-from latentfaces.tasks.ranks import Ranks
+from latentfaces.files import atomic_write
+from latentfaces.ranks import Ranks
+
+MAX_COLUMNS = 16
 
 
 class PictureFolder:
@@ -81,7 +85,7 @@ class ArrayFile:
         if self.ranks.rank > 0:
             self.file = self.open.enter_context(self.share_of(self.ranks.rank).open("wb"))
             return self
-        archive = self.open.enter_context(zipfile.ZipFile(self.open.enter_context(written_whole(self.path)), "w"))
+        archive = self.open.enter_context(zipfile.ZipFile(self.open.enter_context(atomic_write(self.path)), "w"))
         self.file = self.open.enter_context(archive.open("arr_0.npy", "w", force_zip64=True))
         header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(self.file, header)
@@ -106,3 +110,25 @@ class ArrayFile:
             with self.share_of(rank).open("rb") as share:
                 shutil.copyfileobj(share, self.file)
             self.share_of(rank).unlink()
+
+
+def bands(rows: Sequence[Tensor]) -> tuple[Tensor, int]:
+    """Rows of as many images (n, 3, R, R) each, one below the other; broken where they are longer than 16.
+
+    Returns:
+        All images in the order of the grid, and its columns.
+    """
+    columns = min(MAX_COLUMNS, len(rows[0]))
+    parts = zip(*(row.split(columns) for row in rows), strict=True)
+    return torch.cat([part for band in parts for part in band]), columns
+
+
+def beside(*columns: Tensor) -> tuple[Tensor, int]:
+    """A line for each photo: columns (n, 3, R, R), and blocks (n * k, 3, R, R) with k pictures of each photo in turn.
+
+    Returns:
+        All images in the order of the grid, and its columns.
+    """
+    num_lines = len(columns[0])
+    lines = torch.cat([part.unflatten(0, (num_lines, -1)) for part in columns], dim=1)
+    return lines.flatten(0, 1), lines.shape[1]

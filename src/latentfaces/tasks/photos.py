@@ -14,10 +14,9 @@ from torch import Tensor
 from latentfaces.data.images import ORIENTATION_TAG
 from latentfaces.data.pack import open_pack
 from latentfaces.data.sources import SUFFIXES, BadImageError, Photos
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, and_others, warn
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.familiarity import warn_of_unfamiliar
-from latentfaces.tasks.notices import and_others, warn
 
 Size = tuple[int, int]
 """Width and height, in pixels."""

@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentfaces.data.ffhq import to_float, to_uint8
+from latentfaces.data.images import to_float, to_uint8
 from latentfaces.evaluation import calculate_metrics
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.layout import bands
-from latentfaces.tasks.output import PictureFolder
+from latentfaces.tasks.output import PictureFolder, bands
 from latentfaces.tasks.photos import photos_for
 
 

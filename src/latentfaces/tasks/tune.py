@@ -20,7 +20,7 @@ from latentfaces.errors import UserError
 from latentfaces.evaluation import FeatureDistance
 from latentfaces.evaluation.features import features_by_name
 from latentfaces.evaluation.panels import COLOURS, lettered
-from latentfaces.files import written_whole
+from latentfaces.files import atomic_write
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import TUNED, Run, build, open_run
 from latentfaces.tasks.output import PictureFolder
@@ -173,7 +173,7 @@ class Tune:
         """tuned.json into the run, scores.csv beside the pictures."""
         how = {"guidance": best.guidance_config(), "ema": best.ema, "sampler": sampler_config(sampler)}
         found = {**how, "score": scores[best], "of": run.stamp("best_denoiser")}
-        with written_whole(run.folder / TUNED) as file:
+        with atomic_write(run.folder / TUNED) as file:
             file.write(json.dumps(found, indent=1).encode())
         with (pictures.folder / "scores.csv").open("w", newline="") as file:
             table = csv.DictWriter(file, [*asdict(best), "distance"])

@@ -7,7 +7,7 @@ from rich.progress import track
 from torch import Tensor
 
 from latentfaces.autoencoder import Skips
-from latentfaces.data.ffhq import to_float
+from latentfaces.data.images import to_float
 from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
 

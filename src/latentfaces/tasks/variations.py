@@ -9,8 +9,7 @@ from latentfaces.diffusion import Sampler
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.interpolate import slerp
 from latentfaces.tasks.invert import found_noise
-from latentfaces.tasks.layout import beside
-from latentfaces.tasks.output import PictureFolder
+from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.photos import photos_for
 from latentfaces.tasks.variants import check_share, variants
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latentfaces.autoencoder import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
+from latentfaces.training.base_module import OptimizerFactory
 from latentfaces.training.optimizers import adopt
-from latentfaces.training.stage import OptimizerFactory
 
 
-class Judgement(NamedTuple):
+class AdversarialTerm(NamedTuple):
     """What the adversary says of reconstructions."""
 
     gradient: Tensor
@@ -60,7 +60,8 @@ class Adversary:
 
     def begin(self, device: torch.device) -> None:
         """Make ready on the device, the same on all ranks."""
-        torch._functorch.config.donated_buffer = False  # `judge` goes back through a compiled decoder more than once
+        # `generator_loss` runs backward through a compiled decoder more than once.
+        torch._functorch.config.donated_buffer = False
         self.discriminator.to(device).train()
         self.optimizer = self.make_optimizer(self.discriminator.named_parameters())
         chosen = [dict(group) for group in self.optimizer.param_groups]
@@ -75,7 +76,9 @@ class Adversary:
             for parameter in self.discriminator.parameters():
                 dist.broadcast(parameter.data, src=0)
 
-    def judge(self, reconstructions: Tensor, distortion_gradient: Tensor, last_layer: Tensor) -> Judgement:
+    def generator_loss(
+        self, reconstructions: Tensor, distortion_gradient: Tensor, last_layer: Tensor
+    ) -> AdversarialTerm:
         """The adversarial term added to the distortion, by its gradient at the reconstructions.
 
         Args:
@@ -92,13 +95,13 @@ class Adversary:
         )
         adaptive = adaptive_weight(others, ours, self.max_adaptive_weight)
         weight = self.weight * adaptive
-        return Judgement(
+        return AdversarialTerm(
             distortion_gradient + weight * gradient,
             weight * adversarial.detach(),
             {"train/adversarial": adversarial.detach(), "train/adaptive_weight": adaptive},
         )
 
-    def learn(self, images: Tensor, reconstructions: Tensor, share: float) -> dict[str, Tensor]:
+    def discriminator_step(self, images: Tensor, reconstructions: Tensor, share: float) -> dict[str, Tensor]:
         """Add this batch's gradients of the discriminator; scalars for the log.
 
         Args:

@@ -18,8 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from latentfaces.errors import UserError, no_room
-from latentfaces.files import written_whole
-from latentfaces.training.sharding import whole
+from latentfaces.files import atomic_write
+from latentfaces.ranks import is_main_process, whole
 
 
 class DiskFullError(UserError):
@@ -50,7 +50,7 @@ def save_whole(content: Any, path: Path, previous: Path | None = None) -> None:
         DiskFullError: there is no room for it.
     """
     try:
-        with written_whole(path, previous) as file:
+        with atomic_write(path, previous) as file:
             torch.save(content, file)
     except Exception as error:
         if (reason := no_room(error)) is None:
@@ -61,7 +61,7 @@ def save_whole(content: Any, path: Path, previous: Path | None = None) -> None:
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write a plain state dict, on the CPU: the first rank does; where weights are sharded, all must call this."""
     state = gathered(module.state_dict())
-    if is_first_rank():
+    if is_main_process():
         save_whole(state, path)
 
 
@@ -70,15 +70,9 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     kept: dict[str, Tensor] = {}
     for name, tensor in tensors.items():  # one by one: all of them together may be more than a device holds
         tensor = whole(tensor)
-        if is_first_rank():
+        if is_main_process():
             kept[name] = tensor.cpu()
     return kept
-
-
-def is_first_rank() -> bool:
-    """Whether this is the process that writes."""
-    first: bool = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    return first
 
 
 def damage_of_file(path: Path) -> str | None:

@@ -11,13 +11,13 @@ from latentfaces.errors import UserError
 from latentfaces.evaluation import plot_losses
 from latentfaces.report import write_report
 from latentfaces.run import RESULT
+from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks import BestWeights
 from latentfaces.training.callbacks.status import peak_memory
-from latentfaces.training.stage import Stage
 
 
 def fit_and_test(
-    trainer: Trainer, module: Stage, data: LightningDataModule, checkpoint: Path | None, run_dir: str | Path
+    trainer: Trainer, module: BaseModule, data: LightningDataModule, checkpoint: Path | None, run_dir: str | Path
 ) -> float:
     """Fit, then measure the best weights on all held-out photos; write plots and result.json.
 

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from latentfaces.annealing import WarmupDecay
 from latentfaces.autoencoder import VAE
 from latentfaces.diffusion import Augmentation, Denoiser, DenoisingLoss, Sampler
-from latentfaces.training.stage import OptimizerFactory, Stage
+from latentfaces.training.base_module import BaseModule, OptimizerFactory
 
 NUM_PREVIEWS = 16
 
 
-class LatentDiffusionModule(Stage):
+class LatentDiffusionModule(BaseModule):
     """Trains a denoiser on cached posteriors (b, 2, c, h, w), mean and standard deviation.
 
     Args:
@@ -22,7 +22,7 @@ class LatentDiffusionModule(Stage):
         loss: the objective.
         sampler: makes the previews.
         augmentation: of latents in training, for a network with its `label_channels`; none unless given.
-        optimizer, lr_schedule, seed: see `Stage`.
+        optimizer, lr_schedule, seed: see `BaseModule`.
     """
 
     previewed = "samples"

@@ -11,12 +11,12 @@ from latentfaces.annealing import AnnealingSchedule, Constant, WarmupDecay
 from latentfaces.autoencoder import VAE, DiagonalGaussian, Distortion, VAELoss
 from latentfaces.evaluation import HEALTHY, LatentHealth, reconstruction_metrics, verdict
 from latentfaces.training.adversary import Adversary
-from latentfaces.training.stage import OptimizerFactory, Stage
+from latentfaces.training.base_module import BaseModule, OptimizerFactory
 
 NUM_PREVIEWS = 8
 
 
-class VAEModule(Stage):
+class VAEModule(BaseModule):
     """Trains a VAE on images (b, 3, R, R) in [-1, 1].
 
     Args:
@@ -25,7 +25,7 @@ class VAEModule(Stage):
         kl_weight: weight of the KL by training step.
         skip_dropout: probability, by training step, that a sample is decoded without skip connections.
         adversary: a discriminator beside it, if any.
-        optimizer, lr_schedule, seed: see `Stage`.
+        optimizer, lr_schedule, seed: see `BaseModule`.
     """
 
     previewed = "reconstructions"
@@ -83,12 +83,12 @@ class VAEModule(Stage):
         leaf = reconstructions.detach().requires_grad_()
         distortion = self.loss.distortion(images, leaf)
         (gradient,) = torch.autograd.grad(distortion.total, leaf)
-        judgement = self.adversary.judge(reconstructions, gradient, self.autoencoder.decoder.last_layer)
-        learned = self.adversary.learn(images, reconstructions, 1 / self.trainer.accumulate_grad_batches)
-        value = distortion.total.detach() + judgement.loss
+        adversarial = self.adversary.generator_loss(reconstructions, gradient, self.autoencoder.decoder.last_layer)
+        learned = self.adversary.discriminator_step(images, reconstructions, 1 / self.trainer.accumulate_grad_batches)
+        value = distortion.total.detach() + adversarial.loss
         # This has the value of the objective, and its gradient, each term of which was computed once.
-        through = (reconstructions * judgement.gradient).sum()
-        return through - through.detach() + value, self.logged(distortion) | judgement.logged | learned
+        through = (reconstructions * adversarial.gradient).sum()
+        return through - through.detach() + value, self.logged(distortion) | adversarial.logged | learned
 
     @staticmethod
     def logged(distortion: Distortion) -> dict[str, Any]:

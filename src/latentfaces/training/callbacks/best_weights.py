@@ -8,11 +8,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from latentfaces.errors import UserError
+from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks.ema import averaged_weights
 from latentfaces.training.checkpoint import full_disk_survived, save_weights
-from latentfaces.training.finite_steps import NonFiniteError
-from latentfaces.training.sharding import placed_like
-from latentfaces.training.stage import Stage
+from latentfaces.training.distributed.sharding import placed_like
+from latentfaces.training.nan_guard import NonFiniteError
 
 
 class BestWeights(Callback):
@@ -62,13 +62,13 @@ class BestWeights(Callback):
 
     def write(self, pl_module: LightningModule) -> None:
         """Write all files, each appearing whole; all ranks must call this."""
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         for name, module in pl_module.exports().items():
             save_weights(module, self.folder / f"{name}.pth")
 
     def load(self, pl_module: LightningModule) -> None:
         """Give the module the best weights."""
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         name = next(iter(pl_module.exports()))
         best = torch.load(self.folder / f"{name}.pth", weights_only=True, map_location="cpu")
         own = pl_module.network.state_dict()

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from latentfaces.report.run_page import command
 from latentfaces.run import CONFIG
+from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks.best_weights import BestWeights
-from latentfaces.training.stage import Stage
 
 BEST = {"val/loss": "min", "val/psnr": "max", "val/ssim": "max"}
 """What the table of all runs keeps of a value beside its last."""
@@ -89,7 +89,7 @@ class Dashboard(Callback):
 
     @rank_zero_only
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         if self.gradients_due:  # once after each validation, which finds none
             gradients = {n: p.grad for n, p in pl_module.network.named_parameters() if p.grad is not None}
             self.send(trainer, histograms("gradients", gradients))
@@ -99,7 +99,7 @@ class Dashboard(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         best = next((c for c in trainer.callbacks if isinstance(c, BestWeights)), None)  # type: ignore[attr-defined]
         values: dict[str, Any] = {} if best is None else {"val/best_loss": best.best}
         if trainer.state.fn == "fit":
@@ -114,7 +114,7 @@ class Dashboard(Callback):
             return
         import wandb
 
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         for run in runs(trainer):
             artifact = wandb.Artifact(f"{run.name}-{run.job_type}".replace("/", "-"), type="model")
             for path in [self.folder / "checkpoints" / f"{name}.pth" for name in pl_module.exports()]:

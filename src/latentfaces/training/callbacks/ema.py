@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from latentfaces.averaging import WIDEST, Snapshot, decay, power_of_width, snapshots_in
 from latentfaces.errors import UserError
-from latentfaces.training.checkpoint import full_disk_survived, gathered, is_first_rank, save_whole
-from latentfaces.training.sharding import local, placed_like
-from latentfaces.training.stage import Stage
+from latentfaces.posthoc_ema import WIDEST, Snapshot, decay, power_of_width, snapshots_in
+from latentfaces.ranks import is_main_process, local
+from latentfaces.training.base_module import BaseModule
+from latentfaces.training.checkpoint import full_disk_survived, gathered, save_whole
+from latentfaces.training.distributed.sharding import placed_like
 
 
 class EMA(Callback):
@@ -23,7 +23,7 @@ class EMA(Callback):
     Their length grows with training, so they forget the first steps by themselves and need no warm-up. Validation,
     previews and exports see the average of width `sigma_rel`; the optimiser and the checkpoint's `state_dict` the
     weights themselves, also after an exception in the middle of a validation. Snapshots of the tracks are what
-    `latentfaces.averaging.rebuild` makes averages of other widths from.
+    `latentfaces.posthoc_ema.rebuild` makes averages of other widths from.
 
     Args:
         sigma_rel: width of the average relative to the training so far, in (0, 0.28).
@@ -95,7 +95,7 @@ class EMA(Callback):
         if trainer.global_step <= self.num_updates:  # gradients are being accumulated: no step was taken
             return
         self.num_updates = trainer.global_step
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         if not pl_module.finite.left_out:
             for width, average in self.averages.items():
                 own = [local(a) for a in average]
@@ -112,12 +112,12 @@ class EMA(Callback):
         """How many snapshots should be there by now."""
         if not self.snapshots:
             return 0
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         return int(pl_module.progress() * self.snapshots + 1e-9)
 
     def write_snapshot(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write all tracks of this step, unless they are there; all ranks must call this."""
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         assert self.folder is not None
         if self.num_written == self.num_updates:
             return
@@ -129,15 +129,14 @@ class EMA(Callback):
             for width in self.tracks
         }
         rest = gathered({name: value for name, value in pl_module.network.state_dict().items() if name not in names})
-        if is_first_rank():
+        if is_main_process():
             snapshot = Snapshot(self.num_updates, tracks, rest)
             with full_disk_survived(trainer):
                 save_whole(vars(snapshot), self.folder / Snapshot.name(self.num_updates))
 
-    @rank_zero_only
     def forget_future(self) -> None:
         """Delete snapshots of steps that a run killed since then had done, but this one has not."""
-        if self.folder is None:
+        if self.folder is None or not is_main_process():
             return
         for orphan in self.folder.glob("step_*.pth.partial"):
             orphan.unlink()
@@ -148,7 +147,7 @@ class EMA(Callback):
     @staticmethod
     def parameters(pl_module: LightningModule) -> list[Tensor]:
         """The trained weights."""
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         return [p.data for p in pl_module.network.parameters() if p.requires_grad]
 
     def swap(self, pl_module: LightningModule) -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from latentfaces.data.ffhq import to_uint8
+from latentfaces.data.images import to_uint8
 from latentfaces.errors import UserError
 from latentfaces.evaluation import FeatureDistance
 from latentfaces.evaluation.features import features_by_name

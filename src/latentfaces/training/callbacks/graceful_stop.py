@@ -11,8 +11,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from latentfaces.signals import Stopped, hearing
-from latentfaces.training.agreement import StepByStep, greatest
+from latentfaces.ranks import DelayedAllReduce, all_reduce_max
+from latentfaces.signals import Stopped, handle_signals
 from latentfaces.training.callbacks.checkpoints import LastCheckpoint
 from latentfaces.training.checkpoint import AtomicCheckpointIO
 
@@ -30,14 +30,14 @@ class GracefulStop(Checkpoint):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.received, self.told = 0, StepByStep()
+        self.received, self.told = 0, DelayedAllReduce()
         self.process = os.getpid()
         self.looping = self.saving = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Within this context signals are heard."""
-        with hearing(self.note):
+        with handle_signals(self.note):
             yield
 
     def note(self, number: int, frame: FrameType | None) -> None:
@@ -53,7 +53,7 @@ class GracefulStop(Checkpoint):
 
     def check(self, trainer: Trainer) -> None:
         """End here on all ranks, if one of them has got a signal."""
-        self.end_by(greatest(self.received, trainer.strategy.root_device)())
+        self.end_by(all_reduce_max(self.received, trainer.strategy.root_device)())
 
     def end_by(self, number: float) -> None:
         """End here if that is a signal."""
@@ -96,7 +96,7 @@ class GracefulStop(Checkpoint):
     def check_between_steps(self, trainer: Trainer) -> None:
         """End here, unless gradients have been added for a step that is still to be taken: no checkpoint holds them."""
         if not (self.saving and trainer.fit_loop.epoch_loop._should_accumulate()):
-            self.end_by(self.told.greatest(self.received, trainer.strategy.root_device))
+            self.end_by(self.told.all_reduce_max(self.received, trainer.strategy.root_device))
 
     def leave(self, trainer: Trainer) -> None:
         """From here on a signal ends the run at once."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from latentfaces.files import written_whole
+from latentfaces.files import atomic_write
 from latentfaces.run import PRUNING
-from latentfaces.training.stage import Stage
+from latentfaces.training.base_module import BaseModule
 
 Record = list[list[float]]
 """Of each validation: the share of training that was over, in [0, 1], and the lowest loss until then."""
@@ -46,14 +46,14 @@ class MedianStop(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         share = pl_module.progress()
         lowest = min([float(trainer.callback_metrics[self.monitor]), *(loss for _, loss in self.record)])
         self.record.append([share, lowest])
         reason = None
         if trainer.is_global_zero:
             reason = self.behind(share, lowest) if self.start <= share < 1 else None
-            with written_whole(self.path) as file:  # the others read it at any time
+            with atomic_write(self.path) as file:  # the others read it at any time
                 file.write(json.dumps({"validations": self.record, "stopped": reason}).encode())
             if reason is not None:
                 print(reason)

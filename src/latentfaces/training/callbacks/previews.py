@@ -6,8 +6,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from latentfaces.evaluation.grids import save_grid
+from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks.ema import averaged_weights
-from latentfaces.training.stage import Stage
 
 
 class Previews(Callback):
@@ -25,7 +25,7 @@ class Previews(Callback):
         one_has_all_weights = pl_module.device_mesh is None
         if trainer.sanity_checking or (one_has_all_weights and not trainer.is_global_zero):
             return
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         with averaged_weights(trainer, pl_module), trainer.precision_plugin.val_step_context():
             images = pl_module.preview()
         if not trainer.is_global_zero:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
-from latentfaces.training.stage import Stage
+from latentfaces.training.base_module import BaseModule
 
 LOG_SECONDS, LOG_SHARE = 60, 0.01
 """Without a terminal a line comes after so much time and so much of the training: at most a hundred beside those of
@@ -74,7 +74,7 @@ class Status(Callback):
     @staticmethod
     def share(pl_module: LightningModule) -> float:
         """Share of training that is over."""
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         return pl_module.progress()
 
     def status(self, trainer: Trainer, pl_module: LightningModule) -> str:

@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from latentfaces.evaluation.tensor_values import TensorValues, activations, module_tensors, track_tensor_values
-from latentfaces.training.sharding import whole
-from latentfaces.training.stage import Stage
+from latentfaces.ranks import whole
+from latentfaces.training.base_module import BaseModule
 
 
 class TensorStats(Callback):
@@ -51,14 +51,14 @@ class TensorStats(Callback):
         kept.write(self.path)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         self.hooks.close()
         # A compiled network would be compiled once more for the hooks, and then go without them.
         if self.due(trainer) and all(part._compiled_call_impl is None for part in pl_module.network.modules()):
             self.seen = self.hooks.enter_context(activations(pl_module.network, self.depth))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         if not self.due(trainer):
             return
         self.looked_at = trainer.global_step

@@ -4,7 +4,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from latentfaces.training.stage import Stage
+from latentfaces.training.base_module import BaseModule
 
 
 class Verdict(Callback):
@@ -15,7 +15,7 @@ class Verdict(Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, BaseModule)
         verdict = pl_module.verdict()
         if trainer.sanity_checking or verdict is None or verdict == self.last:
             return

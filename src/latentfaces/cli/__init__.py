@@ -1,0 +1,1 @@
+"""The commands. Entry points import torch only once the config composes."""

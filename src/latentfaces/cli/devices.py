@@ -1,0 +1,190 @@
+"""Which devices train, how they share the work, and who starts their processes."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from latentfaces.config.overrides import overridden_keys
+from latentfaces.config.paths import CONF
+from latentfaces.errors import UserError
+
+DDP = CONF / "strategy" / "ddp.yaml"
+SHARING = ("fsdp", "deepspeed")
+"""Strategies under which no device has all that a step computes with."""
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """What started this process, and others beside it.
+
+    Args:
+        name: its command.
+        num_devices: processes on each machine.
+        num_nodes: machines.
+    """
+
+    name: str
+    num_devices: int
+    num_nodes: int
+
+    @classmethod
+    def of_this_process(cls) -> "Launcher | None":
+        """By its environment; None where a person, or another process of the training, started it."""
+        environment = os.environ
+        if "TORCHELASTIC_RUN_ID" in environment:
+            return cls.sharing("torchrun", "WORLD_SIZE", int(environment["LOCAL_WORLD_SIZE"]))
+        if int(environment.get("SLURM_NTASKS", "1")) > 1 and not interactive():
+            nodes = int(environment.get("SLURM_NNODES", "1"))
+            return cls.sharing("srun", "SLURM_NTASKS", int(environment["SLURM_NTASKS"]) // nodes)
+        return None
+
+    @classmethod
+    def sharing(cls, name: str, total: str, num_devices: int) -> "Launcher":
+        """One that started `total` processes, so many on each machine."""
+        return cls(name, num_devices, int(os.environ[total]) // num_devices)
+
+
+def interactive() -> bool:
+    """Whether SLURM gave a person a shell, in which Lightning starts further processes itself."""
+    return os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+
+
+def resolve_devices(cfg: DictConfig) -> None:
+    """Take devices from what started the processes, and DDP where there are several; refuse what cannot work.
+
+    Raises:
+        UserError: naming the key and the remedy.
+    """
+    trainer, launcher = cfg.trainer, Launcher.of_this_process()
+    if launcher is not None:
+        check_launcher(cfg, launcher)
+        trainer.devices, trainer.num_nodes = launcher.num_devices, launcher.num_nodes
+    check_devices(trainer, launcher)
+    if launcher is None and "SLURM_NTASKS" in os.environ and not interactive() and num_processes(trainer) > 1:
+        raise UserError(
+            f"this job of SLURM is one task, which trains on one device: type srun --ntasks-per-node="
+            f"{num_devices(trainer)} for trainer.devices={trainer.devices}"
+        )
+    check_strategy(cfg)
+    if trainer.strategy == "auto" and num_processes(trainer) > 1:
+        trainer.strategy = OmegaConf.load(DDP).strategy
+
+
+def check_launcher(cfg: DictConfig, launcher: Launcher) -> None:
+    """What was typed must be what the launcher did, and the same in each process."""
+    trainer = cfg.trainer
+    typed = overridden_keys()
+    if "name" not in typed and "hydra.run.dir" not in typed:
+        raise UserError(f"{launcher.name} starts processes that must agree on a folder: give the run a name=...")
+    for key, wanted, started in (
+        ("devices", trainer.devices, launcher.num_devices),
+        ("num_nodes", trainer.num_nodes, launcher.num_nodes),
+    ):
+        if f"trainer.{key}" in typed and str(wanted) not in ("auto", "-1", str(started)):
+            raise UserError(
+                f"trainer.{key}={wanted}, but {launcher.name} started processes for {started}: leave trainer.{key} out"
+            )
+    data: Any = cfg.data
+    if str(data._target_).endswith(".from_ffhq") and data.root is None:
+        folder = Path(data.folder)
+        if not (folder / "ffhq.zip").exists() and not (folder / f"ffhq-{data.resolution}").exists():
+            raise UserError(
+                f"FFHQ is not in {folder} yet, and each process of {launcher.name} would fetch it: fetch it first, "
+                "with python train.py on one device"
+            )
+
+
+def check_devices(trainer: DictConfig, launcher: Launcher | None = None) -> None:
+    """Refuse more devices than there are, rather than start as many processes on one CPU."""
+    import torch
+
+    wanted, available = num_devices(trainer), torch.cuda.device_count()
+    indices = device_indices(trainer)
+    if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and wanted == 1 and indices is None):
+        return
+    if launcher is not None and trainer.accelerator == "auto" and not available:
+        trainer.accelerator = "cpu"  # where the launcher's number was chosen for it
+        return
+    highest = max([wanted, *(index + 1 for index in indices or ())])
+    if highest > available and trainer.accelerator in ("auto", "gpu", "cuda"):
+        of_its_own = available == 1 or (available > 0 and "SLURM_GPUS_PER_TASK" in os.environ)
+        if launcher is not None and launcher.name == "srun" and of_its_own:
+            raise UserError(
+                f"srun shows each of the {wanted} tasks of a machine {available} GPUs: type --gpus-per-node={wanted} "
+                "in place of --gpus-per-task"
+            )
+        fewer = f"trainer.devices={available}" if available else "trainer.devices=1 trainer.accelerator=cpu"
+        raise UserError(
+            f"trainer.devices={trainer.devices}, but this machine has {available} GPUs: type {fewer}, or for "
+            f"processes on the CPU trainer.accelerator=cpu trainer.devices={wanted}"
+        )
+
+
+def device_indices(trainer: DictConfig) -> list[int] | None:
+    """GPUs by number, as in trainer.devices=[0,2]; None where only their count is given."""
+    devices: Any = trainer.devices
+    if isinstance(devices, str) and "," in devices:
+        devices = [part for part in devices.split(",") if part]
+    return None if isinstance(devices, str | int) else [int(device) for device in devices]
+
+
+def num_devices(trainer: DictConfig) -> int:
+    """Of each machine.
+
+    Raises:
+        UserError: the key is no number of devices.
+    """
+    import torch
+
+    there = torch.cuda.device_count() if trainer.accelerator in ("auto", "gpu", "cuda") else 1
+    try:
+        indices = device_indices(trainer)
+        wanted = len(indices) if indices is not None else int(str(trainer.devices).replace("auto", "-1"))
+    except ValueError:
+        wanted = 0
+    if wanted == 0 or wanted < -1:
+        raise UserError(f"trainer.devices={trainer.devices} is no number of devices: type how many, e.g. 4, or auto")
+    return max(there, 1) if wanted == -1 else wanted
+
+
+def num_processes(trainer: DictConfig) -> int:
+    """Of the whole training."""
+    return num_devices(trainer) * int(trainer.num_nodes)
+
+
+def check_strategy(cfg: DictConfig) -> None:
+    """Refuse what a strategy cannot do right."""
+    import torch
+
+    strategy, model, trainer = HydraConfig.get().runtime.choices["strategy"], cfg.model, cfg.trainer
+    if strategy not in SHARING:
+        return
+    instead = "type strategy=ddp"
+    if model.get("adversary") is not None:
+        raise UserError(
+            f"model/loss=adversarial compares gradients at a layer that no device has whole with strategy={strategy}: "
+            f"{instead}"
+        )
+    if str(model.optimizer._target_).endswith("MuonAdamW"):
+        raise UserError(f"model/optimizer=muon needs whole matrices, which strategy={strategy} splits: {instead}")
+    if strategy == "fsdp":
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError("strategy=deepspeed needs its package: pip install -e '.[deepspeed]', or type strategy=fsdp")
+    if trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        raise UserError(f"strategy=deepspeed needs GPUs: {instead}")
+    if cfg.on_nonfinite == "skip":
+        raise UserError("on_nonfinite=skip comes too late for strategy=deepspeed: type on_nonfinite=fail")
+    if trainer.gradient_clip_algorithm == "value":
+        raise UserError("strategy=deepspeed clips by norm: leave out trainer.gradient_clip_algorithm=value")
+    if trainer.precision not in ("auto", "32-true"):
+        raise UserError(
+            f"strategy=deepspeed would average weights in trainer.precision={trainer.precision}, which loses small "
+            "steps: type trainer.precision=32-true"
+        )
+    trainer.precision = "32-true"

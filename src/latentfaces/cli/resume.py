@@ -1,0 +1,190 @@
+"""What a run's folder is for: a fresh start, or going on from a checkpoint, with the config it was begun with."""
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from latentfaces.config.overrides import leaves_of
+from latentfaces.errors import UserError
+from latentfaces.ranks import is_main_process
+from latentfaces.run import MOVED, RESULT
+
+CANDIDATES = ("last", "last.previous", "best")
+"""Checkpoints to go on from, the newest first."""
+LOCK, PATIENCE, PATIENCE_OF_A_CLUSTER = ".lock", 10.0, 120.0
+"""The file that a training holds in its folder, and seconds to wait for one that is about to end."""
+
+NOT_COMPARED = ("name", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk")
+HARMLESS = (
+    *("on_nonfinite", "max_skipped_steps"),
+    *("callbacks.*", "device.*", "model.sampler.*"),
+    *("data.folder", "data.num_val_images", "data.num_workers"),
+    *(f"trainer.{key}" for key in ("accelerator", "strategy*", "devices*", "num_nodes", "sync_batchnorm")),
+    *(f"trainer.{key}" for key in ("precision", "deterministic", "benchmark", "detect_anomaly", "profiler")),
+    *(
+        f"trainer.{key}"
+        for key in ("max_*", "min_*", "enable_*", "log_every_n_steps", "num_sanity_val_steps", "inference_mode")
+    ),
+    *(f"trainer.{key}" for key in ("val_check_interval", "check_val_every_n_epoch", "limit_val*", "limit_test*")),
+)
+"""Keys that may change at a resume: how long, where, how fast, and what is shown; all others change what is learned."""
+
+
+@contextlib.contextmanager
+def trained_alone(cfg: DictConfig) -> Iterator[None]:
+    """Within this context no other process trains in the run's folder.
+
+    Raises:
+        UserError: one does.
+    """
+    if not is_main_process():
+        yield
+        return
+    folder = Path(cfg.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    # A while, since loading processes of a training that was killed end a few seconds after it, and a file server
+    # holds on to what a machine that was lost had locked for some ninety.
+    patience = PATIENCE_OF_A_CLUSTER if "SLURM_JOB_ID" in os.environ else PATIENCE
+    lock = FileLock(folder / LOCK, timeout=patience)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process trains in {folder}: wait for it, or give this one another name=... (where you know that "
+            f"there is none, remove {folder / LOCK})"
+        ) from None
+    try:
+        yield
+    except BaseException:
+        if [entry.name for entry in folder.iterdir()] == [LOCK]:  # it left nothing: see drop_if_empty
+            (folder / LOCK).unlink()
+        raise
+    finally:
+        lock.release()
+
+
+def claim_run(cfg: DictConfig) -> Path | None:
+    """Decide what the run's folder is for: the checkpoint to go on from, or None for a fresh start.
+
+    Raises:
+        UserError: the folder holds a run, and nobody said to go on; or the other way round; or its checkpoint is
+            damaged; or the config has changed.
+    """
+    folder, resume = Path(cfg.run_dir), cfg.resume.lower()
+    there = [path for name in CANDIDATES if is_there(path := folder / "checkpoints" / f"{name}.ckpt")]
+    if resume == "false":
+        if (there or (folder / RESULT).exists()) and is_main_process():
+            raise UserError(f"{folder} holds a run: go on with resume=auto, or give this one another name=...")
+        return None
+    if not there:
+        if resume != "auto":
+            raise UserError(
+                f"resume={resume}, but there is no {folder}/checkpoints/last.ckpt to go on from: check name=..., "
+                "or type resume=auto"
+            )
+        if is_main_process():
+            print(f"nothing to go on from in {folder}: a fresh start")
+        return None
+    checkpoint = newest_whole(there, fall_back=resume == "auto")
+    compare_configs(cfg, force=resume == "force")
+    if is_main_process():
+        for orphan in folder.rglob("*.partial"):  # of a kill in the middle of a save
+            orphan.unlink()
+        print(f"going on from {checkpoint}")
+    return checkpoint
+
+
+def is_there(path: Path) -> bool:
+    """Whether a checkpoint is."""
+    if not path.is_dir():
+        return path.exists()
+    from latentfaces.training import is_checkpoint
+
+    return is_checkpoint(path)
+
+
+def newest_whole(checkpoints: list[Path], fall_back: bool) -> Path:
+    """The first that is not damaged.
+
+    Raises:
+        UserError: it is not the first of all, unless to fall back is allowed; or all are damaged.
+    """
+    from latentfaces.training import damage
+
+    found: list[str] = []
+    for path in checkpoints:
+        if (problem := damage(path)) is None:
+            break
+        found.append(f"{path} is damaged ({problem})")
+    else:
+        raise UserError(f"{'; '.join(found)}: restore one of them, or begin anew under another name=...")
+    if found and not fall_back:
+        raise UserError(f"{'; '.join(found)}: restore it, or go on from {path} with resume=auto")
+    if found and is_main_process():
+        print(f"WARNING: {'; '.join(found)}. The steps since {path.name} are done again.", file=sys.stderr)
+    return path
+
+
+def compare_configs(cfg: DictConfig, force: bool) -> None:
+    """Tell each key that has another value than when the run was begun.
+
+    Raises:
+        UserError: one of them changes what is learned, and nobody said to force it.
+    """
+    path = Path(cfg.run_dir) / ".hydra" / "config.yaml"
+    if not path.exists():
+        return
+    # References are compared as such: where one key follows another, only the one that a person changed is told.
+    before, now = (
+        {key: str(MOVED.get(value, value)) for key, value in leaves_of(config)}
+        for config in (OmegaConf.load(path), cfg)
+    )
+    changes = {
+        key: f"{key}: {before.get(key, 'not there')} -> {now.get(key, 'not there')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not matches(key, NOT_COMPARED)
+    }
+    harmful = [change for key, change in changes.items() if not matches(key, HARMLESS)]
+    if harmful and not force:
+        raise UserError(
+            f"{cfg.run_dir} was begun with another config ({'; '.join(harmful)}): leave these as they were, type "
+            "resume=force to go on with the new values, or begin anew under another name=..."
+        )
+    if changes and is_main_process():
+        print("\n".join(["changed since the run was begun:", *changes.values()]))
+
+
+def matches(key: str, patterns: tuple[str, ...]) -> bool:
+    """Whether one of the patterns is for the key."""
+    return any(fnmatch(key, pattern) for pattern in patterns)
+
+
+def command_to_go_on(cfg: DictConfig) -> str:
+    """What to type to go on with this run: what was typed, with `resume=auto`, and the name if it was made up."""
+    typed = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        # An experiment may say that it is a sweep, and this job is not to begin one.
+        typed = [*HydraConfig.get().overrides.task, f"hydra.run.dir={cfg.run_dir}", "hydra.mode=RUN"]
+    elif not any(argument.startswith(("name=", "hydra.run.dir=")) for argument in typed):
+        typed.append(f"name={cfg.name}")
+    started = ["torchrun", "..."] if "TORCHELASTIC_RUN_ID" in os.environ else ["python"]
+    return shlex.join([*started, sys.argv[0], *typed, "resume=auto"])
+
+
+def requeue() -> None:
+    """Hand this SLURM job back to the queue, which starts it anew with the same command."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    print(f"job {job} is in the queue again" if done.returncode == 0 else f"scontrol requeue {job}: {done.stderr}")

@@ -1,0 +1,151 @@
+"""What surrounds the jobs of a sweep: what is refused before the first, what a failed one leaves, the page of all."""
+
+import contextlib
+import importlib.metadata
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from latentfaces.errors import ERROR_LOG, UserError
+
+EXTRAS = {"hydra_optuna_sweeper": "sweep", "hydra_submitit_launcher": "slurm"}
+"""Hydra's plug-ins, and our extras that install them."""
+CHANGING_ON_RESUME = ("resume", "trainer.max_")
+
+
+class SweepReport(Callback):
+    """A failed job leaves `error.log` and the others go on; when all is over, the page and an exit status of 1."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            check_plugins(config)
+            check_objective(config)
+            check_folder(config)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        (Path(config.hydra.runtime.output_dir) / ERROR_LOG).unlink(missing_ok=True)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        if job_return.status == JobStatus.FAILED:
+            error = job_return._return_value  # the property raises it
+            leave_error(error, config)
+            # To Hydra the job has ended like any other: else it would drop all results, and the page with them.
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+        with contextlib.suppress(UserError, FileNotFoundError):  # written over by a job that ended at the same moment
+            write_page(config)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        failed = [(path.parent.name, path.read_text()) for path in failures(config)]
+        for name, text in failed:
+            print(f"job {name} failed: {text.splitlines()[0]}", file=sys.stderr)
+        print(write_page(config))
+        if failed:
+            print(f"{len(failed)} jobs failed; the {ERROR_LOG} in each one's folder says more", file=sys.stderr)
+            sys.exit(1)
+
+
+def write_page(config: DictConfig) -> Path:
+    """Write the page of the sweep; its path."""
+    from latentfaces.report import write_sweep_report
+
+    return write_sweep_report(Path(config.hydra.sweep.dir))
+
+
+def failures(config: DictConfig) -> list[Path]:
+    """What failed jobs have left, in their order."""
+    found = Path(config.hydra.sweep.dir).glob(f"*/{ERROR_LOG}")
+    return sorted(found, key=lambda path: (len(path.parent.name), path.parent.name))
+
+
+def leave_error(error: BaseException, config: DictConfig) -> None:
+    """Write what went wrong, in one sentence and for a fault of the program's its traceback, into the job's folder."""
+    from latentfaces.cli.errors import explain
+
+    folder = Path(config.hydra.runtime.output_dir)
+    sentence = explain(error)
+    if sentence is None:
+        lines = [f"{type(error).__name__}: {error}".splitlines()[0], "", *traceback.format_exception(error)]
+        sentence = "\n".join(line.rstrip("\n") for line in lines)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR_LOG).write_text(sentence + "\n")
+    overrides = folder / ".hydra" / "overrides.yaml"
+    if not overrides.exists():  # refused before it began
+        overrides.parent.mkdir(exist_ok=True)
+        OmegaConf.save(config.hydra.overrides.task, overrides)
+    print(f"job {folder.name} failed: {sentence.splitlines()[0]}", file=sys.stderr)
+
+
+def check_plugins(config: DictConfig) -> None:
+    """Refuse a sweeper or launcher that is not installed."""
+    for kind in ("sweeper", "launcher"):
+        package = str(config.hydra[kind]._target_).split(".")[1]
+        if package in EXTRAS and not is_installed(package):
+            choice = config.hydra.runtime.choices[f"hydra/{kind}"]
+            raise UserError(f"hydra/{kind}={choice} is an extra: pip install -e '.[{EXTRAS[package]}]'")
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package of this name is there, without importing it."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def varied_keys(config: DictConfig) -> list[str]:
+    """What differs from job to job: in a comma, a range or an interval, typed or in `hydra.sweeper.params`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    params = config.hydra.sweeper.get("params") or {}
+    typed = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    overrides = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(typed)}
+    return [key for key, override in overrides.items() if override.is_sweep_override()]
+
+
+def check_objective(config: DictConfig) -> None:
+    """Refuse to choose by a loss that means something else in each job."""
+    from latentfaces.report.sweep_page import changes_loss
+
+    chosen = "optuna" in config.hydra.sweeper._target_
+    pruned = "median_stop" in config.callbacks
+    if (chosen or pruned) and (keys := changes_loss(varied_keys(config))):
+        choice = f"hydra/sweeper={config.hydra.runtime.choices['hydra/sweeper']}" if chosen else "pruning=median"
+        raise UserError(
+            f"{keys[0]} changes what the loss is, so that it does not say which job is better: leave out {choice}"
+        )
+
+
+def check_folder(config: DictConfig) -> None:
+    """Refuse a folder that holds another sweep, or this one when nobody said to go on."""
+    folder = Path(config.hydra.sweep.dir)
+    if not any(folder.glob("*/.hydra/overrides.yaml")):
+        return
+    if config.resume.lower() == "false":
+        raise UserError(f"{folder} holds a sweep: go on with resume=auto, or give this one another name=...")
+    if "basic" not in config.hydra.sweeper._target_:
+        raise UserError(f"{folder} holds a sweep, and this sweeper would try other values: give it another name=...")
+    earlier = OmegaConf.load(folder / "multirun.yaml") if (folder / "multirun.yaml").exists() else None
+    if earlier is not None and what_varies(earlier) != what_varies(config):
+        raise UserError(f"{folder} holds a sweep of other jobs: type what was typed then, or another name=...")
+
+
+def what_varies(config: Any) -> tuple[list[str], Any]:
+    """What the jobs of a sweep are made from."""
+
+    def lasting(overrides: Iterable[str]) -> list[str]:
+        return [item for item in overrides if not item.lstrip("+").startswith(CHANGING_ON_RESUME)]
+
+    return lasting(config.hydra.overrides.task), config.hydra.sweeper.get("params")

@@ -1,0 +1,72 @@
+"""The run of stage 1 that a run of stage 2 builds on."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from latentfaces.config.overrides import overridden_keys
+from latentfaces.config.paths import CONF
+from latentfaces.errors import UserError
+from latentfaces.files import atomic_write
+from latentfaces.ranks import is_main_process
+from latentfaces.run import CONFIG, DATA, Run, check_targets, find_run, folders_named, open_run
+
+
+def add_trained_vae(cfg: DictConfig) -> Run:
+    """Give stage 2 the VAE of a run of stage 1 and, unless other data were chosen, that run's data.
+
+    Returns:
+        The run that has the VAE: one of stage 1, or the run itself when it goes on, from its own copy.
+    """
+    own_data = cfg.data if "_target_" in cfg.data else None
+    resolution_chosen = own_data is not None and is_chosen_resolution(own_data)
+
+    def suits(run: Run) -> bool:
+        keys = ("root", "num_images", *["resolution"] * resolution_chosen)
+        return own_data is None or all(run.config["data"].get(key) == own_data.get(key) for key in keys)
+
+    if cfg.resume.lower() != "false" and (Path(cfg.run_dir) / CONFIG).exists():
+        run = open_run(cfg.run_dir)
+        trained = run.config["vae"]
+        if cfg.vae not in (None, "latest"):  # the same words as at the start, though that run may be gone by now
+            meant = [folder.resolve() for folder in folders_named(cfg.vae, "vae")]
+            if Path(trained).resolve() not in meant:
+                raise UserError(f"{cfg.run_dir} goes on with its own VAE, of {trained}: leave out vae={cfg.vae}")
+    else:
+        run = find_run(cfg.vae or "latest", "vae", suits=suits)
+        if run.stage != "vae":
+            raise UserError(f"vae={cfg.vae} is a run of stage 2: name one of stage 1")
+        trained = str(run.folder)
+    check_targets(run.config["model"]["autoencoder"])  # from here on they are taken for what was typed
+    if own_data is None:
+        check_targets(run.config["data"], DATA)
+    with open_dict(cfg):
+        cfg.vae = trained
+        cfg.model.autoencoder = run.config["model"]["autoencoder"]
+        if own_data is None:
+            cfg.data = OmegaConf.merge(run.config["data"], cfg.data)
+            if "data.seed" not in overridden_keys() and (run.stage == "vae" or cfg.seed != run.config["seed"]):
+                cfg.data.seed = cfg.seed  # the order of this training's batches, not of the VAE's
+        elif not resolution_chosen:  # other photos, for the same VAE
+            cfg.data.resolution = run.config["data"]["resolution"]
+    if is_main_process():
+        size = run.config["data"]["resolution"]
+        print(f"VAE: {trained}" + (f", trained at {size} pixels" if size != cfg.data.resolution else ""))
+    return run
+
+
+def is_chosen_resolution(data: DictConfig) -> bool:
+    """Whether a person, or a recipe, said how large the pictures are, rather than nobody."""
+    defaults: Any = [OmegaConf.load(path) for path in (CONF / "data").glob("*.yaml")]
+    usual = {choice.get("_target_"): choice.get("resolution") for choice in defaults}
+    return "data.resolution" in overridden_keys() or data.resolution != usual.get(data._target_)
+
+
+def copy_vae(run: Run, folder: str | Path) -> Path:
+    """Copy a VAE's weights into the folder of the run that uses them; the copy's path."""
+    target = Path(folder) / "checkpoints" / "best_vae.pth"
+    if not target.exists() and is_main_process():
+        with atomic_write(target) as file:
+            file.write((run.folder / "checkpoints" / "best_vae.pth").read_bytes())
+    return target

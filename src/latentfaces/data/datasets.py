@@ -1,0 +1,152 @@
+"""A pack as a dataset: single images for people, whole batches for training."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from latentfaces.data.images import to_float
+from latentfaces.data.rows import MappedRows, RowFile
+
+
+class Draws(NamedTuple):
+    """What a batch is made of."""
+
+    items: NDArray[np.int64]
+    """(b,) places in the dataset."""
+    mirrored: NDArray[np.bool_]
+    """(b,) which of them are to be mirrored."""
+
+
+class ImageBatch(NamedTuple):
+    """Pictures on their way to the device, which makes floats of them and mirrors them: `to_float`."""
+
+    images: Tensor
+    """(b, 3, R, R) uint8, a quarter of the bytes that floats would move."""
+    mirrored: Tensor
+    """(b,) bool: which are to be mirrored."""
+    rows: NDArray[np.int64]
+    """(b,) their places in the pack."""
+
+
+class LatentBatch(NamedTuple):
+    """Cached posteriors on their way to the device."""
+
+    moments: Tensor
+    """(b, 2, c, h, w) float16, mean and standard deviation."""
+    rows: NDArray[np.int64]
+    """(b,) the places of their pictures in the pack."""
+
+
+class FFHQDataset(Dataset[Tensor]):
+    """Images (3, R, R) float in [-1, 1] by index; an `ImageBatch` by `__getitems__`, which the loader calls.
+
+    Args:
+        images: (N, 3, R, R) uint8, in memory or on disk.
+        indices: which of the N are in this dataset, in order.
+    """
+
+    def __init__(self, images: NDArray[np.uint8] | RowFile, indices: NDArray[np.int64]) -> None:
+        self.images, self.indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return to_float(torch.from_numpy(self.images[self.indices[index]].copy()))
+
+    def __getitems__(self, draws: Draws) -> ImageBatch:
+        """A batch in one gather."""
+        rows = self.indices[draws.items]
+        return ImageBatch(torch.from_numpy(self.images[rows]), torch.from_numpy(draws.mirrored), rows)
+
+
+class LatentDataset(Dataset[Tensor]):
+    """Cached posteriors (2, c, h, w) float16 by index; a `LatentBatch` by `__getitems__`, which the loader calls.
+
+    Args:
+        views: (2 N, 2, c, h, w) float16, in memory or on disk: each picture as it is, and then mirrored.
+        indices: which of the N pictures are in this dataset, in order.
+    """
+
+    def __init__(self, views: NDArray[np.float16] | MappedRows, indices: NDArray[np.int64]) -> None:
+        self.views, self.indices = views, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(self.views[2 * self.indices[index]].copy())
+
+    def __getitems__(self, draws: Draws) -> LatentBatch:
+        """A batch in one gather."""
+        rows = self.indices[draws.items]
+        return LatentBatch(torch.from_numpy(self.views[2 * rows + draws.mirrored]), rows)
+
+
+class TrainBatches(Sampler[Draws]):
+    """Endless epochs of shuffled whole batches; order and mirroring are functions of (seed, epoch, index) alone.
+
+    Args:
+        num_items: size of the dataset.
+        batch_size: items a batch, per rank.
+        seed: of order and mirroring.
+        mirror: mirror half of the items, chosen anew each epoch.
+        rank: this process; ranks share an epoch out without overlap.
+        num_ranks: number of processes.
+        epoch: the epoch that the next `iter` gives.
+        start: the batch that it starts with, to go on in the middle of an epoch.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        seed: int,
+        mirror: bool,
+        rank: int = 0,
+        num_ranks: int = 1,
+        epoch: int = 0,
+        start: int = 0,
+    ) -> None:
+        self.num_items, self.batch_size, self.seed, self.mirror = num_items, batch_size, seed, mirror
+        self.rank, self.num_ranks = rank, num_ranks
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return self.num_items // (self.batch_size * self.num_ranks)
+
+    def __iter__(self) -> Iterator[Draws]:
+        epoch, start = self.epoch, self.start
+        self.epoch, self.start = epoch + 1, 0
+        # Mixing the numbers in a seed sequence keeps neighbouring seeds and epochs unrelated.
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.num_items)
+        mirrored = rng.random(self.num_items) < (0.5 if self.mirror else 0.0)
+        for batch in range(start, len(self)):
+            first = (batch * self.num_ranks + self.rank) * self.batch_size
+            items = order[first : first + self.batch_size]
+            yield Draws(items, mirrored[items])
+
+
+class ValBatches(Sampler[Draws]):
+    """The whole dataset once, in order, never mirrored, shared out over the ranks; the last may be smaller."""
+
+    def __init__(self, num_items: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> None:
+        together = batch_size * num_ranks
+        rounds = [np.arange(first, min(first + together, num_items)) for first in range(0, num_items, together)]
+        if len(rounds) > 1 and len(rounds[-1]) < num_ranks:
+            rounds[-2:] = [np.concatenate(rounds[-2:])]
+        # A last round is split evenly: ranks that wait for one another must not have different numbers of batches.
+        items = [np.array_split(each, num_ranks)[rank] for each in rounds]
+        self.batches = [Draws(batch, np.zeros(len(batch), bool)) for batch in items if len(batch)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Draws]:
+        return iter(self.batches)

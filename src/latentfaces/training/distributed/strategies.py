@@ -1,0 +1,175 @@
+"""How several devices train together: each with all weights (DDP), or each with a share of them (FSDP, DeepSpeed)."""
+
+import os
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    ParallelStrategy,
+    Strategy,
+)
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch import Tensor
+from torch.optim import Optimizer
+
+from latentfaces.ranks import all_reduce_max
+from latentfaces.training.distributed.sharded_checkpoint import read_sharded, write_sharded
+from latentfaces.training.distributed.sharding import placed_like
+from latentfaces.training.distributed.watchdog import RankWatch
+
+MARGIN = 60.0
+"""Seconds by which the backend's own time-out, which names no rank, is later than the watch's."""
+
+
+class WatchedLauncher(_SubprocessScriptLauncher):
+    """Starts the other ranks of this machine, unless a launcher outside has, and watches over them.
+
+    The library's own observer kills this process as soon as another ends with a status other than 0, before it can say
+    anything.
+    """
+
+    watch: RankWatch | None = None
+    timeout = 0.0
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        environment = self.cluster_environment
+        environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not environment.creates_processes_externally:
+            self._call_children_scripts()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        started_by_rank_0 = isinstance(environment, LightningEnvironment) and environment.local_rank() > 0
+        self.watch = RankWatch(self.timeout, self.procs, os.getppid() if started_by_rank_0 else None)
+        with self.watch:
+            return function(*args, **kwargs)
+
+
+class Watched(ParallelStrategy):
+    """Ranks that wait for one another for a limited time, and not at all once one has failed."""
+
+    timeout_minutes: float
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        assert self.parallel_devices is not None
+        num_nodes: int = self.num_nodes  # type: ignore[attr-defined]
+        self._launcher = WatchedLauncher(self.cluster_environment, len(self.parallel_devices), num_nodes)
+        self._launcher.timeout = 60 * self.timeout_minutes
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank has failed, and must not wait for the others any more."""
+        return (
+            isinstance(self.launcher, WatchedLauncher)
+            and self.launcher.watch is not None
+            and self.launcher.watch.failed
+        )
+
+    def barrier(self, name: str | None = None) -> None:
+        if not self.failed:
+            super().barrier(name)  # type: ignore[safe-super]
+
+
+def backend_timeout(timeout_minutes: float) -> timedelta:
+    """What the backend is told.
+
+    Raises:
+        ValueError: it is no time.
+    """
+    if timeout_minutes <= 0:
+        raise ValueError(f"timeout_minutes={timeout_minutes} must be above 0")
+    return timedelta(seconds=60 * timeout_minutes + MARGIN)
+
+
+class DDP(Watched, DDPStrategy):
+    """A process a device, each with all weights; gradients are averaged.
+
+    Args:
+        timeout_minutes: how long ranks wait for one another.
+    """
+
+    def __init__(self, timeout_minutes: float = 10.0) -> None:
+        super().__init__(timeout=backend_timeout(timeout_minutes))
+        self.timeout_minutes = timeout_minutes
+
+
+class FSDP(Watched, ModelParallelStrategy):
+    """A process a device, each with a share of weights, gradients, averages and the optimiser's state (FSDP2).
+
+    The library's own checkpoints are neither atomic nor free of pickled code, and lose what callbacks keep sharded.
+
+    Args:
+        timeout_minutes: how long ranks wait for one another.
+    """
+
+    restore_checkpoint_after_setup = False  # in the order of the other strategies
+    lightning_restore_optimizer = True
+
+    def __init__(self, timeout_minutes: float = 10.0) -> None:
+        super().__init__(timeout=backend_timeout(timeout_minutes))
+        self.timeout_minutes = timeout_minutes
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size, self._tensor_parallel_size = self.world_size, 1
+        super().setup_environment()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return Strategy.lightning_module_state_dict(self)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return Strategy.optimizer_state(self, optimizer)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        if not self.failed:  # the other ranks' shares are out of reach
+            folder = Path(self.broadcast(str(filepath)))
+            with self.checkpoint_io.full_disk_survived():  # type: ignore[attr-defined] # ours, see launch
+                write_sharded(checkpoint, folder, self.global_rank, self.world_size, self.barrier, self.on_any)
+
+    def on_any(self, this: bool) -> bool:
+        """Whether something holds on any rank; all must ask."""
+        return bool(all_reduce_max(this, self.root_device)())
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        if Path(checkpoint_path).is_dir():
+            return read_sharded(Path(checkpoint_path), self.device_mesh["data_parallel"])
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        module = self.lightning_module
+        assert module is not None
+        own = module.state_dict()
+        placed = {name: placed_like(v, own[name]) if name in own else v for name, v in checkpoint["state_dict"].items()}
+        module.load_state_dict(placed, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {
+                number: {key: shared_out(value, parameters[number]) for key, value in values.items()}
+                for number, values in stored["state"].items()
+            }
+            optimizer.load_state_dict({**stored, "state": state})
+
+
+def shared_out(value: Any, parameter: Tensor) -> Any:
+    """What an optimiser keeps of a parameter, sharded as that is where it is of its shape."""
+    fits = isinstance(value, Tensor) and value.shape == parameter.shape
+    return placed_like(value, parameter) if fits else value
+
+
+class DeepSpeed(Watched, DeepSpeedStrategy):
+    """DeepSpeed's ZeRO stage 2: each device with all weights and a share of gradients and the optimiser's state.
+
+    Args:
+        timeout_minutes: how long ranks wait for one another.
+    """
+
+    def __init__(self, timeout_minutes: float = 10.0) -> None:
+        super().__init__(stage=2, timeout=backend_timeout(timeout_minutes))
+        self.timeout_minutes = timeout_minutes

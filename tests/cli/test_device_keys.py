@@ -1,0 +1,78 @@
+"""The keys `device.*`: applied, told in one line, refused where they have no effect."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.commands import TINY_VAE, Command
+
+from latentfaces.cli.compute import apply_choices
+from latentfaces.diffusion import DiT
+from latentfaces.errors import UserError
+from latentfaces.nn import DeviceChoices
+
+ONE_STEP = ["trainer.max_steps=1", "trainer.val_check_interval=1", "logger=csv", "callbacks=none"]
+
+
+def test_choices_are_applied_and_told_once(
+    train: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    attention = "model.autoencoder.attention=true"
+    options = ["device.attention=sdpa", "device.channels_last=true", "device.compile=true"]
+    options += ["device.fused_optimizer=false", "trainer.precision=32-true"]
+    train(*TINY_VAE, *ONE_STEP, attention, *options, "name=all")
+    weights = torch.load("outputs/vae/all/checkpoints/best_vae.pth", weights_only=True)
+    assert weights["encoder.stem.weight"].is_contiguous(memory_format=torch.channels_last)
+    out = capsys.readouterr().out
+    words = "32-true, sdpa attention, channels last, optimizer not fused, compiled at the first step"
+    assert out.count(f"training on 1 CPU device(s), {words}\n") == 1
+    assert len(compiled) == 2  # encoder and decoder
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["device.attention=fast"], "device.attention=fast is not one of auto, sdpa, plain"),
+        (["device.compile=perhaps"], "device.compile=perhaps is not one of auto, true, false"),
+        (["device.attention=plain"], "device.attention has no effect on a network without attention"),
+        (
+            ["device.fused_optimizer=true", "model.optimizer.fused=true"],
+            "device.fused_optimizer has no effect: torch.optim.AdamW does not ask for it",
+        ),
+    ],
+)
+def test_keys_without_effect_are_refused(
+    options: list[str], sentence: str, train: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        train(*TINY_VAE, *ONE_STEP, "name=refused", *options)
+    assert left.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert not Path("outputs/vae/refused").exists()
+
+
+def test_a_transformer_has_no_channels_to_put_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    choices, cpu = DeviceChoices.fastest(torch.device("cpu")), torch.device("cpu")
+    monkeypatch.setattr("latentfaces.cli.compute.overridden_keys", lambda: [])
+    words = apply_choices(replace(choices, precision="bf16-mixed"), DiT(4, 16, 1, 2), cpu)
+    assert words == "bf16-mixed, plain attention, fused optimizer"
+    monkeypatch.setattr("latentfaces.cli.compute.overridden_keys", lambda: ["device.channels_last"])
+    with pytest.raises(UserError, match=r"^device\.channels_last has no effect"):
+        apply_choices(choices, DiT(4, 16, 1, 2), cpu)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device, and torch remembers how many")
+def test_no_step_looks_for_a_driver_that_is_not_there(train: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: asked.append(1) or 0)
+    looked = []
+    for steps in (1, 4):
+        monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # as importing Lightning leaves it
+        asked.clear()
+        train(*TINY_VAE, "logger=csv", "callbacks=none", f"trainer.max_steps={steps}", f"name=steps{steps}")
+        looked.append(len(asked))
+    assert looked[0] == looked[1]

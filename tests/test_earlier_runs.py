@@ -1,0 +1,64 @@
+"""Run folders that earlier versions wrote: they open, sample, resume and remake."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.commands import Command
+from helpers.states import checkpoint
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from latentfaces.diffusion import DPMpp2MSampler, NoGuidance
+from latentfaces.pipeline import FacePipeline
+from latentfaces.run import MOVED, find_run, open_run
+
+RUNS = Path(__file__).parent / "runs"
+
+
+@pytest.fixture
+def earlier(workplace: Path) -> Path:
+    """A workplace with the runs of both stages, as of 2026-11-29, and one PNG."""
+    zipfile.ZipFile(RUNS / "2026-11-29.zip").extractall(workplace)
+    return workplace
+
+
+def pixels(path: str) -> torch.Tensor:
+    return pil_to_tensor(Image.open(path).convert("RGB"))
+
+
+def test_moved_targets_are_translated(earlier: Path) -> None:
+    text = Path("outputs/vae/faces/config.yaml").read_text()
+    assert "latentfaces.training.strategies.DDP" in text
+    assert (
+        open_run("outputs/vae/faces").config["trainer"]["strategy"]["_target_"]
+        == MOVED["latentfaces.training.strategies.DDP"]
+    )
+
+
+def test_the_pipeline_loads_it(earlier: Path) -> None:
+    pipeline = FacePipeline.load(find_run("latest", "ldm"))
+    pipeline.guidance = NoGuidance()
+    faces = pipeline.generate(2, seed=0, sampler=DPMpp2MSampler(4, eta=1.0))
+    assert faces.shape == (2, 3, 16, 16)
+    assert faces.float().std() > 1
+
+
+def test_a_png_of_it_is_remade(earlier: Path, sample: Command) -> None:
+    sample("task=remake", "image=made/00000.png", "output=again")
+    assert (pixels("again/00000.png").int() - pixels("made/00000.png").int()).abs().max() <= 1
+
+
+def test_its_training_resumes(earlier: Path, train: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [
+        "model=vae", "data=synthetic", "data.num_images=48", "data.resolution=16", "data.batch_size=8",
+        "data.val_every=4", "model/autoencoder=tiny", "model.autoencoder.channels=4", "model.autoencoder.num_blocks=1",
+        "model.autoencoder.attention=false", "logger=csv", "trainer.max_steps=6", "trainer.val_check_interval=2",
+        "trainer.log_every_n_steps=1", "name=faces", "strategy=ddp", "trainer.accelerator=cpu", "resume=auto",
+    ]  # fmt: skip
+    before = checkpoint("vae/faces")
+    train(*overrides)
+    after = checkpoint("vae/faces")
+    assert (before["global_step"], after["global_step"]) == (4, 6)
+    assert "strategies" not in capsys.readouterr().out  # a moved class is no change of the config

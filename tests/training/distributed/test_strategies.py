@@ -1,0 +1,368 @@
+"""Several processes come to what one comes to, whichever strategy shares the work out."""
+
+import csv
+import multiprocessing
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command
+from helpers.forked import Forker
+from helpers.several import ON_CPU, run_on, slurm_environment, torchrun_environment, under_torchrun
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from latentfaces.cli.devices import Launcher
+from latentfaces.errors import UserError
+from latentfaces.ranks import is_main_process, whole
+from latentfaces.training import DiskFullError, damage, is_checkpoint
+from latentfaces.training.distributed.sharded_checkpoint import CheckpointFiles, read_sharded, write_sharded
+from latentfaces.training.distributed.sharding import placed_like, rows_of
+
+FULL = [*SHORT, *ON_CPU, "data.batch_size=4", "callbacks.tensor_stats.every_n_steps=1"]
+STAGES = {
+    "vae": [*TINY_VAE, *FULL, "model.loss.equivariance_weight=0.1", "model.autoencoder.skip_connections=true"],
+    "ldm": [*TINY_LDM, *FULL, "callbacks.ema.snapshots=4", "callbacks.guide.share=0.5"],
+}
+WATCH = ["+callbacks.probe._target_=helpers.device_probes.Weights"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    """A folder where both stages were trained on two processes, by each strategy, under its name."""
+    Forker.warm_up()
+    fork = Forker(tmp_path_factory.mktemp("strategies"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(fork.folder)
+        for stage, settings in STAGES.items():
+            for strategy in ("ddp", "fsdp"):
+                probe = [*WATCH, f"+callbacks.probe.folder=seen/{stage}_{strategy}"]
+                vae = ["vae=outputs/vae/ddp"] if stage == "ldm" else []
+                run_on(2, fork, *settings, *vae, *probe, f"strategy={strategy}", f"name={strategy}")
+    yield fork
+    fork.end()
+
+
+@pytest.fixture
+def runs(place: Forker, monkeypatch: pytest.MonkeyPatch) -> Forker:
+    """The same, as the working folder."""
+    monkeypatch.chdir(place.folder)
+    return place
+
+
+def columns(path: Path) -> dict[str, list[float]]:
+    """The numbers of a CSV by column, empty cells left out."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {key: [float(row[key]) for row in rows if row[key] not in ("", None)] for key in rows[0] if key != "tensor"}
+
+
+def assert_close(one: Any, other: Any, where: str = "") -> None:
+    """Equal but for the order of summation, all the way down."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_close(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, Tensor) and one.is_floating_point():
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4, msg=lambda text: f"{where}: {text}")
+    else:
+        assert torch.equal(one, other) if isinstance(one, Tensor) else one == other, where
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+def test_fsdp_trains_as_ddp_does(stage: str, runs: Forker) -> None:
+    folders = [Path(f"outputs/{stage}/{strategy}") for strategy in ("ddp", "fsdp")]
+    logs = [columns(folder / "metrics.csv") for folder in folders]
+    assert len(logs[0]["train/loss"]) == 4
+    for key in ("train/loss", "train/gradient_norm", "val/loss"):
+        assert logs[1][key] == pytest.approx(logs[0][key], rel=1e-4), key
+    stats = [columns(folder / "tensors.csv") for folder in folders]  # of weights, gradients, activations
+    assert stats[1].keys() == stats[0].keys()
+    for key in stats[0]:
+        assert stats[1][key] == pytest.approx(stats[0][key], rel=1e-2, abs=1e-3), key
+    seen = [torch.load(f"seen/{stage}_{strategy}/end.pt", weights_only=True) for strategy in ("ddp", "fsdp")]
+    assert any(name.startswith("average") for name in seen[0])
+    assert any(name.startswith("exp_avg_sq") for name in seen[0])
+    assert_close(*seen)
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+def test_fsdp_leaves_the_files_that_ddp_leaves(stage: str, runs: Forker) -> None:
+    folders = [Path(f"outputs/{stage}/{strategy}/checkpoints") for strategy in ("ddp", "fsdp")]
+    names = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*.pth")) for folder in folders]
+    assert names[0] == names[1]
+    assert {"vae": "best_decoder.pth", "ldm": "guide_denoiser.pth"}[stage] in names[0]
+    assert sum(name.startswith("ema") for name in names[0]) == (4 if stage == "ldm" else 0)
+    for name in names[0]:
+        assert_close(*(torch.load(folder / name, weights_only=True) for folder in folders), name)
+    pictures = [sorted(path.name for path in (folder.parent / "images").iterdir()) for folder in folders]
+    assert pictures[0] == pictures[1]
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("strategy", ["fsdp", "auto"])
+def test_a_sharded_checkpoint_goes_on_on_one_device_under_any_strategy(strategy: str, runs: Forker) -> None:
+    probe = [*WATCH, f"+callbacks.probe.folder=seen/one_{strategy}"]
+    run = Path("outputs/ldm/fsdp")
+    copy = Path(f"outputs/ldm/one_{strategy}")
+    if not copy.exists():
+        shutil.copytree(run, copy)
+        (copy / "result.json").unlink()
+    settings = [*STAGES["ldm"], "data.batch_size=8", "vae=outputs/vae/ddp", "trainer.max_steps=6"]
+    run_on(1, runs, *settings, *probe, f"strategy={strategy}", f"name=one_{strategy}", "resume=force")
+    before = torch.load("seen/ldm_fsdp/end.pt", weights_only=True)
+    after = torch.load(f"seen/one_{strategy}/start.pt", weights_only=True)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+    assert (copy / "checkpoints" / "last.ckpt").is_dir() == (strategy == "fsdp")
+
+
+@pytest.mark.ddp
+def test_a_checkpoint_of_ddp_goes_on_under_fsdp(runs: Forker) -> None:
+    settings = [*STAGES["vae"], "trainer.max_steps=6", *WATCH, "+callbacks.probe.folder=seen/went_on"]
+    run_on(2, runs, *settings, "strategy=fsdp", "name=ddp", "resume=true")
+    before = torch.load("seen/vae_ddp/end.pt", weights_only=True)
+    after = torch.load("seen/went_on/start.pt", weights_only=True)
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+    assert Path("outputs/vae/ddp/checkpoints/last.ckpt").is_dir()
+
+
+@pytest.mark.ddp
+def test_ranks_that_share_the_weights_measure_faces_together(runs: Forker) -> None:
+    data = ["data=synthetic", "data.num_images=160", "data.resolution=16", "data.val_every=4", "data.batch_size=4"]
+    measure = ["callbacks=measured", "callbacks.face_metrics.num_images=32", "callbacks.face_metrics.every_n_minutes=0"]
+    run_on(2, runs, *STAGES["ldm"], *data, *measure, "vae=outputs/vae/ddp", "strategy=fsdp", "name=measured")
+    assert len(columns(Path("outputs/ldm/measured/metrics.csv"))["val/feature_distance"]) == 2
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    """Of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("without_room", ["rows", "meta.pt", "another rank"])
+def test_a_first_sharded_checkpoint_without_room_leaves_nothing(
+    without_room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentfaces.training.distributed import sharded_checkpoint
+
+    folder, saved = tmp_path / "last.ckpt", sharded_checkpoint.save_whole
+
+    def save(what: Any, path: Path) -> None:
+        if without_room == ("rows" if path.parent.name == "a" else path.name):
+            raise DiskFullError(path, "No space left on device")
+        saved(what, path)
+
+    monkeypatch.setattr(sharded_checkpoint, "save_whole", save)
+    with pytest.raises(DiskFullError, match="was not written"):
+        write_sharded({"step": 1}, folder, 0, 1, lambda: None, lambda own: own or without_room == "another rank")
+    assert not folder.exists()
+
+
+def test_what_a_kill_leaves_of_a_first_sharded_checkpoint_is_none(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt" / "a").mkdir(parents=True)
+    assert not is_checkpoint(tmp_path / "last.ckpt")
+    write_sharded({"step": 1}, tmp_path / "last.ckpt", 0, 1, lambda: None, bool)
+    assert is_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_a_sharded_checkpoint_cut_at_any_moment_is_the_one_before(
+    mesh: DeviceMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentfaces.training.distributed import sharded_checkpoint
+
+    folder, values = tmp_path / "last.ckpt", torch.arange(6.0).view(3, 2)
+
+    def content(number: int) -> dict[str, Any]:
+        like = distribute_tensor(values + number, mesh, [Shard(0)])
+        return {"step": number, "nested": [{"a": like}], "pair": (torch.tensor(number), 0.5)}
+
+    def write(number: int) -> None:
+        write_sharded(content(number), folder, 0, 1, lambda: None, bool)
+
+    def full(what: Any, path: Path, previous: Path | None = None) -> None:
+        raise DiskFullError(path, "No space left on device")
+
+    write(1)
+    write(2)
+    saved = sharded_checkpoint.save_whole
+    for last in (0, 1):  # of the two files that a save on one rank writes
+
+        def fails(what: Any, path: Path, last: int = last) -> None:
+            if path.parent == folder or last == 0:
+                raise InterruptedError
+            saved(what, path)
+
+        monkeypatch.setattr(sharded_checkpoint, "save_whole", fails)
+        with pytest.raises(InterruptedError):
+            write(3)
+        found = read_sharded(folder)
+        assert found["step"] == 2
+        assert torch.equal(found["nested"][0]["a"], values + 2)
+        assert found["pair"] == (torch.tensor(2), 0.5)
+    monkeypatch.undo()
+    assert torch.equal(whole(read_sharded(folder, mesh)["nested"][0]["a"]), values + 2)
+    monkeypatch.setattr("latentfaces.training.checkpoint.save_whole", full)
+    CheckpointFiles().save_checkpoint({"step": 3}, folder)  # by another strategy, on a full disk
+    assert read_sharded(folder)["step"] == 2
+    monkeypatch.undo()
+    CheckpointFiles().save_checkpoint({"step": 4}, folder)
+    assert not folder.with_stem("last.previous").exists()
+    assert torch.load(folder, weights_only=True) == {"step": 4}
+    write(5)
+    assert read_sharded(folder)["step"] == 5
+    monkeypatch.setattr(sharded_checkpoint, "save_whole", full)
+    with pytest.raises(DiskFullError, match=r"0\.pt was not written"):
+        write(6)
+    monkeypatch.undo()
+    assert read_sharded(folder)["step"] == 5
+    assert damage(folder) is None
+    (tmp_path / "deepspeed.ckpt" / "checkpoint").mkdir(parents=True)  # as its own strategy writes them
+    assert damage(tmp_path / "deepspeed.ckpt") is None
+    rows = folder / "a" / "0.pt"
+    whole_rows = rows.read_bytes()
+    rows.write_bytes(whole_rows.replace(torch.tensor([5.0]).numpy().tobytes(), b"\0\0\0\0", 1))  # the first number
+    assert damage(folder) == "0.pt: its part archive/data/0 has changed since it was written"
+    rows.unlink()
+    assert damage(folder) == "0.pt: it is missing"
+    rows.write_text("no rows")
+    with pytest.raises(UserError, match="lost a rank's rows"):
+        read_sharded(folder)
+
+
+@pytest.mark.parametrize(("rows", "ranks"), [(7, 3), (2, 4), (8, 2)])
+def test_rows_of_ranks_are_all_rows(rows: int, ranks: int) -> None:
+    tensor = torch.arange(2.0 * rows).view(rows, 2)
+    assert torch.equal(torch.cat([rows_of(tensor, rank, ranks) for rank in range(ranks)]), tensor)
+
+
+def test_a_tensor_is_placed_as_another_is(mesh: DeviceMesh) -> None:
+    other = distribute_tensor(torch.zeros(3, 2), mesh, [Shard(0)])
+    tensor = torch.randn(3, 2)
+    placed = placed_like(tensor, other)
+    assert placed.placements == other.placements  # type: ignore[attr-defined]
+    assert torch.equal(whole(placed), tensor)
+    assert placed_like(tensor, torch.zeros(3, 2)) is tensor
+
+
+REFUSED = {
+    "an adversary in parts": (["strategy=fsdp", "data.resolution=32", "model/loss=adversarial"], "strategy=ddp"),
+    "an adversary under DeepSpeed": (
+        ["strategy=deepspeed", "data.resolution=32", "model/loss=adversarial"],
+        "strategy=ddp",
+    ),
+    "matrices in parts": (
+        ["strategy=fsdp", "model.optimizer._target_=latentfaces.training.MuonAdamW"],
+        "model/optimizer=muon needs whole matrices",
+    ),
+    "no package": (["strategy=deepspeed"], "pip install -e '.[deepspeed]'"),
+    "a strategy of no name": (["strategy=horovod"], "fsdp"),
+    "no time": (["strategy=fsdp", "trainer.strategy.timeout_minutes=-1", *ON_CPU], "timeout_minutes=-1"),
+    "no device": (["trainer.devices=0"], "trainer.devices=0"),
+    "devices in words": (["trainer.devices=two"], "trainer.devices=two"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_a_strategy_cannot_do_is_refused(what: str, train: Command, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments, clue = REFUSED[what]
+    with pytest.raises(SystemExit) as exit_:
+        train(*TINY_VAE, *SHORT, *arguments)
+    said = capfd.readouterr().err
+    assert exit_.value.code != 0
+    assert clue in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "option", ["trainer.precision=bf16-mixed", "trainer.gradient_clip_algorithm=value", "on_nonfinite=skip"]
+)
+def test_deepspeed_is_refused_what_it_cannot_do(
+    option: str, train: Command, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(SystemExit):
+        train(*TINY_VAE, *SHORT, "strategy=deepspeed", option)
+    assert f"{option}" in capfd.readouterr().err
+
+
+def test_who_started_a_process_is_known_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Launcher.of_this_process() is None
+    assert is_main_process()
+    with monkeypatch.context() as patch:
+        for name, value in slurm_environment(1, 2, "1").items():
+            patch.setenv(name, value)
+        assert Launcher.of_this_process() == Launcher("srun", 1, 2)
+        assert not is_main_process()
+        patch.setenv("SLURM_JOB_NAME", "interactive")
+        assert Launcher.of_this_process() is None
+    for name, value in torchrun_environment(1, 4, "1").items():
+        monkeypatch.setenv(name, value)
+    assert Launcher.of_this_process() == Launcher("torchrun", 4, 1)
+    assert not is_main_process()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "clue"),
+    [
+        ([], "torchrun starts processes that must agree on a folder: give the run a name=..."),
+        (["name=x", "trainer.devices=3"], "trainer.devices=3, but torchrun started processes for 2"),
+        (["name=x", "trainer.num_nodes=2"], "trainer.num_nodes=2, but torchrun started processes for 1"),
+        (["name=x", "data=ffhq", "data.resolution=64"], "FFHQ is not in data yet"),
+    ],
+)
+def test_what_contradicts_torchrun_is_refused(
+    arguments: list[str], clue: str, train: Command, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in torchrun_environment(0, 2, "1").items():
+        monkeypatch.setenv(name, value)
+    data = [] if "data=ffhq" in arguments else TINY_VAE[1:]
+    with pytest.raises(SystemExit):
+        train("model=vae", *data, *SHORT, *arguments)
+    assert clue in capfd.readouterr().err
+
+
+@pytest.mark.ddp
+def test_srun_trains_over_several_nodes(runs: Forker) -> None:
+    said = run_on(2, runs, *TINY_VAE, *SHORT, *ON_CPU, "name=slurm", environment=slurm_environment)
+    assert "a step takes 16 pictures (data.batch_size x devices = 8 x 2); model.optimizer.lr=0.0006 stays" in said
+    assert Path("outputs/vae/slurm/result.json").exists()
+
+
+@pytest.mark.ddp
+def test_torchrun_trains_and_makes_the_faces_that_one_process_makes(runs: Forker) -> None:
+    train = ["train.py", *TINY_VAE, *SHORT, "data.batch_size=4", "trainer.accumulate_grad_batches=2", "name=elastic"]
+    faces = ["sample.py", "run=ddp", "num_images=5", "batch_size=2", "sampler.num_steps=2"]
+    log = runs.folder.parent / "torchrun.log"
+    commands = [train, [*faces, "output=shared"], [*faces, "task.npz=true", "output=shared_array"]]
+    process = multiprocessing.get_context("forkserver").Process(
+        target=under_torchrun, args=(runs.folder, 2, log, commands)
+    )
+    process.start()
+    process.join(150)
+    assert process.exitcode == 0, log.read_text()
+    said = log.read_text()
+    assert said.count("a step takes 16 pictures (data.batch_size x devices x trainer.accumulate_grad_batches") == 1
+    assert Path("outputs/vae/elastic/result.json").exists()
+    assert runs.run(*faces[1:], "output=alone", name="sample.py")[0] == 0
+    assert runs.run(*faces[1:], "task.npz=true", "output=alone_array", name="sample.py")[0] == 0
+    for kind in ("", "_array"):
+        alone, shared = Path(f"alone{kind}"), Path(f"shared{kind}")
+        assert sorted(path.name for path in alone.iterdir()) == sorted(path.name for path in shared.iterdir())
+        for path in alone.iterdir():
+            assert path.read_bytes() == (shared / path.name).read_bytes(), path
