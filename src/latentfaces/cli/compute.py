@@ -50,16 +50,6 @@ def training_device(trainer: DictConfig) -> torch.device:
     return best_device() if trainer.accelerator in ("auto", "gpu", "cuda", "mps") else torch.device("cpu")
 
 
-def answer_at_once_without_cuda() -> None:
-    """Where there is no CUDA device, let torch say so at once: its optimizers ask in every step.
-
-    Lightning has it look for a driver each time (`PYTORCH_NVML_BASED_CUDA_CHECK=1`, so that a process can still fork),
-    which takes a hundred times as long.
-    """
-    if not torch.cuda.is_available():
-        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
-
-
 def device_choices(cfg: DictConfig) -> DeviceChoices:
     """What was chosen, and the fastest for the device where it says auto.
 

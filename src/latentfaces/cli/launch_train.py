@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentfaces.cli import tracking
 from latentfaces.cli.compute import (
-    answer_at_once_without_cuda,
     apply_choices,
     device_choices,
     keep_freed_memory,
@@ -168,7 +167,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
 
     from latentfaces.nn import weights_hash
     from latentfaces.training import CheckpointFiles, NonFiniteGuard
-    from latentfaces.training.callbacks import ExactResume, skip_idle_hooks
+    from latentfaces.training.callbacks import ExactResume
     from latentfaces.training.distributed.validation_interval import validate_after_whole_steps
 
     quiet_libraries()
@@ -189,8 +188,6 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
         default_root_dir=cfg.run_dir,
     )
     validate_after_whole_steps(trainer)
-    skip_idle_hooks(trainer.callbacks)
-    answer_at_once_without_cuda()
     data = instantiate(cfg.data)  # downloads and packs: after everything whose mistakes can be told without
     with open_dict(cfg):
         cfg.pack = str(data.folder)

@@ -60,14 +60,6 @@ class BaseModule(LightningModule, ABC):
         self.elapsed: float | None = None
         """Seconds of `trainer.max_time` that are over, by the clock of that of several ranks which is ahead."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # The library notes the name of each hook it calls, some forty times a step, and a module looks long at each
-        # value for parameters in it: a quarter of a millisecond.
-        if name == "_current_fx_name":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
     @property
     @abstractmethod
     def network(self) -> nn.Module:

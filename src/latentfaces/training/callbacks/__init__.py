@@ -9,7 +9,6 @@ from latentfaces.training.callbacks.exact_resume import ExactResume
 from latentfaces.training.callbacks.face_metrics import FaceMetrics
 from latentfaces.training.callbacks.graceful_stop import GracefulStop
 from latentfaces.training.callbacks.guide import GuideWeights
-from latentfaces.training.callbacks.idle_hooks import skip_idle_hooks
 from latentfaces.training.callbacks.median_stop import MedianStop
 from latentfaces.training.callbacks.previews import Previews
 from latentfaces.training.callbacks.report import Report
@@ -35,5 +34,4 @@ __all__ = [
     "Status",
     "TensorStats",
     "Verdict",
-    "skip_idle_hooks",
 ]
