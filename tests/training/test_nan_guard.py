@@ -54,18 +54,6 @@ def test_a_gradient_alone_is_told_with_all_photos_of_its_step() -> None:
         steps.close(1, {"norm": ONE, "other": NAN}, CPU)
 
 
-def test_norms_that_come_a_step_late_are_told_with_the_photos_of_their_step() -> None:
-    steps = NonFiniteGuard()
-    steps.add({"loss": ONE}, names("a"))
-    steps.close_late(0, {"norm": None}, GPU)
-    steps.add({"loss": ONE}, names("b"))
-    steps.close_late(1, {"norm": 1.0}, GPU)  # of a
-    steps.add({"loss": ONE}, names("c"))
-    steps.close_late(2, {"norm": float("nan")}, GPU)  # of b
-    with pytest.raises(NonFiniteError, match="norm is nan at step 1, in a batch of b: "):
-        steps.check()
-
-
 @pytest.mark.parametrize("device", [CPU, GPU])
 def test_steps_are_left_out_before_they_are_taken_up_to_so_many(
     device: torch.device, capsys: pytest.CaptureFixture[str]

@@ -1,6 +1,5 @@
 """Which devices train, how they share the work, and who starts their processes."""
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from latentfaces.config.paths import CONF
 from latentfaces.errors import UserError
 
 DDP = CONF / "strategy" / "ddp.yaml"
-SHARING = ("fsdp", "deepspeed")
-"""Strategies under which no device has all that a step computes with."""
 
 
 @dataclass(frozen=True)
@@ -158,33 +155,22 @@ def num_processes(trainer: DictConfig) -> int:
 
 
 def check_strategy(cfg: DictConfig) -> None:
-    """Refuse what a strategy cannot do right."""
-    import torch
+    """Reject what strategy=fsdp cannot do, and validation by the clock on several ranks.
 
-    strategy, model, trainer = HydraConfig.get().runtime.choices["strategy"], cfg.model, cfg.trainer
-    if strategy not in SHARING:
+    Raises:
+        UserError: naming the key and the fix.
+    """
+    model, trainer = cfg.model, cfg.trainer
+    if isinstance(trainer.val_check_interval, str) and num_processes(trainer) > 1:
+        raise UserError(
+            f"trainer.val_check_interval={trainer.val_check_interval} needs one device: the clocks of several ranks "
+            "differ. Give a number of steps."
+        )
+    if HydraConfig.get().runtime.choices["strategy"] != "fsdp":
         return
-    instead = "type strategy=ddp"
     if model.get("adversary") is not None:
         raise UserError(
-            f"model/loss=adversarial compares gradients at a layer that no device has whole with strategy={strategy}: "
-            f"{instead}"
+            "model/loss=adversarial compares gradients at a layer that strategy=fsdp splits. Use strategy=ddp."
         )
     if str(model.optimizer._target_).endswith("MuonAdamW"):
-        raise UserError(f"model/optimizer=muon needs whole matrices, which strategy={strategy} splits: {instead}")
-    if strategy == "fsdp":
-        return
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("strategy=deepspeed needs its package: pip install -e '.[deepspeed]', or type strategy=fsdp")
-    if trainer.accelerator == "cpu" or not torch.cuda.is_available():
-        raise UserError(f"strategy=deepspeed needs GPUs: {instead}")
-    if cfg.on_nonfinite == "skip":
-        raise UserError("on_nonfinite=skip comes too late for strategy=deepspeed: type on_nonfinite=fail")
-    if trainer.gradient_clip_algorithm == "value":
-        raise UserError("strategy=deepspeed clips by norm: leave out trainer.gradient_clip_algorithm=value")
-    if trainer.precision not in ("auto", "32-true"):
-        raise UserError(
-            f"strategy=deepspeed would average weights in trainer.precision={trainer.precision}, which loses small "
-            "steps: type trainer.precision=32-true"
-        )
-    trainer.precision = "32-true"
+        raise UserError("model/optimizer=muon needs complete matrices, which strategy=fsdp splits. Use strategy=ddp.")

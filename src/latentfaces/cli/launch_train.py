@@ -166,9 +166,8 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
     from lightning.pytorch.loggers import WandbLogger
 
     from latentfaces.nn import weights_hash
-    from latentfaces.training import CheckpointFiles, NonFiniteGuard
+    from latentfaces.training import AtomicCheckpointIO, NonFiniteGuard
     from latentfaces.training.callbacks import ExactResume
-    from latentfaces.training.distributed.validation_interval import validate_after_whole_steps
 
     quiet_libraries()
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -184,10 +183,10 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
         # The first and last whatever was chosen: no choice of callbacks should cost a run, or make its resume another.
         callbacks=[ExactResume(), *instantiate(cfg.callbacks).values(), stop],
         logger=list(instantiate(cfg.logger).values()),
-        plugins=[CheckpointFiles(cfg.on_full_disk)],
+        plugins=[AtomicCheckpointIO(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,
+        val_check_interval=batches_between_validations(cfg.trainer),
     )
-    validate_after_whole_steps(trainer)
     data = instantiate(cfg.data)  # downloads and packs: after everything whose mistakes can be told without
     with open_dict(cfg):
         cfg.pack = str(data.folder)
@@ -205,6 +204,12 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
     if is_main_process():
         print(told(cfg, trainer, words))
     return data, module, trainer
+
+
+def batches_between_validations(trainer: DictConfig) -> Any:
+    """Return `val_check_interval` as Lightning counts it: in batches where the key counts optimizer steps."""
+    interval = trainer.val_check_interval
+    return interval * trainer.accumulate_grad_batches if isinstance(interval, int) else interval
 
 
 def told(cfg: DictConfig, trainer: Any, how: str) -> str:

@@ -81,7 +81,7 @@ def claim_run(cfg: DictConfig) -> Path | None:
             damaged; or the config has changed.
     """
     folder, resume = Path(cfg.run_dir), cfg.resume.lower()
-    there = [path for name in CANDIDATES if is_there(path := folder / "checkpoints" / f"{name}.ckpt")]
+    there = [path for name in CANDIDATES if (path := folder / "checkpoints" / f"{name}.ckpt").is_file()]
     if resume == "false":
         if (there or (folder / RESULT).exists()) and is_main_process():
             raise UserError(f"{folder} holds a run: go on with resume=auto, or give this one another name=...")
@@ -102,15 +102,6 @@ def claim_run(cfg: DictConfig) -> Path | None:
             orphan.unlink()
         print(f"going on from {checkpoint}")
     return checkpoint
-
-
-def is_there(path: Path) -> bool:
-    """Whether a checkpoint is."""
-    if not path.is_dir():
-        return path.exists()
-    from latentfaces.training import is_checkpoint
-
-    return is_checkpoint(path)
 
 
 def newest_whole(checkpoints: list[Path], fall_back: bool) -> Path:

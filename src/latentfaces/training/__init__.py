@@ -2,8 +2,7 @@
 
 from latentfaces.training.adversary import Adversary
 from latentfaces.training.base_module import BaseModule
-from latentfaces.training.checkpoint import AtomicCheckpointIO, DiskFullError, ResumableCSVLogger
-from latentfaces.training.distributed.sharded_checkpoint import CheckpointFiles, damage, is_checkpoint
+from latentfaces.training.checkpoint import AtomicCheckpointIO, DiskFullError, ResumableCSVLogger, damage
 from latentfaces.training.fit import fit_and_test
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 from latentfaces.training.nan_guard import NonFiniteError, NonFiniteGuard
@@ -14,7 +13,6 @@ __all__ = [
     "Adversary",
     "AtomicCheckpointIO",
     "BaseModule",
-    "CheckpointFiles",
     "DiskFullError",
     "LatentDiffusionModule",
     "MuonAdamW",
@@ -24,5 +22,4 @@ __all__ = [
     "VAEModule",
     "damage",
     "fit_and_test",
-    "is_checkpoint",
 ]

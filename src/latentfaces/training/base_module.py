@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
-from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -157,10 +156,6 @@ class BaseModule(LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # The library refuses to clip for fused optimisers, for the sake of float16 scaling, which is not used here.
-        if isinstance(self.trainer.strategy, DeepSpeedStrategy):  # clips within its step, and tells the norm afterwards
-            engine: Any = self.trainer.strategy.model
-            self.finite.close_late(self.global_step, {GRADIENT: engine.get_global_grad_norm()}, self.device)
-            return
         # The optimiser's own list: walking through the modules of a network costs more than the norm of a small one.
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = whole(nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None))

@@ -75,7 +75,7 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-def damage_of_file(path: Path) -> str | None:
+def damage(path: Path) -> str | None:
     """What is wrong with a file of `torch.save`, each record of which carries its CRC-32; None if nothing is."""
     if not path.exists():
         return "it is missing"

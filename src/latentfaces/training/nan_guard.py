@@ -76,7 +76,7 @@ class NonFiniteGuard:
     def __init__(self, on_nonfinite: Literal["fail", "skip"] = "fail", max_skipped_steps: int = 10) -> None:
         self.on_nonfinite, self.max_skipped_steps = on_nonfinite, max_skipped_steps
         self.num_skipped = 0
-        self.coming, self.taken, self.unread = Step(), Step(), Step()
+        self.coming, self.unread = Step(), Step()
         self.left_out = False
         """Whether the last step was."""
 
@@ -106,11 +106,6 @@ class NonFiniteGuard:
         self.left_out = False
         if device.type == "cpu" or self.on_nonfinite == "skip":
             self.check()
-
-    def close_late(self, coming: int, norms: Mapping[str, Tensor | float | None], device: torch.device) -> None:
-        """The same where a step's norms are known only when all batches of the next one, of this number, are added."""
-        self.taken, self.coming = self.coming, self.taken
-        self.close(coming - 1, norms, device)
 
     def check(self) -> None:
         """Look at what has not been looked at yet.

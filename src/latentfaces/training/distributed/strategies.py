@@ -1,31 +1,26 @@
-"""How several devices train together: each with all weights (DDP), or each with a share of them (FSDP, DeepSpeed)."""
+"""How several devices train together: each with all weights (DDP), or each with a share of them (FSDP)."""
 
 import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import (
     DDPStrategy,
-    DeepSpeedStrategy,
     ModelParallelStrategy,
     ParallelStrategy,
     Strategy,
 )
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from latentfaces.ranks import all_reduce_max
-from latentfaces.training.distributed.sharded_checkpoint import read_sharded, write_sharded
+from latentfaces.ranks import is_main_process
 from latentfaces.training.distributed.sharding import placed_like
 from latentfaces.training.distributed.watchdog import RankWatch
-
-MARGIN = 60.0
-"""Seconds by which the backend's own time-out, which names no rank, is later than the watch's."""
 
 
 class WatchedLauncher(_SubprocessScriptLauncher):
@@ -36,7 +31,6 @@ class WatchedLauncher(_SubprocessScriptLauncher):
     """
 
     watch: RankWatch | None = None
-    timeout = 0.0
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         environment = self.cluster_environment
@@ -45,7 +39,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
             self._call_children_scripts()
         _set_num_threads_if_needed(num_processes=self.num_processes)
         started_by_rank_0 = isinstance(environment, LightningEnvironment) and environment.local_rank() > 0
-        self.watch = RankWatch(self.timeout, self.procs, os.getppid() if started_by_rank_0 else None)
+        self.watch = RankWatch(self.procs, os.getppid() if started_by_rank_0 else None)
         with self.watch:
             return function(*args, **kwargs)
 
@@ -53,14 +47,11 @@ class WatchedLauncher(_SubprocessScriptLauncher):
 class Watched(ParallelStrategy):
     """Ranks that wait for one another for a limited time, and not at all once one has failed."""
 
-    timeout_minutes: float
-
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
         assert self.parallel_devices is not None
         num_nodes: int = self.num_nodes  # type: ignore[attr-defined]
         self._launcher = WatchedLauncher(self.cluster_environment, len(self.parallel_devices), num_nodes)
-        self._launcher.timeout = 60 * self.timeout_minutes
 
     @property
     def failed(self) -> bool:
@@ -84,7 +75,7 @@ def backend_timeout(timeout_minutes: float) -> timedelta:
     """
     if timeout_minutes <= 0:
         raise ValueError(f"timeout_minutes={timeout_minutes} must be above 0")
-    return timedelta(seconds=60 * timeout_minutes + MARGIN)
+    return timedelta(minutes=timeout_minutes)
 
 
 class DDP(Watched, DDPStrategy):
@@ -96,13 +87,13 @@ class DDP(Watched, DDPStrategy):
 
     def __init__(self, timeout_minutes: float = 10.0) -> None:
         super().__init__(timeout=backend_timeout(timeout_minutes))
-        self.timeout_minutes = timeout_minutes
 
 
 class FSDP(Watched, ModelParallelStrategy):
     """A process a device, each with a share of weights, gradients, averages and the optimiser's state (FSDP2).
 
-    The library's own checkpoints are neither atomic nor free of pickled code, and lose what callbacks keep sharded.
+    A checkpoint is one complete file that rank 0 writes, so that any number of ranks resumes it under any strategy.
+    Lightning's own checkpoints of this strategy lose what callbacks keep sharded.
 
     Args:
         timeout_minutes: how long ranks wait for one another.
@@ -113,7 +104,6 @@ class FSDP(Watched, ModelParallelStrategy):
 
     def __init__(self, timeout_minutes: float = 10.0) -> None:
         super().__init__(timeout=backend_timeout(timeout_minutes))
-        self.timeout_minutes = timeout_minutes
 
     def setup_environment(self) -> None:
         self._data_parallel_size, self._tensor_parallel_size = self.world_size, 1
@@ -126,18 +116,10 @@ class FSDP(Watched, ModelParallelStrategy):
         return Strategy.optimizer_state(self, optimizer)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        if not self.failed:  # the other ranks' shares are out of reach
-            folder = Path(self.broadcast(str(filepath)))
-            with self.checkpoint_io.full_disk_survived():  # type: ignore[attr-defined] # ours, see launch
-                write_sharded(checkpoint, folder, self.global_rank, self.world_size, self.barrier, self.on_any)
-
-    def on_any(self, this: bool) -> bool:
-        """Whether something holds on any rank; all must ask."""
-        return bool(all_reduce_max(this, self.root_device)())
+        if not self.failed:  # the shards of the other ranks are out of reach
+            Strategy.save_checkpoint(self, complete(checkpoint), filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        if Path(checkpoint_path).is_dir():
-            return read_sharded(Path(checkpoint_path), self.device_mesh["data_parallel"])
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -157,19 +139,19 @@ class FSDP(Watched, ModelParallelStrategy):
             optimizer.load_state_dict({**stored, "state": state})
 
 
+def complete(node: Any) -> Any:
+    """Gather each sharded tensor in nested containers, on the CPU of rank 0. A collective: every rank must call it."""
+    if isinstance(node, DTensor):
+        tensor = node.full_tensor().detach()
+        return tensor.cpu() if is_main_process() else None
+    if isinstance(node, dict):
+        return {key: complete(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(map(complete, node))
+    return node
+
+
 def shared_out(value: Any, parameter: Tensor) -> Any:
     """What an optimiser keeps of a parameter, sharded as that is where it is of its shape."""
     fits = isinstance(value, Tensor) and value.shape == parameter.shape
     return placed_like(value, parameter) if fits else value
-
-
-class DeepSpeed(Watched, DeepSpeedStrategy):
-    """DeepSpeed's ZeRO stage 2: each device with all weights and a share of gradients and the optimiser's state.
-
-    Args:
-        timeout_minutes: how long ranks wait for one another.
-    """
-
-    def __init__(self, timeout_minutes: float = 10.0) -> None:
-        super().__init__(stage=2, timeout=backend_timeout(timeout_minutes))
-        self.timeout_minutes = timeout_minutes

@@ -23,6 +23,10 @@ LOST = re.compile("gloo|NCCL|connection|socket", re.IGNORECASE)
 """What backends say when another rank is gone."""
 
 
+TIMED_OUT = re.compile("timed out|timeout", re.IGNORECASE)
+"""What backends report when a rank waited for too long."""
+
+
 class RankError(UserError):
     """Another rank failed first."""
 
@@ -30,21 +34,18 @@ class RankError(UserError):
 class RankWatch(threading.Thread):
     """Within this context, looks after this rank and the others.
 
-    A rank that fails tells the others, which else would wait for it, some of them without end. A rank that others have
-    waited for longer than `timeout` is named, and all end.
+    A rank that fails reports it to the others, which would otherwise wait for it.
 
     Args:
-        timeout: seconds.
         children: ranks that this process has started, from local rank 1 on.
         parent: process that started this rank for its own training, and must outlive it; None where there is none.
     """
 
-    def __init__(self, timeout: float, children: Sequence["subprocess.Popen[Any]"] = (), parent: int | None = None):
+    def __init__(self, children: Sequence["subprocess.Popen[Any]"] = (), parent: int | None = None) -> None:
         super().__init__(daemon=True, name="rank-watch")
-        self.timeout, self.children, self.parent = timeout, children, parent
+        self.children, self.parent = children, parent
         self.over = threading.Event()
         self.failed = False
-        self.begun, self.since = -1, time.monotonic()
 
     def __enter__(self) -> Self:
         self.start()
@@ -98,8 +99,6 @@ class RankWatch(threading.Thread):
             return None
         try:
             store = self.store
-            if (stuck := self.stuck(store)) is not None:
-                store.compare_set("failure", "", stuck)  # the first to end for it breaks all connections
             return store.get("failure").decode() if store.check(["failure"]) else None
         except RuntimeError:  # the store is rank 0's
             return "rank 0 has ended"
@@ -112,25 +111,6 @@ class RankWatch(threading.Thread):
                 return f"rank {self.rank + local_rank} {how}"
         return None
 
-    def stuck(self, store: dist.Store) -> str | None:
-        """Which ranks are missing where the others have waited for too long."""
-        begun, now = collectives_begun(), time.monotonic()
-        store.set(f"begun/{dist.get_rank()}", str(begun))
-        if begun != self.begun:
-            self.begun, self.since = begun, now
-        if now - self.since < self.timeout:
-            return None
-        keys = [f"begun/{rank}" for rank in range(dist.get_world_size())]
-        counts = [int(store.get(key)) if store.check([key]) else 0 for key in keys]
-        behind = [str(rank) for rank, count in enumerate(counts) if count < max(counts)]
-        if not behind:  # nobody waits: all are busy, each with its own work
-            return None
-        return (
-            f"rank {', '.join(behind)} did not come to where the other ranks have waited for "
-            f"{self.timeout / 60:g} minutes: see what it was doing, or give it longer with "
-            "trainer.strategy.timeout_minutes=... beside strategy=ddp, or the strategy that you chose"
-        )
-
     def first_failure(self, error: Exception) -> str | None:
         """What another rank failed of before this one did; tells the others of this one's error where it is the first.
 
@@ -139,16 +119,22 @@ class RankWatch(threading.Thread):
         """
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return None
-        echo = isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
+        late = isinstance(error, RuntimeError) and TIMED_OUT.search(str(error)) is not None
+        echo = not late and isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
         limit = time.monotonic() + (GRACE / 2 if echo else 0)
         own = f"rank {self.rank} failed: {type(error).__name__}: {error}"
+        if late:
+            own = (
+                f"rank {self.rank} timed out at a collective. Check the logs of the other ranks, or raise "
+                "trainer.strategy.timeout_minutes"
+            )
         while True:
             try:
                 if self.store.check(["failure"]):
                     return self.store.get("failure").decode()
                 if not echo:
                     first = self.store.compare_set("failure", "", own).decode()
-                    return None if first == own else first
+                    return None if first == own and not late else first
             except RuntimeError:
                 return "rank 0 has ended" if echo else None
             if (lost := self.lost_child()) is not None:
@@ -156,9 +142,3 @@ class RankWatch(threading.Thread):
             if time.monotonic() > limit:
                 return "another rank has ended, and said why where it ran" if echo else None
             time.sleep(LOOK_EVERY / 5)
-
-
-def collectives_begun() -> int:
-    """Communications that this rank has begun so far, in all groups."""
-    groups: Any = dist.distributed_c10d._world.pg_map
-    return sum(group._get_sequence_number_for_group() for group in groups)
