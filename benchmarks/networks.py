@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from ours import OurStep, built_ldm, composed, equal_vae
+from ours import built_ldm, composed, equal_vae
 from peers import PlainDiT, TwoForwards, diffusers_unet, diffusers_vae, noise_prediction_loss, reconstruct_by
 from rows import Rival, Row, Scale, beside, count
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from latentfaces.autoencoder import PatchDiscriminator, PerceptualDistance
+from latentfaces.cost.step import TrainedModule, TrainingStep
 from latentfaces.pipeline import FacePipeline
-from latentfaces.training.base_module import BaseModule
 
 
 class PlainStep:
@@ -39,11 +39,11 @@ class PlainStep:
         self.optimizer.step()
 
 
-def our_rival(module: BaseModule, batch: Tensor, compiled: bool = False) -> Rival:
+def our_rival(module: TrainedModule, batch: Tensor, compiled: bool = False) -> Rival:
     """A side of a row."""
     if compiled:
         module.network.compile()
-    return Rival(count(module.network), OurStep(module, batch))
+    return Rival(count(module.network), TrainingStep(module, batch))
 
 
 def vae_step(scale: Scale) -> Row:
@@ -78,7 +78,7 @@ def stage1_rivals(scale: Scale, images: Tensor) -> tuple[Callable[[], Rival], Ca
     def ours() -> Rival:
         module = with_adversary(equal_vae(scale.channels), perceptual)
         parameters = count(module.network, module.adversary.discriminator)
-        return Rival(parameters, OurStep(module, images))
+        return Rival(parameters, TrainingStep(module, images))
 
     def theirs() -> Rival:
         network = diffusers_vae(scale.channels).to(images.device)

@@ -4,16 +4,20 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from ours import in_bfloat16
 from timing import Spread, Work, cpu_ms, interleaved, wall_ms
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from latentfaces.cost.estimate import GPUS
-from latentfaces.cost.step import Meter
+from latentfaces.cost.step import Meter, num_bytes
+
+H100_BANDWIDTH = 3.35e12
+"""Bytes per second, from the data sheet."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +169,28 @@ def timed(works: Mapping[str, Work], scale: Scale) -> dict[str, dict[str, Spread
         torch.set_num_threads(threads)
 
 
+class MovedBytes(Meter):
+    """A meter that also counts the bytes that operations read and write, each operation by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if outputs and not func.is_view and func is not torch.ops.aten._unsafe_view.default:
+            self.moved += num_bytes([*outputs, *(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))])
+        return result
+
+
 def on_paper(title: str, work: Work, goal: str) -> Row:
     """What a GPU of the H100's data sheet takes at least: all arithmetic at its peak; all bytes, each operation's for
     itself, at the bandwidth of its memory, which compiling makes fewer."""
     gpu = next(machine for machine in GPUS if machine.name.startswith("H100"))
-    with Meter() as meter:
+    with MovedBytes() as meter:
         work()
-    floors = {"arithmetic": meter.flops / gpu.bfloat16, "memory": meter.moved / gpu.bandwidth}
+    floors = {"arithmetic": meter.flops / gpu.bfloat16, "memory": meter.moved / H100_BANDWIDTH}
     figures = {name: dict.fromkeys(("median", "min", "max"), 1e3 * seconds) for name, seconds in floors.items()}
     more = {"TFLOP": meter.flops / 1e12, "GB moved": meter.moved / 1e9}
     return Row(f"{title}: at least, on an H100", "ms", {"paper": figures}, {}, goal, more)

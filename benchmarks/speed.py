@@ -34,7 +34,7 @@ from ours import ROOT
 from rows import CUDA, QUICK, Row, Scale, limits
 from waiting import encoding, faces
 
-from latentfaces.cost.step import without_memory
+from latentfaces.cost.step import fake_gpu
 
 PACKAGES = ("torch", "lightning", "diffusers", "torchmetrics", "torchvision", "numpy", "pillow")
 
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
         started = time.monotonic()
         torch.manual_seed(0)
         try:
-            with without_memory(gpu=True) if arguments.paper else contextlib.nullcontext():
+            with fake_gpu() if arguments.paper else contextlib.nullcontext():
                 rows[name] = ROWS[name](scale)
         except ModuleNotFoundError as error:
             parser.exit(2, f"row {name} needs {error.name}: pip install -e '.[bench]', or leave it out with --rows\n")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from latentfaces.cost.step import TrainingStep
 from latentfaces.nn.device import multiplies_bfloat16
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -161,13 +162,13 @@ def test_two_forwards_give_the_gradient_that_ours_gives_with_one(benchmark: Any)
     module = networks.with_adversary(ours.equal_vae(16), networks.PerceptualDistance.untrained("squeeze"))
     for parameter in module.network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    step = ours.OurStep(module, images)
+    step = TrainingStep(module, images)
 
     def reconstruct(photos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         reconstructions, posterior, _ = module.network(photos)
         return reconstructions, posterior.kl().mean()
 
-    kl_weight = module.kl_weight(step.trainer.global_step) / images[0].numel()
+    kl_weight = module.kl_weight(step.module.global_step) / images[0].numel()
     theirs = peers.TwoForwards(
         module.network, reconstruct, module.network.decoder.last_layer,
         lambda photos, made: module.loss.distortion(photos, made).total, module.adversary.discriminator, kl_weight,
