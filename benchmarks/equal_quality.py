@@ -9,7 +9,7 @@ numbers of steps (--only and --guidance choose of ours), in batches of 64, with 
 one thread; CPU time of 64 faces.
 
 Two networks are hardly ever equally good, so there are two answers. `own`: each side's cheapest setting whose
-kid_effnet is within 5 % of the best that this side reaches at all: nobody gives up quality, but the better side may pay
+kid_effnet is within 5 % of the best that this side reaches at all: no side loses quality, but the better side may pay
 for being better. `common`: each side's cheapest setting within 5 % of the worse side's best, a level that both reach:
 equal faces, which a better network may reach in fewer steps. Neither says anything about networks trained for longer.
 """
