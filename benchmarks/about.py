@@ -1,4 +1,4 @@
-"""What a figure depends on, beside the code."""
+"""Date, machine and torch version of a result."""
 
 import platform
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ import torch
 
 
 def machine() -> str:
-    """The processor's name, where the system tells it."""
+    """Return the processor's name, or its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -16,5 +16,5 @@ def machine() -> str:
 
 
 def about() -> dict[str, str]:
-    """Date, machine, version of torch."""
+    """Return the date, the machine and the version of torch."""
     return {"date": datetime.now(UTC).date().isoformat(), "machine": machine(), "torch": torch.__version__}

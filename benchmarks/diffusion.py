@@ -129,7 +129,7 @@ def train_pixels(images: Callable[[], Tensor], minutes: float) -> tuple[nn.Modul
 
 @torch.no_grad()
 def sample_diffusers(unet: nn.Module, pipeline: FacePipeline, scheduler: str, num_steps: int, num_faces: int) -> Tensor:
-    """Faces (n, 3, R, R) uint8 by "ddim", "ddim-clipped" (x0 within three deviations) or "dpm" (DPM-Solver++)."""
+    """Faces (n, 3, R, R) uint8 by "ddim", "ddim-clipped" (x0 within 3 std) or "dpm" (DPM-Solver++)."""
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
     faces = []
@@ -185,7 +185,7 @@ class Judge:
 
 
 def judge_floor(judge: Judge, name: str, pipeline: FacePipeline) -> None:
-    """What no stage 2 can beat: the VAE's reconstructions of the held-out photos."""
+    """Score the VAE's reconstructions of the held-out images, which bound stage 2."""
     photos = (judge.photos.float() / 127.5 - 1).split(64)
     judge(name, torch.cat([to_uint8(pipeline.reconstruct(batch)) for batch in photos]))
 
@@ -262,7 +262,7 @@ def main() -> None:
 
 
 def told(network: nn.Module, steps: int, started: float) -> dict[str, Any]:
-    """What a row says beside its score."""
+    """Return the columns of a row besides its score."""
     minutes = (time.monotonic() - started) / 60
     return {"steps": steps, "minutes": minutes, "parameters": sum(p.numel() for p in network.parameters())}
 

@@ -9,13 +9,15 @@ numbers of steps (--only and --guidance choose of ours), in batches of 64, with 
 one thread; CPU time of 64 faces.
 
 Two networks are hardly ever equally good, so there are two answers. `own`: each side's cheapest setting whose
-kid_effnet is within 5 % of the best that this side reaches at all: nobody gives up quality, but the better side may pay
+kid_effnet is within 5 % of the best that this side reaches at all: no side loses quality, but the better side may pay
 for being better. `common`: each side's cheapest setting within 5 % of the worse side's best, a level that both reach:
 equal faces, which a better network may reach in fewer steps. Neither says anything about networks trained for longer.
 """
 
 import argparse
 import json
+import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,19 @@ import torch
 from about import about
 from diffusion import DIFFUSERS, Judge, cached_latents, sample_diffusers, train_diffusers
 from ours import in_bfloat16
-from sampler_quality import Settings, add_names, add_ours, makers_of, measured
+from torch import Tensor
 
 from latentfaces.data import FFHQDataModule
+from latentfaces.diffusion import (
+    AutoGuidance,
+    DDPMSampler,
+    DPMpp2MSampler,
+    EulerSampler,
+    Guidance,
+    HeunSampler,
+    NoGuidance,
+    Sampler,
+)
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import open_run
 
@@ -34,6 +46,71 @@ TOLERANCE = 1.05
 COUNTS = (2, 3, 5, 10, 20, 50)
 THEIRS = {f"{kind} {count}": (kind, count) for kind in ("ddim", "ddim-clipped", "dpm") for count in COUNTS}
 """Diffusers' schedulers, each with its numbers of steps."""
+
+
+KINDS: dict[str, tuple[Callable[[int], Sampler], tuple[int, ...]]] = {
+    "euler": (EulerSampler, (2, 3, 5, 10, 20, 50)),
+    "heun": (HeunSampler, (2, 3, 5, 9, 18)),
+    "dpmpp_2m": (DPMpp2MSampler, (2, 3, 5, 10, 20, 50)),
+    "dpmpp_2m_sde": (partial(DPMpp2MSampler, eta=1.0), (5, 10, 20, 50)),
+    "ddpm": (DDPMSampler, (20, 50)),
+}
+"""Samplers by their names in conf/sampler, and numbers of steps."""
+
+Settings = dict[str, tuple[float, float]]
+"""kid_effnet, and CPU seconds for 64 samples, by name."""
+SAMPLERS = {f"{kind} {count}": make(count) for kind, (make, counts) in KINDS.items() for count in counts}
+GUIDANCES: dict[str, Guidance] = {"guided": AutoGuidance(1.5), "plain": NoGuidance()}
+"""The default guidance, and none."""
+
+
+def makers_of(
+    run: Path, num_faces: int, samplers: Iterable[str] = SAMPLERS, guidances: Iterable[str] = GUIDANCES
+) -> dict[str, Callable[[], Tensor]]:
+    """Return functions that generate samples, by sampler and guidance."""
+    makers: dict[str, Callable[[], Tensor]] = {}
+    for guidance in guidances:
+        pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
+        pipeline.guidance = GUIDANCES[guidance]
+        for name in samplers:
+            makers[f"{name}, {guidance}"] = partial(pipeline.generate, num_faces, 0, SAMPLERS[name])
+    return makers
+
+
+def chosen(text: str, known: Iterable[str]) -> list[str]:
+    """Return the names in a list with commas. A first word selects all names that start with it.
+
+    Raises:
+        argparse.ArgumentTypeError: a name is unknown.
+    """
+    words = text.split(",")
+    if unknown := [word for word in words if not any(word in (name, name.split()[0]) for name in known)]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is none of {', '.join(known)}")
+    return [name for word in words for name in known if word in (name, name.split()[0])]
+
+
+def measured(judge: Judge, makers: dict[str, Callable[[], Tensor]]) -> Settings:
+    """Measure the quality and time of each."""
+    settings = {}
+    for name, make in makers.items():
+        started = time.process_time()
+        faces = make()
+        seconds = (time.process_time() - started) * 64 / len(faces)
+        judge(name, faces, seconds_of_64=seconds)
+        settings[name] = judge.rows[name]["kid_effnet"], seconds
+    return settings
+
+
+def add_names(parser: argparse.ArgumentParser, option: str, known: Iterable[str], what: str) -> None:
+    """Add an option that takes names from `known`. All are the default."""
+    text = f"{what}, with commas; a first word selects all of that kind"
+    parser.add_argument(option, type=partial(chosen, known=known), default=",".join(known), help=text)
+
+
+def add_ours(parser: argparse.ArgumentParser) -> None:
+    """Add the options for samplers and guidances of latentfaces."""
+    add_names(parser, "--only", SAMPLERS, "samplers, each with its steps")
+    add_names(parser, "--guidance", GUIDANCES, "kinds of guidance")
 
 
 def cheapest(settings: Settings, level: float) -> str:

@@ -1,4 +1,4 @@
-"""The rows where a network of ours stands beside a peer's."""
+"""Rows of the speed table that compare a network of latentfaces with a peer."""
 
 import copy
 from collections.abc import Callable
@@ -8,23 +8,23 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from ours import OurStep, built_ldm, composed, equal_vae
+from ours import built_ldm, composed, equal_vae
 from peers import PlainDiT, TwoForwards, diffusers_unet, diffusers_vae, noise_prediction_loss, reconstruct_by
 from rows import Rival, Row, Scale, beside, count
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from latentfaces.autoencoder import PatchDiscriminator, PerceptualDistance
+from latentfaces.cost.step import TrainedModule, TrainingStep
 from latentfaces.pipeline import FacePipeline
-from latentfaces.training.base_module import BaseModule
 
 
 class PlainStep:
     """A training step as a plain loop takes it.
 
     Args:
-        network: what is trained.
-        loss: of it.
+        network: the network to train.
+        loss: computes the loss.
     """
 
     def __init__(self, network: nn.Module, loss: Callable[[], Tensor]) -> None:
@@ -39,15 +39,15 @@ class PlainStep:
         self.optimizer.step()
 
 
-def our_rival(module: BaseModule, batch: Tensor, compiled: bool = False) -> Rival:
-    """A side of a row."""
+def our_rival(module: TrainedModule, batch: Tensor, compiled: bool = False) -> Rival:
+    """Return our side of a row."""
     if compiled:
         module.network.compile()
-    return Rival(count(module.network), OurStep(module, batch))
+    return Rival(count(module.network), TrainingStep(module, batch))
 
 
 def vae_step(scale: Scale) -> Row:
-    """Stage 1 without adversary and perceptual loss."""
+    """Return the row of stage 1 without adversary and perceptual loss."""
     images = torch.rand(scale.images, 3, scale.resolution, scale.resolution, device=scale.device) * 2 - 1
     network = diffusers_vae(scale.channels).to(scale.device)
     reconstruct, pixels = reconstruct_by(network), images[0].numel()
@@ -59,7 +59,7 @@ def vae_step(scale: Scale) -> Row:
     ours = our_rival(equal_vae(scale.channels), images)
     compiled = our_rival(equal_vae(scale.channels), images, compiled=True).step if scale.compiled else None
     theirs = Rival(count(network), PlainStep(network, loss))
-    title = f"VAE step, {scale.images} x {scale.resolution} px, L1 + KL, beside diffusers AutoencoderKL"
+    title = f"VAE step, {scale.images} x {scale.resolution} px, L1 + KL, vs diffusers AutoencoderKL"
     return beside(title, ours, theirs, scale, "1.9 shipped, 1.07 at equal precision, share 0.76", compiled)
 
 
@@ -72,13 +72,13 @@ def with_adversary(module: Any, perceptual: PerceptualDistance) -> Any:
 
 
 def stage1_rivals(scale: Scale, images: Tensor) -> tuple[Callable[[], Rival], Callable[[], Rival]]:
-    """Makers of both sides."""
+    """Return factories of both sides."""
     perceptual = PerceptualDistance.untrained(scale.backbone)
 
     def ours() -> Rival:
         module = with_adversary(equal_vae(scale.channels), perceptual)
         parameters = count(module.network, module.adversary.discriminator)
-        return Rival(parameters, OurStep(module, images))
+        return Rival(parameters, TrainingStep(module, images))
 
     def theirs() -> Rival:
         network = diffusers_vae(scale.channels).to(images.device)
@@ -95,10 +95,10 @@ def stage1_rivals(scale: Scale, images: Tensor) -> tuple[Callable[[], Rival], Ca
 
 
 def stage1_step(scale: Scale) -> Row:
-    """Stage 1 with all of its loss."""
+    """Return the row of stage 1 with its complete loss."""
     images = torch.rand(scale.images, 3, scale.resolution, scale.resolution, device=scale.device) * 2 - 1
     ours, theirs = stage1_rivals(scale, images)
-    title = f"stage-1 step with LPIPS and adversary, {scale.images} x {scale.resolution} px, beside latent-diffusion's"
+    title = f"stage-1 step with LPIPS and adversary, {scale.images} x {scale.resolution} px, vs latent-diffusion's"
     return beside(title, ours(), theirs(), scale, "2.5 shipped, 1.4 at equal precision", work="ours")
 
 
@@ -109,7 +109,7 @@ def latent_batches(scale: Scale) -> tuple[Tensor, Tensor]:
 
 
 def unet_step(scale: Scale) -> Row:
-    """Stage 2 with the default network."""
+    """Return the row of stage 2 with the default U-Net."""
     moments, x0 = latent_batches(scale)
     network = diffusers_unet(scale.channels, scale.side).to(scale.device)
     options = ["model/denoiser=unet_s", f"model.denoiser.network.width={scale.channels}"]
@@ -117,12 +117,12 @@ def unet_step(scale: Scale) -> Row:
     compiled = our_rival(built_ldm(*options), moments, compiled=True).step if scale.compiled else None
     loss = partial(noise_prediction_loss, lambda x, t: network(x, t).sample, x0)
     theirs = Rival(count(network), PlainStep(network, loss))
-    title = f"UNet step, {scale.latents} x {scale.side}x{scale.side}x4, beside diffusers UNet2DModel"
+    title = f"UNet step, {scale.latents} x {scale.side}x{scale.side}x4, vs diffusers UNet2DModel"
     return beside(title, ours, theirs, scale, "1.6 shipped, 1.25 at equal precision, share 0.45", compiled)
 
 
 def dit_step(scale: Scale) -> Row:
-    """Stage 2 with a transformer."""
+    """Return the row of stage 2 with a DiT."""
     moments, x0 = latent_batches(scale)
     network = PlainDiT(scale.width, scale.depth, scale.num_heads, scale.side).to(scale.device)
     size = {"width": scale.width, "depth": scale.depth, "num_heads": scale.num_heads}
@@ -130,7 +130,7 @@ def dit_step(scale: Scale) -> Row:
     ours = our_rival(built_ldm(*options), moments)
     compiled = our_rival(built_ldm(*options), moments, compiled=True).step if scale.compiled else None
     theirs = Rival(count(network), PlainStep(network, partial(noise_prediction_loss, network, x0)))
-    title = f"DiT-S/2 step, {scale.latents} x {scale.side}x{scale.side}x4, beside a plain DiT"
+    title = f"DiT-S/2 step, {scale.latents} x {scale.side}x{scale.side}x4, vs a plain DiT"
     return beside(title, ours, theirs, scale, "1.9 shipped, 1.25 at equal precision, share 0.65", compiled)
 
 
@@ -150,6 +150,6 @@ def decoding(scale: Scale) -> Row:
         return pipelines[bfloat16].decode(latents)
 
     parameters = sum(p.numel() for p in vae.decoder.parameters()), sum(p.numel() for p in network.decoder.parameters())
-    title = f"decoding {scale.decoded} latents to {scale.resolution} px, beside diffusers AutoencoderKL"
+    title = f"decoding {scale.decoded} latents to {scale.resolution} px, vs diffusers AutoencoderKL"
     fewer = replace(scale, rounds=(scale.rounds + 1) // 2)
     return beside(title, Rival(parameters[0], ours), Rival(parameters[1], theirs), fewer, "1.8 shipped")

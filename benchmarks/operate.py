@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def seconds(call: Callable[[], Any], times: int) -> float:
-    """Median of so many calls."""
+    """Return the median seconds of `times` calls."""
     taken = []
     for _ in range(times):
         started = time.perf_counter()
@@ -40,7 +40,7 @@ def seconds(call: Callable[[], Any], times: int) -> float:
 
 
 def agree(rank: int, folder: str) -> None:
-    """What each of two processes does."""
+    """Time the collective stop decision in one of two processes."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2)
     strategy = DDPStrategy(parallel_devices=[CPU, CPU])
     trainer: Any = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=CPU, reduce=strategy.reduce))
@@ -53,7 +53,7 @@ def agree(rank: int, folder: str) -> None:
 
 
 def checksums(folder: Path) -> None:
-    """Of a checkpoint of 200 MB."""
+    """Time the checksums of a checkpoint of 200 MB."""
     path = folder / "last.ckpt"
     torch.save({f"weights {number}": torch.randn(1_000_000) for number in range(50)}, path)
     check = seconds(lambda: damage(path), 5)
@@ -62,7 +62,7 @@ def checksums(folder: Path) -> None:
 
 
 def gathers(folder: Path) -> None:
-    """Of latents from a file."""
+    """Time batches of latents from a file."""
     path, rng = folder / "latents.npy", np.random.default_rng(0)
     shape = (20_000, 2, 4, 32, 32)  # 10,000 pictures, as they are and mirrored
     mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
@@ -79,7 +79,7 @@ def gathers(folder: Path) -> None:
 
 
 def guards() -> None:
-    """Of one step, beside the gradient's norm, which clipping needs anyway."""
+    """Time the check of one step for NaN, without the gradient's norm, which clipping computes."""
     steps = NonFiniteGuard()
     terms = {f"term {number}": torch.rand((), requires_grad=True) * 2 for number in range(5)}
     norm = torch.rand(())

@@ -122,7 +122,7 @@ def noise_prediction_loss(network: Callable[[Tensor, Tensor], Tensor], x0: Tenso
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Within this context its parameters ask for no gradient, as Lightning has it for another optimiser's."""
+    """Within this context its parameters ask for no gradient, as Lightning has it for another optimizer's."""
     asking = [p for p in module.parameters() if p.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)
@@ -134,9 +134,9 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 class TwoForwards:
-    """A step of stage 1 as latent-diffusion takes it: two optimisers, and for each the whole loss from the photos on.
+    """A stage-1 step of latent-diffusion: two optimizers, each with the complete loss from the images on.
 
-    Its `training_step` is called once for each optimiser. Each time photos go through the VAE and the perceptual
+    Its `training_step` is called once for each optimizer. Each time images go through the VAE and the perceptual
     network; the adaptive weight takes its gradients through both networks, and the backward pass does so once more.
 
     Args:
@@ -165,7 +165,7 @@ class TwoForwards:
         self.optimizers = [AdamW(part.parameters(), lr=1e-5, betas=(0.5, 0.9)) for part in (vae, discriminator)]
 
     def loss_of_vae(self, images: Tensor) -> Tensor:
-        """For the first optimiser."""
+        """Return the loss of the first optimizer."""
         reconstructions, kl = self.reconstruct(images)
         distortion = self.distortion(images, reconstructions)
         adversarial = generator_loss(self.discriminator(reconstructions))
@@ -176,7 +176,7 @@ class TwoForwards:
         return distortion + self.kl_weight * kl + weight * adversarial
 
     def loss_of_discriminator(self, images: Tensor) -> Tensor:
-        """For the second."""
+        """Return the loss of the second optimizer."""
         reconstructions, _ = self.reconstruct(images)
         self.distortion(images, reconstructions)  # which its loss works out before it asks for whom
         return discriminator_loss(self.discriminator(images), self.discriminator(reconstructions.detach()))

@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py PHOTOS --vae RUN --minutes 3 6 12 [--peer diffusers-tuned] [--json FILE] [--plot FILE]
 
-Each point is a whole training of so many minutes by `benchmarks/diffusion.py`, since rates fall towards a training's
+Each point is a complete training of N minutes by `benchmarks/diffusion.py`, since rates fall towards a training's
 end: a long one cut short would show neither side at its best. Ours is sampled as sample.py does it, with autoguidance
 of weight 1.5; of the peer's samplers the best counts. Takes twice the sum of the minutes, and the sampling.
 """
@@ -34,13 +34,13 @@ def measured(arguments: argparse.Namespace, minutes: float) -> dict[str, float]:
 
 
 def points(rows: dict[str, dict[str, float]], peer: str) -> dict[str, float]:
-    """What is plotted of the rows of one comparison."""
+    """Return the points to plot from the rows of one comparison."""
     theirs = min(row[METRIC] for name, row in rows.items() if name.startswith(f"{peer},"))
     return {"latentfaces": rows[OURS][METRIC], peer: theirs, "floor": rows["floor"][METRIC]}
 
 
 def plot(table: dict[float, dict[str, float]], path: Path) -> None:
-    """Metric against minutes, both on logarithmic scales."""
+    """Plot the metric against minutes, both on logarithmic scales."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -1,24 +1,28 @@
-"""The rows of the table: two networks that do the same, and what the machine can do."""
+"""Rows of the speed table: comparisons of two networks, and the limits of the machine."""
 
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from ours import in_bfloat16
 from timing import Spread, Work, cpu_ms, interleaved, wall_ms
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from latentfaces.cost.estimate import GPUS
-from latentfaces.cost.step import Meter
+from latentfaces.cost.step import Meter, num_bytes
+
+H100_BANDWIDTH = 3.35e12
+"""Bytes per second, from the data sheet."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything.
+    """Sizes and numbers of rounds of the table.
 
     Args:
         kind: of device.
@@ -70,12 +74,12 @@ class Scale:
 
     @property
     def shipped(self) -> str:
-        """What train.py computes in on this device."""
+        """Return the precision that train.py chooses on this device."""
         return "bf16" if in_bfloat16("gpu" if self.kind == "cuda" else "cpu") else "fp32"
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """What is measured: without units for it bfloat16 is emulated, a hundred times as slow, and nobody's choice."""
+        """Return the precisions to measure. Emulated bfloat16 is a hundred times slower, so it is left out."""
         return tuple(dict.fromkeys(("fp32", self.shipped)))
 
 
@@ -101,7 +105,7 @@ class Row:
         unit: of the figures.
         figures: by clock ("cpu", "wall", ...) and variant.
         ratios: theirs / ours, by kind.
-        goal: in words.
+        goal: as text.
         more: what else there is to say: parameters, gigaflops.
     """
 
@@ -113,7 +117,7 @@ class Row:
     more: dict[str, float] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Format the row as text."""
         told = [f"{name} {value:.2f}" for name, value in self.ratios.items()]
         told += [f"{name} {value:.4g}" for name, value in self.more.items()]
         lines = [f"{self.title}: {', '.join(told)}" + (f"  (goal: {self.goal})" if self.goal else "")]
@@ -138,12 +142,12 @@ class Rival:
 
 
 def count(*modules: nn.Module) -> int:
-    """Trained parameters."""
+    """Return the number of trained parameters."""
     return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
 
 
 def gigaflops(work: Work) -> float:
-    """Of one call; attention counted as the products that it is."""
+    """Return the gigaflops of one call, with attention as its matrix products."""
     with sdpa_kernel(SDPBackend.MATH), Meter() as meter:
         work()
     return meter.flops / 1e9
@@ -165,13 +169,30 @@ def timed(works: Mapping[str, Work], scale: Scale) -> dict[str, dict[str, Spread
         torch.set_num_threads(threads)
 
 
+class MovedBytes(Meter):
+    """A meter that also counts the bytes that operations read and write, each operation by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if outputs and not func.is_view and func is not torch.ops.aten._unsafe_view.default:
+            self.moved += num_bytes([*outputs, *(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))])
+        return result
+
+
 def on_paper(title: str, work: Work, goal: str) -> Row:
-    """What a GPU of the H100's data sheet takes at least: all arithmetic at its peak; all bytes, each operation's for
-    itself, at the bandwidth of its memory, which compiling makes fewer."""
+    """Return the least time on an H100 by its data sheet.
+
+    Arithmetic runs at the peak. Each operation moves its own bytes at the memory bandwidth; compiling moves fewer.
+    """
     gpu = next(machine for machine in GPUS if machine.name.startswith("H100"))
-    with Meter() as meter:
+    with MovedBytes() as meter:
         work()
-    floors = {"arithmetic": meter.flops / gpu.bfloat16, "memory": meter.moved / gpu.bandwidth}
+    floors = {"arithmetic": meter.flops / gpu.bfloat16, "memory": meter.moved / H100_BANDWIDTH}
     figures = {name: dict.fromkeys(("median", "min", "max"), 1e3 * seconds) for name, seconds in floors.items()}
     more = {"TFLOP": meter.flops / 1e12, "GB moved": meter.moved / 1e9}
     return Row(f"{title}: at least, on an H100", "ms", {"paper": figures}, {}, goal, more)
@@ -186,15 +207,15 @@ def beside(
     compiled: Step | None = None,
     work: Literal["ours", "theirs"] = "theirs",
 ) -> Row:
-    """The row of two networks.
+    """Return the row of two networks.
 
     Args:
         title: what they do.
         ours, theirs: the two.
         scale: how often.
-        goal: in words.
+        goal: as text.
         compiled: ours, compiled.
-        work: whose operations are the work to be done, of which `share` is told: what ours leaves out counts as done.
+        work: the side whose operations count as the work in `share`. Work that ours avoids counts as done.
     """
     if scale.paper:
         return on_paper(title, partial(ours.step, True), goal)
@@ -231,7 +252,7 @@ def beside(
 
 @cache
 def limits(scale: Scale) -> Row:
-    """The fastest large product and 3x3 convolution, in GF/s."""
+    """Return the row of the fastest large product and 3x3 convolution, in GF/s."""
     works: dict[str, Work] = {}
     operations: dict[str, float] = {}
     size, channels, side = scale.product, max(16, scale.product // 8), max(8, scale.product // 32)
@@ -260,6 +281,6 @@ def limits(scale: Scale) -> Row:
 
 
 def limit(scale: Scale, precision: str) -> float:
-    """GF/s at the most."""
+    """Return the highest measured GF/s."""
     figures = next(iter(limits(scale).figures.values()))
     return max(rate["median"] for name, rate in figures.items() if precision in name)

@@ -1,4 +1,4 @@
-"""What a sampler costs beside the network, against diffusers' schedulers.
+"""Cost of a sampler without the network, vs diffusers' schedulers.
 
     pip install diffusers
     python benchmarks/sampling.py [--json FILE]
@@ -34,7 +34,7 @@ class Nothing(torch.nn.Module):
 
 
 def microseconds(run: Callable[[], object]) -> float:
-    """CPU time of a step."""
+    """Return the CPU time of a step in microseconds."""
     return 1e3 * cpu_ms(run) / STEPS
 
 
@@ -63,7 +63,7 @@ PEERS = {
     "ddim": "DDIMScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
 }
-"""What each of ours is measured against."""
+"""diffusers' scheduler by the name of our sampler."""
 
 
 @torch.no_grad()

@@ -1,17 +1,17 @@
-"""What each part of latentfaces costs beside its peers, and beside what the machine can do.
+"""Speed of each part of latentfaces, compared with its peers and with the limits of the machine.
 
     pip install -e '.[bench]'
     python benchmarks/speed.py [--rows vae,dit] [--rounds 5] [--device cpu] [--compile] [--quick] [--json FILE]
     python benchmarks/speed.py --paper    # without a GPU: what one takes at least for the rows of networks, counted
 
 Ours and the peer have as many parameters and operations, see the same batches, and take turns in one process. On a CPU
-the figure is the process's CPU time with one thread, median, minimum and maximum of some rounds; beside it wall time
+the figure is the process's CPU time with one thread, median, minimum and maximum of some rounds, and wall time
 with two. On a GPU it is wall time. A row of two networks has three ratios, theirs / ours: each as its documentation
 runs it (peers: float32 and a plain AdamW; ours: what train.py chooses on this device), both in float32, and, where the
 device has units for it, both in bfloat16 autocast. `share` is what ours makes of the fastest product or convolution of
 this machine, in the precision that train.py chooses.
 
-A training step is loss, gradient and the optimiser's step, without clipping, averaging and logging: row `trainer` has
+A training step is loss, gradient and the optimizer's step, without clipping, averaging and logging: row `trainer` has
 those. Nothing else should run meanwhile.
 """
 
@@ -34,7 +34,7 @@ from ours import ROOT
 from rows import CUDA, QUICK, Row, Scale, limits
 from waiting import encoding, faces
 
-from latentfaces.cost.step import without_memory
+from latentfaces.cost.step import fake_gpu
 
 PACKAGES = ("torch", "lightning", "diffusers", "torchmetrics", "torchvision", "numpy", "pillow")
 
@@ -61,7 +61,7 @@ COUNTABLE = ("vae", "stage1", "unet", "dit", "decode", "faces", "encode")
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
+    """Return the versions of the packages that the results depend on."""
     found = {}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
     parser.add_argument("--compile", action="store_true", help="ours compiled too, which takes minutes on a CPU")
     parser.add_argument("--quick", action="store_true", help="at toy sizes, to see whether it runs")
     parser.add_argument("--paper", action="store_true", help="count ours at the sizes of a GPU, and measure nothing")
-    parser.add_argument("--json", type=Path, help="of the whole table benchmarks/results/speed_DATE.json")
+    parser.add_argument("--json", type=Path, help="for the complete table benchmarks/results/speed_DATE.json")
     arguments = parser.parse_args(argv)
     chosen = (arguments.rows or ",".join(COUNTABLE if arguments.paper else ROWS)).split(",")
     if unknown := [name for name in chosen if name not in ROWS]:
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
         started = time.monotonic()
         torch.manual_seed(0)
         try:
-            with without_memory(gpu=True) if arguments.paper else contextlib.nullcontext():
+            with fake_gpu() if arguments.paper else contextlib.nullcontext():
                 rows[name] = ROWS[name](scale)
         except ModuleNotFoundError as error:
             parser.exit(2, f"row {name} needs {error.name}: pip install -e '.[bench]', or leave it out with --rows\n")

@@ -19,7 +19,7 @@ class Clamp(nn.Module):
 
 
 class Block(nn.Module):
-    """Three convolutions beside a way around them; `pool` adds what a wider 1 x 1 layer makes of the whole picture."""
+    """Residual block of three convolutions. `pool` adds a branch of wider 1 x 1 convolutions with a group norm."""
 
     def __init__(self, pool: bool = False) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How long a step takes, beside others: in turns, in one process."""
+"""Timing of steps, interleaved in one process."""
 
 import statistics
 import time
@@ -12,19 +12,19 @@ Spread = dict[str, float]
 
 
 def spread(values: list[float]) -> Spread:
-    """Of some rounds."""
+    """Return the median, minimum and maximum of some rounds."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def cpu_ms(work: Work) -> float:
-    """CPU milliseconds of this process, over all its threads: what else the machine does counts little."""
+    """Return CPU milliseconds of all threads of this process."""
     started = time.process_time()
     work()
     return 1e3 * (time.process_time() - started)
 
 
 def wall_ms(work: Work) -> float:
-    """Milliseconds until it is done, on a GPU too."""
+    """Return wall milliseconds, including the work of a GPU."""
     finish()
     started = time.perf_counter()
     work()
@@ -33,13 +33,13 @@ def wall_ms(work: Work) -> float:
 
 
 def finish() -> None:
-    """Wait for the GPU, where there is one."""
+    """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def interleaved(works: Mapping[str, Work], rounds: int, cost: Callable[[Work], float]) -> dict[str, Spread]:
-    """Cost of each, in turn, after one round that does not count."""
+    """Return the cost of each, in turn, after one warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds + 1):
         for name, work in works.items():

@@ -1,4 +1,4 @@
-"""The rows of what a person waits for: new faces, and photos encoded before stage 2 can begin."""
+"""Rows of the speed table that a user waits for: samples, and images encoded before stage 2."""
 
 from collections.abc import Callable
 
@@ -25,13 +25,13 @@ def pipeline_of(scale: Scale) -> FacePipeline:
 
 
 def once(scale: Scale, title: str, work: Callable[[], Tensor], goal: str = "") -> Row:
-    """The row of something that only we do here."""
+    """Return a row without a peer."""
     named: dict[str, Work] = {"ours": work}
     return on_paper(title, work, goal) if scale.paper else Row(title, "ms", timed(named, scale), goal=goal)
 
 
 def faces(scale: Scale) -> Row:
-    """From noise to pictures, without guidance."""
+    """Return the row of sampling without guidance."""
     pipeline = pipeline_of(scale)
     noise = torch.randn(scale.faces, *pipeline.latent_shape, device=scale.device)
     title = (
@@ -52,7 +52,7 @@ def faces(scale: Scale) -> Row:
 
 
 def encoding(scale: Scale) -> Row:
-    """Photos to latents; both mirror images of all of FFHQ are so many times as much."""
+    """Return the row of encoding images, and the minutes for both mirror images of FFHQ."""
     pipeline = pipeline_of(scale)
     images = torch.rand(scale.faces, 3, scale.resolution, scale.resolution, device=scale.device) * 2 - 1
     title = f"encoding {scale.faces} photos of {scale.resolution} px, {scale.autoencoder}"

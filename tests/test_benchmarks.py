@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from latentfaces.cost.step import TrainingStep
 from latentfaces.nn.device import multiplies_bfloat16
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -161,13 +162,13 @@ def test_two_forwards_give_the_gradient_that_ours_gives_with_one(benchmark: Any)
     module = networks.with_adversary(ours.equal_vae(16), networks.PerceptualDistance.untrained("squeeze"))
     for parameter in module.network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    step = ours.OurStep(module, images)
+    step = TrainingStep(module, images)
 
     def reconstruct(photos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         reconstructions, posterior, _ = module.network(photos)
         return reconstructions, posterior.kl().mean()
 
-    kl_weight = module.kl_weight(step.trainer.global_step) / images[0].numel()
+    kl_weight = module.kl_weight(step.module.global_step) / images[0].numel()
     theirs = peers.TwoForwards(
         module.network, reconstruct, module.network.decoder.last_layer,
         lambda photos, made: module.loss.distortion(photos, made).total, module.adversary.discriminator, kl_weight,
@@ -213,19 +214,6 @@ def test_trainer_and_bare_loop_take_the_same_steps(
         # Which of them is the dearest is for the benchmark to say, on a quiet machine.
         assert (len(clock.bare), len(clock.trainer)) == (20, 19)
         assert min(clock.bare + clock.trainer) > 0
-
-
-def test_difference_of_precisions_is_told_in_deviations_between_seeds(benchmark: Any) -> None:
-    curves = {"fp32": [{10: 1.0, 20: 0.5}, {10: 2.0, 20: 0.7}], "bf16": [{10: 1.5, 20: 0.7}, {10: 1.5, 20: 0.7}]}
-    found = benchmark("precision").compare(curves)
-    assert [row["difference"] for row in found["steps"]] == pytest.approx([0, 0.1])
-    assert found["last_in_deviations"] == pytest.approx(0.1 / (0.02**0.5))  # of 0.5 and 0.7
-    assert found["last_percent"] == pytest.approx(100 * 0.1 / 0.6)
-
-
-def test_curve_is_read_from_a_runs_log(benchmark: Any, tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("step,train/loss,val/loss\n9,0.5,\n9,,0.4\n19,,0.3\n")
-    assert benchmark("precision").curve(tmp_path) == {10: 0.4, 20: 0.3}
 
 
 def test_the_best_of_the_peers_samplers_counts(benchmark: Any, tmp_path: Path) -> None:
@@ -281,7 +269,7 @@ def test_a_rival_that_cannot_be_measured_is_named_before_any_is_trained(
 
 def test_samplers_are_chosen_with_their_steps_or_all_of_a_kind(benchmark: Any) -> None:
     names = ["heun 5", "heun 9", "ddpm 20", "ddpm 50"]
-    chosen = benchmark("sampler_quality").chosen
+    chosen = benchmark("equal_quality").chosen
     assert chosen("ddpm 50,heun", names) == ["ddpm 50", "heun 5", "heun 9"]
     with pytest.raises(ArgumentTypeError, match="euler, ddpm 7 is none of heun 5"):
         chosen("euler,heun,ddpm 7", names)

@@ -1,19 +1,21 @@
-"""FLOPs and bytes by hand, published figures, and a measured peak of memory."""
+"""FLOPs and bytes against closed forms, published figures and a measured peak of memory."""
 
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from latentfaces.annealing import Linear, WarmupDecay
 from latentfaces.autoencoder import VAE, PerceptualDistance, VAELoss
 from latentfaces.autoencoder.discriminator import PatchDiscriminator
-from latentfaces.cost.step import BareStep, Meter, count_step, forward_flops, without_memory
+from latentfaces.cost.step import Meter, TrainingStep, count_step, fake_gpu
 from latentfaces.diffusion import Denoiser, DenoisingLoss, DiT, EulerSampler, LogitNormalTime, RectifiedFlow
-from latentfaces.nn import SelfAttention
+from latentfaces.nn import SelfAttention, choose_kernel, choose_upsampling
 from latentfaces.training import Adversary, LatentDiffusionModule, VAEModule
 
 ADAMW = partial(torch.optim.AdamW, lr=1e-3, fused=True)
@@ -34,19 +36,33 @@ def dit_module(**options: Any) -> LatentDiffusionModule:
     return LatentDiffusionModule(vae, denoiser, loss, EulerSampler(2), None, ADAMW, WarmupDecay(), 0)
 
 
+@torch.no_grad()
+def forward_flops(run: Any) -> int:
+    with Meter() as meter:
+        run()
+    return meter.flops
+
+
 def test_flops_of_one_layer_are_two_for_each_multiplication() -> None:
     x = torch.zeros(2, 3, 8, 8)
     assert forward_flops(lambda: nn.Conv2d(3, 5, 3, padding=1)(x)) == 2 * (2 * 8 * 8) * 5 * (3 * 9)
     assert forward_flops(lambda: nn.Linear(7, 11)(torch.zeros(4, 7))) == 2 * 4 * 7 * 11
 
 
-@pytest.mark.parametrize("gpu", [True, False])
-def test_flops_of_attention_are_those_of_its_products(gpu: bool) -> None:
+def test_backward_of_a_linear_layer_has_twice_the_flops_of_forward() -> None:
+    x = torch.zeros(4, 7, requires_grad=True)
+    with Meter() as meter:
+        nn.Linear(7, 11)(x).sum().backward()
+    assert meter.flops == 3 * 2 * 4 * 7 * 11
+
+
+def test_flops_of_attention_are_those_of_its_products() -> None:
     b, n, width, heads = 2, 6, 16, 2
     products = 2 * b * n * width * 4 * width  # queries, keys, values, output
     scores_and_mixing = 2 * (2 * b * n * n * width)
-    with without_memory(gpu):
+    with fake_gpu():
         layer = SelfAttention(width, heads)
+        choose_kernel(layer, "sdpa")
         run = partial(layer, torch.zeros(b, n, width), torch.zeros(2, n, width // heads))
         assert forward_flops(run) == products + scores_and_mixing
 
@@ -59,48 +75,47 @@ def test_flops_of_attention_are_those_of_its_products(gpu: bool) -> None:
     ],
 )
 def test_dit_has_the_published_gflops(options: dict[str, int], published: float) -> None:
-    # Peebles & Xie 2023, table 4, at latents of 32x32x4; their GFLOPs count a multiply-add as one.
+    # Peebles & Xie 2023, Table 4, at latents of 32x32x4. Their GFLOPs count a multiply-add as one.
+    with fake_gpu():
+        denoiser = dit_module(**options).denoiser
+        forward = forward_flops(lambda: denoiser(torch.zeros(1, 4, 32, 32), torch.full((1,), 0.5)))
+    assert forward / 2e9 == pytest.approx(published, rel=0.01)
     cost = count_step(partial(dit_module, **options), batch_size=2, resolution=256)
-    assert cost.parts["denoiser"].flops / 2e9 == pytest.approx(published, rel=0.01)
-    assert cost.flops / 2 == pytest.approx(3 * cost.parts["denoiser"].flops, rel=0.05)
+    assert cost.flops == pytest.approx(3 * 2 * forward, rel=0.025)
 
 
-def test_bytes_alive_moved_and_at_the_most() -> None:
+def test_memory_counts_live_tensors_once() -> None:
     meter = Meter()
     x, weight = torch.zeros(10, 20), torch.zeros(20, 30)
-    assert meter.hold([x, weight, x[2:]]) == 4 * (200 + 600)
+    meter.track([x, weight, x[2:]])
+    assert meter.current == 4 * (200 + 600)
     with meter:
         out = (x @ weight).relu()
-    assert meter.peak - 3200 == 2 * 4 * 300  # the product and what relu makes of it
-    assert meter.alive - 3200 == 4 * 300
-    assert meter.moved == 4 * (200 + 600 + 300) + 4 * (300 + 300)
-    with meter:
-        out.view(-1)[1:]  # moves nothing
-    assert meter.moved == 4 * (200 + 600 + 300) + 4 * (300 + 300)
+    assert meter.peak - 3200 == 2 * 4 * 300  # the product, and the result of relu
+    assert meter.current - 3200 == 4 * 300
     del out
-    assert meter.alive == 3200
-    with without_memory(gpu=True):
-        nothing = torch.zeros(5)
-        with Meter() as meter:
-            assert nothing.device.type == "cpu"  # asking moves nothing
-    assert meter.moved == 0
+    assert meter.current == 3200
 
 
-def test_what_is_held_is_four_bytes_a_parameter_and_copy() -> None:
+def test_parameters_are_held_at_four_bytes_a_copy() -> None:
     cost = count_step(vae_module, batch_size=2, resolution=16, num_averages=2)
-    parameters = cost.parts["encoder"].parameters + cost.parts["decoder"].parameters
-    assert cost.parts["encoder"].parameters == sum(p.numel() for p in vae_module().autoencoder.encoder.parameters())
-    assert cost.gradients == 4 * parameters
-    assert cost.weights == 4 * (parameters + 8)  # mean and deviation of 4 latent channels
-    assert cost.averages == 2 * 4 * parameters
-    assert cost.optimizer == pytest.approx(2 * 4 * parameters, rel=1e-2)  # and a count of steps
-    assert cost.checkpoint == cost.weights + cost.optimizer + cost.averages
-    assert cost.exported == 2 * 4 * parameters + 4 * 8  # whole, and in halves
+    vae = vae_module().autoencoder
+    assert cost.parameters == {
+        "encoder": sum(p.numel() for p in vae.encoder.parameters()),
+        "decoder": sum(p.numel() for p in vae.decoder.parameters()),
+    }
+    parameters = sum(cost.parameters.values())
+    assert cost.memory["gradients"] == cost.averaged == 4 * parameters
+    assert cost.memory["weights"] == cost.network == cost.vae == 4 * (parameters + 8)  # mean and std of 4 channels
+    assert cost.memory["averages"] == 2 * 4 * parameters
+    assert cost.memory["optimizer"] == pytest.approx(2 * 4 * parameters, rel=1e-2)  # and the number of steps
+    assert cost.checkpoint == cost.memory["weights"] + cost.memory["optimizer"] + cost.memory["averages"]
+    assert cost.exports == 2 * 4 * parameters + 4 * 8  # the VAE, and its two halves
 
 
 def test_activations_grow_with_the_batch_and_shrink_in_bfloat16_and_with_checkpointing() -> None:
     def activations(batch_size: int, bfloat16: bool = False, **options: Any) -> int:
-        return count_step(partial(vae_module, **options), batch_size, 32, bfloat16).activations
+        return count_step(partial(vae_module, **options), batch_size, 32, bfloat16).memory["activations"]
 
     one, four = activations(2), activations(8)
     assert four / one == pytest.approx(4, rel=0.05)
@@ -110,42 +125,65 @@ def test_activations_grow_with_the_batch_and_shrink_in_bfloat16_and_with_checkpo
 
 def test_an_adversary_and_a_perceptual_network_cost_too() -> None:
     alone, judged = (count_step(partial(vae_module, adversary), 2, 32) for adversary in (False, True))
-    assert set(judged.parts) - set(alone.parts) == {"discriminator", "perceptual network"}
-    discriminator = judged.parts["discriminator"]
-    assert judged.gradients - alone.gradients == 4 * discriminator.parameters
-    assert judged.checkpoint - alone.checkpoint == pytest.approx(3 * 4 * discriminator.parameters, rel=0.01)
-    extra = 2 * judged.parts["perceptual network"].flops + 6 * discriminator.flops  # backward at least as much
-    assert judged.flops - alone.flops > extra
-
-
-def measured_peak(bare: BareStep) -> int:
-    """Bytes that a real step allocates at the most, beyond those that are there before."""
-    bare()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        bare()
-    alive = peak = 0
-    for event in seen.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            peak = max(peak, alive)
-    return peak
+    assert set(judged.parameters) - set(alone.parameters) == {"discriminator", "perceptual network"}
+    discriminator = judged.parameters["discriminator"]
+    assert judged.memory["gradients"] - alone.memory["gradients"] == 4 * discriminator
+    assert judged.checkpoint - alone.checkpoint == pytest.approx(3 * 4 * discriminator, rel=0.01)
+    with fake_gpu():
+        module, images = vae_module(adversary=True), torch.zeros(1, 3, 32, 32)  # of the two in a batch
+        assert module.loss.perceptual is not None
+        assert module.adversary is not None
+        perceptual = forward_flops(partial(module.loss.perceptual, images, images))
+        judging = forward_flops(partial(module.adversary.discriminator, images))
+    assert judged.flops - alone.flops > 2 * perceptual + 6 * judging  # backward has at least as many
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize(
-    ("make", "batch_size"), [(vae_module, 4), (partial(dit_module, width=128, depth=4, num_heads=4), 8)]
+    ("make", "batch_size"),
+    [
+        (vae_module, 4),
+        (partial(vae_module, adversary=True), 4),
+        (partial(dit_module, width=128, depth=4, num_heads=4), 8),
+    ],
 )
 def test_counted_memory_is_the_measured_one(make: Any, batch_size: int, bfloat16: bool) -> None:
-    cost = count_step(make, batch_size, 64, bfloat16, num_averages=0, gpu=False)
-    bare = BareStep(make(), batch_size, 64, bfloat16, torch.device("cpu"))
-    measured = measured_peak(bare)
-    # Real steps begin with the gradients of the last one there.
-    assert cost.activations == pytest.approx(measured, rel=0.15)
+    group_norm = F.group_norm
+    module = make()
+    choose_kernel(module, "sdpa")
+    choose_upsampling(module, phased=False)
+    shape = (3, 64, 64) if isinstance(module, VAEModule) else (2, 4, 8, 8)
+    step = TrainingStep(module, torch.rand(batch_size, *shape))
+    with patch.object(F, "group_norm", lambda x, *args, **kwargs: group_norm(x.float(), *args, **kwargs)):
+        step(bfloat16)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            step(bfloat16)
+    live = measured = 0
+    for event in seen.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            measured = max(measured, live)
+    counted = count_step(make, batch_size, 64, bfloat16).memory["activations"]
+    # The measured peak begins with the weights, gradients and states of the step before.
+    assert counted == pytest.approx(measured, rel=0.1)
+
+
+def test_an_adversarial_step_trains_both_networks() -> None:
+    module = vae_module(adversary=True)
+    step = TrainingStep(module, torch.rand(2, 3, 32, 32))
+    assert step.discriminator is not None
+    before = [p.clone() for p in (*module.network.parameters(), *step.discriminator.parameters())]
+    step(bfloat16=False)
+    after = [*module.network.parameters(), *step.discriminator.parameters()]
+    changed = [not torch.equal(old, new) for old, new in zip(before, after, strict=True)]
+    assert all(changed[-4:])
+    assert any(changed[: len(list(module.network.parameters()))])
+    assert all(p.grad is None for p in step.discriminator.parameters())
 
 
 def test_a_light_decoder_takes_a_quarter_of_the_flops() -> None:
     def decoder(**options: Any) -> int:
-        with without_memory(gpu=True):
+        with fake_gpu():
             vae = VAE(channels=128, multipliers=(1, 2, 4, 4), **options)
             return forward_flops(lambda: vae.decode(torch.zeros(1, 4, 32, 32)))
 
@@ -154,5 +192,5 @@ def test_a_light_decoder_takes_a_quarter_of_the_flops() -> None:
 
 def test_random_perceptual_weights_need_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("asked for weights"))
-    distance: Tensor = PerceptualDistance.untrained("squeeze")(torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64))
+    distance = PerceptualDistance.untrained("squeeze")(torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64))
     assert distance.isfinite()

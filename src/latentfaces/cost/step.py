@@ -1,309 +1,218 @@
-"""What a training step costs: counted on tensors that have sizes but no memory, and measured."""
+"""One training step without a Trainer, and its FLOPs and memory under fake tensors."""
 
-import statistics
-import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch._subclasses.fake_tensor import FakeTensorMode  # private, but torch has no public name for it
+from torch.utils._python_dispatch import TorchDispatchMode  # private, as torch has no public dispatch mode
+from torch.utils._pytree import tree_leaves  # private, for the nested state of MuonAdamW
 from torch.utils.flop_counter import flop_registry
 
 from latentfaces.nn import choose_kernel, choose_upsampling
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 from latentfaces.training.vae_module import VAEModule
 
-TrainedStage = VAEModule | LatentDiffusionModule
+TrainedModule = VAEModule | LatentDiffusionModule
+PERCEPTUAL, DISCRIMINATOR = "perceptual network", "discriminator"
 LATE = 10**9 + 1
-"""A step when every part is at work, and which is not logged."""
+"""A training step at which every loss term is active. It is odd, so nothing is logged."""
 
 
 class Meter(TorchDispatchMode):
-    """Counts while it is on: FLOPs, bytes alive and their peak, bytes that operations read and write.
+    """FLOPs of the operations within the context, and the peak of the bytes of live tensors.
 
-    A storage is alive from the operation that made it, or from `hold`, until nothing refers to it any more.
+    FLOPs follow torch's own formulas. torch's FlopCounterMode and MemTracker cannot run a step with an adversary: their
+    module hooks reject `torch.autograd.grad` of a leaf, and a network that is called twice.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = self.alive = self.peak = self.moved = 0
-        self.known: set[int] = set()
+        self.live: dict[int, int] = {}
+        self.flops = self.current = self.peak = 0
 
-    def hold(self, tensors: Iterable[Tensor]) -> int:
-        """Count tensors that were there before; their bytes."""
-        before = self.alive
-        for tensor in tensors:
-            self.see(tensor)
-        return self.alive - before
+    def track(self, tensors: Iterable[Tensor]) -> None:
+        """Count the storages of tensors that were made before."""
+        for storage in (tensor.untyped_storage() for tensor in tensors):
+            if (key := id(storage)) not in self.live:
+                self.live[key] = storage.nbytes()
+                self.current += storage.nbytes()
+                weakref.finalize(storage, self.release, key)
+        self.peak = max(self.peak, self.current)
 
-    def see(self, tensor: Tensor) -> None:
-        """Count the tensor's storage, unless it is counted."""
-        storage = tensor.untyped_storage()
-        if (key := storage._cdata) not in self.known:
-            self.known.add(key)
-            self.alive += storage.nbytes()
-            self.peak = max(self.peak, self.alive)
-            weakref.finalize(storage, self.forget, key, storage.nbytes())
-
-    def forget(self, key: int, num_bytes: int) -> None:
-        """The storage is gone."""
-        self.known.discard(key)
-        self.alive -= num_bytes
+    def release(self, key: int) -> None:
+        """Subtract a freed storage."""
+        self.current -= self.live.pop(key)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        for tensor in tensors:
-            self.see(tensor)
-        if tensors and not func.is_view and func is not torch.ops.aten._unsafe_view.default:
-            tensors += [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            self.moved += num_bytes(tensors)
-        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+        self.track(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:  # as FlopCounterMode looks it up
             self.flops += formula(*args, **(kwargs or {}), out_val=result)
         return result
 
 
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Within this context `owner` has another attribute of that name."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
+class TrainingStep:
+    """A training step in Lightning's order: forward, zero gradients, backward, optimizer.
 
+    Args:
+        module: the module to train, with its adversary active if it has one.
+        batch: images (b, 3, R, R) or moments (b, 2, c, h, w), on the device to train on.
+    """
 
-@contextmanager
-def without_memory(gpu: bool) -> Iterator[None]:
-    """Within this context tensors have sizes alone, and are computed as on a GPU or on a CPU."""
-    group_norm = F.group_norm
+    def __init__(self, module: TrainedModule, batch: Tensor) -> None:
+        self.module, self.batch = module.to(batch.device).train(), batch
+        trainer = SimpleNamespace(global_step=LATE, log_every_n_steps=2, accumulate_grad_batches=1, callbacks=[])
+        module.trainer = trainer  # type: ignore[assignment]
+        module.on_fit_start()
+        self.trained = [(name, p) for name, p in module.network.named_parameters() if p.requires_grad]
+        self.optimizers = [module.make_optimizer(self.trained)]
+        adversary = module.adversary if isinstance(module, VAEModule) else None
+        self.discriminator = adversary.discriminator if adversary is not None else None
+        if adversary is not None:
+            assert adversary.optimizer is not None
+            self.optimizers.append(adversary.optimizer)
 
-    def in_float32(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return group_norm(x.float(), *args, **kwargs)
-
-    def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
-
-    with (
-        FakeTensorMode(),
-        replaced(nn.Module, "to", lambda module, *_, **__: module),  # PyTorch cannot move such tensors
-        replaced(F, "scaled_dot_product_attention", fused),  # which would keep all scores
-        replaced(F, "group_norm", in_float32 if gpu else group_norm),  # as autocast has it on GPUs
-    ):
-        yield
-
-
-@dataclass(frozen=True)
-class Part:
-    """A network: its parameters, and the FLOPs of one item's forward pass."""
-
-    parameters: int
-    flops: int
+    def __call__(self, bfloat16: bool) -> None:
+        with torch.autocast(self.batch.device.type, torch.bfloat16, enabled=bfloat16):
+            loss = self.module.training_step(self.batch, 0)
+        self.optimizers[0].zero_grad()
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for optimizer in self.optimizers[1:]:  # the training step adds to the discriminator's gradients
+            optimizer.zero_grad()
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """One training step on one device. A multiplication and an addition are 2 FLOPs.
+    """Cost of one training step of one batch on one device.
 
     Args:
-        batch_size: items in it.
-        parts: the networks, by name.
-        flops: of forward and backward passes of all items.
-        moved: bytes that its operations read and write, each for itself.
-        weights, gradients, optimizer, averages: bytes held throughout.
-        peak: bytes at the most, all of these and the activations.
-        checkpoint: bytes of `last.ckpt`.
-        exported: bytes of the weight files that a run leaves.
-        trained: bytes of the weights that are trained and averaged.
+        parameters: number of parameters by network.
+        flops: FLOPs of forward and backward. A multiply-add is 2 FLOPs.
+        memory: bytes at the peak, by kind: weights, gradients, optimizer, averages, activations.
+        checkpoint: bytes of a complete checkpoint.
+        exports: bytes of the `best_*.pth` files.
+        network: bytes of the weights of the trained network, the size of `guide_denoiser.pth`.
+        vae: bytes of the VAE's weights.
+        averaged: bytes of the parameters that are averaged.
     """
 
-    batch_size: int
-    parts: Mapping[str, Part]
+    parameters: dict[str, int]
     flops: int
-    moved: int
-    weights: int
-    gradients: int
-    optimizer: int
-    averages: int
-    peak: int
+    memory: dict[str, int]
     checkpoint: int
-    exported: int
-    trained: int
-
-    @property
-    def activations(self) -> int:
-        """Bytes of all that comes and goes within the step."""
-        return self.peak - self.weights - self.gradients - self.optimizer - self.averages
+    exports: int
+    network: int
+    vae: int
+    averaged: int
 
 
-class BareStep:
-    """A module's training steps without a trainer, in the order in which Lightning does things.
+@contextmanager
+def fake_gpu() -> Iterator[None]:
+    """Within this context tensors have no memory, and operations are those that a GPU runs.
 
-    Args:
-        module: the module; its adversary, if it has one, is at work.
-        batch_size: items in a batch.
-        resolution: of the pictures.
-        bfloat16: under autocast.
-        device: where to.
+    The tensors are on the CPU: without a GPU, torch cannot run backward for fake CUDA tensors.
     """
+    group_norm = F.group_norm
 
-    def __init__(
-        self, module: TrainedStage, batch_size: int, resolution: int, bfloat16: bool, device: torch.device
-    ) -> None:
-        self.module, self.bfloat16 = module.to(device).train(), bfloat16
-        late = SimpleNamespace(global_step=LATE, log_every_n_steps=2, accumulate_grad_batches=1, callbacks=[])
-        module.trainer = late  # type: ignore[assignment]
-        named = [(name, p) for name, p in module.network.named_parameters() if p.requires_grad]
-        self.trained = [p for _, p in named]
-        self.optimizers = [module.make_optimizer(named)]
-        self.discriminator: nn.Module | None = None
-        self.perceptual: nn.Module | None = None
-        if isinstance(module, VAEModule):
-            if module.loss.perceptual is not None:
-                self.perceptual = module.loss.perceptual.unregistered[0]
-            if module.adversary is not None:
-                module.adversary.begin(device)
-                self.discriminator = module.adversary.discriminator
-                assert module.adversary.optimizer is not None
-                self.optimizers.append(module.adversary.optimizer)
-        vae = module.autoencoder
-        side = resolution // vae.downsampling
-        self.images = 2 * torch.rand(batch_size, 3, resolution, resolution, device=device) - 1
-        self.latents = torch.randn(batch_size, vae.latent_channels, side, side, device=device)
-        self.batch = self.images if isinstance(module, VAEModule) else torch.stack([self.latents, self.latents], 1)
+    def group_norm_float32(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return group_norm(x.float(), *args, **kwargs)
 
-    def __call__(self) -> None:
-        with self.autocast():
-            loss = self.module.training_step(self.batch, 0)
-        self.optimizers[0].zero_grad()  # until here the last step's gradients are kept
-        loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-        for optimizer in self.optimizers[1:]:
-            optimizer.zero_grad()
+    def flash_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision."""
-        return torch.autocast(self.batch.device.type, torch.bfloat16, enabled=self.bfloat16)
-
-    def as_after_a_step(self) -> None:
-        """Gradients and the optimizers' state, as the steps before have left them."""
-        networks = [self.trained, *([list(self.discriminator.parameters())] if self.discriminator is not None else [])]
-        for parameters, optimizer in zip(networks, self.optimizers, strict=True):
-            for parameter in parameters:
-                parameter.grad = torch.zeros_like(parameter)
-            optimizer.step()
-
-    def forwards(self) -> dict[str, tuple[nn.Module, Callable[[], Any]]]:
-        """The networks by name, and a forward pass of each over a batch."""
-        vae, images = self.module.autoencoder, self.images
-        found: dict[str, tuple[nn.Module, Callable[[], Any]]] = {
-            "encoder": (vae.encoder, lambda: vae.encode(images)),
-            "decoder": (vae.decoder, lambda: vae.decode(self.latents)),
-        }
-        if isinstance(self.module, LatentDiffusionModule):
-            denoiser, t = self.module.denoiser, self.latents.new_full((len(self.latents),), 0.5)
-            found["denoiser"] = denoiser, lambda: denoiser(self.latents, t)
-        if (discriminator := self.discriminator) is not None:
-            found["discriminator"] = discriminator, lambda: discriminator(images)
-        if (perceptual := self.perceptual) is not None:
-            found["perceptual network"] = perceptual, lambda: perceptual(images, images)
-        return found
+    with (
+        FakeTensorMode(),
+        patch.object(nn.Module, "to", lambda module, *_, **__: module),  # torch cannot move fake parameters
+        patch.object(F, "scaled_dot_product_attention", flash_attention),  # torch has no formula for the CPU's kernel
+        patch.object(F, "group_norm", group_norm_float32),  # autocast on GPUs does this
+    ):
+        yield
 
 
 def count_step(
-    make: Callable[[], TrainedStage],
+    make_module: Callable[[], TrainedModule],
     batch_size: int,
     resolution: int,
     bfloat16: bool = True,
     num_averages: int = 1,
-    gpu: bool = True,
 ) -> StepCost:
-    """Count a step of the module that `make` makes.
+    """Count FLOPs and memory of a training step, as on a GPU.
 
     Args:
-        make: called where tensors have no memory.
-        batch_size: items.
-        resolution: of the pictures.
-        bfloat16: under autocast.
-        num_averages: of the weights, kept beside them.
-        gpu: as on a GPU; otherwise as on a CPU.
+        make_module: returns the module. Called under fake tensors.
+        batch_size: images or latents in a batch.
+        resolution: of the images, in pixels.
+        bfloat16: whether autocast is on.
+        num_averages: number of weight averages kept in memory.
     """
-    with without_memory(gpu):
-        bare = BareStep(make(), batch_size, resolution, bfloat16, torch.device("cpu"))
-        module = bare.module
-        if gpu:
-            choose_kernel(module, "sdpa")
-            choose_upsampling(module, phased=False)
-        bare.as_after_a_step()
-        averages = [torch.zeros_like(p) for _ in range(num_averages) for p in bare.trained]
+    with fake_gpu():
+        module = make_module()
+        choose_kernel(module, "sdpa")
+        choose_upsampling(module, phased=False)
+        vae = module.autoencoder
+        side = resolution // vae.downsampling
+        shape = (3, resolution, resolution) if isinstance(module, VAEModule) else (2, vae.latent_channels, side, side)
+        step = TrainingStep(module, torch.rand(batch_size, *shape))
+        networks = networks_of(step)
+        step(bfloat16)  # from here on gradients and optimizer states are there
+        separate = [networks[name] for name in (PERCEPTUAL, DISCRIMINATOR) if name in networks]  # not in the module
+        weights = [tensor for part in (module, *separate) for tensor in tensors_of(part)]
+        trained = [p for o in step.optimizers for group in o.param_groups for p in group["params"]]
+        states = [t for o in step.optimizers for t in optimizer_tensors(o)]
         meter = Meter()
-        beside = [part for part in (bare.discriminator, bare.perceptual) if part is not None]
-        weights = meter.hold(tensor for part in (module, *beside) for tensor in part.state_dict().values())
-        optimizer = meter.hold(t for o in bare.optimizers for t in tree_leaves(o.state_dict()) if isinstance(t, Tensor))
-        averages_bytes = meter.hold(averages)
-        gradients = meter.hold(p.grad for o in bare.optimizers for p in params_of(o) if p.grad is not None)
+        meter.track([*weights, *(p.grad for p in trained if p.grad is not None), *states])
         with meter:
-            bare()
-        kept = [*module.state_dict().values()]
-        if bare.discriminator is not None:
-            kept += bare.discriminator.state_dict().values()
+            step(bfloat16)
+        averaged = num_bytes(p for _, p in step.trained)
+        averages = num_averages * averaged
+        held = {"weights": num_bytes(weights), "gradients": num_bytes(trained), "optimizer": num_bytes(states)}
+        discriminator = num_bytes(tensors_of(step.discriminator)) if step.discriminator is not None else 0
         return StepCost(
-            batch_size,
-            {name: Part(count(net), forward_flops(run) // batch_size) for name, (net, run) in bare.forwards().items()},
-            flops=meter.flops,
-            moved=meter.moved,
-            weights=weights,
-            gradients=gradients,
-            optimizer=optimizer,
-            averages=averages_bytes,
-            peak=meter.peak,
-            checkpoint=num_bytes(kept) + optimizer + averages_bytes,
-            exported=sum(num_bytes(part.state_dict().values()) for part in module.exports().values()),
-            trained=num_bytes(bare.trained),
+            {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()},
+            meter.flops,
+            {**held, "averages": averages, "activations": meter.peak - sum(held.values())},
+            checkpoint=num_bytes(tensors_of(module)) + discriminator + held["optimizer"] + averages,
+            exports=sum(num_bytes(tensors_of(part)) for part in module.exports().values()),
+            network=num_bytes(tensors_of(module.network)),
+            vae=num_bytes(tensors_of(vae)),
+            averaged=averaged,
         )
 
 
-@torch.no_grad()
-def forward_flops(run: Callable[[], Any]) -> int:
-    """FLOPs of a forward pass."""
-    with Meter() as meter:
-        run()
-    return meter.flops
+def networks_of(step: TrainingStep) -> dict[str, nn.Module]:
+    """Return the networks of a training step by name."""
+    module = step.module
+    networks: dict[str, nn.Module] = {"encoder": module.autoencoder.encoder, "decoder": module.autoencoder.decoder}
+    if isinstance(module, LatentDiffusionModule):
+        networks["denoiser"] = module.denoiser
+    elif module.loss.perceptual is not None:
+        networks[PERCEPTUAL] = module.loss.perceptual.unregistered[0]
+    if step.discriminator is not None:
+        networks[DISCRIMINATOR] = step.discriminator
+    return networks
 
 
-def params_of(optimizer: Optimizer) -> list[Tensor]:
-    """What it changes."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
+def tensors_of(module: nn.Module) -> Iterable[Tensor]:
+    """Return the tensors of a module's state dict."""
+    tensors: Iterable[Tensor] = module.state_dict().values()
+    return tensors
 
 
-def count(network: nn.Module) -> int:
-    """Its parameters."""
-    return sum(p.numel() for p in network.parameters())
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the tensors of an optimizer's state."""
+    return [leaf for leaf in tree_leaves(optimizer.state_dict()) if isinstance(leaf, Tensor)]
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
-    """Their sizes together."""
+    """Return the total bytes of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def measure_step(bare: BareStep, num_steps: int) -> float:
-    """Seconds of a training step on the device that is there: the median of `num_steps`, after a first."""
-    seconds = []
-    for _ in range(num_steps + 1):
-        started = time.perf_counter()
-        bare()
-        if bare.batch.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
