@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentfaces.nn import RMSNorm, SelfAttention, TimeEmbedding, rotation_2d, zero_init
+from latentfaces.nn import RMSNorm, SelfAttention, TimeEmbedding, position_table_2d, rotation_2d, zero_init
 
 
 class SwiGLU(nn.Module):
@@ -72,6 +72,9 @@ class DiT(nn.Module):
         dropout: of both branches of a block.
         auxiliary_depth: after so many blocks a second head predicts too, which guidance="internal" needs; 0 for none.
         label_channels: numbers that say how the data were augmented; see `Augmentation`.
+        position_table: add a fixed 2-D sin-cos table to the patch embeddings. Rotary attention sees only relative
+            positions, so without the table a token cannot know where it is while its content is noise. False by
+            default, because configs of older runs lack the key; the presets set it.
     """
 
     def __init__(
@@ -85,12 +88,16 @@ class DiT(nn.Module):
         dropout: float = 0.0,
         auxiliary_depth: int = 0,
         label_channels: int = 0,
+        position_table: bool = False,
     ) -> None:
         super().__init__()
+        if position_table and width % 4:
+            raise ValueError(f"width={width} must be a multiple of 4 with position_table=true")
         if not 0 <= auxiliary_depth < depth:
             raise ValueError(f"auxiliary_depth={auxiliary_depth} must be at least 0 and below depth={depth}")
         self.patch_size, self.auxiliary_depth = patch_size, auxiliary_depth
-        self.head_width = width // num_heads
+        self.width, self.head_width = width, width // num_heads
+        self.position_table = position_table
         self.embed_patch = nn.Linear(channels * patch_size**2, width)
         self.embed_time = TimeEmbedding(width)
         self.embed_label = nn.Linear(label_channels, width, bias=False) if label_channels else None
@@ -109,6 +116,8 @@ class DiT(nn.Module):
         """One or both."""
         height, width = (side // self.patch_size for side in x_t.shape[-2:])
         tokens = self.embed_patch(F.pixel_unshuffle(x_t, self.patch_size).flatten(2).transpose(1, 2))
+        if self.position_table:
+            tokens = tokens + position_table_2d(height, width, self.width, x_t.device).to(tokens.dtype)
         embedding = self.embed_time(t)
         if label is not None:
             assert self.embed_label is not None, "a network without label_channels takes no label"
