@@ -159,7 +159,7 @@ def test_dit_presets_have_the_position_table(name: str) -> None:
 
 
 def test_position_table_needs_a_width_that_is_a_multiple_of_four() -> None:
-    with pytest.raises(ValueError, match="width=18 .* position_table"):
+    with pytest.raises(ValueError, match=r"width=18 .* position_table"):
         DiT(3, width=18, num_heads=1, position_table=True)
 
 

@@ -18,6 +18,7 @@ from latentfaces.diffusion import (
     RectifiedFlow,
     Target,
 )
+from latentfaces.diffusion.samplers import Trajectory
 from latentfaces.diffusion.schedule import per_sample
 
 S, WIDE = 0.5, 1.5
@@ -164,7 +165,10 @@ def test_guided_denoiser_can_be_inverted() -> None:
 
 
 def test_guidance_is_the_same_in_every_target() -> None:
-    latents = [DDIMSampler(8).refine(AutoGuidance(2.0)(*pair("vp_linear", target)), X_T, 0.9) for target in TARGETS]
+    trajectory = Trajectory([0.9, 0.7, 0.4, 0.1, 0.0])
+    latents = [
+        DDIMSampler(4).solve(AutoGuidance(2.0)(*pair("vp_linear", target)), X_T, trajectory) for target in TARGETS
+    ]
     assert torch.allclose(latents[0], latents[1], rtol=0, atol=1e-9)
     assert torch.allclose(latents[0], latents[2], rtol=0, atol=1e-9)
 

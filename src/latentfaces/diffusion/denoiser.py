@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from latentfaces.diffusion.schedule import NoiseSchedule, per_sample
 
 Target = Literal["v", "eps", "x0"]
-MAX_RATIO = 1000.0
+START_TIME, START_RATIO = 0.956, 20.0
+"""Time and sigma / alpha where sampling with target="eps" starts at most on a schedule that ends in pure noise.
+
+These are about the .999 quantiles of `LogitNormalTime` (the time) and `LogNormalNoise` (the ratio).
+"""
+MAX_RATIO = 150.0
+"""sigma / alpha where sampling with target="eps" starts at most: x0 there contains 150 times the error of eps."""
 
 
 class Predictor(Protocol):
@@ -100,10 +106,14 @@ class Denoiser(nn.Module):
 
     @cached_property
     def first_time(self) -> float:
-        """Where sampling starts: t = 1, or just before it where the noise alone would not tell the data."""
+        """Time where sampling starts: 1, or earlier with target="eps", where sigma / alpha multiplies its error."""
         one = torch.ones(1, dtype=torch.float64)
-        blind = self.target == "eps" and float(self.schedule.ratio(one)) > MAX_RATIO
-        return float(self.schedule.time_at(one * MAX_RATIO)) if blind else 1.0
+        last = float(self.schedule.ratio(one))
+        if self.target != "eps" or last <= MAX_RATIO:
+            return 1.0
+        if last < 1e6:  # not pure noise; a terminal alpha of 0 may round to 1e-17
+            return float(self.schedule.time_at(one * MAX_RATIO))
+        return min(START_TIME, float(self.schedule.time_at(one * START_RATIO)))
 
     def predict_x0(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Predicted clean latents, (b, c, h, w): the mean of all x0 that could have led to x_t at t (b,)."""
