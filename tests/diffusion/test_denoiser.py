@@ -1,6 +1,5 @@
 """A network as a denoiser: what its prediction says of the data and of the noise, in every schedule and target."""
 
-
 import pytest
 import torch
 from helpers.closed_forms import SCHEDULES, TARGETS, IdealDenoiser, Mixture, double, gaussian, normal

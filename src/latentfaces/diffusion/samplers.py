@@ -159,35 +159,48 @@ def velocity_coefficients(denoiser: Predictor, t: Tensor) -> tuple[Tensor, Tenso
 
 
 class EulerSampler(Sampler):
-    """First order along dx / dt, one evaluation a step (Liu et al. 2023, section 2.2)."""
+    """Euler's method: first order, one evaluation per step (Liu et al. 2023, section 2.2)."""
 
     def solve(self, denoiser: Predictor, x: Tensor, trajectory: Trajectory) -> Tensor:
-        grid = trajectory.grid
-        on_x, on_prediction = velocity_coefficients(denoiser, grid[:-1])
-        length = grid.diff()
-        steps = torch.stack([1 + length * on_x, length * on_prediction], dim=1).tolist()
-        for (a, b), (t, t_next) in zip(steps, itertools.pairwise(trajectory.times), strict=True):
-            x = torch.add(a * x, denoiser.predict(x, t), alpha=b)
-            x = trajectory.after_step(x, t_next)
+        for t, t_next, (a, b) in euler_steps(denoiser, trajectory):
+            x = trajectory.after_step(torch.add(a * x, denoiser.predict(x, t), alpha=b), t_next)
         return x
 
 
 class HeunSampler(Sampler):
-    """Second order, two evaluations a step, one in the last (Karras et al. 2022, algorithm 1 without churn)."""
+    """Heun's method: second order, two evaluations per step, one in the last.
+
+    Implements Algorithm 1 of Karras et al. 2022, without churn.
+    """
 
     def solve(self, denoiser: Predictor, x: Tensor, trajectory: Trajectory) -> Tensor:
-        grid = trajectory.grid
-        slopes = torch.stack(velocity_coefficients(denoiser, grid), dim=1).tolist()
-        for (a, b), (c, d), (t, t_next) in zip(slopes, slopes[1:], itertools.pairwise(trajectory.times), strict=False):
-            v = torch.add(a * x, denoiser.predict(x, t), alpha=b)
-            euler = x + (t_next - t) * v
-            if t_next == 0:  # as in the paper: the network is least trained where no noise is left
+        slopes = torch.stack(velocity_coefficients(denoiser, trajectory.grid), dim=1).tolist()
+        for (t, t_next, (a, b)), (a_t, b_t), (a_next, b_next) in zip(
+            euler_steps(denoiser, trajectory), slopes, slopes[1:], strict=False
+        ):
+            prediction = denoiser.predict(x, t)
+            euler = torch.add(a * x, prediction, alpha=b)
+            if t_next == 0:  # no correction: the network is least trained where no noise is left
                 x = euler
             else:
-                v_next = torch.add(c * euler, denoiser.predict(euler, t_next), alpha=d)
+                v = torch.add(a_t * x, prediction, alpha=b_t)
+                v_next = torch.add(a_next * euler, denoiser.predict(euler, t_next), alpha=b_next)
                 x = x + (0.5 * (t_next - t)) * (v + v_next)
             x = trajectory.after_step(x, t_next)
         return x
+
+
+def euler_steps(denoiser: Predictor, trajectory: Trajectory) -> list[tuple[float, float, list[float]]]:
+    """Return (t, t_next, (a, b)) of each step, which maps x to a * x + b * prediction.
+
+    The step to t = 0 returns the predicted x0, as in DDIM. Along dx / dt it would leave noise on a curved schedule.
+    """
+    grid = trajectory.grid
+    length, (on_x, on_prediction) = grid.diff(), velocity_coefficients(denoiser, grid[:-1])
+    steps = torch.stack([1 + length * on_x, length * on_prediction], dim=1)
+    to_data = torch.stack(denoiser.x0_coefficients(grid[:-1]), dim=1)
+    steps = torch.where((grid[1:] == 0)[:, None], to_data, steps)
+    return list(zip(trajectory.times, trajectory.times[1:], steps.tolist(), strict=False))
 
 
 class NoisySampler(Sampler):
