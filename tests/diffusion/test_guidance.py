@@ -20,6 +20,7 @@ from latentfaces.diffusion import (
 )
 from latentfaces.diffusion.samplers import Trajectory
 from latentfaces.diffusion.schedule import per_sample
+from latentfaces.errors import UserError
 
 S, WIDE = 0.5, 1.5
 X_T = normal(3, 2, 2, 2)
@@ -107,6 +108,29 @@ def test_sampler_asks_the_guide_within_the_interval_alone() -> None:
     EulerSampler(4)(AutoGuidance(2.0, start=0.8, end=0.5)(denoiser, guide), X_T)
     assert denoiser.asked == [1.0, 0.75, 0.5, 0.25]
     assert guide.asked == [0.75, 0.5]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_interval_is_on_the_even_scale_of_the_schedule(name: str) -> None:
+    denoiser, guide = pair(name)
+    guided = AutoGuidance(2.0, start=0.7, end=0.2)(denoiser, guide)
+    for position in (0.1, 0.3, 0.6, 0.8):
+        guided.predict(X_T, denoiser.schedule.time_of(double(position)).item())
+    assert denoiser.schedule.condition(double(*guide.asked)).tolist() == pytest.approx([0.3, 0.6])
+
+
+@pytest.mark.parametrize("internal", [False, True])
+@pytest.mark.parametrize("method", ["__call__", "refine", "invert"])
+def test_interval_without_a_sampling_time_is_an_error(internal: bool, method: str) -> None:
+    two = InternalGuidance(2.0, 0.24)(TwoHeadsDenoiser(), None)
+    guided = two if internal else AutoGuidance(2.0, 0.7, 0.6)(*pair())
+    with pytest.raises(UserError, match=r"guidance\.start=0\..* none of the 4 sampling times"):
+        getattr(EulerSampler(4), method)(guided, X_T, *([0.9] if method == "refine" else []))
+
+
+def test_interval_without_a_sampling_time_is_allowed_without_guidance() -> None:
+    without = InternalGuidance(1.0, 0.24)(TwoHeadsDenoiser(), None)
+    assert EulerSampler(4)(without, X_T).shape == X_T.shape
 
 
 @pytest.mark.parametrize("interval", [(1.0, 0.0), (0.6, 0.3)])

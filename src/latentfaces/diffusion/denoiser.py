@@ -1,5 +1,6 @@
 """A network made a denoiser: what it predicts, in the terms that losses and samplers ask for."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -36,7 +37,14 @@ class Predictor(Protocol):
         """Noise = first * x_t + second * prediction."""
 
     def predict(self, x_t: Tensor, t: float) -> Tensor:
-        """The prediction for x_t (b, c, h, w), all of the same time."""
+        """Return the prediction for x_t (b, c, h, w), all at the same time t."""
+
+    def check_times(self, times: Sequence[float]) -> None:
+        """Check the times at which a sampler will evaluate this predictor.
+
+        Raises:
+            UserError: guidance would have no effect at any of them.
+        """
 
 
 class Denoiser(nn.Module):
@@ -80,6 +88,9 @@ class Denoiser(nn.Module):
 
     def predict(self, x_t: Tensor, t: float) -> Tensor:
         return self(x_t, x_t.new_full((len(x_t),), t))
+
+    def check_times(self, times: Sequence[float]) -> None:
+        """Accept any times: there is no guidance."""
 
     def target_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Target = first * x0 + second * noise."""

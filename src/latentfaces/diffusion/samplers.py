@@ -94,6 +94,16 @@ class Sampler(ABC):
         t[0] = first
         return [*t.clamp(max=first).tolist(), 0.0]
 
+    def checked_times(self, denoiser: Predictor) -> list[float]:
+        """Return the times for this denoiser, after it has checked them.
+
+        Raises:
+            UserError: no time lies in the denoiser's guidance interval.
+        """
+        times = self.times(denoiser.schedule, denoiser.first_time)
+        denoiser.check_times(times[:-1])
+        return times
+
     @torch.no_grad()
     def __call__(self, denoiser: Predictor, noise: Tensor, fresh: Callable[[], Tensor] | None = None) -> Tensor:
         """Noise (b, c, h, w) ~ N(0, 1) -> normalised latents (b, c, h, w).
@@ -103,7 +113,7 @@ class Sampler(ABC):
             noise: where to start.
             fresh: gives more noise like it, for samplers that add some on the way; drawn anew unless given.
         """
-        times = self.times(denoiser.schedule, denoiser.first_time)
+        times = self.checked_times(denoiser)
         return self.solve(denoiser, at(denoiser.schedule.sigma, times[0]) * noise, Trajectory(times, fresh))
 
     @torch.no_grad()
@@ -117,7 +127,7 @@ class Sampler(ABC):
     ) -> Tensor:
         """x_t (b, c, h, w) at the time `start` -> latents, by the steps that lie below it."""
         start = min(start, denoiser.first_time)
-        below = [t for t in self.times(denoiser.schedule, denoiser.first_time) if t < start * (1 - 1e-4)]
+        below = [t for t in self.checked_times(denoiser) if t < start * (1 - 1e-4)]
         return self.solve(denoiser, x_t, Trajectory([start, *below], fresh, after_step))
 
     @torch.no_grad()
@@ -131,7 +141,7 @@ class Sampler(ABC):
             raise ValueError("a sampler that adds noise on the way cannot be inverted: take sampler=heun")
         schedule = denoiser.schedule
         cleanest = float(schedule.time_at(torch.tensor(CLEANEST, dtype=torch.float64)))
-        times = sorted({cleanest, *(t for t in self.times(schedule, denoiser.first_time) if t > cleanest)})
+        times = sorted({cleanest, *(t for t in self.checked_times(denoiser) if t > cleanest)})
         x = self.solve(denoiser, at(schedule.alpha, cleanest) * latents, Trajectory(times))
         return x / at(schedule.sigma, times[-1])
 
