@@ -1,4 +1,4 @@
-"""Sharper faces without labels: away from what a weaker denoiser says."""
+"""Guidance without labels: extrapolation away from a weaker denoiser."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from latentfaces.errors import UserError
 
 
 class Guidance(Protocol):
-    """A choice of guidance, before it meets a denoiser."""
+    """Guidance method, which wraps a denoiser."""
 
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
-        """The guided denoiser; `guide` is an early checkpoint of the same run, where the run has one.
+        """Return the guided denoiser; `guide` is an early checkpoint of the same run, if there is one.
 
         Raises:
-            ValueError: the run lacks what this guidance needs.
+            ValueError: the guide or the auxiliary head is missing.
         """
 
 
 class NoGuidance:
-    """The denoiser alone."""
+    """No guidance: returns the denoiser itself."""
 
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
         return denoiser
@@ -60,25 +60,25 @@ class Extrapolation(ABC):
 
 
 class AutoGuidance(Extrapolation):
-    """Guided by an earlier, worse version of the same denoiser (autoguidance: Karras et al. 2024b, eq. 3)."""
+    """Guidance by an early checkpoint of the same denoiser (autoguidance: Karras et al. 2024b, eq. 3)."""
 
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
         if guide is None:
             raise ValueError(
-                "guidance=auto needs checkpoints/guide_denoiser.pth, which a training keeps with callbacks.guide: "
-                "train again, or take guidance=none"
+                "guidance=auto needs checkpoints/guide_denoiser.pth, which callbacks.guide saves during training. "
+                "Train again, or use guidance=none."
             )
         return AutoGuided(denoiser, guide, self)
 
 
 class InternalGuidance(Extrapolation):
-    """Guided by the denoiser's own auxiliary head, without further evaluations (arXiv 2512.24176)."""
+    """Guidance by the auxiliary head of the denoiser, without additional evaluations (arXiv 2512.24176)."""
 
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
         if not denoiser.has_auxiliary:
             raise ValueError(
-                "guidance=internal needs a denoiser with an auxiliary head: train a DiT with "
-                "model.denoiser.network.auxiliary_depth=4, or take guidance=none"
+                "guidance=internal needs a denoiser with an auxiliary head. Train a DiT with "
+                "model.denoiser.network.auxiliary_depth=4, or use guidance=none."
             )
         return InternallyGuided(denoiser, self)
 

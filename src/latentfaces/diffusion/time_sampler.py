@@ -39,7 +39,7 @@ class LogitNormalTime(TimeSampler):
 
     Args:
         mean: above 0 draws more noisy times.
-        std: standard deviation, above 0.
+        std: std of logit(t), above 0.
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
@@ -56,8 +56,8 @@ class LogNormalNoise(TimeSampler):
     On a `RectifiedFlow` it equals `LogitNormalTime`.
 
     Args:
-        mean: for data of standard deviation 1. The default is P_mean = -0.4 of EDM2 (Karras et al. 2024), which is for
-            data of standard deviation 0.5, plus log 2.
+        mean: for data of std 1. The default is P_mean = -0.4 of EDM2 (Karras et al. 2024), which is for
+            data of std 0.5, plus log 2.
         std: P_std of EDM2, above 0.
     """
 
