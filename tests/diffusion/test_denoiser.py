@@ -1,13 +1,21 @@
 """A network as a denoiser: what its prediction says of the data and of the noise, in every schedule and target."""
 
-import math
-
 import pytest
 import torch
 from helpers.closed_forms import SCHEDULES, TARGETS, IdealDenoiser, Mixture, double, gaussian, normal
 from torch import Tensor, nn
 
-from latentfaces.diffusion import EDM, Denoiser, RectifiedFlow, Target, VPLinear
+from latentfaces.diffusion import (
+    EDM,
+    Denoiser,
+    LogitNormalTime,
+    LogNormalNoise,
+    RectifiedFlow,
+    Target,
+    TimeSampler,
+    UniformTime,
+    VPLinear,
+)
 from latentfaces.diffusion.schedule import per_sample
 
 TIMES = double(0.01, 0.3, 0.7, 0.97)
@@ -96,20 +104,33 @@ def test_sampling_starts_at_one_where_the_prediction_tells_the_data(name: str, t
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("rectified_flow", 1000 / 1001),
-        ("vp_cosine", 2 / math.pi * math.atan(1000)),
-        ("vp_linear", 1.0),
+        ("rectified_flow", 20 / 21),
+        ("vp_cosine", 0.956),
         ("edm", 1.0),
     ],
 )
-def test_noise_alone_tells_the_data_up_to_a_thousandfold(name: str, expected: float) -> None:
+def test_eps_starts_where_training_times_reach(name: str, expected: float) -> None:
     assert Denoiser(Spy(), SCHEDULES[name], "eps").first_time == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("betas", [(0.1, 20.0), (0.05, 3.0), (0.67, 2.0)])  # the last two end a bit off 0 by rounding
-def test_noise_of_zero_terminal_snr_starts_where_it_is_a_thousandfold(betas: tuple[float, float]) -> None:
+@pytest.mark.parametrize("betas", [(0.1, 20.0), (0.05, 3.0), (0.67, 2.0)])  # alpha of the last two rounds to above 0
+def test_eps_with_zero_terminal_snr_starts_where_training_times_reach(betas: tuple[float, float]) -> None:
     denoiser = Denoiser(Spy(), VPLinear(*betas, zero_terminal_snr=True), "eps")
-    assert denoiser.schedule.ratio(double(denoiser.first_time)).item() == pytest.approx(1000)
+    assert 14 < denoiser.schedule.ratio(double(denoiser.first_time)).item() < 20 + 1e-9
+    assert denoiser.first_time <= 0.956
+
+
+@pytest.mark.parametrize("betas", [(0.1, 20.0), (0.1, 40.0)])
+def test_eps_never_starts_beyond_a_ratio_of_150(betas: tuple[float, float]) -> None:
+    denoiser = Denoiser(Spy(), VPLinear(*betas), "eps")
+    assert denoiser.schedule.ratio(double(denoiser.first_time)).item() == pytest.approx(150)
+
+
+@pytest.mark.parametrize("time_sampler", [UniformTime(), LogitNormalTime(), LogNormalNoise()])
+@pytest.mark.parametrize("name", ["rectified_flow", "vp_cosine", "vp_linear_zero_snr"])
+def test_default_time_samplers_reach_the_start_of_sampling(name: str, time_sampler: TimeSampler) -> None:
+    denoiser = Denoiser(Spy(), SCHEDULES[name], "eps")
+    assert time_sampler.from_uniform(double(0.999), denoiser.schedule).item() >= denoiser.first_time
 
 
 def test_network_sees_the_condition_and_the_label_of_each_sample() -> None:

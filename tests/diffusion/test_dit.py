@@ -1,7 +1,10 @@
 """The diffusion transformer: its start, its sizes, one block in float64, and places that matter."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from latentfaces.diffusion import DiT
@@ -10,7 +13,12 @@ from latentfaces.nn import rotation_2d
 
 
 def tiny_dit(
-    patch_size: int = 2, depth: int = 2, random: bool = True, auxiliary_depth: int = 0, label_channels: int = 0
+    patch_size: int = 2,
+    depth: int = 2,
+    random: bool = True,
+    auxiliary_depth: int = 0,
+    label_channels: int = 0,
+    position_table: bool = False,
 ) -> DiT:
     """Return a DiT of a few thousand weights, random ones also where it starts from zero."""
     torch.manual_seed(0)
@@ -22,6 +30,7 @@ def tiny_dit(
         patch_size=patch_size,
         auxiliary_depth=auxiliary_depth,
         label_channels=label_channels,
+        position_table=position_table,
     )
     if random:
         randomise(dit)
@@ -119,6 +128,39 @@ def test_places_matter_because_of_the_rotation_alone(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("latentfaces.diffusion.dit.rotation_2d", no_turn)
     assert torch.allclose(dit(swap_tokens(x_t, 2), t), swap_tokens(dit(x_t, t), 2), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (2, 6), (10, 4)])
+def test_position_table_distinguishes_tokens_of_equal_content(size: tuple[int, int]) -> None:
+    x_t, t = torch.ones(1, 3, *size), torch.tensor([1.0])
+
+    def patches(position_table: bool) -> Tensor:
+        dit = tiny_dit(position_table=position_table)
+        return nn.functional.pixel_unshuffle(dit(x_t, t), 2).flatten(2)[0].T
+
+    without, table = patches(False), patches(True)
+    assert torch.allclose(without, without[:1].expand_as(without), atol=1e-4)
+    distances = torch.cdist(table, table) + torch.eye(len(table))
+    assert distances.min() > 1e-2
+
+
+def test_position_table_adds_no_weights_and_older_configs_have_none() -> None:
+    table, older = tiny_dit(position_table=True), DiT(3, width=16, depth=2, num_heads=2)
+    assert table.state_dict().keys() == older.state_dict().keys()
+    older.load_state_dict(tiny_dit().state_dict())
+    x_t, t = torch.randn(2, 3, 4, 4), torch.rand(2)
+    assert torch.equal(older.eval()(x_t, t), tiny_dit()(x_t, t))
+
+
+@pytest.mark.parametrize("name", ["tiny", "dit_s", "dit_b", "dit_l"])
+def test_dit_presets_have_the_position_table(name: str) -> None:
+    preset = Path(__file__).parents[2] / "conf" / "model" / "denoiser" / f"{name}.yaml"
+    assert yaml.safe_load(preset.read_text())["position_table"] is True
+
+
+def test_position_table_needs_a_width_that_is_a_multiple_of_four() -> None:
+    with pytest.raises(ValueError, match=r"width=18 .* position_table"):
+        DiT(3, width=18, num_heads=1, position_table=True)
 
 
 def test_patch_goes_back_to_where_it_came_from() -> None:

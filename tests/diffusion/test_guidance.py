@@ -18,7 +18,9 @@ from latentfaces.diffusion import (
     RectifiedFlow,
     Target,
 )
+from latentfaces.diffusion.samplers import Trajectory
 from latentfaces.diffusion.schedule import per_sample
+from latentfaces.errors import UserError
 
 S, WIDE = 0.5, 1.5
 X_T = normal(3, 2, 2, 2)
@@ -108,6 +110,29 @@ def test_sampler_asks_the_guide_within_the_interval_alone() -> None:
     assert guide.asked == [0.75, 0.5]
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_interval_is_on_the_even_scale_of_the_schedule(name: str) -> None:
+    denoiser, guide = pair(name)
+    guided = AutoGuidance(2.0, start=0.7, end=0.2)(denoiser, guide)
+    for position in (0.1, 0.3, 0.6, 0.8):
+        guided.predict(X_T, denoiser.schedule.time_of(double(position)).item())
+    assert denoiser.schedule.condition(double(*guide.asked)).tolist() == pytest.approx([0.3, 0.6])
+
+
+@pytest.mark.parametrize("internal", [False, True])
+@pytest.mark.parametrize("method", ["__call__", "refine", "invert"])
+def test_interval_without_a_sampling_time_is_an_error(internal: bool, method: str) -> None:
+    two = InternalGuidance(2.0, 0.24)(TwoHeadsDenoiser(), None)
+    guided = two if internal else AutoGuidance(2.0, 0.7, 0.6)(*pair())
+    with pytest.raises(UserError, match=r"guidance\.start=0\..* none of the 4 sampling times"):
+        getattr(EulerSampler(4), method)(guided, X_T, *([0.9] if method == "refine" else []))
+
+
+def test_interval_without_a_sampling_time_is_allowed_without_guidance() -> None:
+    without = InternalGuidance(1.0, 0.24)(TwoHeadsDenoiser(), None)
+    assert EulerSampler(4)(without, X_T).shape == X_T.shape
+
+
 @pytest.mark.parametrize("interval", [(1.0, 0.0), (0.6, 0.3)])
 def test_internal_guidance_asks_the_network_once_a_step(interval: tuple[float, float]) -> None:
     denoiser = TwoHeadsDenoiser()
@@ -164,7 +189,10 @@ def test_guided_denoiser_can_be_inverted() -> None:
 
 
 def test_guidance_is_the_same_in_every_target() -> None:
-    latents = [DDIMSampler(8).refine(AutoGuidance(2.0)(*pair("vp_linear", target)), X_T, 0.9) for target in TARGETS]
+    trajectory = Trajectory([0.9, 0.7, 0.4, 0.1, 0.0])
+    latents = [
+        DDIMSampler(4).solve(AutoGuidance(2.0)(*pair("vp_linear", target)), X_T, trajectory) for target in TARGETS
+    ]
     assert torch.allclose(latents[0], latents[1], rtol=0, atol=1e-9)
     assert torch.allclose(latents[0], latents[2], rtol=0, atol=1e-9)
 

@@ -96,12 +96,12 @@ def test_data_have_no_negative_share_where_the_end_is_rounded(
 def test_variance_is_preserved(name: str) -> None:
     schedule = SCHEDULES[name]
     assert torch.allclose(schedule.alpha(INSIDE) ** 2 + schedule.sigma(INSIDE) ** 2, torch.ones_like(INSIDE))
-    assert torch.allclose(schedule.deviation(INSIDE), torch.ones_like(INSIDE))
+    assert torch.allclose(schedule.std(INSIDE), torch.ones_like(INSIDE))
 
 
 def test_deviation_is_that_of_data_and_noise_together() -> None:
-    assert RectifiedFlow().deviation(double(0.0, 0.5, 1.0)).tolist() == pytest.approx([1, math.sqrt(0.5), 1])
-    assert EDM().deviation(double(0.0, 3 / 80)).tolist() == pytest.approx([1, math.sqrt(10)])
+    assert RectifiedFlow().std(double(0.0, 0.5, 1.0)).tolist() == pytest.approx([1, math.sqrt(0.5), 1])
+    assert EDM().std(double(0.0, 3 / 80)).tolist() == pytest.approx([1, math.sqrt(10)])
 
 
 @EVERY

@@ -16,15 +16,25 @@ SPREADS = pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.8, 0.7), (1.
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_uniform_and_logit_normal_times_lie_on_the_even_scale_of_the_schedule(name: str) -> None:
-    u, condition = U[:-1], SCHEDULES[name].condition
-    assert torch.allclose(condition(UniformTime().from_uniform(u, SCHEDULES[name])), u)
-    t = LogitNormalTime(0.3, 0.8).from_uniform(u, SCHEDULES[name])
-    assert torch.allclose(torch.logit(condition(t)), Normal(0.3, 0.8).icdf(u), rtol=0, atol=1e-6)
+    condition, end = SCHEDULES[name].condition, SCHEDULES[name].condition(double(1.0))
+    assert torch.allclose(condition(UniformTime().from_uniform(U, SCHEDULES[name])), end * U)
+    t = LogitNormalTime(0.3, 0.8).from_uniform(U, SCHEDULES[name])
+    assert torch.allclose(torch.logit(condition(t) / end), Normal(0.3, 0.8).icdf(U), rtol=0, atol=1e-6)
 
 
-def test_uniform_time_is_t_itself_but_for_edm() -> None:
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("sampler", [UniformTime(), LogitNormalTime(0.0, 3.0)], ids=["uniform", "logit_normal"])
+def test_no_two_quantiles_share_the_last_time(name: str, sampler: TimeSampler) -> None:
+    t = sampler.from_uniform(double(0.99, 0.993, 0.996, 0.999), SCHEDULES[name])
+    assert (t.diff() > 0).all()
+    assert t.max() < 1
+
+
+def test_uniform_time_is_t_itself_except_for_edm() -> None:
     assert torch.equal(UniformTime().from_uniform(U, FLOW), U)
-    assert EDM().sigma(UniformTime().from_uniform(double(0.5, 1 / 3), EDM())).tolist() == pytest.approx([1, 3**-0.5])
+    end = EDM().condition(double(1.0))
+    sigma = EDM().sigma(UniformTime().from_uniform(double(0.5, 1 / 3) / end, EDM()))
+    assert sigma.tolist() == pytest.approx([1, 3**-0.5])
 
 
 @SPREADS
@@ -60,10 +70,10 @@ def test_noise_over_data_is_log_normal_in_every_schedule(name: str) -> None:
     assert torch.allclose(SCHEDULES[name].ratio(t).log(), Normal(-0.7, 0.9).icdf(U), rtol=0, atol=1e-6)
 
 
-def test_default_noise_is_that_of_karras_et_al_for_data_of_one_half() -> None:
+def test_default_noise_is_that_of_edm2_for_data_of_one_half() -> None:
     one_sigma = double(0.15865525393145707, 0.5, 0.8413447460685429)
     sigma = 0.5 * EDM().sigma(LogNormalNoise().from_uniform(one_sigma, EDM()))
-    assert sigma.log().tolist() == pytest.approx([-1.2 - 1.2, -1.2, -1.2 + 1.2], abs=0.01)
+    assert sigma.log().tolist() == pytest.approx([-0.4 - 1.0, -0.4, -0.4 + 1.0], abs=0.01)
 
 
 def test_noise_beyond_the_schedule_is_its_end() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentfaces.nn import TimeEmbedding, rotate, rotation_2d
+from latentfaces.nn import TimeEmbedding, position_table_2d, rotate, rotation_2d
 
 HEIGHT, WIDTH, CHANNELS = 4, 5, 16
 
@@ -67,6 +67,20 @@ def test_pair_is_turned_as_a_complex_number() -> None:
 def test_channels_that_do_not_split_in_four_are_refused(channels: int) -> None:
     with pytest.raises(ValueError, match=f"not {channels}"):
         rotation_2d(2, 2, channels)
+
+
+def test_position_table_holds_sines_and_cosines_of_row_and_column() -> None:
+    table = position_table_2d(HEIGHT, WIDTH, CHANNELS)
+    assert table.shape == (HEIGHT * WIDTH, CHANNELS)
+    row, column = 3, 2
+    frequencies = [10_000 ** (-i / 4) for i in range(4)]
+    expected = [f(p * w) for p in (row, column) for f in (math.sin, math.cos) for w in frequencies]
+    assert table[row * WIDTH + column].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_position_table_rejects_channels_that_do_not_split_in_four() -> None:
+    with pytest.raises(ValueError, match="got 6"):
+        position_table_2d(2, 2, 6)
 
 
 def features(t: list[float], num_frequencies: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Stage 2: noise -> latents."""
+"""Stage 2: diffusion model that maps noise to latents."""
 
 from latentfaces.diffusion.augmentation import Augmentation
 from latentfaces.diffusion.denoiser import Denoiser, Predictor, Target

@@ -1,4 +1,4 @@
-"""More data than there are, without their traces in what is generated."""
+"""Augmentation of latents that does not leak into samples."""
 
 import math
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class Augmentation:
-    """Non-leaky augmentation of latents (Karras et al. 2022, appendix F.2): the network is told what was done.
+    """Non-leaky augmentation of latents (Karras et al. 2022, appendix F.2).
 
-    Asked with the label 0, as samplers do, it gives latents as they were. Upside down, scale, rotation, stretch and
-    shift are each done with their own probability; mirror images the latent cache has already. What comes in from
-    beyond the edge is a reflection.
+    The network receives the parameters of the augmentation as a label. Samplers use the label 0, which means none.
+    Vertical flip, scale, rotation, stretch and shift are applied independently. Horizontal flips are in the latent
+    cache already. Values beyond the edge are reflected.
 
     Args:
-        probability: of each, in (0, 1]; the paper takes 0.12 to 0.15.
+        probability: probability of each transformation, in (0, 1]; 0.12 to 0.15 in the paper.
     """
 
     label_channels = 8
@@ -26,16 +26,16 @@ class Augmentation:
         self.probability = probability
 
     def __call__(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean latents (b, c, h, w) -> changed ones, and the label (b, 8), 0 for what was not done."""
+        """Return augmented latents (b, c, h, w) and the label (b, 8), which is 0 where nothing was applied."""
         b = len(x0)
-        done = (torch.rand(5, b, device=x0.device) < self.probability).float()
+        applied = (torch.rand(5, b, device=x0.device) < self.probability).float()
         normal = torch.randn(4, b, device=x0.device)
         angles = math.pi * (2 * torch.rand(2, b, device=x0.device) - 1)
-        flip, scale = done[0], done[1] * 0.2 * normal[0]
-        turn, stretch, axis = done[2] * angles[0], done[3] * 0.2 * normal[1], angles[1]
-        shift = done[4] * 0.125 * normal[2:]
+        flip, scale = applied[0], applied[1] * 0.2 * normal[0]
+        turn, stretch, axis = applied[2] * angles[0], applied[3] * 0.2 * normal[1], angles[1]
+        shift = applied[4] * 0.125 * normal[2:]
 
-        with torch.autocast(x0.device.type, enabled=False):  # the label says exactly what is done
+        with torch.autocast(x0.device.type, enabled=False):  # the label must match the transformation exactly
             matrix = scaling(1 / scale.exp2(), (1 - 2 * flip) / scale.exp2()) @ rotation(turn)
             matrix = matrix @ rotation(axis) @ scaling(1 / stretch.exp2(), stretch.exp2()) @ rotation(-axis)
             affine = torch.cat([matrix, 2 * shift.T[..., None]], dim=2)
@@ -44,16 +44,16 @@ class Augmentation:
         label = torch.stack(
             [flip, scale, turn.cos() - 1, turn.sin(), stretch * axis.cos(), stretch * axis.sin(), *shift], dim=1
         )
-        untouched = (done.sum(0) == 0)[:, None, None, None]
+        untouched = (applied.sum(0) == 0)[:, None, None, None]
         return torch.where(untouched, x0, moved), label
 
 
 def scaling(x: Tensor, y: Tensor) -> Tensor:
-    """Matrices (b, 2, 2) that scale by x (b,) and y (b,)."""
+    """Return matrices (b, 2, 2) that scale by x (b,) and y (b,)."""
     return torch.diag_embed(torch.stack([x, y], dim=1))
 
 
 def rotation(angle: Tensor) -> Tensor:
-    """Matrices (b, 2, 2) that turn by angle (b,)."""
+    """Return matrices (b, 2, 2) that rotate by angle (b,), in radians."""
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)

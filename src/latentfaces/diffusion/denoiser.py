@@ -1,5 +1,6 @@
-"""A network made a denoiser: what it predicts, in the terms that losses and samplers ask for."""
+"""Denoiser: a network with the schedule and the target that define its output."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -9,37 +10,50 @@ from torch import Tensor, nn
 from latentfaces.diffusion.schedule import NoiseSchedule, per_sample
 
 Target = Literal["v", "eps", "x0"]
-MAX_RATIO = 1000.0
+START_TIME, START_RATIO = 0.956, 20.0
+"""Time and sigma / alpha where sampling with target="eps" starts at most on a schedule that ends in pure noise.
+
+These are about the .999 quantiles of `LogitNormalTime` (the time) and `LogNormalNoise` (the ratio).
+"""
+MAX_RATIO = 150.0
+"""sigma / alpha where sampling with target="eps" starts at most: x0 there contains 150 times the error of eps."""
 
 
 class Predictor(Protocol):
-    """What samplers ask: a `Denoiser`, or one that is guided."""
+    """Interface of samplers to a `Denoiser`, guided or not."""
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """How noise was added."""
+        """Noise schedule of x_t."""
 
     @property
     def first_time(self) -> float:
-        """Where sampling starts."""
+        """Time where sampling starts."""
 
     def x0_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x0 = first * x_t + second * prediction."""
+        """Return (a, b) with x0 = a * x_t + b * prediction."""
 
     def noise_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise = first * x_t + second * prediction."""
+        """Return (a, b) with noise = a * x_t + b * prediction."""
 
     def predict(self, x_t: Tensor, t: float) -> Tensor:
-        """The prediction for x_t (b, c, h, w), all of the same time."""
+        """Return the prediction for x_t (b, c, h, w), all at the same time t."""
+
+    def check_times(self, times: Sequence[float]) -> None:
+        """Check the times at which a sampler will evaluate this predictor.
+
+        Raises:
+            UserError: guidance would have no effect at any of them.
+        """
 
 
 class Denoiser(nn.Module):
-    """A backbone (`DiT`, `UNet`) together with the schedule and the target that give its output a meaning.
+    """Network (`DiT`, `UNet`) with the schedule of its input and the target of its output.
 
     Args:
-        network: (x_t (b, c, h, w), t (b,)) -> (b, c, h, w).
-        schedule: how the x_t were made.
-        target: what the network predicts: "v" (see the schedule), the noise "eps" (Ho et al. 2020) or "x0".
+        network: maps x_t (b, c, h, w) and t (b,) to (b, c, h, w).
+        schedule: noise schedule of x_t.
+        target: prediction target: "v" (see `NoiseSchedule.v_coefficients`), "eps", the noise (Ho et al. 2020), or "x0".
     """
 
     def __init__(self, network: nn.Module, schedule: NoiseSchedule, target: Target = "v") -> None:
@@ -47,48 +61,51 @@ class Denoiser(nn.Module):
         self.network, self.schedule, self.target = network, schedule, target
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the network in place when it is first used; the arguments are those of `torch.compile`."""
+        """Compile the network in place at its first call, with the arguments of `torch.compile`."""
         self.network.compile(*args, **kwargs)
-        if self.has_auxiliary:  # which losses and guidance ask for by another method
+        if self.has_auxiliary:  # losses and guidance call this method instead of forward
             self.network.heads = torch.compile(self.network.heads, *args, **kwargs)  # type: ignore[arg-type, assignment]
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Prediction of the target (b, c, h, w), in the type of x_t; label (b, n): how x0 was augmented, if it was."""
+        """Predict the target (b, c, h, w) in the dtype of x_t; label (b, n) is that of `Augmentation`, if any."""
         return self.network(*self.inputs(x_t, t, label)).to(x_t.dtype)
 
     def heads(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> list[Tensor]:
-        """The prediction and, where the network has one, that of its auxiliary head."""
+        """Return the prediction and, if the network has an auxiliary head, its prediction."""
         if not self.has_auxiliary:
             return [self(x_t, t, label)]
         return [head.to(x_t.dtype) for head in self.network.heads(*self.inputs(x_t, t, label))]  # type: ignore[operator]
 
     @property
     def has_auxiliary(self) -> bool:
-        """Whether the network has a second head, halfway."""
+        """Whether the network has an auxiliary head."""
         return bool(getattr(self.network, "auxiliary_depth", 0))
 
     def inputs(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
-        """What the network sees."""
-        seen = per_sample(self.schedule.input_scale(t)).to(x_t.dtype) * x_t, self.schedule.condition(t)
-        return seen if label is None else (*seen, label)
+        """Return the network's arguments: scaled x_t, time condition and label, if any."""
+        inputs = per_sample(self.schedule.input_scale(t)).to(x_t.dtype) * x_t, self.schedule.condition(t)
+        return inputs if label is None else (*inputs, label)
 
     def predict(self, x_t: Tensor, t: float) -> Tensor:
         return self(x_t, x_t.new_full((len(x_t),), t))
 
+    def check_times(self, times: Sequence[float]) -> None:
+        """Accept any times: there is no guidance."""
+
     def target_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Target = first * x0 + second * noise."""
+        """Return (a, b) with target = a * x0 + b * noise."""
         if self.target == "v":
             return self.schedule.v_coefficients(t)
-        share = torch.ones_like(t)
-        return (0 * share, share) if self.target == "eps" else (share, 0 * share)
+        zero, one = torch.zeros_like(t), torch.ones_like(t)
+        return (zero, one) if self.target == "eps" else (one, zero)
 
     def target_of(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should predict for x0 and noise (b, c, h, w) at t (b,)."""
-        on_x0, on_noise = self.target_coefficients(t)
-        return per_sample(on_x0) * x0 + per_sample(on_noise) * noise
+        """Return the target for x0 and noise (b, c, h, w) at t (b,)."""
+        a, b = self.target_coefficients(t)
+        return per_sample(a) * x0 + per_sample(b) * noise
 
     def x0_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        # x_t = alpha x0 + sigma eps and target = a x0 + b eps, solved for x0
+        # solve x_t = alpha x0 + sigma eps and target = a x0 + b eps for x0
         (a, b), alpha, sigma = self.target_coefficients(t), self.schedule.alpha(t), self.schedule.sigma(t)
         determinant = alpha * b - a * sigma
         return b / determinant, -sigma / determinant
@@ -100,12 +117,16 @@ class Denoiser(nn.Module):
 
     @cached_property
     def first_time(self) -> float:
-        """Where sampling starts: t = 1, or just before it where the noise alone would not tell the data."""
+        """Time where sampling starts: 1, or earlier with target="eps", where sigma / alpha multiplies its error."""
         one = torch.ones(1, dtype=torch.float64)
-        blind = self.target == "eps" and float(self.schedule.ratio(one)) > MAX_RATIO
-        return float(self.schedule.time_at(one * MAX_RATIO)) if blind else 1.0
+        last = float(self.schedule.ratio(one))
+        if self.target != "eps" or last <= MAX_RATIO:
+            return 1.0
+        if last < 1e6:  # not pure noise; a terminal alpha of 0 may round to 1e-17
+            return float(self.schedule.time_at(one * MAX_RATIO))
+        return min(START_TIME, float(self.schedule.time_at(one * START_RATIO)))
 
     def predict_x0(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Predicted clean latents, (b, c, h, w): the mean of all x0 that could have led to x_t at t (b,)."""
-        on_x, on_prediction = self.x0_coefficients(t)
-        return per_sample(on_x) * x_t + per_sample(on_prediction) * self(x_t, t)
+        """Return the predicted clean latents (b, c, h, w): an estimate of E[x0 | x_t] at t (b,)."""
+        a, b = self.x0_coefficients(t)
+        return per_sample(a) * x_t + per_sample(b) * self(x_t, t)

@@ -1,19 +1,22 @@
-"""The diffusion transformer (Peebles & Xie 2023), with the changes that later work agrees on."""
+"""Diffusion transformer (DiT: Peebles & Xie 2023) with the components of later work."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentfaces.nn import RMSNorm, SelfAttention, TimeEmbedding, rotation_2d, zero_init
+from latentfaces.nn import RMSNorm, SelfAttention, TimeEmbedding, position_table_2d, rotation_2d, zero_init
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward layer (Shazeer 2020, eq. 6); its width of 8/3 keeps the parameters of a plain one of 4."""
+    """Gated feed-forward layer (Shazeer 2020, eq. 6).
+
+    Its expansion of 8/3 has as many parameters as an ungated layer with an expansion of 4.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        hidden = 32 * round(width * 8 / 3 / 32)  # matrix units like multiples of 32
-        # Two layers, not one of twice the width: its gradient would be put together anew in each step.
+        hidden = 32 * round(width * 8 / 3 / 32)  # matrix units are fastest at multiples of 32
+        # Two layers avoid concatenating the gradient of one layer of twice the width in each step.
         self.gate, self.value = nn.Linear(width, hidden), nn.Linear(width, hidden)
         self.out = nn.Linear(hidden, width)
 
@@ -22,7 +25,7 @@ class SwiGLU(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Attention and feed-forward, each scaled, shifted and gated by the time (adaLN-Zero: Peebles & Xie, 3.2)."""
+    """Attention and feed-forward block with adaLN-Zero time modulation (Peebles & Xie 2023, section 3.2)."""
 
     def __init__(self, width: int, num_heads: int, qk_norm: bool, dropout: float) -> None:
         super().__init__()
@@ -34,7 +37,7 @@ class DiTBlock(nn.Module):
         self.modulation = zero_init(nn.Linear(width, 6 * width))
 
     def forward(self, tokens: Tensor, embedding: Tensor, rotation: Tensor) -> Tensor:
-        """Tokens (b, n, width), embedding of the time (b, width), rotation (2, n, head width) -> tokens."""
+        """Map tokens (b, n, width), time embedding (b, width) and rotation (2, n, head width) to tokens."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)[:, None].chunk(6, dim=-1)
         normed = torch.addcmul(shift1, self.attention_norm(tokens), 1 + scale1)
         tokens = tokens + gate1 * self.dropout(self.attention(normed, rotation))
@@ -43,7 +46,7 @@ class DiTBlock(nn.Module):
 
 
 class DiTHead(nn.Module):
-    """Tokens to patches; starts by giving 0, the mean of v."""
+    """Output head from tokens to patches. It is initialized to return 0, the mean of v."""
 
     def __init__(self, width: int, out_channels: int) -> None:
         super().__init__()
@@ -52,26 +55,30 @@ class DiTHead(nn.Module):
         self.out = zero_init(nn.Linear(width, out_channels))
 
     def forward(self, tokens: Tensor, embedding: Tensor) -> Tensor:
-        """Tokens (b, n, width), embedding of the time (b, width) -> patches (b, n, out_channels)."""
+        """Map tokens (b, n, width) and time embedding (b, width) to patches (b, n, out_channels)."""
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=-1)
         return self.out(torch.addcmul(shift, self.norm(tokens), 1 + scale))
 
 
 class DiT(nn.Module):
-    """(x_t (b, channels, h, w), t (b,)) -> (b, channels, h, w); h and w are multiples of `patch_size`.
+    """Diffusion transformer: maps x_t (b, channels, h, w) and t (b,) to (b, channels, h, w).
 
-    Against the paper: RMSNorm for LayerNorm, SwiGLU for the GELU layer, rotary positions for a table, optional QK-norm.
+    Height and width are multiples of `patch_size`. Differences from the paper: RMSNorm instead of LayerNorm, SwiGLU
+    instead of GELU, rotary position embeddings in addition to the table, and optional QK-norm.
 
     Args:
-        channels: channels of a latent.
+        channels: channels of the latents.
         width: channels of a token.
         depth: number of blocks.
         num_heads: attention heads; `width / num_heads` is a multiple of 4.
-        patch_size: latents per side that make one token.
-        qk_norm: normalise queries and keys.
-        dropout: of both branches of a block.
-        auxiliary_depth: after so many blocks a second head predicts too, which guidance="internal" needs; 0 for none.
-        label_channels: numbers that say how the data were augmented; see `Augmentation`.
+        patch_size: height and width of the patch of one token.
+        qk_norm: normalize queries and keys.
+        dropout: dropout probability in both branches of a block.
+        auxiliary_depth: number of blocks before the auxiliary head, which guidance="internal" needs; 0 for no head.
+        label_channels: size of the augmentation label (see `Augmentation`); 0 for no label.
+        position_table: add a fixed 2-D sin-cos table to the patch embeddings. Rotary attention sees only relative
+            positions, so without the table a token cannot know where it is while its content is noise. False by
+            default, because configs of older runs lack the key; the presets set it.
     """
 
     def __init__(
@@ -85,12 +92,16 @@ class DiT(nn.Module):
         dropout: float = 0.0,
         auxiliary_depth: int = 0,
         label_channels: int = 0,
+        position_table: bool = False,
     ) -> None:
         super().__init__()
+        if position_table and width % 4:
+            raise ValueError(f"width={width} must be a multiple of 4 with position_table=true")
         if not 0 <= auxiliary_depth < depth:
             raise ValueError(f"auxiliary_depth={auxiliary_depth} must be at least 0 and below depth={depth}")
         self.patch_size, self.auxiliary_depth = patch_size, auxiliary_depth
-        self.head_width = width // num_heads
+        self.width, self.head_width = width, width // num_heads
+        self.position_table = position_table
         self.embed_patch = nn.Linear(channels * patch_size**2, width)
         self.embed_time = TimeEmbedding(width)
         self.embed_label = nn.Linear(label_channels, width, bias=False) if label_channels else None
@@ -102,24 +113,26 @@ class DiT(nn.Module):
         return self.predictions(x_t, t, label, auxiliary=False)[0]
 
     def heads(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> list[Tensor]:
-        """The prediction, and that of the auxiliary head (Internal Guidance: arXiv 2512.24176)."""
+        """Return the prediction and that of the auxiliary head (Internal Guidance: arXiv 2512.24176)."""
         return self.predictions(x_t, t, label, auxiliary=True)
 
     def predictions(self, x_t: Tensor, t: Tensor, label: Tensor | None, auxiliary: bool) -> list[Tensor]:
-        """One or both."""
+        """Return the prediction, followed by that of the auxiliary head if asked for."""
         height, width = (side // self.patch_size for side in x_t.shape[-2:])
         tokens = self.embed_patch(F.pixel_unshuffle(x_t, self.patch_size).flatten(2).transpose(1, 2))
+        if self.position_table:
+            tokens = tokens + position_table_2d(height, width, self.width, x_t.device).to(tokens.dtype)
         embedding = self.embed_time(t)
         if label is not None:
-            assert self.embed_label is not None, "a network without label_channels takes no label"
+            assert self.embed_label is not None, "Got a label, but the network has label_channels=0."
             embedding = embedding + self.embed_label(label)
         embedding = F.silu(embedding)
         rotation = rotation_2d(height, width, self.head_width, x_t.device).to(tokens.dtype)
-        halfway: list[Tensor] = []
+        auxiliary_patches: list[Tensor] = []
         for number, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, embedding, rotation)
             if auxiliary and self.auxiliary_head is not None and number == self.auxiliary_depth:
-                halfway.append(self.auxiliary_head(tokens, embedding))
-        patches = [self.head(tokens, embedding), *halfway]
+                auxiliary_patches.append(self.auxiliary_head(tokens, embedding))
+        patches = [self.head(tokens, embedding), *auxiliary_patches]
         unflat = [p.transpose(1, 2).unflatten(2, (height, width)) for p in patches]
         return [F.pixel_shuffle(p, self.patch_size) for p in unflat]

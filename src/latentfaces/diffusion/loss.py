@@ -1,4 +1,4 @@
-"""The objective of stage 2."""
+"""Training loss of stage 2."""
 
 from abc import ABC, abstractmethod
 
@@ -10,38 +10,38 @@ from latentfaces.diffusion.time_sampler import TimeSampler
 
 
 class Weighting(ABC):
-    """How much an error counts at a time."""
+    """Loss weight as a function of time."""
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
-        """Weight (b,) of the squared error of the denoiser's own target at t (b,)."""
+        """Return the weight (b,) of the squared error of the denoiser's target at t (b,)."""
 
 
 class UniformWeighting(Weighting):
-    """Every time alike, in the target that the network predicts (Ho et al. 2020, eq. 14)."""
+    """Weight 1 at every time, for any target (Ho et al. 2020, eq. 14)."""
 
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
         return torch.ones_like(t)
 
 
 class SNRWeighting(Weighting):
-    """A weight that the paper gives for the error of x0, as a function of the signal-to-noise ratio."""
+    """Weighting defined for the squared error of x0, as a function of the signal-to-noise ratio."""
 
     @abstractmethod
     def of_x0(self, snr: Tensor) -> Tensor:
-        """Weight of the squared error of x0."""
+        """Return the weight of the squared error of x0."""
 
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
-        # x0 = ... + q * prediction: an error of the prediction is q times as large in x0
+        # x0 = p * x_t + q * prediction, so an error of the prediction is q times as large in x0
         _, q = denoiser.x0_coefficients(t)
         return self.of_x0(denoiser.schedule.snr(t)) * q.square()
 
 
 class MinSNRWeighting(SNRWeighting):
-    """min(SNR, gamma) (Hang et al. 2023, eq. 8): easy times, of little noise, count less.
+    """Min-SNR weighting, min(SNR, gamma), which reduces the weight of low noise levels (Hang et al. 2023, eq. 8).
 
     Args:
-        gamma: above 0.
+        gamma: upper bound of the weight, above 0.
     """
 
     def __init__(self, gamma: float = 5.0) -> None:
@@ -54,19 +54,19 @@ class MinSNRWeighting(SNRWeighting):
 
 
 class EDMWeighting(SNRWeighting):
-    """(sigma^2 + 1) / sigma^2 = SNR + 1 (Karras et al. 2022, table 1, with a data deviation of 1)."""
+    """EDM weighting, (sigma^2 + 1) / sigma^2 = SNR + 1 (Karras et al. 2022, table 1, with sigma_data = 1)."""
 
     def of_x0(self, snr: Tensor) -> Tensor:
         return snr + 1
 
 
 class DenoisingLoss(nn.Module):
-    """Weighted mean squared error of what the denoiser predicts (Ho et al. 2020; Lipman et al. 2023, eq. 9).
+    """Weighted mean squared error of the prediction (Ho et al. 2020; Lipman et al. 2023, eq. 9).
 
     Args:
-        time_sampler: where on [0, 1] to ask.
-        weighting: how much each time counts; uniform unless given.
-        auxiliary_weight: weight of the error of the denoiser's auxiliary head, where it has one.
+        time_sampler: distribution of the training times.
+        weighting: weight of each time; uniform by default.
+        auxiliary_weight: weight of the loss of the denoiser's auxiliary head, if it has one.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class DenoisingLoss(nn.Module):
         noise: Tensor | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
-        """Loss per head and sample, (heads, b), at clean latents x0 (b, c, h, w); t and noise are drawn if None."""
+        """Return the loss per head and sample, (heads, b), for x0 (b, c, h, w); t and noise are drawn if None."""
         t = self.time_sampler(len(x0), denoiser.schedule, x0.device) if t is None else t
         noise = torch.randn_like(x0) if noise is None else noise
         heads = denoiser.heads(denoiser.schedule.add_noise(x0, noise, t), t, label)
@@ -92,6 +92,6 @@ class DenoisingLoss(nn.Module):
         return torch.stack([weight * (head - target).square().flatten(1).mean(1) for head in heads])
 
     def total(self, losses: Tensor) -> Tensor:
-        """Losses (heads, b) -> what training minimises, a scalar."""
+        """Reduce losses (heads, b) to the scalar training loss."""
         means = losses.mean(1)
         return means[0] + self.auxiliary_weight * means[1:].sum()

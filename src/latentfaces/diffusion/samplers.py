@@ -1,7 +1,7 @@
-"""From noise to latents.
+"""Samplers: solvers that map noise to latents.
 
-A denoiser's x0 and noise are linear in x_t and in its prediction, so that all a sampler adds to the network is a few
-numbers a step, worked out in float64 before it starts.
+The x0 and the noise of a denoiser are linear in x_t and in its prediction. A step is therefore a linear combination,
+whose coefficients are computed in float64 before sampling starts.
 """
 
 import itertools
@@ -17,22 +17,22 @@ from latentfaces.diffusion.denoiser import Predictor
 from latentfaces.diffusion.schedule import NoiseSchedule, Spacing
 
 AfterStep = Callable[[Tensor, float], Tensor]
-"""(x at t, t) -> x, to change what a sampler has come to."""
+"""Callback (x at t, t) -> x, applied after each step."""
 
 RATIO_RANGE = 0.002, 80.0
-"""sigma / alpha where the spacings "karras" and "log_snr" end and begin (Karras et al. 2022, table 1)."""
+"""Lowest and highest sigma / alpha of the spacings "karras" and "log_snr" (Karras et al. 2022, table 1)."""
 RHO = 7
 CLEANEST = 1e-3
-"""sigma / alpha at which inversion takes real latents for x_t."""
+"""sigma / alpha at which inversion starts; the latents are used as x_t there."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Where a sampler goes.
+    """Times and callbacks of one sampling run.
 
     Args:
-        times: from the first to the last.
-        fresh: gives more noise like the first; drawn anew where None.
+        times: times from the first to the last.
+        fresh: returns new noise of the shape of x; `torch.randn_like` if None.
         change: applied to x after each step.
     """
 
@@ -42,27 +42,27 @@ class Trajectory:
 
     @property
     def grid(self) -> Tensor:
-        """The times in float64."""
+        """Times as a float64 tensor."""
         return torch.tensor(self.times, dtype=torch.float64)
 
     def noise_like(self, x: Tensor) -> Tensor:
-        """Fresh noise."""
+        """Return new noise of the shape of x."""
         return torch.randn_like(x) if self.fresh is None else self.fresh()
 
     def after_step(self, x: Tensor, t: float) -> Tensor:
-        """x as it is to go on from t."""
+        """Apply the callback to x at t."""
         return x if self.change is None else self.change(x, t)
 
 
 class Sampler(ABC):
-    """`sampler(denoiser, noise)` -> latents.
+    """Base class of samplers: `sampler(denoiser, noise)` returns latents.
 
     Args:
-        num_steps: steps from noise to data.
-        shift: above 1 spends more steps at noisy times: it multiplies sigma / alpha, less near a schedule's end; for a
-            rectified flow t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23).
-        spacing: "uniform" in t; "karras": in (sigma / alpha)^(1/7) (Karras et al. 2022, eq. 5); "log_snr": in its
-            logarithm (Lu et al. 2022); "auto": as the schedule prefers.
+        num_steps: number of steps from noise to data.
+        shift: factor of sigma / alpha, smaller near the end of a schedule. Above 1 it moves steps to noisy times. For a
+            rectified flow, t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23).
+        spacing: even spacing of the times. "uniform" in t; "karras" in (sigma / alpha)^(1/7) (Karras et al. 2022,
+            eq. 5); "log_snr" in log(sigma / alpha) (Lu et al. 2022); "auto" uses the schedule's default.
     """
 
     def __init__(self, num_steps: int, shift: float = 1.0, spacing: Spacing | Literal["auto"] = "auto") -> None:
@@ -73,37 +73,47 @@ class Sampler(ABC):
         self.num_steps, self.shift, self.spacing = num_steps, shift, spacing
 
     def times(self, schedule: NoiseSchedule, first: float = 1.0) -> list[float]:
-        """num_steps + 1 times, from `first` down to 0."""
+        """Return num_steps + 1 times, from `first` down to 0."""
         spacing = schedule.spacing if self.spacing == "auto" else self.spacing
-        share = torch.arange(self.num_steps, dtype=torch.float64) / self.num_steps
+        fraction = torch.arange(self.num_steps, dtype=torch.float64) / self.num_steps
         if spacing == "uniform":
-            t = first * (1 - share)
+            t = first * (1 - fraction)
         else:
             low, high = RATIO_RANGE
             high = min(high, float(schedule.ratio(torch.tensor(first, dtype=torch.float64))))
-            along = share * self.num_steps / max(self.num_steps - 1, 1)
+            fraction = fraction * self.num_steps / max(self.num_steps - 1, 1)
             if spacing == "karras":
-                ratio = (high ** (1 / RHO) + along * (low ** (1 / RHO) - high ** (1 / RHO))) ** RHO
+                ratio = (high ** (1 / RHO) + fraction * (low ** (1 / RHO) - high ** (1 / RHO))) ** RHO
             else:
-                ratio = high * (low / high) ** along
+                ratio = high * (low / high) ** fraction
             t = schedule.time_at(ratio)
         if self.shift != 1:
-            ratio, most = schedule.ratio(t), schedule.ratio(torch.tensor(first, dtype=torch.float64))
-            # Bent to stay below `most` where the schedule ends, or several steps would start at the end.
-            t = schedule.time_at(self.shift * ratio / (1 + (self.shift - 1) * ratio / most))
+            ratio, last = schedule.ratio(t), schedule.ratio(torch.tensor(first, dtype=torch.float64))
+            # Stay below `last`, or several steps would start at the end of the schedule.
+            t = schedule.time_at(self.shift * ratio / (1 + (self.shift - 1) * ratio / last))
         t[0] = first
         return [*t.clamp(max=first).tolist(), 0.0]
 
-    @torch.no_grad()
-    def __call__(self, denoiser: Predictor, noise: Tensor, fresh: Callable[[], Tensor] | None = None) -> Tensor:
-        """Noise (b, c, h, w) ~ N(0, 1) -> normalised latents (b, c, h, w).
+    def checked_times(self, denoiser: Predictor) -> list[float]:
+        """Return the times for this denoiser, after it has checked them.
 
-        Args:
-            denoiser: predicts what is under the noise.
-            noise: where to start.
-            fresh: gives more noise like it, for samplers that add some on the way; drawn anew unless given.
+        Raises:
+            UserError: no time lies in the denoiser's guidance interval.
         """
         times = self.times(denoiser.schedule, denoiser.first_time)
+        denoiser.check_times(times[:-1])
+        return times
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Predictor, noise: Tensor, fresh: Callable[[], Tensor] | None = None) -> Tensor:
+        """Map noise (b, c, h, w) ~ N(0, 1) to normalized latents (b, c, h, w).
+
+        Args:
+            denoiser: denoiser, guided or not.
+            noise: initial noise.
+            fresh: returns new noise of the same shape, for samplers that add noise; `torch.randn_like` if None.
+        """
+        times = self.checked_times(denoiser)
         return self.solve(denoiser, at(denoiser.schedule.sigma, times[0]) * noise, Trajectory(times, fresh))
 
     @torch.no_grad()
@@ -115,43 +125,43 @@ class Sampler(ABC):
         fresh: Callable[[], Tensor] | None = None,
         after_step: AfterStep | None = None,
     ) -> Tensor:
-        """x_t (b, c, h, w) at the time `start` -> latents, by the steps that lie below it."""
+        """Map x_t (b, c, h, w) at the time `start` to latents, by the steps below it."""
         start = min(start, denoiser.first_time)
-        below = [t for t in self.times(denoiser.schedule, denoiser.first_time) if t < start * (1 - 1e-4)]
+        below = [t for t in self.checked_times(denoiser) if t < start * (1 - 1e-4)]
         return self.solve(denoiser, x_t, Trajectory([start, *below], fresh, after_step))
 
     @torch.no_grad()
     def invert(self, denoiser: Predictor, latents: Tensor) -> Tensor:
-        """Latents (b, c, h, w) -> the noise that leads to them, by the same equation run backwards.
+        """Map latents (b, c, h, w) to the noise that generates them: solve the ODE backwards.
 
         Raises:
-            ValueError: this sampler adds noise, so that no single noise leads anywhere.
+            ValueError: this sampler adds noise, so it has no inverse.
         """
         if self.is_random:
-            raise ValueError("a sampler that adds noise on the way cannot be inverted: take sampler=heun")
+            raise ValueError("A sampler that adds noise cannot be inverted. Use sampler=heun.")
         schedule = denoiser.schedule
         cleanest = float(schedule.time_at(torch.tensor(CLEANEST, dtype=torch.float64)))
-        times = sorted({cleanest, *(t for t in self.times(schedule, denoiser.first_time) if t > cleanest)})
+        times = sorted({cleanest, *(t for t in self.checked_times(denoiser) if t > cleanest)})
         x = self.solve(denoiser, at(schedule.alpha, cleanest) * latents, Trajectory(times))
         return x / at(schedule.sigma, times[-1])
 
     @property
     def is_random(self) -> bool:
-        """Whether noise is added on the trajectory."""
+        """Whether the sampler adds noise in its steps."""
         return False
 
     @abstractmethod
     def solve(self, denoiser: Predictor, x: Tensor, trajectory: Trajectory) -> Tensor:
-        """x at the first time -> x at the last."""
+        """Map x at the first time of the trajectory to x at the last."""
 
 
 def at(function: Callable[[Tensor], Tensor], t: float) -> float:
-    """alpha or sigma at one time."""
+    """Evaluate alpha or sigma at one time."""
     return float(function(torch.tensor(t, dtype=torch.float64)))
 
 
 def velocity_coefficients(denoiser: Predictor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """dx / dt = alpha' x0 + sigma' eps, as first * x_t + second * prediction (Song et al. 2021, eq. 13)."""
+    """Return (a, b) with dx / dt = alpha' x0 + sigma' eps = a * x_t + b * prediction (Song et al. 2021, eq. 13)."""
     schedule = denoiser.schedule
     alpha, sigma = schedule.alpha_derivative(t), schedule.sigma_derivative(t)
     (x0_x, x0_f), (noise_x, noise_f) = denoiser.x0_coefficients(t), denoiser.noise_coefficients(t)
@@ -159,43 +169,56 @@ def velocity_coefficients(denoiser: Predictor, t: Tensor) -> tuple[Tensor, Tenso
 
 
 class EulerSampler(Sampler):
-    """First order along dx / dt, one evaluation a step (Liu et al. 2023, section 2.2)."""
+    """Euler's method: first order, one evaluation per step (Liu et al. 2023, section 2.2)."""
 
     def solve(self, denoiser: Predictor, x: Tensor, trajectory: Trajectory) -> Tensor:
-        grid = trajectory.grid
-        on_x, on_prediction = velocity_coefficients(denoiser, grid[:-1])
-        length = grid.diff()
-        steps = torch.stack([1 + length * on_x, length * on_prediction], dim=1).tolist()
-        for (a, b), (t, t_next) in zip(steps, itertools.pairwise(trajectory.times), strict=True):
-            x = torch.add(a * x, denoiser.predict(x, t), alpha=b)
-            x = trajectory.after_step(x, t_next)
+        for t, t_next, (a, b) in euler_steps(denoiser, trajectory):
+            x = trajectory.after_step(torch.add(a * x, denoiser.predict(x, t), alpha=b), t_next)
         return x
 
 
 class HeunSampler(Sampler):
-    """Second order, two evaluations a step, one in the last (Karras et al. 2022, algorithm 1 without churn)."""
+    """Heun's method: second order, two evaluations per step, one in the last.
+
+    Implements Algorithm 1 of Karras et al. 2022, without churn.
+    """
 
     def solve(self, denoiser: Predictor, x: Tensor, trajectory: Trajectory) -> Tensor:
-        grid = trajectory.grid
-        slopes = torch.stack(velocity_coefficients(denoiser, grid), dim=1).tolist()
-        for (a, b), (c, d), (t, t_next) in zip(slopes, slopes[1:], itertools.pairwise(trajectory.times), strict=False):
-            v = torch.add(a * x, denoiser.predict(x, t), alpha=b)
-            euler = x + (t_next - t) * v
-            if t_next == 0:  # as in the paper: the network is least trained where no noise is left
+        slopes = torch.stack(velocity_coefficients(denoiser, trajectory.grid), dim=1).tolist()
+        for (t, t_next, (a, b)), (a_t, b_t), (a_next, b_next) in zip(
+            euler_steps(denoiser, trajectory), slopes, slopes[1:], strict=False
+        ):
+            prediction = denoiser.predict(x, t)
+            euler = torch.add(a * x, prediction, alpha=b)
+            if t_next == 0:  # no correction: the network is least trained where no noise is left
                 x = euler
             else:
-                v_next = torch.add(c * euler, denoiser.predict(euler, t_next), alpha=d)
+                v = torch.add(a_t * x, prediction, alpha=b_t)
+                v_next = torch.add(a_next * euler, denoiser.predict(euler, t_next), alpha=b_next)
                 x = x + (0.5 * (t_next - t)) * (v + v_next)
             x = trajectory.after_step(x, t_next)
         return x
 
 
+def euler_steps(denoiser: Predictor, trajectory: Trajectory) -> list[tuple[float, float, list[float]]]:
+    """Return (t, t_next, (a, b)) of each step, which maps x to a * x + b * prediction.
+
+    The step to t = 0 returns the predicted x0, as in DDIM. Along dx / dt it would leave noise on a curved schedule.
+    """
+    grid = trajectory.grid
+    length, (on_x, on_prediction) = grid.diff(), velocity_coefficients(denoiser, grid[:-1])
+    steps = torch.stack([1 + length * on_x, length * on_prediction], dim=1)
+    to_data = torch.stack(denoiser.x0_coefficients(grid[:-1]), dim=1)
+    steps = torch.where((grid[1:] == 0)[:, None], to_data, steps)
+    return list(zip(trajectory.times, trajectory.times[1:], steps.tolist(), strict=False))
+
+
 class NoisySampler(Sampler):
-    """One that may add fresh noise in each step but the last.
+    """Base class of samplers that may add noise in each step except the last.
 
     Args:
         num_steps, shift, spacing: see `Sampler`.
-        eta: how much, from 0 for none to 1 for as much as the reverse SDE adds.
+        eta: amount of noise, from 0 (none) to 1 (as much as the reverse SDE).
     """
 
     def __init__(
@@ -212,11 +235,11 @@ class NoisySampler(Sampler):
 
 
 class DDIMSampler(NoisySampler):
-    """x0 and noise mixed anew for the next time (Song et al. 2021, "Denoising diffusion implicit models", eq. 12).
+    """DDIM (Song et al. 2021, "Denoising diffusion implicit models", eq. 12).
 
     Args:
         num_steps, shift, spacing: see `Sampler`.
-        eta: deviation of the fresh noise, as a share of that of ancestral sampling.
+        eta: std of the added noise as a fraction of that of ancestral sampling.
     """
 
     def solve(self, denoiser: Predictor, x: Tensor, trajectory: Trajectory) -> Tensor:
@@ -230,16 +253,16 @@ class DDIMSampler(NoisySampler):
             kept = (sigma.square() - added.square()).clamp(min=0).sqrt()
         (x0_x, x0_f), (noise_x, noise_f) = denoiser.x0_coefficients(t), denoiser.noise_coefficients(t)
         steps = torch.stack([alpha * x0_x + kept * noise_x, alpha * x0_f + kept * noise_f, added], dim=1).tolist()
-        for (a, b, c), (now, then) in zip(steps, itertools.pairwise(trajectory.times), strict=True):
-            x = torch.add(a * x, denoiser.predict(x, now), alpha=b)
+        for (a, b, c), (t_now, t_next) in zip(steps, itertools.pairwise(trajectory.times), strict=True):
+            x = torch.add(a * x, denoiser.predict(x, t_now), alpha=b)
             if c > 0:
                 x = torch.add(x, trajectory.noise_like(x), alpha=c)
-            x = trajectory.after_step(x, then)
+            x = trajectory.after_step(x, t_next)
         return x
 
 
 class DDPMSampler(DDIMSampler):
-    """Ancestral sampling: each step draws from q(x_s | x_t, x0) (Ho et al. 2020, eq. 6 and 7).
+    """Ancestral sampling: draws each step from q(x_s | x_t, x0) (Ho et al. 2020, eq. 6 and 7).
 
     Args:
         num_steps, shift, spacing: see `Sampler`.
@@ -250,35 +273,34 @@ class DDPMSampler(DDIMSampler):
 
 
 class DPMpp2MSampler(NoisySampler):
-    """DPM-Solver++(2M), second order with one evaluation a step (Lu et al. 2022b, algorithm 2).
+    """DPM-Solver++(2M): second order, one evaluation per step (Lu et al. 2022b, algorithm 2).
 
-    The first step and the last, to t = 0 where the logarithm of the SNR is infinite, are of first order.
+    The first and the last step are of first order: at t = 0 the log-SNR is infinite.
 
     Args:
         num_steps, shift, spacing: see `Sampler`.
-        eta: at 1 the paper's SDE-DPM-Solver++(2M), whose first order is ancestral sampling; below, what the reverse SDE
-            has beside the ODE is so many times as strong.
+        eta: strength of the stochastic part of the reverse SDE; 0 is the ODE, 1 is SDE-DPM-Solver++(2M) of the paper.
     """
 
     def solve(self, denoiser: Predictor, x: Tensor, trajectory: Trajectory) -> Tensor:
         grid = trajectory.grid
         on_x, on_prediction = denoiser.x0_coefficients(grid[:-1])
         alpha, sigma = denoiser.schedule.alpha(grid), denoiser.schedule.sigma(grid)
-        h = (alpha / sigma).log().diff()  # of half the logarithm of the SNR
+        h = (alpha / sigma).log().diff()  # step in half the log-SNR
         shrink = sigma[1:] / sigma[:-1]
-        kept = (shrink * alpha[:-1] / alpha[1:]) ** self.eta  # of the old noise: e^(-eta h)
+        kept = (shrink * alpha[:-1] / alpha[1:]) ** self.eta  # fraction of the old noise, e^(-eta h)
         added = sigma[1:] * (1 - kept.square()).sqrt()
         shrink = shrink * kept
         towards = alpha[1:] - alpha[:-1] * shrink  # alpha (1 - e^-(1 + eta) h)
-        # 1 / (2 r) of the paper, r = previous h / h: how far to extrapolate x0 from the last step
+        # extrapolation of x0 from the last step: 1 / (2 r) of the paper, r = previous h / h
         beyond = torch.zeros_like(h)
         beyond[1:] = 0.5 * h[1:] / h[:-1]
         beyond[~torch.isfinite(h)] = 0.0
-        # Each x0 in terms of the x and the prediction it came from, so that none need be worked out.
-        now, then = towards * (1 + beyond), (-towards * beyond)[1:]
+        # Write each x0 in terms of its x and prediction, so that x0 itself is never computed.
+        on_x0, on_last_x0 = towards * (1 + beyond), (-towards * beyond)[1:]
         rows = torch.zeros(len(h), 5, dtype=torch.float64)
-        rows[:, 0], rows[:, 1], rows[:, 4] = shrink + now * on_x, now * on_prediction, added
-        rows[1:, 2], rows[1:, 3] = then * on_x[:-1], then * on_prediction[:-1]
+        rows[:, 0], rows[:, 1], rows[:, 4] = shrink + on_x0 * on_x, on_x0 * on_prediction, added
+        rows[1:, 2], rows[1:, 3] = on_last_x0 * on_x[:-1], on_last_x0 * on_prediction[:-1]
         last_x = last_prediction = torch.zeros_like(x)
         for (a, b, c, d, noise), (t, t_next) in zip(rows.tolist(), itertools.pairwise(trajectory.times), strict=True):
             prediction = denoiser.predict(x, t)

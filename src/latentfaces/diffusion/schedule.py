@@ -1,8 +1,8 @@
-"""How data becomes noise. Said once, here: t = 0 is data, t = 1 is noise.
+"""Noise schedules. t = 0 is data, t = 1 is noise.
 
     x_t = alpha(t) x0 + sigma(t) eps,    eps ~ N(0, 1)
 
-Every part takes t as a tensor (b,) and latents, of mean 0 and standard deviation 1, as (b, c, h, w).
+Times t are tensors (b,). Latents are (b, c, h, w) with mean 0 and std 1.
 """
 
 import math
@@ -16,75 +16,75 @@ Spacing = Literal["uniform", "karras", "log_snr"]
 
 
 def per_sample(t: Tensor) -> Tensor:
-    """(b,) -> (b, 1, 1, 1), to multiply latents with."""
+    """Reshape (b,) to (b, 1, 1, 1) for multiplication with latents."""
     return t[:, None, None, None]
 
 
 class NoiseSchedule(ABC):
-    """alpha, sigma and their derivatives as functions of t; the rest follows."""
+    """Base class of noise schedules, defined by alpha, sigma and their derivatives."""
 
     spacing: Spacing = "uniform"
-    """How samplers space their times unless told otherwise."""
+    """Spacing of sampling times for `spacing="auto"`."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """Share of the data at t: 1 at t = 0."""
+        """Return the factor of the data at t; 1 at t = 0."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """Share of the noise at t: 0 at t = 0."""
+        """Return the factor of the noise at t; 0 at t = 0."""
 
     @abstractmethod
     def alpha_derivative(self, t: Tensor) -> Tensor:
-        """d alpha / d t."""
+        """Return d alpha / d t."""
 
     @abstractmethod
     def sigma_derivative(self, t: Tensor) -> Tensor:
-        """d sigma / d t."""
+        """Return d sigma / d t."""
 
     @abstractmethod
     def time_at(self, ratio: Tensor) -> Tensor:
-        """The t at which sigma / alpha is `ratio` in [0, infinity]; 1 where the schedule does not go as far."""
+        """Return t where sigma / alpha equals `ratio`, in [0, infinity]; 1 where the schedule ends before it."""
 
     def ratio(self, t: Tensor) -> Tensor:
-        """Noise over data, sigma / alpha: what Karras et al. 2022 call sigma."""
+        """Return sigma / alpha, the noise level that Karras et al. 2022 call sigma."""
         return self.sigma(t) / self.alpha(t)
 
     def snr(self, t: Tensor) -> Tensor:
-        """Signal-to-noise ratio (alpha / sigma)^2 (Kingma et al. 2021, eq. 3)."""
+        """Return the signal-to-noise ratio (alpha / sigma)^2 (Kingma et al. 2021, eq. 3)."""
         return (self.alpha(t) / self.sigma(t)).square()
 
-    def deviation(self, t: Tensor) -> Tensor:
-        """Standard deviation of x_t."""
+    def std(self, t: Tensor) -> Tensor:
+        """Return the standard deviation of x_t."""
         return (self.alpha(t).square() + self.sigma(t).square()).sqrt()
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t of x0 and noise (b, c, h, w) at t (b,)."""
+        """Return x_t for x0 and noise (b, c, h, w) at t (b,)."""
         return per_sample(self.alpha(t)) * x0 + per_sample(self.sigma(t)) * noise
 
     def v_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """What v is of x0 and of the noise: (alpha eps - sigma x0) / deviation (Salimans & Ho 2022, section 4).
+        """Return (a, b) with v = a * x0 + b * noise = (alpha eps - sigma x0) / std (Salimans & Ho 2022, section 4).
 
-        At deviation 1 that is their v. For `EDM` it is, but for the sign, what its preconditioned network predicts
-        (Karras et al. 2022, table 1, with a data deviation of 1).
+        With std 1, this is the v of the paper. For `EDM`, it is the negative output of the preconditioned network
+        (Karras et al. 2022, table 1, with sigma_data = 1).
         """
-        return -self.sigma(t) / self.deviation(t), self.alpha(t) / self.deviation(t)
+        return -self.sigma(t) / self.std(t), self.alpha(t) / self.std(t)
 
     def input_scale(self, t: Tensor) -> Tensor:
-        """What x_t is multiplied with before a network sees it."""
+        """Return the factor of x_t at the input of the network."""
         return torch.ones_like(t)
 
     def condition(self, t: Tensor) -> Tensor:
-        """What a network is told of the time: an even scale from 0, data, to 1, noise."""
+        """Return the time input of the network: an even scale from 0 (data) to 1 (noise)."""
         return t
 
     def time_of(self, condition: Tensor) -> Tensor:
-        """The inverse of `condition`."""
+        """Return t for a position on the even scale, the inverse of `condition`."""
         return condition
 
 
 class RectifiedFlow(NoiseSchedule):
-    """Straight lines from data to noise: x_t = (1 - t) x0 + t eps, v = dx / dt = eps - x0 (Liu et al. 2023, eq. 1)."""
+    """Rectified flow: x_t = (1 - t) x0 + t eps, v = dx / dt = eps - x0 (Liu et al. 2023, eq. 1)."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -106,10 +106,10 @@ class RectifiedFlow(NoiseSchedule):
 
 
 class VPCosine(NoiseSchedule):
-    """A quarter of a circle: alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans & Ho 2022, section 4)."""
+    """Cosine schedule: alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans & Ho 2022, section 4)."""
 
     def alpha(self, t: Tensor) -> Tensor:
-        # cos rounds to 4e-8 where pi/2 is meant, not to 0
+        # cos(pi / 2) rounds to 4e-8, not to 0
         return torch.where(t == 1, torch.zeros_like(t), torch.cos(math.pi / 2 * t))
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -126,12 +126,12 @@ class VPCosine(NoiseSchedule):
 
 
 class VPLinear(NoiseSchedule):
-    """DDPM's linear betas in continuous time: alpha^2 = exp(-integral of beta) (Song et al. 2021, eq. 33).
+    """Linear betas of DDPM in continuous time: alpha^2 = exp(-integral of beta) (Song et al. 2021, eq. 33).
 
     Args:
         beta_min: beta at t = 0.
         beta_max: beta at t = 1.
-        zero_terminal_snr: shift and scale alpha to be 0 at t = 1, so that sampling starts where training was
+        zero_terminal_snr: shift and scale alpha to 0 at t = 1, so that sampling starts with an input seen in training
             (Lin et al. 2023, algorithm 1).
     """
 
@@ -142,14 +142,14 @@ class VPLinear(NoiseSchedule):
         self.floor = math.exp(-(beta_min + beta_max) / 4) if zero_terminal_snr else 0.0
 
     def integral(self, t: Tensor) -> Tensor:
-        """Of beta, from 0 to t."""
+        """Return the integral of beta from 0 to t."""
         return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t.square()
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - self.missing(t)
 
     def missing(self, t: Tensor) -> Tensor:
-        """1 - alpha, exact also where alpha rounds to 1."""
+        """Return 1 - alpha, accurate where alpha rounds to 1."""
         return (-torch.expm1(-0.5 * self.integral(t)) / (1 - self.floor)).clamp(max=1.0)  # 1 may round to above 1
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class VPLinear(NoiseSchedule):
     def time_at(self, ratio: Tensor) -> Tensor:
         # With alpha = (1 + ratio^2)^(-1/2), the integral is -2 log(floor + (1 - floor) alpha).
         alpha = (1 + ratio.square()).rsqrt()
-        missing = ratio.square() * alpha.square() / (1 + alpha)  # 1 - alpha, exact also where alpha rounds to 1
+        missing = ratio.square() * alpha.square() / (1 + alpha)  # 1 - alpha, accurate where alpha rounds to 1
         integral = -2 * torch.log1p(-(1 - self.floor) * missing)
         rise = self.beta_max - self.beta_min
         root = (self.beta_min**2 + 2 * rise * integral).sqrt()
@@ -174,19 +174,19 @@ class VPLinear(NoiseSchedule):
 
 
 class EDM(NoiseSchedule):
-    """Noise is added and data stay as they are: x_t = x0 + sigma eps (Karras et al. 2022), with sigma = sigma_max t.
+    """EDM schedule: x_t = x0 + sigma eps with sigma = sigma_max t (Karras et al. 2022).
 
-    Networks see x_t at deviation 1, and are told the angle whose tangent is sigma: an even scale from data to noise.
+    The network input is x_t scaled to std 1. The time input is 2 / pi * atan(sigma), an even scale from data to noise.
 
     Args:
-        sigma_max: the noise at t = 1, where data of deviation 1 no longer show.
+        sigma_max: noise level at t = 1; much larger than the std of the data, 1.
     """
 
     spacing: Spacing = "karras"
 
     def __init__(self, sigma_max: float = 80.0) -> None:
         if sigma_max <= 1:
-            raise ValueError(f"sigma_max={sigma_max} must be well above 1, the deviation of the data")
+            raise ValueError(f"sigma_max={sigma_max} must be well above 1, the std of the data")
         self.sigma_max = sigma_max
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ class EDM(NoiseSchedule):
         return (ratio / self.sigma_max).clamp(max=1.0)
 
     def input_scale(self, t: Tensor) -> Tensor:
-        return 1 / self.deviation(t)
+        return 1 / self.std(t)
 
     def condition(self, t: Tensor) -> Tensor:
         return 2 / math.pi * torch.atan(self.sigma(t))

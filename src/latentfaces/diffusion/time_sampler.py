@@ -1,4 +1,4 @@
-"""The times at which training asks."""
+"""Distributions of the time t in training."""
 
 from abc import ABC, abstractmethod
 
@@ -9,69 +9,80 @@ from latentfaces.diffusion.schedule import NoiseSchedule
 
 
 class TimeSampler(ABC):
-    """Draws the times t of a training batch."""
+    """Distribution of the times t of a training batch."""
 
     @abstractmethod
     def from_uniform(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
-        """Map u ~ U(0, 1), any shape, to t in (0, 1]: the inverse of the distribution function of t."""
+        """Map u ~ U(0, 1) of any shape to t in (0, 1]: the quantile function of t."""
 
     def __call__(self, batch_size: int, schedule: NoiseSchedule, device: torch.device | None = None) -> Tensor:
-        """Times (batch_size,), stratified: one from each of batch_size equal slices (Kingma et al. 2021, I.1)."""
+        """Draw times (batch_size,), stratified: one from each of batch_size equal slices (Kingma et al. 2021, I.1)."""
         slices = torch.arange(batch_size, device=device)
         return self.inside((slices + torch.rand(batch_size, device=device)) / batch_size, schedule)
 
     def inside(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
-        """As `from_uniform`, but never t = 1, where some weightings are 0 times infinity."""
+        """Map u as `from_uniform` does, but never to t = 1, where some weightings are 0 * infinity."""
         return self.from_uniform(u.clamp(1e-5, 1 - 1e-5), schedule).clamp(max=1 - 1e-5)
 
 
 class UniformTime(TimeSampler):
-    """t ~ U(0, 1), on the schedule's even scale (`NoiseSchedule.condition`), which for all but `EDM` is t itself."""
+    """Uniform time on the schedule's even scale (`NoiseSchedule.condition`), which is t itself except for `EDM`."""
 
     def from_uniform(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
-        return schedule.time_of(u)
+        return time_at_fraction(u, schedule)
 
 
 class LogitNormalTime(TimeSampler):
-    """logit(t) ~ N(mean, std^2): most questions where the answer is hardest (Esser et al. 2024, eq. 19).
+    """Logit-normal time: logit(t) ~ N(mean, std^2) (Esser et al. 2024, eq. 19).
 
-    As for `UniformTime`, t is the place on the schedule's even scale.
+    As for `UniformTime`, t is measured on the schedule's even scale.
 
     Args:
-        mean: above 0 asks more of noisy times.
-        std: width; above 0.
+        mean: above 0 draws more noisy times.
+        std: std of logit(t), above 0.
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        check_width(std)
+        check_std(std)
         self.mean, self.std = mean, std
 
     def from_uniform(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
-        return schedule.time_of(torch.sigmoid(self.mean + self.std * normal_quantile(u)))
+        return time_at_fraction(torch.sigmoid(self.mean + self.std * normal_quantile(u)), schedule)
 
 
 class LogNormalNoise(TimeSampler):
-    """log(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1). On a `RectifiedFlow` it is `LogitNormalTime`.
+    """Log-normal noise level: log(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1).
+
+    On a `RectifiedFlow` it equals `LogitNormalTime`.
 
     Args:
-        mean: for data of standard deviation 1; the paper's P_mean = -1.2 is for 0.5, which is -0.5 here.
-        std: the paper's P_std; above 0.
+        mean: for data of std 1. The default is P_mean = -0.4 of EDM2 (Karras et al. 2024), which is for
+            data of std 0.5, plus log 2.
+        std: P_std of EDM2, above 0.
     """
 
-    def __init__(self, mean: float = -0.5, std: float = 1.2) -> None:
-        check_width(std)
+    def __init__(self, mean: float = 0.29, std: float = 1.0) -> None:
+        check_std(std)
         self.mean, self.std = mean, std
 
     def from_uniform(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
         return schedule.time_at(torch.exp(self.mean + self.std * normal_quantile(u)))
 
 
+def time_at_fraction(fraction: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Return the time at a fraction, in [0, 1], of the schedule's even scale.
+
+    The scale of `EDM` ends at the condition of sigma_max, .992. Beyond it, all times would be clamped to t = 1.
+    """
+    return schedule.time_of(fraction * schedule.condition(torch.ones_like(fraction)))
+
+
 def normal_quantile(u: Tensor) -> Tensor:
-    """The inverse of the normal distribution function, which PyTorch has not for Apple's GPUs."""
+    """Return the quantiles of N(0, 1); on the CPU for MPS devices, where PyTorch lacks `ndtri`."""
     return torch.special.ndtri(u.cpu()).to(u) if u.device.type == "mps" else torch.special.ndtri(u)
 
 
-def check_width(std: float) -> None:
-    """Refuse a distribution without width."""
+def check_std(std: float) -> None:
+    """Raise ValueError unless std is above 0."""
     if std <= 0:
         raise ValueError(f"std={std} must be above 0")

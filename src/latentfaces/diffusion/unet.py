@@ -1,4 +1,4 @@
-"""The U-Net of diffusion models (Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, section 3)."""
+"""U-Net for diffusion (Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, section 3)."""
 
 from collections.abc import Collection, Sequence
 
@@ -10,7 +10,7 @@ from latentfaces.nn import Downsample, ResBlock, SelfAttention2d, TimeEmbedding,
 
 
 class Stage(nn.Module):
-    """A residual block that knows the time, then attention where wanted."""
+    """Residual block with time modulation, followed by attention if num_heads is above 0."""
 
     def __init__(
         self, in_channels: int, out_channels: int, embedding_width: int, num_heads: int, dropout: float
@@ -24,17 +24,19 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """(x_t (b, channels, h, w), t (b,)) -> (b, channels, h, w); h and w are multiples of 2^(levels - 1).
+    """U-Net: maps x_t (b, channels, h, w) and t (b,) to (b, channels, h, w).
+
+    Height and width are multiples of 2^(levels - 1).
 
     Args:
-        channels: channels of a latent.
+        channels: channels of the latents.
         width: channels of the first level.
         multipliers: channels of each level as multiples of `width`; each level after the first halves h and w.
-        num_blocks: residual blocks per level on the way down (one more on the way up).
-        attention_levels: levels, counted from 0, with self-attention; the middle always has it.
+        num_blocks: residual blocks per level of the encoder; the decoder has one more.
+        attention_levels: levels, counted from 0, with self-attention; the middle block always has it.
         head_width: channels of an attention head.
-        dropout: in the residual blocks.
-        label_channels: numbers that say how the data were augmented; see `Augmentation`.
+        dropout: dropout probability in the residual blocks.
+        label_channels: size of the augmentation label (see `Augmentation`); 0 for no label.
     """
 
     def __init__(
@@ -58,34 +60,34 @@ class UNet(nn.Module):
             heads = max(1, out_channels // head_width) if attend else 0
             return Stage(in_channels, out_channels, embedding_width, heads, dropout)
 
-        now, skips = width, [width]
+        in_channels, skips = width, [width]
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(multipliers):
             if level > 0:
-                self.down.append(Downsample(now))
-                skips.append(now)
+                self.down.append(Downsample(in_channels))
+                skips.append(in_channels)
             for _ in range(num_blocks):
-                self.down.append(stage(now, width * multiplier, level in attention_levels))
-                now = width * multiplier
-                skips.append(now)
+                self.down.append(stage(in_channels, width * multiplier, level in attention_levels))
+                in_channels = width * multiplier
+                skips.append(in_channels)
 
-        self.middle = nn.ModuleList([stage(now, now, True), stage(now, now, False)])
+        self.middle = nn.ModuleList([stage(in_channels, in_channels, attend) for attend in (True, False)])
 
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for _ in range(num_blocks + 1):
-                self.up.append(stage(now + skips.pop(), width * multiplier, level in attention_levels))
-                now = width * multiplier
+                self.up.append(stage(in_channels + skips.pop(), width * multiplier, level in attention_levels))
+                in_channels = width * multiplier
             if level > 0:
-                self.up.append(Upsample(now))
+                self.up.append(Upsample(in_channels))
 
-        self.norm = group_norm(now)
-        self.out = zero_init(nn.Conv2d(now, channels, 3, padding=1))  # the first prediction is 0, the mean of v
+        self.norm = group_norm(in_channels)
+        self.out = zero_init(nn.Conv2d(in_channels, channels, 3, padding=1))  # the initial prediction is 0, the mean of v
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         embedding = self.embed_time(t)
         if label is not None:
-            assert self.embed_label is not None, "a network without label_channels takes no label"
+            assert self.embed_label is not None, "Got a label, but the network has label_channels=0."
             embedding = embedding + self.embed_label(label)
         x = self.stem(x_t)
         skips = [x]

@@ -3,7 +3,7 @@
 from latentfaces.nn.attention import SelfAttention, SelfAttention2d, attention, choose_kernel
 from latentfaces.nn.blocks import Downsample, Downsampling, ResBlock, Upsample, Upsampling, choose_upsampling
 from latentfaces.nn.device import DeviceChoices, Kernel, attention_kernel, best_device, has_convolutions
-from latentfaces.nn.embeddings import TimeEmbedding, rotate, rotation_2d
+from latentfaces.nn.embeddings import TimeEmbedding, position_table_2d, rotate, rotation_2d
 from latentfaces.nn.normalization import RMSNorm, group_norm, zero_init
 from latentfaces.nn.weights import weights_hash
 
@@ -26,6 +26,7 @@ __all__ = [
     "choose_upsampling",
     "group_norm",
     "has_convolutions",
+    "position_table_2d",
     "rotate",
     "rotation_2d",
     "weights_hash",

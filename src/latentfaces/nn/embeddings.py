@@ -22,6 +22,28 @@ class TimeEmbedding(nn.Module):
         return self.layers(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
 
+def position_table_2d(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
+    """Return fixed 2-D sin-cos position embeddings of a (height, width) grid: (height * width, channels).
+
+    The first half of the channels encodes the row, the second half the column. Each half holds sines, then cosines
+    (Vaswani et al. 2017, section 3.5; in two dimensions as in Peebles & Xie 2023).
+
+    Args:
+        height: rows of the grid.
+        width: columns of the grid.
+        channels: channels of a token, a multiple of 4.
+        device: device of the result.
+    """
+    if channels % 4:
+        raise ValueError(f"2-D position embeddings need a multiple of 4 channels, got {channels}")
+    frequencies = 10_000.0 ** -(torch.arange(channels // 4, device=device) / (channels // 4))
+    rows = torch.arange(height, device=device)[:, None] * frequencies
+    columns = torch.arange(width, device=device)[:, None] * frequencies
+    row_features = torch.cat([rows.sin(), rows.cos()], dim=-1)[:, None].expand(-1, width, -1)
+    column_features = torch.cat([columns.sin(), columns.cos()], dim=-1)[None].expand(height, -1, -1)
+    return torch.cat([row_features, column_features], dim=-1).flatten(0, 1)
+
+
 def rotation_2d(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
     """Rotary angles of a (height, width) grid of tokens, as cos and sin: (2, height * width, channels).
 
