@@ -252,8 +252,8 @@ def test_faces_go_on_from_a_number(sample: Command) -> None:
     assert np.abs(pixels("00000.png") - third).max() <= 1
 
 
-def test_readme_loads_a_half_of_the_vae_alone(home: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_vae_page_loads_a_half_of_the_vae_alone(home: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/vae.md").read_text(), re.DOTALL)
     (block,) = [block for block in blocks if "best_decoder" in block]
     names: dict[str, Any] = {}
     exec(block, names)
