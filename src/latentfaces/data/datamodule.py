@@ -27,7 +27,6 @@ from latentfaces.data.latents import Encode, LatentCache
 from latentfaces.data.pack import Pack, hold_out, open_pack
 from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.prefetch import Prefetched, Workers
-from latentfaces.data.rows import MappedRows
 from latentfaces.data.sources import DrawnFaces, Photos, Source, TakenAlong
 from latentfaces.errors import UserError
 
@@ -165,7 +164,7 @@ class FFHQDataModule(LightningDataModule):
         self.train_dataset, self.val_dataset = dataset(pack.train_indices), dataset(spaced)
         self.test_dataset = dataset(held_out)
 
-    def encoded(self, cache: LatentCache) -> MappedRows:
+    def encoded(self, cache: LatentCache) -> NDArray[np.float16]:
         """The whole cache, each rank encoding its share of what is missing."""
         # In the precision of the training, as the VAE learned: on a CPU with bfloat16 several times as fast.
         with self.trainer.precision_plugin.forward_context() if self.trainer else contextlib.nullcontext():
