@@ -356,14 +356,3 @@ def test_case_18_a_pack_that_was_cut_is_told_before_training(train: Callable[...
     path.unlink()
     assert json.loads(manifest.read_text())["num_images"] == 48
     assert "images.npy is missing or damaged" in refused("train.py", *TINY_VAE, *SHORT, "name=second")
-
-
-def test_case_19_a_loading_process_that_is_killed_ends_training_with_the_remedy(fork: Forker) -> None:
-    kill = ["+callbacks.kill._target_=helpers.probes.KillWorker", "+callbacks.kill.step=2"]
-    options = [*SHORT, "trainer.max_steps=400", "trainer.val_check_interval=400", "data.num_workers=2"]
-    training = fork.start(*TINY_VAE, *options, *kill, "name=lost")
-    assert training.wait(200) == 2, training.said
-    said = training.said
-    assert "/dev/shm" in said
-    assert "data.num_workers (0 is the fastest" in said
-    assert "Traceback" not in said.splitlines()[-1]
