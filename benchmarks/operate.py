@@ -1,9 +1,9 @@
-"""What it costs that nothing is lost: the ranks' agreement on stopping, checksums, maps that are watched, guards.
+"""What it costs that nothing is lost: the ranks' agreement on stopping, checksums, guards.
 
     python benchmarks/operate.py
 
-Two processes on the CPU agree 2,000 times; a checkpoint of 200 MB is checked and read; batches of 256 of 10,000 cached
-latents of 32x32x4 are gathered; a step's loss is held against NaN and infinity. Medians; the disk cache is warm.
+Two processes on the CPU agree 2,000 times; a checkpoint of 200 MB is checked and read; a step's loss is held against
+NaN and infinity. Medians; the disk cache is warm.
 """
 
 import tempfile
@@ -14,15 +14,12 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from about import about
 from lightning.pytorch.strategies import DDPStrategy
 
-from latentfaces.data.datasets import Draws, LatentDataset
-from latentfaces.data.rows import MappedRows, RowFile
 from latentfaces.training import NonFiniteGuard, damage
 from latentfaces.training.callbacks import GracefulStop
 
@@ -61,23 +58,6 @@ def checksums(folder: Path) -> None:
     print(f"{check:.2f} s: the checksums of a checkpoint of 200 MB, once a resume (reading it: {read:.2f} s)")
 
 
-def gathers(folder: Path) -> None:
-    """Time batches of latents from a file."""
-    path, rng = folder / "latents.npy", np.random.default_rng(0)
-    shape = (20_000, 2, 4, 32, 32)  # 10,000 pictures, as they are and mirrored
-    mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    for start in range(0, len(mapped), 100):
-        mapped[start : start + 100] = rng.standard_normal((100, *shape[1:]), np.float32)
-    draws = [Draws(rng.permutation(10_000)[:256], rng.random(256) < 0.5) for _ in range(200)]
-    views = {"a bare map": np.load(path, mmap_mode="r"), "a watched map": MappedRows(path), "row by row": RowFile(path)}
-    for name, rows in views.items():
-        dataset, order = LatentDataset(rows, np.arange(10_000)), iter([*draws, *draws])
-        for _ in draws:
-            dataset.__getitems__(next(order))
-        taken = seconds(lambda dataset=dataset, order=order: dataset.__getitems__(next(order)), len(draws))  # type: ignore[misc]
-        print(f"{1e6 * taken:.0f} us: a batch of 256 latents of 16 kB from {name}")
-
-
 def guards() -> None:
     """Time the check of one step for NaN, without the gradient's norm, which clipping computes."""
     steps = NonFiniteGuard()
@@ -98,7 +78,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(agree, (folder,), nprocs=2)
         checksums(Path(folder))
-        gathers(Path(folder))
     guards()
 
 

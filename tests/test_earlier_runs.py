@@ -37,6 +37,11 @@ def test_moved_targets_are_translated(earlier: Path) -> None:
     )
 
 
+def test_keys_that_no_longer_exist_are_ignored(earlier: Path) -> None:
+    assert "num_workers: 0" in Path("outputs/vae/faces/config.yaml").read_text()
+    assert "num_workers" not in open_run("outputs/vae/faces").config["data"]
+
+
 def test_the_pipeline_loads_it(earlier: Path) -> None:
     pipeline = FacePipeline.load(find_run("latest", "ldm"))
     pipeline.guidance = NoGuidance()

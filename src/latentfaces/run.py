@@ -149,6 +149,7 @@ def open_run(folder: str | Path) -> Run:
         raise UserError(f"{folder / CONFIG} is not the config of a run: restore it, or name another run")
     if refers(config):  # train.py writes values; a reference would fetch this machine's own, as ${oc.env:TOKEN} does
         raise UserError(f"{folder / CONFIG} refers to values that are not in it: restore it, or name another run")
+    config.get("data", {}).pop("num_workers", None)  # a key of earlier versions
     return Run(folder, translated(config))
 
 

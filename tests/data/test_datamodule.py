@@ -107,36 +107,23 @@ def test_making_batches_leaves_the_global_generator_alone(make_data: MakeData) -
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_ranks_workers_and_epochs_all_differ(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_and_epochs_all_differ(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FFHQDataModule, "num_ranks", 2)
     epochs: list[list[list[int]]] = []
     for rank in range(2):
         monkeypatch.setattr(FFHQDataModule, "rank", rank)
-        data = make_data(num_workers=2, batch_size=3)
+        data = make_data(batch_size=3)
         loader = data.train_dataloader()
         epochs.append([pictures(data, loader) for _ in range(2)])
     everything = data.pack().train_indices.tolist()
-    for first, second in zip(*epochs, strict=True):  # an epoch of both ranks, each filled by two processes
+    for first, second in zip(*epochs, strict=True):
         assert sorted(first + second) == everything
     assert epochs[0][0] != epochs[0][1]
     assert sorted(epochs[0][0]) != sorted(epochs[0][1])  # ranks do not keep their half from epoch to epoch
 
 
-def test_workers_change_nothing_in_the_stream(make_data: MakeData) -> None:
-    def stream(num_workers: int) -> list[Any]:
-        loader = make_data(horizontal_flip=True, num_workers=num_workers).train_dataloader()
-        return [batch for _ in range(2) for batch in loader]
-
-    alone, workers = stream(0), stream(2)
-    assert len(alone) == len(workers) == 12
-    for ours, theirs in zip(alone, workers, strict=True):
-        assert torch.equal(ours.images, theirs.images)
-        assert torch.equal(ours.mirrored, theirs.mirrored)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_resume_finds_the_next_batch_whatever_has_been_made_ahead(make_data: MakeData, num_workers: int) -> None:
-    straight, resumed = make_data(num_workers=num_workers), make_data(num_workers=num_workers)
+def test_resume_finds_the_next_batch_whatever_has_been_made_ahead(make_data: MakeData) -> None:
+    straight, resumed = make_data(), make_data()
     loader = straight.train_dataloader()
     epochs = [pictures(straight, loader) for _ in range(3)]
     resumed.load_state_dict({"epoch": 1, "batch": 4})
@@ -144,7 +131,7 @@ def test_resume_finds_the_next_batch_whatever_has_been_made_ahead(make_data: Mak
     assert [pictures(resumed, loader) for _ in range(2)] == [epochs[1][24:], epochs[2]]
 
 
-def test_batches_are_made_one_ahead_without_workers(make_data: MakeData) -> None:
+def test_batches_are_made_one_ahead(make_data: MakeData) -> None:
     loader = make_data().train_dataloader()
     assert isinstance(loader, Prefetched)
     assert len(loader) == 6

@@ -149,23 +149,21 @@ def test_a_rank_writes_no_byte_of_anothers_rows(pack: Pack, monkeypatch: pytest.
     written: dict[int, list[tuple[int, int]]] = {}
     pwrite = os.pwrite
 
-    def recorded(file: int, row: bytes, offset: int) -> int:
-        if memoryview(row).nbytes > 1:  # the state has a byte per picture
-            written[rank].append((offset, offset + memoryview(row).nbytes))
-        return pwrite(file, row, offset)
+    def recorded(file: int, rows: memoryview, offset: int) -> int:
+        if rows.nbytes > 2:  # the state has one byte per image
+            written[rank].append((offset, offset + rows.nbytes))
+        return pwrite(file, rows, offset)
 
-    monkeypatch.setattr("latentfaces.data.rows.os.pwrite", recorded)
+    monkeypatch.setattr("latentfaces.data.arrays.os.pwrite", recorded)
     caches = [LatentCache(pack, "key", encode, batch_size=2) for _ in range(2)]
     caches[0].begin(CPU)
     for rank, cache in enumerate(caches):
         written[rank] = []
         cache.fill(CPU, rank, 2)
-    row, end = 2 * 2 * 8 * 2, caches[0].partial.stat().st_size
-    places = [range(start, stop) for ranges in written.values() for start, stop in ranges]
-    assert sorted(places, key=lambda place: place.start) == [
-        range(at, at + row) for at in range(end - 7 * row, end, row)
-    ]
-    assert [len(written[rank]) for rank in (0, 1)] == [4, 3]
+    row, end = 2 * 2 * 8 * 2, caches[0].array.partial.stat().st_size
+    ends = [*range(end - 7 * row, end, 2 * row), end]  # of batches of 2, 2, 2 and 1 images
+    batches = list(itertools.pairwise(ends))
+    assert written == {0: batches[::2], 1: batches[1::2]}
 
 
 def test_beginning_twice_loses_nothing(pack: Pack) -> None:

@@ -20,12 +20,17 @@ def test_opening_gives_what_packing_gave(photos: Path, folder: Path) -> None:
     assert np.array_equal(opened.images[:], written.images[:])
 
 
-def test_pictures_cut_while_they_are_read_are_named(photos: Path, folder: Path) -> None:
-    pack = find_or_write_pack(Photos(photos), folder, 8)
-    size = len(pack.images)
-    os.truncate(pack.folder / "images.npy", 1000)  # of a map, the system would kill the process
-    with pytest.raises(UserError, match=r"images\.npy ends before row"):
-        pack.images[size - 2 :]
+@pytest.mark.parametrize("size", [None, 0, 50, 1000])
+def test_missing_or_truncated_images_are_reported_when_the_pack_is_opened(
+    photos: Path, folder: Path, size: int | None
+) -> None:
+    find_or_write_pack(Photos(photos), folder, 8)
+    if size is None:
+        (folder / "images.npy").unlink()
+    else:
+        os.truncate(folder / "images.npy", size)  # reading a map of it would kill the process
+    with pytest.raises(UserError, match=r"is not a complete pack \(images\.npy is missing or damaged\)"):
+        open_pack(folder)
 
 
 def numbered(count: int, start: int = 0) -> list[str]:
@@ -70,7 +75,7 @@ def test_folder_that_is_no_whole_pack_is_refused_by_name(photos: Path, folder: P
     folder.mkdir(parents=True)
     if manifest is not None:
         (folder / "manifest.json").write_text(manifest)
-    with pytest.raises(UserError, match=rf"{folder.name} is not a whole pack"):
+    with pytest.raises(UserError, match=rf"{folder.name} is not a complete pack"):
         find_or_write_pack(Photos(photos), folder, 8)
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from latentfaces.data.prefetch import Prefetched, Workers
-from latentfaces.errors import UserError
+from latentfaces.data.prefetch import Prefetched
 
 
 class Loader:
@@ -136,20 +135,3 @@ def test_error_of_the_consumer_ends_the_thread() -> None:
     with pytest.raises(ValueError, match="the consumer's"):
         use()
     assert threads() <= before
-
-
-@pytest.mark.parametrize("error", [RuntimeError("DataLoader worker (pid 7) is killed"), ConnectionResetError("reset")])
-def test_lost_worker_is_told_with_the_remedy(error: Exception) -> None:
-    # A stand-in: torch tells of a real death in one of these ways by chance, and in whatever test runs by then.
-    def dying() -> Iterator[int]:
-        yield 0
-        raise error
-
-    with pytest.raises(UserError, match=r"/dev/shm is full.*data\.num_workers"):
-        for _ in Workers(dying()):
-            pass
-
-
-def test_other_errors_of_a_loader_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="no batch 2"):
-        list(Workers(Loader(fails_at=2)))

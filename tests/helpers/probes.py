@@ -1,7 +1,6 @@
 """Callbacks that tests put into commands of their own process."""
 
 import importlib
-import multiprocessing
 import os
 import resource
 import signal as signals
@@ -175,17 +174,6 @@ class Harm(Callback):
                 self.path.unlink()
             else:
                 os.truncate(self.path, 200)
-
-
-class KillWorker(Callback):
-    """Kills one of the processes that load, as the system does when memory is full, when `step` steps are done."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            multiprocessing.active_children()[0].kill()
 
 
 class Raise(Callback):

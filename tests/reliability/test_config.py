@@ -67,7 +67,6 @@ WRONG = {
     "model.autoencoder.channels=abc": "model.autoencoder.channels=abc does not fit",
     "trainer.max_steps=abc": "max_steps",
     "data.batch_size=0": "data.batch_size=0 must be at least 1",
-    "data.num_workers=-1": "data.num_workers=-1 must be at least 0",
     "data.num_val_images=0": "data.num_val_images=0 must be at least 1",
     "data.resolution=18": "data.resolution=18 is not a multiple of the VAE's factor 4: take 16",
     "seed=-1": "seed=-1 must be from 0 to",

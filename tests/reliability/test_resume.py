@@ -86,13 +86,6 @@ def test_case_27_a_killed_run_goes_on_bit_for_bit(where: str, straight: Callable
     assert_same_end("vae/killed", straight(*VAE, *timing(**kills[-1])))
 
 
-def test_case_27_a_killed_run_with_loading_processes_goes_on_bit_for_bit(
-    straight: Callable[..., Path], fork: Forker
-) -> None:
-    kill_and_resume(fork, [*VAE, "data.num_workers=2"], [{"step": 7}, {"step": 10, "every": 5}])
-    assert_same_end("vae/killed", straight(*VAE, *timing(every=5)))  # which loads in a thread
-
-
 def test_case_27_a_killed_adversarial_run_goes_on_bit_for_bit(fork: Forker, squeezenet: Path) -> None:
     settings = [*TINY_VAE, *SHORT, *ADVERSARIAL, f"model.loss.perceptual.weights={squeezenet}", "trainer.max_steps=6"]
     settings.append("callbacks.last.every_n_train_steps=1")

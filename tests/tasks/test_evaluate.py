@@ -103,7 +103,7 @@ def test_faces_of_the_run_by_its_own_encoder(home: Path, capsys: pytest.CaptureF
     assert {"frechet_distance", "kernel_distance", "precision", "recall", "memorised", "duplicates"} <= set(told)
     assert "fid" not in told  # that name is Inception's
     assert f"kernel_distance {told['kernel_distance']:.4g}" in capsys.readouterr().out
-    assert list(Path("data").glob("*/features-encoder-*.bin"))
+    assert list(Path("data").glob("*/features-encoder-*.npy"))
     typed = "task=evaluate num_images=60 batch_size=16 sampler.num_steps=2"
     assert typed in Path("pictures/report.html").read_text()  # what makes these figures again
     assert not page.exists()  # pictures elsewhere say nothing on the run's own
@@ -219,7 +219,7 @@ def test_features_of_other_faces_are_not_gone_on_with(home: Path, capfd: pytest.
             evaluate("task.features=colours.pt")
     with pytest.raises(SystemExit):
         evaluate("task.features=colours.pt", "seed=1")
-    assert "holds features of other faces: give another output=" in capfd.readouterr().err
+    assert "contains features of other images. Choose another output=" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from latentfaces.errors import UserError, no_room
 FULL_ERROR = "HYDRA_FULL_ERROR"
 FULL_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 """What torch's allocators, CUDA, and the libraries on top of it say."""
-LOST_WORKER = ("DataLoader worker", "shared memory")
 STATE_OF_THE_MACHINE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name another folder, or change who may write there"),
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG), "name another folder"),
@@ -105,10 +104,6 @@ def explain(error: BaseException) -> str | None:
         return f"{error.full_key} must be given: type {error.full_key}=..."
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}"
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_WORKER):
-        from latentfaces.data.prefetch import lost_worker  # such an error can reach any line of the main process
-
-        return str(lost_worker(error))
     if isinstance(error, OSError) and error.errno in STATE_OF_THE_MACHINE:
         return f"{error.filename or 'a file'}: {error.strerror}: {STATE_OF_THE_MACHINE[error.errno]}"
     if not isinstance(error, InstantiationException):

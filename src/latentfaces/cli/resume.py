@@ -24,11 +24,12 @@ CANDIDATES = ("last", "last.previous", "best")
 LOCK, PATIENCE, PATIENCE_OF_A_CLUSTER = ".lock", 10.0, 120.0
 """The file that a training holds in its folder, and seconds to wait for one that is about to end."""
 
-NOT_COMPARED = ("name", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk")
+NOT_COMPARED = ("name", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk", "data.num_workers")
+"""Keys that decide nothing, or that only earlier versions had."""
 HARMLESS = (
     *("on_nonfinite", "max_skipped_steps"),
     *("callbacks.*", "device.*", "model.sampler.*"),
-    *("data.folder", "data.num_val_images", "data.num_workers"),
+    *("data.folder", "data.num_val_images"),
     *(f"trainer.{key}" for key in ("accelerator", "strategy*", "devices*", "num_nodes", "sync_batchnorm")),
     *(f"trainer.{key}" for key in ("precision", "deterministic", "benchmark", "detect_anomaly", "profiler")),
     *(

@@ -36,7 +36,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     r"trainer\.log_every_n_steps": (lambda x: x >= 1, "at least 1"),
     r"trainer\.gradient_clip_val": (lambda x: x >= 0, "at least 0"),
     r"trainer\.num_sanity_val_steps": (lambda x: x >= -1, "at least -1"),
-    r"data\.num_workers|model\.kl_weight\.(start|end)": (lambda x: x >= 0, "at least 0"),
+    r"model\.kl_weight\.(start|end)": (lambda x: x >= 0, "at least 0"),
     r"model\.(adversary\.)?optimizer\.lr": (lambda x: x > 0, "above 0"),
     r"model\.skip_dropout\.(start|end)": (lambda x: 0 <= x <= 1, "from 0 to 1"),
 }

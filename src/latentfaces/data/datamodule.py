@@ -26,8 +26,7 @@ from latentfaces.data.kaggle import LICENCE, download_ffhq
 from latentfaces.data.latents import Encode, LatentCache
 from latentfaces.data.pack import Pack, hold_out, open_pack
 from latentfaces.data.packing import find_or_write_pack
-from latentfaces.data.prefetch import Prefetched, Workers
-from latentfaces.data.rows import MappedRows
+from latentfaces.data.prefetch import Prefetched
 from latentfaces.data.sources import DrawnFaces, Photos, Source, TakenAlong
 from latentfaces.errors import UserError
 
@@ -54,7 +53,6 @@ class FFHQDataModule(LightningDataModule):
         val_every: one picture (or person) of so many is held out.
         num_val_images: at most so many held-out pictures in a validation, evenly spaced; the test takes all.
         filter: how pictures are made smaller: "auto" (the mean for whole factors, Lanczos otherwise), or one by name.
-        num_workers: processes that load; 0 is the fastest for packed data.
     """
 
     def __init__(
@@ -69,7 +67,6 @@ class FFHQDataModule(LightningDataModule):
         val_every: int = 10,
         num_val_images: int = 1000,
         filter: FilterName = "auto",
-        num_workers: int = 0,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("resolution", resolution), ("val_every", val_every)):
@@ -79,7 +76,7 @@ class FFHQDataModule(LightningDataModule):
         self.folder = Path(folder) / f"{source.name}-{resolution}"
         self.resolution, self.batch_size, self.seed = resolution, batch_size, seed
         self.horizontal_flip, self.on_bad_image, self.val_every = horizontal_flip, on_bad_image, val_every
-        self.num_val_images, self.filter, self.num_workers = num_val_images, filter, num_workers
+        self.num_val_images, self.filter = num_val_images, filter
         self.encoder: tuple[str, Encode] | None = None
         self.train_dataset: Dataset[Tensor]
         self.val_dataset: Dataset[Tensor]
@@ -165,7 +162,7 @@ class FFHQDataModule(LightningDataModule):
         self.train_dataset, self.val_dataset = dataset(pack.train_indices), dataset(spaced)
         self.test_dataset = dataset(held_out)
 
-    def encoded(self, cache: LatentCache) -> MappedRows:
+    def encoded(self, cache: LatentCache) -> NDArray[np.float16]:
         """The whole cache, each rank encoding its share of what is missing."""
         # In the precision of the training, as the VAE learned: on a CPU with bfloat16 several times as fast.
         with self.trainer.precision_plugin.forward_context() if self.trainer else contextlib.nullcontext():
@@ -221,18 +218,16 @@ class FFHQDataModule(LightningDataModule):
         return ValBatches(len(dataset), self.batch_size, self.rank, self.num_ranks)  # type: ignore[arg-type]
 
     def loader(self, dataset: Dataset[Tensor], batches: Sampler[Draws]) -> Iterable[ImageBatch | LatentBatch]:
-        """The library's loader over whole batches, one batch ahead."""
+        """Load batches, the next one while the last one is used."""
         loader = DataLoader(
             dataset,
             batch_sampler=batches,  # type: ignore[arg-type] # a batch is two arrays rather than a list
-            num_workers=self.num_workers,
             collate_fn=identity,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
             # Its own generator: making an iterator must not draw from the global one, or a resumed run drifts.
             generator=torch.Generator().manual_seed(self.seed),
         )
-        return Workers(loader) if self.num_workers > 0 else Prefetched(loader)
+        return Prefetched(loader)
 
     def photos(self, rows: NDArray[np.int64]) -> list[str]:
         """The names of the photos at these places in the pack."""

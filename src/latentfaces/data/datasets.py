@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from latentfaces.data.images import to_float
-from latentfaces.data.rows import MappedRows, RowFile
 
 
 class Draws(NamedTuple):
@@ -50,7 +49,7 @@ class FFHQDataset(Dataset[Tensor]):
         indices: which of the N are in this dataset, in order.
     """
 
-    def __init__(self, images: NDArray[np.uint8] | RowFile, indices: NDArray[np.int64]) -> None:
+    def __init__(self, images: NDArray[np.uint8], indices: NDArray[np.int64]) -> None:
         self.images, self.indices = images, indices
 
     def __len__(self) -> int:
@@ -73,7 +72,7 @@ class LatentDataset(Dataset[Tensor]):
         indices: which of the N pictures are in this dataset, in order.
     """
 
-    def __init__(self, views: NDArray[np.float16] | MappedRows, indices: NDArray[np.int64]) -> None:
+    def __init__(self, views: NDArray[np.float16], indices: NDArray[np.int64]) -> None:
         self.views, self.indices = views, indices
 
     def __len__(self) -> int:

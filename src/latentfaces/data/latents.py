@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
+from latentfaces.data.arrays import ResumableArray, open_array
 from latentfaces.data.images import to_float
 from latentfaces.data.pack import Pack
-from latentfaces.data.rows import MappedRows, open_rows
 from latentfaces.errors import UserError
 from latentfaces.files import file_lock, require_space
 
@@ -42,33 +42,28 @@ class LatentCache:
         self.pack, self.encode = pack, encode
         self.batch_size = batch_size or images_at_once(pack.images.shape[-1])
         self.path = pack.folder / f"latents-{key}-{pack.sha256[:8]}.npy"
-        self.partial = self.path.with_suffix(".partial.npy")
-        self.state_path = self.path.with_suffix(".state.npy")
+        self.array = ResumableArray(self.path, len(pack.images))
 
     def begin(self, device: torch.device) -> None:
-        """Make the empty file, unless it is there, whole or begun; one process does this."""
+        """Create the empty file unless there is one, complete or not; only one process calls this."""
         if self.path.exists():  # perhaps where nothing may be written, not even a lock
             return
         with file_lock(self.path):
-            if not self.path.exists() and not self.state_path.exists():
-                self.make_empty(device)
-
-    def make_empty(self, device: torch.device) -> None:
-        """The file, and beside it a byte per picture that says whether it is encoded."""
-        mean, _ = self.encode_batch(slice(0, 1), device, mirrored=False)
-        shape = (len(self.pack.images), 2, 2, *mean.shape[1:])
-        require_space(self.path, 2.0 * np.prod(shape), f"the cache of {shape[0]} latents")
-        np.lib.format.open_memmap(self.partial, mode="w+", dtype=np.float16, shape=shape).flush()
-        np.save(self.state_path, np.zeros(shape[0], np.uint8))
+            if not self.path.exists() and not self.array.is_begun:
+                mean, _ = self.encode_batch(slice(0, 1), device, mirrored=False)
+                shape = (2, 2, *mean.shape[1:])
+                num_rows = self.array.num_rows
+                require_space(self.path, 2.0 * num_rows * np.prod(shape), f"the cache of {num_rows} latents")
+                self.array.create(shape, np.float16)
 
     def fill(self, device: torch.device, rank: int = 0, num_ranks: int = 1) -> None:
-        """Encode this rank's share of what is not encoded yet."""
-        if self.path.exists():
-            return
+        """Encode this rank's part of the missing images."""
         try:
-            # Not through a memory map: of a page with rows of two machines the later to write it would win.
-            moments, done = (open_rows(path, writable=True) for path in (self.partial, self.state_path))
-        except FileNotFoundError:
+            if self.path.exists():
+                return
+            self.array.open()
+            done = self.array.done
+        except UserError:
             if self.path.exists():  # another training has just finished the same cache
                 return
             raise
@@ -79,20 +74,15 @@ class LatentCache:
                 continue
             views = [torch.stack(self.encode_batch(batch, device, mirrored), dim=1) for mirrored in (False, True)]
             rows = torch.stack(views, dim=1).float().cpu().numpy().astype(np.float16)
-            for number, row in enumerate(rows, start):
-                moments[number] = row
-                done[number] = np.uint8(1)  # last: a kill before it encodes this batch again
-        moments.flush()
-        done.flush()
+            self.array.write(start, rows)
+        self.array.flush()
 
     def finish(self) -> None:
-        """Give the whole file its name; one process does this, when all ranks have filled their share."""
+        """Give the complete file its name; only one process calls this, after all ranks have filled their part."""
         if self.path.exists():
             return
         with file_lock(self.path):
-            if not self.path.exists():
-                self.partial.replace(self.path)
-                self.state_path.unlink()
+            self.array.finish()
 
     @torch.no_grad()
     def encode_batch(self, batch: slice, device: torch.device, mirrored: bool) -> tuple[Tensor, Tensor]:
@@ -106,19 +96,12 @@ class LatentCache:
         Raises:
             UserError: the file is not of this pack.
         """
-        try:
-            moments: NDArray[np.float16] = np.load(self.path, mmap_mode="r")
-        except (ValueError, EOFError):  # shorter than it says, or another kind of file
-            raise UserError(f"{self.path} is damaged: delete it and run again") from None
+        moments: NDArray[np.float16] = open_array(self.path)
         if moments.ndim != 6 or moments.shape[:3] != (self.pack.manifest["num_images"], 2, 2):
             raise UserError(f"{self.path} has shape {moments.shape}, which is not this pack's: delete it and run again")
         return moments
 
-    def views(self) -> MappedRows:
-        """The same as (2 N, 2, c, h, w), for reading here and there for hours.
-
-        Raises:
-            UserError: as for `open`.
-        """
-        self.open()
-        return MappedRows(self.path, axes=2)
+    def views(self) -> NDArray[np.float16]:
+        """Return the array of `open` as (2 N, 2, c, h, w)."""
+        moments = self.open()
+        return moments.reshape(-1, *moments.shape[2:])

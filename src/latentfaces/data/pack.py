@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentfaces.data.rows import RowFile, open_rows
+from latentfaces.data.arrays import open_array
 from latentfaces.errors import UserError
 
 FORMAT = 3
@@ -27,9 +27,13 @@ class Pack:
     manifest: dict[str, Any]
 
     @cached_property
-    def images(self) -> RowFile | NDArray[np.uint8]:
-        """(N, 3, R, R) uint8 on disk, read by index; `images[:]` is all of them."""
-        return open_rows(self.folder / "images.npy")
+    def images(self) -> NDArray[np.uint8]:
+        """(N, 3, R, R) uint8, mapped from disk.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        return open_array(self.folder / "images.npy")
 
     @cached_property
     def val_indices(self) -> NDArray[np.int64]:
@@ -75,14 +79,16 @@ def open_pack(folder: Path) -> Pack:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, json.JSONDecodeError):
-        raise UserError(f"{folder} is not a whole pack (no readable manifest.json): delete it and run again") from None
+        raise UserError(
+            f"{folder} is not a complete pack (no readable manifest.json). Delete it and run again."
+        ) from None
     if manifest.get("format") != FORMAT:
         raise UserError(f"{folder} is a pack of format {manifest.get('format')}, not {FORMAT}: delete it and run again")
     pack = Pack(folder, manifest)
     try:
-        whole = len(pack.images) == manifest["num_images"]  # opening also fails where the file is shorter than it says
-    except (OSError, ValueError, EOFError):
-        whole = False
-    if not whole:
-        raise UserError(f"{folder} is not a whole pack (images.npy is missing or was cut): delete it and run again")
+        complete = len(pack.images) == manifest["num_images"]
+    except UserError:
+        complete = False
+    if not complete:
+        raise UserError(f"{folder} is not a complete pack (images.npy is missing or damaged). Delete it and run again.")
     return pack

@@ -5,20 +5,19 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from rich.progress import track
 
+from latentfaces.data.arrays import ResumableArray
 from latentfaces.data.images import FilterName
 from latentfaces.data.pack import FORMAT, Pack, hold_out, open_pack
-from latentfaces.data.rows import open_rows
 from latentfaces.data.sources import BadImageError, Source
 from latentfaces.errors import UserError
-from latentfaces.files import file_lock, require_space
+from latentfaces.files import atomic_write, file_lock, require_space
 
 MAX_SKIPPED = 0.01
 HOW = {
@@ -27,7 +26,9 @@ HOW = {
     False: "upright, largest centred square, decoded in full and resized with the filter",
 }
 AT_ONCE = 16  # pictures: to hand over each by itself costs as much as a hundredth of the work
-PENDING, WRITTEN, ENLARGED = range(3)  # what is known of a picture while packing
+WRITTEN, ENLARGED = 1, 2
+RECORD = np.dtype([("sha256", "S32"), ("state", np.uint8)])
+"""Record of a packed image: the hash of its file, and WRITTEN or ENLARGED."""
 
 
 def find_or_write_pack(
@@ -94,14 +95,20 @@ class Packing:
         self.settings = {"resolution": resolution, "val_every": val_every, "filter": resize_filter}
         self.names = source.names
         self.partial = folder.with_name(folder.name + ".partial")
+        origin = {"format": FORMAT, "fingerprint": source.fingerprint, **self.settings}
+        self.array = ResumableArray(self.partial / "images.npy", len(self.names), origin, RECORD)
         self.faults: dict[int, str] = {}
 
     def run(self) -> Pack:
         """Read, square and resize what is pending; write the manifest; give the folder its name."""
         if unread := self.source.unread():
             print(f"{len(unread)} files, as {unread[0]}, are in formats that are not read, and are left out")
-        self.open_arrays()
-        pending = np.flatnonzero(np.asarray(self.state) == PENDING).tolist()
+        if not self.array.is_begun:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir(parents=True)
+            self.array.create((3, self.resolution, self.resolution), np.uint8)
+        self.array.resume()
+        pending = np.flatnonzero(~self.array.done).tolist()
         some = [pending[first : first + AT_ONCE] for first in range(0, len(pending), AT_ONCE)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
@@ -113,44 +120,12 @@ class Packing:
                 raise
         return self.finish()
 
-    @cached_property
-    def token(self) -> str:
-        """What the arrays are of."""
-        return json.dumps({"format": FORMAT, "fingerprint": self.source.fingerprint, **self.settings})
-
-    @property
-    def marker(self) -> Path:
-        """The file that has the token, once there are arrays."""
-        return self.partial / "packing.json"
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether a packing of the same pictures was cut."""
-        return self.marker.exists() and self.marker.read_text() == self.token
-
     def check_space(self) -> None:
         """Refuse a disk that is too small for the arrays, unless they are there."""
-        if not self.is_begun:
+        if not self.array.is_begun:
             num_bytes = len(self.names) * 3 * self.resolution**2
             remedy = "make room, or lower data.resolution"
             require_space(self.folder, num_bytes, f"packing {self.source.name}", remedy)
-
-    def open_arrays(self) -> None:
-        """Map the arrays: those of a packing that was cut, where it was of the same pictures, or new ones."""
-        if not self.is_begun:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            self.partial.mkdir(parents=True)
-            shape = (len(self.names), 3, self.resolution, self.resolution)
-            np.lib.format.open_memmap(self.partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
-            for name, dtype in (("state.npy", "u1"), ("sha256.npy", "S32")):
-                array = np.lib.format.open_memmap(self.partial / name, mode="w+", dtype=dtype, shape=shape[:1])
-                array.flush()
-            self.marker.write_text(self.token)  # last: from here on the folder can be gone on with
-        self.images: Any = np.load(self.partial / "images.npy", mmap_mode="r+")
-        # To write into a map of it would cost four times as much.
-        self.rows = open_rows(self.partial / "images.npy", writable=True)
-        self.state: Any = np.load(self.partial / "state.npy", mmap_mode="r+")
-        self.digests: Any = np.load(self.partial / "sha256.npy", mmap_mode="r+")
 
     def convert_some(self, indices: list[int]) -> None:
         """Pack a few pictures."""
@@ -164,9 +139,8 @@ class Packing:
         except BadImageError as error:
             self.leave_out(index, error)
             return
-        self.rows[index] = picture.pixels
-        self.digests[index] = picture.sha256
-        self.state[index] = ENLARGED if picture.enlarged else WRITTEN  # last: a kill before it packs this one again
+        record = (picture.sha256, ENLARGED if picture.enlarged else WRITTEN)
+        self.array.write(index, picture.pixels[None], np.array([record], RECORD))
 
     def leave_out(self, index: int, error: BadImageError) -> None:
         """Skip a damaged picture, if that was asked for and is still rare."""
@@ -181,24 +155,22 @@ class Packing:
             ) from error
 
     def finish(self) -> Pack:
-        """The manifest, and the final name."""
-        self.images.flush()
-        state = np.asarray(self.state)
-        kept = np.flatnonzero(state != PENDING).tolist()
+        """Write the manifest and give the folder its name."""
+        kept = np.flatnonzero(self.array.done).tolist()
+        records = self.array.records[kept]
         if self.faults:
             self.close_gaps(kept)
-        # From here on a kill means packing anew: the arrays no longer fit the notes on what is pending.
-        self.marker.unlink()
-        if self.faults:
-            (self.partial / "kept.npy").replace(self.partial / "images.npy")
+            self.array.discard()
+        else:
+            self.array.finish()
         people = self.source.identities()
         val_every = int(self.settings["val_every"])
         names = [self.names[i] for i in kept]
         rule, val = hold_out(names, [people[i] for i in kept] if people else None, val_every)
         if self.faults:
             where = self.folder / "manifest.json"
-            print(f"{len(self.faults)} of {len(state)} pictures cannot be read: left out, and listed in {where}")
-        num_enlarged = int((state == ENLARGED).sum())
+            print(f"{len(self.faults)} of {len(self.names)} pictures cannot be read: left out, and listed in {where}")
+        num_enlarged = int((records["state"] == ENLARGED).sum())
         if num_enlarged:
             print(f"{num_enlarged} of {len(kept)} pictures are smaller than {self.resolution} pixels: enlarged")
         manifest = {
@@ -217,22 +189,21 @@ class Packing:
             "enlarged": num_enlarged,
             "skipped": [self.faults[index] for index in sorted(self.faults)],
             "names": names,
-            "sha256_of_sources": [self.digests[index].decode() for index in kept],
+            "sha256_of_sources": [sha256.decode() for sha256 in records["sha256"].tolist()],
             "written_by": f"latentfaces {version('latentfaces')}",
         }
         (self.partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        for leftover in ("state.npy", "sha256.npy"):
-            (self.partial / leftover).unlink()
         self.partial.replace(self.folder)
         return Pack(self.folder, manifest)
 
     def close_gaps(self, kept: list[int]) -> None:
-        """Copy what is kept into kept.npy, a few pictures at a time: the whole may not fit into memory."""
-        shape = (len(kept), *self.images.shape[1:])
-        closed = np.lib.format.open_memmap(self.partial / "kept.npy", mode="w+", dtype=np.uint8, shape=shape)
-        for start in range(0, len(kept), 1024):
-            closed[start : start + 1024] = self.images[kept[start : start + 1024]]
-        closed.flush()
+        """Copy the rows of `kept`, a few at a time since all may not fit into memory."""
+        images = self.array.read()
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(kept), *images.shape[1:])}
+        with atomic_write(self.array.path) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, len(kept), 1024):
+                file.write(images[kept[start : start + 1024]].data)
 
 
 def file_sha256(path: Path) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
+from latentfaces.data.arrays import ResumableArray
 from latentfaces.data.images import to_float, to_uint8
 from latentfaces.data.pack import Pack, open_pack
 from latentfaces.diffusion import Sampler
@@ -24,7 +25,6 @@ from latentfaces.files import require_space
 from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import Ranks
 from latentfaces.report import write_evaluation_page, write_report
-from latentfaces.tasks.feature_cache import GrowingRows
 from latentfaces.tasks.output import PictureFolder
 
 SHOWN = 64
@@ -163,24 +163,28 @@ class MadePictures:
         ranks = pictures.ranks
         settings = {k: v for k, v in pictures.origin.get("settings", {}).items() if k not in FREE}
         origin = json.loads(json.dumps({**pictures.origin, "settings": settings}))
-        try:
-            rows = GrowingRows(pictures.folder / f"features-{look.key}.bin", origin)
-            first = GrowingRows(pictures.folder / "first.bin", origin)
-        except ValueError:
-            raise UserError(f"{pictures.folder} holds features of other faces: give another output=...") from None
-        done = ranks.agree(len(rows))
-        first.keep(done)  # a kill may have come between the two
+        # Never finished: a later call may add images.
+        rows = ResumableArray(pictures.folder / f"features-{look.key}.npy", self.count, origin)
+        first = ResumableArray(pictures.folder / "first.npy", SHOWN, origin)
+        if not (rows.has_origin and first.has_origin):
+            raise UserError(f"{pictures.folder} contains features of other images. Choose another output=...")
+        done = 0
+        if ranks.rank == 0:
+            done = min(rows.resume(), self.count)
+            done = done if first.resume() >= min(done, SHOWN) else 0
+        done = ranks.agree(done)
         shares = ranks.rounds(range(done, self.count), self.task.batch_size)
         for share in track(shares, "Making", disable=ranks.rank > 0):
             images = torch.cat([torch.empty(0, dtype=torch.uint8), *self.make(list(share))])
             show = images[: max(SHOWN - share.start, 0)]
             gathered = ranks.join(show), ranks.join(look(images) if len(images) else torch.empty(0))
             if ranks.rank == 0:
-                first.extend([gathered[0]] if len(gathered[0]) else [])
-                rows.extend([gathered[1]])
+                if len(gathered[0]):
+                    first.write(share.start, gathered[0].numpy())
+                rows.write(share.start, gathered[1].numpy())
         if ranks.rank > 0:
             return torch.empty(0), torch.empty(0)
-        return rows.read()[: self.count], first.read()[: self.count]
+        return torch.from_numpy(rows.read()[: self.count]), torch.from_numpy(first.read()[: min(self.count, SHOWN)])
 
 
 def suspicious(heart: Memorisation, made: MadePictures, pack: Pack) -> list[tuple[str, Figure]]:
@@ -222,17 +226,20 @@ def photo_features(look: Features, pack: Pack, batch_size: int, ranks: Ranks) ->
         UserError: they cannot be kept.
     """
     count = pack.manifest["num_images"]
-    path = pack.folder / f"features-{look.key}-{pack.sha256[:8]}.bin"
-    rows = GrowingRows(path, {"features": look.key, "pack": pack.sha256})
-    shares = ranks.rounds(range(ranks.agree(len(rows)), count), batch_size)
+    path = pack.folder / f"features-{look.key}-{pack.sha256[:8]}.npy"
+    rows = ResumableArray(path, count)
+    done = ranks.agree(rows.resume() if ranks.rank == 0 else 0)
+    shares = ranks.rounds(range(done, count), batch_size)
     try:
         for share in track(shares, f"Features of {pack.folder.name}", disable=ranks.rank > 0 or not shares):
             images: NDArray[np.uint8] = pack.images[share.start : share.stop]
             features = ranks.join(look(torch.from_numpy(images.copy())) if len(images) else torch.empty(0))
             if ranks.rank == 0:
-                if len(rows) == 0:
+                if share.start == 0:
                     require_space(path, 4.0 * count * features.shape[1], f"the file of {count:,} features")
-                rows.extend([features])
+                rows.write(share.start, features.numpy())
+        if ranks.rank == 0:
+            rows.finish()
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): make {pack.folder} writable") from error
-    return rows.read() if ranks.rank == 0 else torch.empty(0)
+    return torch.from_numpy(rows.read()) if ranks.rank == 0 else torch.empty(0)
