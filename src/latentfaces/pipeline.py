@@ -16,8 +16,6 @@ from latentfaces.run import GUIDE, Run, open_run
 
 PIXELS_AT_ONCE = {"cuda": 2**20, "cpu": 2**18}
 """In one call of encoder or decoder: on a CPU 4 faces of 256 pixels. More are hardly faster, and take more memory."""
-STRIPS_ABOVE = 2**20
-"""Pixels of a picture from which on it is decoded in strips."""
 
 
 class FacePipeline:
@@ -47,8 +45,6 @@ class FacePipeline:
         self.find_guide = guide if callable(guide) and not isinstance(guide, Denoiser) else lambda: guide
         self.resolution = resolution
         self.guidance: Guidance = NoGuidance()
-        self.in_strips = resolution**2 > STRIPS_ABOVE
-        """Decode in strips: in a part of the memory and two to three times the time (see `VAE.decode`)."""
 
     @classmethod
     def load(
@@ -173,7 +169,7 @@ class FacePipeline:
         with self.autocast():
             for part in self.parts(len(latents)):
                 features = None if skips is None else [skip[part] for skip in skips]
-                images.append(self.vae.decode(self.vae.denormalize(latents[part]), features, self.in_strips))
+                images.append(self.vae.decode(self.vae.denormalize(latents[part]), features))
         return torch.cat(images)
 
     @torch.no_grad()
@@ -189,7 +185,7 @@ class FacePipeline:
             for part in self.parts(len(images)):
                 posterior, features = self.vae.encode_with_skips(images[part].to(self.device))
                 seen = [skips * feature for feature in features] if skips else None
-                made.append(self.vae.decode(posterior.mode(), seen, self.in_strips))
+                made.append(self.vae.decode(posterior.mode(), seen))
         return torch.cat(made)
 
     def sample(self, noise: Tensor, sampler: Sampler, fresh: Callable[[], Tensor] | None = None) -> Tensor:

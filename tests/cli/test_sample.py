@@ -274,9 +274,9 @@ def test_skips_serve_photos_and_never_new_faces(
     seen: list[object] = []
     forward = Decoder.forward
 
-    def spy(self: Decoder, latents: torch.Tensor, skips: Skips | None = None, *how: bool) -> torch.Tensor:
+    def spy(self: Decoder, latents: torch.Tensor, skips: Skips | None = None) -> torch.Tensor:
         seen.append(skips)
-        return forward(self, latents, skips, *how)
+        return forward(self, latents, skips)
 
     monkeypatch.setattr(Decoder, "forward", spy)
     for task, output in (("generate", "faces"), ("interpolate", "row")):

@@ -26,7 +26,7 @@ from latentfaces.ranks import is_main_process
 from latentfaces.run import GUIDE, Run, build, find_run, open_run
 
 FILE_KEYS, PHOTOS = ("image", "to_image", "mask"), ".photos"
-REMAKING = ("task", "image", "run", "output", "compile", "strips", "batch_size")
+REMAKING = ("task", "image", "run", "output", "compile", "batch_size")
 """What may be typed to make a picture again; its text says all else."""
 SHARED = ("generate", "evaluate")
 """Tasks that several processes can share out."""
@@ -95,8 +95,6 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     pipeline.guidance = guidance
     if cfg.compile:
         pipeline.compile()
-    if cfg.strips is not None:
-        pipeline.in_strips = cfg.strips
     weights = pipeline.weights
     if recipe.weights not in (None, weights):
         raise UserError(

@@ -102,7 +102,6 @@ class SampleConfig:
     batch_size: int = 64
     precision: Precision = Precision.fp32
     compile: bool = False
-    strips: bool | None = None
     ema: float | None = None
     sampler: Any = None
     guidance: Any = None
