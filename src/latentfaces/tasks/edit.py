@@ -48,7 +48,7 @@ class Edit:
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the edits; the grid's path."""
         check_skips(pipeline, self.skips)
-        photos = photos_for(pipeline, self.image, self.pack, self.num_photos, self.seed, self.batch_size)
+        photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_photos, self.seed)
         shown = []
         for which, names in variants(len(photos), self.num_images, self.seed, self.batch_size):
             x0, features = encode(pipeline, photos, which)

@@ -30,7 +30,7 @@ class Inpaint:
 
     Args:
         sampler: from noise to latents.
-        pack: the run's pack, whose photos yours are compared with.
+        pack: unused, so that older pictures can be made again.
         image: a picture, or a folder or .zip of pictures.
         mask: a picture of the photo's shape, of any size: white is painted anew.
         num_images: fillings of each photo.
@@ -71,7 +71,7 @@ class Inpaint:
         assert self.mask is not None
         strength = float(pipeline.vae.skip_connections) if self.skips is None else self.skips
         check_skips(pipeline, strength)
-        photos = own_photos(pipeline, self.image, self.pack, self.num_photos, self.seed, self.batch_size)
+        photos = own_photos(pipeline.resolution, self.image, self.num_photos, self.seed)
         hole = read_mask(self.mask, photos, pipeline.resolution)
         weight = feathered(hole, pipeline.resolution // 32 if self.feather is None else self.feather)
         shown = []

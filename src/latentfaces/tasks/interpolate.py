@@ -34,7 +34,7 @@ class Interpolate:
 
     Args:
         sampler: from noise to latents; between photos one that adds no noise.
-        pack: the run's pack, whose photos yours are compared with.
+        pack: unused, so that older pictures can be made again.
         image: the photo at the left.
         to_image: the photo at the right.
         num_images: faces in the row, both ends included.
@@ -81,8 +81,8 @@ class Interpolate:
         """Noise (2, c, h, w) from which the two photos come; None between seeds."""
         if self.image is None or self.to_image is None:
             return None
-        left = one_photo(pipeline, self.image, self.pack, self.seed, self.batch_size)
-        right = one_photo(pipeline, self.to_image, self.pack, self.seed, self.batch_size, key="task.to_image")
+        left = one_photo(pipeline.resolution, self.image, self.seed)
+        right = one_photo(pipeline.resolution, self.to_image, self.seed, key="task.to_image")
         return found_noise(pipeline, torch.cat([left, right]), self.sampler, self.batch_size)
 
     def between(self, pipeline: FacePipeline, photos: Tensor | None, shares: Sequence[float]) -> Tensor:

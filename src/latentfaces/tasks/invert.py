@@ -50,7 +50,7 @@ class Invert:
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the pictures and the noise; the grid's path."""
-        photos = photos_for(pipeline, self.image, self.pack, self.num_images, self.seed, self.batch_size)
+        photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_images, self.seed)
         noise = found_noise(pipeline, photos, self.sampler, self.batch_size)
         again = torch.cat(list(pipeline.faces_from_noise(noise, self.sampler, self.batch_size)))
         through_vae = reconstructions(pipeline, photos, 0.0, self.batch_size)

@@ -43,7 +43,7 @@ class Variations:
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the variations; the grid's path."""
-        photos = photos_for(pipeline, self.image, self.pack, self.num_photos, self.seed, self.batch_size)
+        photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_photos, self.seed)
         own = found_noise(pipeline, photos, self.sampler, self.batch_size)
         shown = []
         for which, names in variants(len(photos), self.num_images, self.seed, self.batch_size):
