@@ -145,10 +145,17 @@ def test_page_grows_while_training_goes_on_and_is_there_when_it_fails(
 def test_evaluations_in_the_runs_folder_are_told(run: Path) -> None:
     folder = run / "samples" / "evaluate_1"
     folder.mkdir(parents=True)
-    told = {"kind": "new faces", "features": "inception", "num_images": 50000, "num_photos": 7000, "fid": 12.25}
+    told: dict[str, object] = {
+        "kind": "new faces",
+        "features": "inception",
+        "num_images": 50000,
+        "num_photos": 7000,
+        "fid": 12.25,
+    }
+    told["training_photos"] = {"fid": 11.5}
     (folder / "metrics.json").write_text(json.dumps(told))
     text = Page(write_report(run)).text
-    for part in ("50,000 new faces", "inception", "12.25", "samples/evaluate_1/report.html"):
+    for part in ("50,000 new faces", "inception", "12.25", "11.5", "pictures in samples/evaluate_1"):
         assert part in text
 
 

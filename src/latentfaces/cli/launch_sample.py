@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shlex
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentfaces.cli.compute import keep_freed_memory
 from latentfaces.cli.devices import interactive
-from latentfaces.config.overrides import key_of, overridden_keys, plain
+from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.config.paths import CONF
 from latentfaces.config.schema import Precision, SampleConfig
 from latentfaces.config.secrets import refuse_links, refuse_secrets_in
@@ -103,8 +102,6 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
         )
     default = run.folder / "samples" / f"{choices['task']}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     pictures = PictureFolder(cfg.output or default, recipe.text(weights), ranks)
-    words = [word for word in HydraConfig.get().overrides.task if key_of(word) not in ("run", "output")]
-    pictures.command = shlex.join(["python", "sample.py", f"run={run.folder}", *words])
     return task, pipeline, pictures
 
 

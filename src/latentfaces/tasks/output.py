@@ -34,8 +34,6 @@ class PictureFolder:
         self.ranks = ranks or Ranks()
         self.folder, self.origin = Path(self.ranks.agree(folder)), origin
         self.count = 0
-        self.command: str | None = None
-        """What was typed, for pages that name it."""
         if any(self.folder.glob("*.png")) or (self.folder / "images.npz").exists():
             raise UserError(f"output={self.folder} holds pictures already: name another folder")
         self.ranks.wait()  # all have looked
