@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib
+import inspect
 import json
 import shlex
 from collections.abc import Callable, Container, Iterator
@@ -241,6 +242,12 @@ def build(node: Any) -> Any:
         return arguments
     module_name, _, class_name = node["_target_"].rpartition(".")
     return getattr(importlib.import_module(module_name), class_name)(**arguments)
+
+
+def config_of(part: object) -> dict[str, Any]:
+    """Return the config of a sampler or a guidance: the inverse of `build`."""
+    arguments = {name: getattr(part, name) for name in inspect.signature(type(part)).parameters}
+    return {"_target_": f"latentfaces.diffusion.{type(part).__name__}", **arguments}
 
 
 def typed(folder: Path) -> list[str]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from latentfaces.data.images import to_float, to_uint8
 from latentfaces.data.pack import Pack, open_pack
-from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import Features, features_by_name
 from latentfaces.evaluation.generation import Memorisation, generator_metrics, memorisation
@@ -23,6 +22,7 @@ from latentfaces.files import require_space
 from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import Ranks
 from latentfaces.report import write_report
+from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.feature_cache import GrowingRows
 from latentfaces.tasks.output import PictureFolder
 
@@ -34,8 +34,8 @@ FREE = ("num_images", "batch_size", "features", "weights")
 """Settings that change how many faces there are, or what is measured, but no face."""
 
 
-@dataclass
-class Evaluate:
+@dataclass(kw_only=True)
+class Evaluate(SamplingTask):
     """`num_images` new faces, or a VAE's reconstructions, against held-out photos: metrics.json, plots, a grid.
 
     Frechet and kernel distance, precision and recall; of new faces also the share that comes twice and the share that
@@ -50,23 +50,15 @@ class Evaluate:
     features of the photos stay with the pack, by the hash of its pixels and of the network.
 
     Args:
-        sampler: from noise to latents.
         pack: the run's pack.
         features: "encoder", one of `latentfaces.evaluation.features.NETWORKS`, or the file of a network.
         weights: file of that network's weights, where they cannot be fetched.
-        num_images: at least 50; of a run of stage 1 at most all held-out photos.
-        seed: names the faces.
-        batch_size: how many at once.
         folder: of the run. Its page shows the metrics if the output is inside it.
     """
 
-    sampler: Sampler
     pack: str
     features: str
     weights: str | None
-    num_images: int
-    seed: int
-    batch_size: int
     folder: str | None = None
 
     def __post_init__(self) -> None:
