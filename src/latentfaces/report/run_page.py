@@ -14,7 +14,7 @@ import yaml
 from latentfaces.evaluation import TensorValues
 from latentfaces.evaluation.panels import SECTIONS, Best, Panel, best_validation, panels, read_curves, sheet
 from latentfaces.report.page import REPORT, as_data, embedded, write_page
-from latentfaces.run import CONFIG, Run, command, command_to_go_on, open_run
+from latentfaces.run import CONFIG, Run, command, open_run, overrides_of, resume_command, train_program
 
 KINDS = {"vae": "stage 1, a VAE", "ldm": "stage 2, a latent diffusion model"}
 DEFAULTS = Path(".hydra") / "defaults.yaml"
@@ -104,11 +104,11 @@ def twice(max_time: str) -> str:
 
 
 def next_commands(run: Run) -> list[tuple[str, str]]:
-    """How to go on, and how to use what there is: words and commands."""
+    """Return titles and commands: how to resume the run, and how to use it."""
     folder, stage, trainer = run.folder, run.stage, run.config.get("trainer", {})
-    here, again = shlex.quote(str(folder)), command_to_go_on(folder)
+    here, again = shlex.quote(str(folder)), resume_command(train_program(), overrides_of(folder), folder)
     if not run.finished:
-        return [("Go on", again)]
+        return [("Resume", again)]
     steps = run.result().get("steps", 0)
     if trainer.get("max_time") is not None and not 0 < trainer.get("max_steps", -1) <= steps:
         longer = [("Train for longer", f"{again} trainer.max_time={twice(trainer['max_time'])}")]
