@@ -31,11 +31,11 @@ ALLOWED_TARGETS = {
         *("AutoGuidance", "InternalGuidance", "NoGuidance"),
     },
     "latentfaces.tasks": {
-        *("Edit", "Evaluate", "Generate", "Inpaint", "Interpolate", "Invert"),
+        *("Edit", "Generate", "Inpaint", "Interpolate", "Invert"),
         *("Neighbours", "Reconstruct", "Variations"),
     },
 }
-"""What a stored config, or a picture's text, may ask for."""
+"""Parts that a stored config or an image's metadata may ask for. Evaluate is none: it runs a network from a file."""
 MOVED = {
     "conf.sweeps.SweepReport": "latentfaces.cli.sweeps.SweepReport",
     **{
