@@ -66,7 +66,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     """The task of sample.py, the pipeline of the run it asks for, and the folder for its pictures."""
     keep_freed_memory()
     from latentfaces.ranks import Ranks
-    from latentfaces.tasks import PictureFolder
+    from latentfaces.tasks.output import PictureFolder, new_folder
 
     refuse_links(cfg)
     refuse_secrets_in(cfg)
@@ -92,7 +92,9 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
             f"{weights}: it cannot be made again"
         )
     default = Path(recipe.run) / "samples" / f"{choices['task']}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    pictures = PictureFolder(cfg.output or default, recipe.text(weights), ranks)
+    pictures = PictureFolder(
+        cfg.output or (new_folder(default) if ranks.rank == 0 else default), recipe.text(weights), ranks
+    )
     return task, pipeline, pictures
 
 

@@ -1,5 +1,6 @@
 """Where a task's pictures go."""
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -19,6 +20,20 @@ from latentfaces.files import atomic_write
 from latentfaces.ranks import Ranks
 
 MAX_COLUMNS = 16
+
+
+def new_folder(wanted: Path) -> Path:
+    """Create `wanted` or, where it exists, the same with a suffix, so that no two commands share a folder."""
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"output={folder} cannot be written ({error.strerror})") from error
+        return folder
+    raise AssertionError
 
 
 class PictureFolder:

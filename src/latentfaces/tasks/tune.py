@@ -114,6 +114,10 @@ class Tune:
         pack = open_pack(Path(self.pack))
         look = features_by_name(self.features, pipeline.vae, self.feature_weights, "task.feature_weights")
         chosen = np.random.default_rng(self.seed).permutation(pack.val_indices)[:MAX_PHOTOS]
+        if len(chosen) < 2:
+            raise UserError(
+                f"{pack.folder} has {len(chosen)} held-out photos. task=tune needs at least 2: hold out more."
+            )
         distance = FeatureDistance(look, torch.from_numpy(pack.images[np.sort(chosen)]))
         best_weights, scores = pipeline.denoiser, dict[Choice, float]()
         shown: dict[Choice, Tensor] = {}
