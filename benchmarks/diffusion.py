@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from latentfaces.data import FFHQDataModule
 from latentfaces.data.images import to_uint8
-from latentfaces.diffusion import AutoGuidance, InternalGuidance, Sampler
+from latentfaces.diffusion import AutoGuidance, InternalGuidance, NoGuidance, Sampler
 from latentfaces.evaluation import kernel_distance
 from latentfaces.nn import weights_hash
 from latentfaces.pipeline import FacePipeline
@@ -253,7 +253,7 @@ def main() -> None:
             continue
         options = [*time_limit(arguments.minutes), *arguments.set, *TRAINED[rival]]
         run = train_ours(arguments.vae, options, f"benchmark-{round(time.time())}")
-        pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
+        pipeline = FacePipeline.load(run, bfloat16=in_bfloat16(), guidance=NoGuidance())
         assert pipeline.denoiser is not None
         about_it = told(pipeline.denoiser, run.result()["steps"], started)
         judge(rival, pipeline.generate(arguments.faces, seed=0, sampler=SHIPPED), **about_it)

@@ -62,11 +62,6 @@ def test_a_picture_above_the_bound_is_taken_alone(pixels_seen: list[int]) -> Non
     assert pixels_seen == [64 * 64] * 3
 
 
-@pytest.mark.parametrize(("resolution", "in_strips"), [(256, False), (1024, False), (1040, True), (2048, True)])
-def test_large_pictures_are_decoded_in_strips(resolution: int, in_strips: bool) -> None:
-    assert FacePipeline(small_vae(), None, resolution, CPU).in_strips is in_strips
-
-
 def test_tensors_of_another_shape_are_refused_by_name_and_a_device_may_be_a_word() -> None:
     pipeline = FacePipeline(small_vae(), None, 16, device="cpu")
     assert pipeline.device == CPU

@@ -1,23 +1,33 @@
-"""One trained run as an object: photos to latents, noise to faces."""
+"""A trained run as an object: photos to latents, noise to faces."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentfaces.autoencoder import VAE, Skips
 from latentfaces.data.images import to_uint8
-from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, NoGuidance, Predictor, Sampler
+from latentfaces.diffusion import (
+    AutoGuidance,
+    Denoiser,
+    DPMpp2MSampler,
+    Guidance,
+    NoGuidance,
+    Predictor,
+    Sampler,
+)
 from latentfaces.errors import UserError
 from latentfaces.nn import best_device, weights_hash
-from latentfaces.run import GUIDE, Run, open_run
+from latentfaces.run import GUIDE, Run, build, open_run
 
 PIXELS_AT_ONCE = {"cuda": 2**20, "cpu": 2**18}
-"""In one call of encoder or decoder: on a CPU 4 faces of 256 pixels. More are hardly faster, and take more memory."""
-STRIPS_ABOVE = 2**20
-"""Pixels of a picture from which on it is decoded in strips."""
+"""Pixels per call of encoder or decoder: on a CPU 4 faces of 256 x 256. More take memory and are hardly faster."""
+AUTO_WEIGHT = 1.5
+"""Guidance weight of a run that was not tuned and has a guide, as in conf/guidance/auto.yaml."""
 
 
 class FacePipeline:
@@ -26,10 +36,13 @@ class FacePipeline:
     Args:
         vae: the trained VAE.
         denoiser: the trained denoiser; None for a run of stage 1, which can only reconstruct.
-        resolution: height and width of the pictures, in pixels.
-        device: where to compute; the best there is by default.
-        bfloat16: compute in bfloat16 where that is safe: faster, and pictures then depend a little on the batch size.
-        guide: an early version of the denoiser, for `AutoGuidance`, or what reads it once it is needed.
+        resolution: height and width of the images, in pixels.
+        device: where to compute; the best available by default.
+        bfloat16: compute in bfloat16 where that is safe: faster, but images then depend slightly on the batch size.
+        guide: an early version of the denoiser, for `AutoGuidance`, or a function that reads it when needed.
+        guidance: of the denoiser; none unless given.
+        sampler: from noise to latents, where a call names no other; `DPMpp2MSampler(20, eta=1.0)` unless given.
+        ema: width of the weights' average; None for that of the best weights.
     """
 
     def __init__(
@@ -40,15 +53,18 @@ class FacePipeline:
         device: torch.device | str | None = None,
         bfloat16: bool = False,
         guide: Denoiser | Callable[[], Denoiser] | None = None,
+        guidance: Guidance | None = None,
+        sampler: Sampler | None = None,
+        ema: float | None = None,
     ) -> None:
         self.device, self.bfloat16 = torch.device(device or best_device()), bfloat16
         self.vae = vae.to(self.device)
         self.denoiser = denoiser.to(self.device) if denoiser is not None else None
         self.find_guide = guide if callable(guide) and not isinstance(guide, Denoiser) else lambda: guide
         self.resolution = resolution
-        self.guidance: Guidance = NoGuidance()
-        self.in_strips = resolution**2 > STRIPS_ABOVE
-        """Decode in strips: in a part of the memory and two to three times the time (see `VAE.decode`)."""
+        self.guidance: Guidance = guidance or NoGuidance()
+        self.sampler: Sampler = sampler or DPMpp2MSampler(20, eta=1.0)
+        self.ema = ema
 
     @classmethod
     def load(
@@ -57,26 +73,41 @@ class FacePipeline:
         device: torch.device | str | None = None,
         bfloat16: bool = False,
         ema: float | None = None,
+        guidance: Guidance | None = None,
+        sampler: Sampler | None = None,
     ) -> "FacePipeline":
-        """From a run's folder, e.g. "outputs/ldm/faces": its best weights.
+        """Load a run's best weights, e.g. from "outputs/ldm/faces".
+
+        Guidance, sampler and ema are the run's own unless given: those that task=tune found for its best weights, else
+        `AutoGuidance` where the run has a guide and `DPMpp2MSampler(20, eta=1.0)`. A given guidance leaves out the
+        tuned ema too, since the two were found together.
 
         Args:
             run: the run or its folder.
             device, bfloat16: as for the class.
-            ema: instead of the best weights, those averaged with this width over the whole training; in (0, 0.28).
+            ema: width of the weights' average over the training, in (0, 0.28), in place of the best weights.
+            guidance, sampler: in place of the run's own.
 
         Raises:
-            UserError: the run has not what that needs.
+            UserError: the run lacks what these arguments need.
         """
         run = run if isinstance(run, Run) else open_run(run)
         vae = run.module("autoencoder", "best_vae")
         denoiser = guide = None
         if run.stage == "ldm":
+            tuned = (run.tuned() or {}) if guidance is None or sampler is None else {}
+            if guidance is None and tuned:
+                guidance, ema = build(tuned["guidance"]), tuned["ema"] if ema is None else ema
+            elif guidance is None and run.has_weights(GUIDE):
+                guidance = AutoGuidance(AUTO_WEIGHT)
+            if sampler is None and tuned.get("sampler") is not None:  # earlier versions tuned none
+                sampler = build(tuned["sampler"])
             denoiser = run.module("denoiser", "best_denoiser") if ema is None else run.averaged("denoiser", ema)
             guide = partial(run.module, "denoiser", GUIDE) if run.has_weights(GUIDE) else None
         elif ema is not None:
-            raise UserError(f"ema={ema} is for runs of stage 2: leave it out")
-        return cls(vae, denoiser, run.config["data"]["resolution"], device, bfloat16, guide)
+            raise UserError(f"ema={ema} is for runs of stage 2. Leave it out.")
+        resolution = run.config["data"]["resolution"]
+        return cls(vae, denoiser, resolution, device, bfloat16, guide, guidance, sampler, ema)
 
     @cached_property
     def guide(self) -> Denoiser | None:
@@ -134,9 +165,9 @@ class FacePipeline:
         """Start noise (n, c, h, w) of the faces named by (seed, number)."""
         return self.draws(names)()
 
-    def autocast(self) -> torch.autocast:
-        """bfloat16 within this context, where asked for."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute in bfloat16 within this context if the pipeline does; else as the caller does."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
 
     def parts(self, count: int) -> Iterator[slice]:
         """So many pictures, a few at a time to bound the memory."""
@@ -173,7 +204,7 @@ class FacePipeline:
         with self.autocast():
             for part in self.parts(len(latents)):
                 features = None if skips is None else [skip[part] for skip in skips]
-                images.append(self.vae.decode(self.vae.denormalize(latents[part]), features, self.in_strips))
+                images.append(self.vae.decode(self.vae.denormalize(latents[part]), features))
         return torch.cat(images)
 
     @torch.no_grad()
@@ -189,7 +220,7 @@ class FacePipeline:
             for part in self.parts(len(images)):
                 posterior, features = self.vae.encode_with_skips(images[part].to(self.device))
                 seen = [skips * feature for feature in features] if skips else None
-                made.append(self.vae.decode(posterior.mode(), seen, self.in_strips))
+                made.append(self.vae.decode(posterior.mode(), seen))
         return torch.cat(made)
 
     def sample(self, noise: Tensor, sampler: Sampler, fresh: Callable[[], Tensor] | None = None) -> Tensor:
@@ -219,24 +250,39 @@ class FacePipeline:
             part = noise[start : start + batch_size]
             draw = self.draws([(0, number) for number in range(start, start + len(part))])
             draw()  # the first is the start noise
-            yield self.drawn(part, sampler, draw)
+            yield self.images(part, sampler, draw)
 
     def faces(self, names: Sequence[tuple[int, int]], sampler: Sampler, batch_size: int = 64) -> Iterator[Tensor]:
         """The faces named by (seed, number), in batches (b, 3, R, R) uint8 on the CPU."""
         for start in range(0, len(names), batch_size):
             draw = self.draws(names[start : start + batch_size])
-            yield self.drawn(draw(), sampler, draw)
+            yield self.images(draw(), sampler, draw)
 
-    def drawn(self, noise: Tensor, sampler: Sampler, fresh: Callable[[], Tensor]) -> Tensor:
-        """Noise (b, c, h, w) -> faces (b, 3, R, R) uint8 on the CPU, all at once."""
+    def images(self, noise: Tensor, sampler: Sampler, fresh: Callable[[], Tensor]) -> Tensor:
+        """Noise (b, c, h, w) -> faces (b, 3, R, R) uint8 on the CPU: the one path from noise to images.
+
+        Args:
+            noise: where sampling begins.
+            sampler: from noise to latents.
+            fresh: further noise of the same shape, for a sampler that adds noise.
+        """
         return to_uint8(self.decode(self.sample(noise, sampler, fresh))).cpu()
 
-    def generate(self, num_images: int, seed: int, sampler: Sampler, batch_size: int = 64) -> Tensor:
-        """New faces (num_images, 3, R, R) uint8: face i depends on (seed, i) alone, not on how many or how batched.
+    def generate(self, num_images: int, seed: int, sampler: Sampler | None = None, batch_size: int = 64) -> Tensor:
+        """Generate faces (num_images, 3, R, R) uint8.
+
+        Face i depends on (seed, i) alone, to one level of 255 for any batch size.
+
+        Args:
+            num_images: how many.
+            seed: names the faces.
+            sampler: from noise to latents; the pipeline's unless given.
+            batch_size: faces at once.
 
         Raises:
             ValueError: num_images is below 1.
         """
         if num_images < 1:
             raise ValueError(f"num_images={num_images} must be at least 1")
-        return torch.cat(list(self.faces([(seed, number) for number in range(num_images)], sampler, batch_size)))
+        names = [(seed, number) for number in range(num_images)]
+        return torch.cat(list(self.faces(names, sampler or self.sampler, batch_size)))

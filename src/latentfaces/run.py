@@ -3,9 +3,11 @@
 import contextlib
 import hashlib
 import importlib
+import inspect
 import json
 import shlex
-from collections.abc import Callable, Container, Iterator
+import sys
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,11 @@ ALLOWED_TARGETS = {
         *("AutoGuidance", "InternalGuidance", "NoGuidance"),
     },
     "latentfaces.tasks": {
-        *("Edit", "Evaluate", "Generate", "Inpaint", "Interpolate", "Invert"),
+        *("Edit", "Generate", "Inpaint", "Interpolate", "Invert"),
         *("Neighbours", "Reconstruct", "Variations"),
     },
 }
-"""What a stored config, or a picture's text, may ask for."""
+"""Parts that a stored config or an image's metadata may ask for. Evaluate is none: it runs a network from a file."""
 MOVED = {
     "conf.sweeps.SweepReport": "latentfaces.cli.sweeps.SweepReport",
     **{
@@ -244,21 +246,43 @@ def build(node: Any) -> Any:
     return getattr(importlib.import_module(module_name), class_name)(**arguments)
 
 
-def typed(folder: Path) -> list[str]:
-    """The words of the command, as far as the run remembers."""
+def config_of(part: object) -> dict[str, Any]:
+    """Return the config of a sampler or a guidance: the inverse of `build`."""
+    arguments = {name: getattr(part, name) for name in inspect.signature(type(part)).parameters}
+    return {"_target_": f"latentfaces.diffusion.{type(part).__name__}", **arguments}
+
+
+def train_program() -> list[str]:
+    """Return the program that trains, in the form in which this process was started."""
+    installed = Path(sys.argv[0]).name.startswith("latentfaces-")
+    return ["latentfaces-train"] if installed else ["python", "train.py"]
+
+
+def overrides_of(folder: Path) -> list[str]:
+    """Return the overrides of a run's first command, or none if they were not kept."""
     path = folder / ".hydra" / "overrides.yaml"
-    return ["python", "train.py", *(yaml.safe_load(path.read_text()) if path.exists() else [])]
+    return [*(yaml.safe_load(path.read_text()) if path.exists() else [])]
 
 
 def command(folder: Path) -> str:
-    """What was typed."""
-    return shlex.join(typed(folder))
+    """Return the run's first command."""
+    return shlex.join([*train_program(), *overrides_of(folder)])
 
 
-def command_to_go_on(folder: Path) -> str:
-    """The same command for a resume; with the folder where that was not typed, as of a job of a sweep."""
-    words = [word for word in typed(folder) if not word.startswith("requeue=")]
+def resume_command(program: list[str], overrides: Sequence[str], folder: Path) -> str:
+    """Return the command that resumes the run in `folder`.
+
+    Args:
+        program: what to start, as `train_program` returns it.
+        overrides: those of the run's command.
+        folder: the run's folder. It is named in the command where `name` alone would not lead to it.
+    """
+    dropped = ("resume=", "requeue=", "hydra.run.dir=", "hydra.mode=")
+    kept = [override for override in overrides if not override.startswith(dropped)]
     above = folder.resolve().parent
-    if f"name={folder.name}" not in words or above.name not in ("vae", "ldm") or above.parent.name != "outputs":
-        words += [f"hydra.run.dir={folder}", "hydra.mode=RUN"]
-    return shlex.join([*words, "resume=true"])
+    usual = above.name in ("vae", "ldm") and above.parent.name == "outputs"
+    if usual and not any(override.startswith("name=") for override in kept):
+        kept.append(f"name={folder.name}")
+    if not usual or f"name={folder.name}" not in kept:
+        kept += [f"hydra.run.dir={folder}", "hydra.mode=RUN"]
+    return shlex.join([*program, *kept, "resume=auto"])

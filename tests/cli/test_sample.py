@@ -14,7 +14,7 @@ from helpers.commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_comma
 from PIL import Image
 
 from latentfaces.autoencoder import Decoder, Skips
-from latentfaces.diffusion import AutoGuidance, EulerSampler
+from latentfaces.diffusion import AutoGuidance, EulerSampler, NoGuidance
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import Run
 
@@ -47,7 +47,7 @@ def test_each_picture_says_what_made_it(sample: Command) -> None:
     settings = text["settings"]
     assert (text["task"], settings["seed"], text["index"], settings["sampler"]["num_steps"]) == ("generate", 7, 1, 2)
     assert text["run"] == "outputs/ldm/faces"
-    assert text["weights"] == FacePipeline.load(text["run"]).weights
+    assert text["weights"] == FacePipeline.load(text["run"], guidance=NoGuidance()).weights
 
 
 def test_a_row_of_faces_begins_and_ends_with_those_of_its_seeds(sample: Command) -> None:
@@ -140,7 +140,7 @@ def test_early_denoiser_is_read_where_it_guides_and_only_there(home: Path, monke
     seen: list[str] = []
     module = Run.module
     monkeypatch.setattr(Run, "module", lambda self, node, name: seen.append(name) or module(self, node, name))
-    pipeline = FacePipeline.load("outputs/ldm/faces")
+    pipeline = FacePipeline.load("outputs/ldm/faces", guidance=NoGuidance())
     pipeline.generate(1, seed=0, sampler=EulerSampler(1))
     plain = pipeline.weights
     assert seen == ["best_vae", "best_denoiser"]
@@ -175,6 +175,13 @@ def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.C
         return text
 
     assert (origin()["guidance"]["weight"], origin()["ema"]) == (1.5, 0.1)
+    run_command("sample.py", "num_images=1", "seed=3", "output=pictures")
+    by_command = pixels("00000.png")
+    shutil.rmtree("pictures")
+    by_api = FacePipeline.load("outputs/ldm/faces").generate(1, seed=3)[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(by_api, by_command)
+    plain = FacePipeline.load("outputs/ldm/faces", guidance=NoGuidance())
+    assert (type(plain.guidance), plain.ema) == (NoGuidance, None)  # the tuned average goes with the tuned guidance
     assert "weight" not in origin("guidance=none")["guidance"]
     assert origin("guidance=none")["ema"] is None
     assert origin("guidance=auto", "guidance.weight=3")["guidance"]["weight"] == 3
@@ -188,9 +195,14 @@ def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.C
     photos = origin("task=interpolate", "num_images=2", "image=me.png", "task.to_image=you.png", "sampler.num_steps=3")
     heun = {"_target_": "latentfaces.diffusion.HeunSampler", "num_steps": 3, "shift": 1.0, "spacing": "auto"}
     assert photos["settings"]["sampler"] == heun  # which can be run backwards
+    plain_guidance = {"_target_": "latentfaces.diffusion.NoGuidance"}
+    assert (photos["guidance"], photos["ema"]) == (plain_guidance, None)
+    for task in ("invert", "variations"):
+        assert origin(f"task={task}", "image=me.png", "sampler.num_steps=2")["guidance"] == plain_guidance
+    assert origin("task=invert", "image=me.png", "sampler.num_steps=2", "guidance=auto")["guidance"]["weight"] == 1.5
     with pytest.raises(SystemExit):
         origin("sampler.eta=0.5")
-    assert "sampler.eta=... is no option of DDPMSampler, which sampler=tuned is here" in capsys.readouterr().err
+    assert "sampler.eta=... is not an option of DDPMSampler, the run's own sampler" in capsys.readouterr().err
     Path("outputs/ldm/faces/tuned.json").write_text(json.dumps({k: v for k, v in best.items() if k != "sampler"}))
     assert origin()["settings"]["sampler"]["_target_"].endswith("DPMpp2MSampler")  # of a version that tuned none
     other_weights = best | {"of": "0123456789ab"}
@@ -274,9 +286,9 @@ def test_skips_serve_photos_and_never_new_faces(
     seen: list[object] = []
     forward = Decoder.forward
 
-    def spy(self: Decoder, latents: torch.Tensor, skips: Skips | None = None, *how: bool) -> torch.Tensor:
+    def spy(self: Decoder, latents: torch.Tensor, skips: Skips | None = None) -> torch.Tensor:
         seen.append(skips)
-        return forward(self, latents, skips, *how)
+        return forward(self, latents, skips)
 
     monkeypatch.setattr(Decoder, "forward", spy)
     for task, output in (("generate", "faces"), ("interpolate", "row")):

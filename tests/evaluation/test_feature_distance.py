@@ -24,3 +24,24 @@ def test_distance_does_not_depend_on_the_batch() -> None:
     images = to_uint8(torch.randn(70, 3, 16, 16))
     distance = FeatureDistance(EncoderFeatures(vae), images)
     assert torch.allclose(distance.features(images)[64:], distance.features(images[64:]), atol=1e-5)
+
+
+class Raw:
+    """Features that are the images' own values, the first constant on the real images."""
+
+    key = "raw"
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, 0, 0].float()
+
+
+def test_constant_and_outlying_features_do_not_decide_the_distance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(100, 130, (200, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    images[:, :, :, 0] = 7
+    real, fake = images[:100], images[100:].clone()
+    fake[0, :, :, 0] = 8  # constant on the real images: 1e6 standard deviations by a clamp of 1e-6
+    distance = FeatureDistance(Raw(), real)  # type: ignore[arg-type]
+    assert abs(distance(fake)) < 1
+    fake[:, :, :, 1] = 255
+    assert 1 < distance(fake) < 11**3

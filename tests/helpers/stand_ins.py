@@ -41,7 +41,7 @@ class PixelVAE(nn.Module):
         mean = F.pixel_unshuffle(images, 2)
         return DiagonalGaussian(mean, torch.full_like(mean, -30.0)), []
 
-    def decode(self, latents: Tensor, skips: list[Tensor] | None = None, strips: bool = False) -> Tensor:
+    def decode(self, latents: Tensor, skips: list[Tensor] | None = None) -> Tensor:
         return F.pixel_shuffle(latents, 2)
 
     normalize, denormalize = VAE.normalize, VAE.denormalize

@@ -162,3 +162,24 @@ def test_case_39_a_photo_that_is_none_is_named(trained: Path, tmp_path: Path, mo
     assert "image=nowhere.png does not exist" in refused("sample.py", *options, "image=nowhere.png")
     assert "torn.png cannot be read" in refused("sample.py", *options, f"image={torn}")
     assert "neither a picture" in refused("sample.py", *options, "image=data/synthetic-48-16/images.npy")
+
+
+def test_a_picture_cannot_make_remake_run_a_network_from_a_file(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("a file that a picture names was run"))
+    evil = tmp_path / "evil.pt"
+    evil.write_bytes(b"PK")
+    settings = {
+        "_target_": "latentfaces.tasks.Evaluate", "sampler": {"_target_": "latentfaces.diffusion.EulerSampler"},
+        "pack": "data/synthetic-48-16", "features": str(evil), "weights": None, "num_images": 50,
+        "seed": 0, "batch_size": 50,
+    }  # fmt: skip
+    recipe = {"run": "outputs/ldm/faces", "weights": None, "task": "evaluate", "settings": settings, "files": {}}
+    text = PngInfo()
+    guidance = {"_target_": "latentfaces.diffusion.NoGuidance"}
+    text.add_text("latentfaces", json.dumps({**recipe, "precision": "fp32", "ema": None, "guidance": guidance}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "evil.png", pnginfo=text)
+    said = refused("sample.py", "task=remake", f"image={tmp_path / 'evil.png'}", f"output={tmp_path / 'out'}")
+    assert "latentfaces.tasks.Evaluate is not a part of latentfaces that" in said

@@ -18,8 +18,8 @@ from PIL import Image
 from latentfaces.errors import UserError
 from latentfaces.evaluation import track_tensor_values
 from latentfaces.report import write_report
-from latentfaces.report.run_page import command_to_go_on, differences, next_commands
-from latentfaces.run import open_run
+from latentfaces.report.run_page import differences, next_commands
+from latentfaces.run import open_run, resume_command
 from latentfaces.training import VAEModule
 
 METRICS = "epoch,step,train/loss,val/loss\n0,9,2.0,\n0,10,,1.5\n1,19,1.0,\n1,20,,0.5\n"
@@ -130,11 +130,11 @@ def test_page_grows_while_training_goes_on_and_is_there_when_it_fails(
     assert "not finished" in pages[0]
     left = Page(Path("outputs/vae/a/report.html"))
     assert "not finished" in left.text
-    assert "name=a resume=true" in left.text
-    train(*TINY_VAE, *SHORT, "name=a", "resume=true", pictures=True)
+    assert "name=a resume=auto" in left.text
+    train(*TINY_VAE, *SHORT, "name=a", "resume=auto", pictures=True)
     page = Page(Path("outputs/vae/a/report.html"))
     assert "not finished" not in page.text
-    assert "resume=true trainer.max_steps=8" in page.text
+    assert "resume=auto trainer.max_steps=8" in page.text
     config = open_run("outputs/vae/a").config
     found = {key: (own, default) for key, own, default in differences(Path("outputs/vae/a"), config)}
     assert found["model.autoencoder.channels"][0] == "8"
@@ -145,10 +145,17 @@ def test_page_grows_while_training_goes_on_and_is_there_when_it_fails(
 def test_evaluations_in_the_runs_folder_are_told(run: Path) -> None:
     folder = run / "samples" / "evaluate_1"
     folder.mkdir(parents=True)
-    told = {"kind": "new faces", "features": "inception", "num_images": 50000, "num_photos": 7000, "fid": 12.25}
+    told: dict[str, object] = {
+        "kind": "new faces",
+        "features": "inception",
+        "num_images": 50000,
+        "num_photos": 7000,
+        "fid": 12.25,
+    }
+    told["training_photos"] = {"fid": 11.5}
     (folder / "metrics.json").write_text(json.dumps(told))
     text = Page(write_report(run)).text
-    for part in ("50,000 new faces", "inception", "12.25", "samples/evaluate_1/report.html"):
+    for part in ("50,000 new faces", "inception", "12.25", "11.5", "pictures in samples/evaluate_1"):
         assert part in text
 
 
@@ -178,7 +185,7 @@ def test_page_of_a_run_that_has_not_ended_says_how_to_go_on(run: Path) -> None:
         (run / name).unlink()
     page = Page(write_report(run))
     assert "not finished" in page.text
-    assert "python train.py model=vae 'name=my faces' resume=true" in page.text
+    assert "python train.py model=vae 'name=my faces' resume=auto" in page.text
     assert "Curves" not in page.text
 
 
@@ -193,7 +200,7 @@ def test_a_run_whose_name_was_not_typed_goes_on_by_its_folder(run: Path) -> None
         "name=my faces",
         f"hydra.run.dir={job}",
         "hydra.mode=RUN",
-        "resume=true",
+        "resume=auto",
     ]
     assert shlex.split(told) == [*again, "trainer.max_steps=40"]
 
@@ -206,16 +213,22 @@ def test_a_run_that_was_put_elsewhere_goes_on_there(run: Path, tmp_path: Path) -
 
 
 def test_a_run_at_the_root_of_a_disk_goes_on_there() -> None:
-    assert "hydra.run.dir=/faces" in shlex.split(command_to_go_on(Path("/faces")))
+    assert "hydra.run.dir=/faces" in shlex.split(resume_command(["python", "train.py"], ["name=faces"], Path("/faces")))
+
+
+def test_a_console_script_resumes_by_its_own_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/latentfaces-train", "model=vae"])
+    (run / "result.json").unlink()
+    assert dict(next_commands(open_run(run)))["Resume"] == "latentfaces-train model=vae 'name=my faces' resume=auto"
 
 
 def test_what_ended_by_its_time_is_trained_longer_by_more_of_it(run: Path) -> None:
     config = {"stage": "vae", "trainer": {"max_time": "00:13:45:30", "max_steps": -1}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert dict(next_commands(open_run(run)))["Train for longer"].endswith("resume=true trainer.max_time=01:03:31:00")
+    assert dict(next_commands(open_run(run)))["Train for longer"].endswith("resume=auto trainer.max_time=01:03:31:00")
     config["trainer"] = {"max_time": "00:13:45:30", "max_steps": 20}  # which came first
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert dict(next_commands(open_run(run)))["Train for longer"].endswith("resume=true trainer.max_steps=40")
+    assert dict(next_commands(open_run(run)))["Train for longer"].endswith("resume=auto trainer.max_steps=40")
 
 
 def test_page_is_made_anew(run: Path) -> None:

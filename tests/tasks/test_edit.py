@@ -27,7 +27,17 @@ from latentfaces.tasks import Edit
 from latentfaces.tasks.photos import read_photos
 from latentfaces.tasks.reconstruct import reconstructions
 
-TASK = Edit(HeunSampler(10), None, None, 3, 4, 7, 0.5, 0.0, 64)
+TASK = Edit(
+    sampler=HeunSampler(10),
+    pack=None,
+    image=None,
+    num_images=3,
+    num_photos=4,
+    seed=7,
+    strength=0.5,
+    skips=0.0,
+    batch_size=64,
+)
 
 
 def edits(task: Edit, pipeline: FacePipeline, folder: Path) -> np.ndarray:

@@ -47,7 +47,19 @@ HOLE[5:12, 3:10] = True
 def task(photo: str, tmp_path: Path) -> Inpaint:
     Image.fromarray(HOLE).save(tmp_path / "hole.png")
     mask = str(tmp_path / "hole.png")
-    return Inpaint(HeunSampler(6), None, photo, mask, 3, 4, 0, 1, None, None, 64)
+    return Inpaint(
+        sampler=HeunSampler(6),
+        pack=None,
+        image=photo,
+        mask=mask,
+        num_images=3,
+        num_photos=4,
+        seed=0,
+        resample=1,
+        skips=None,
+        feather=None,
+        batch_size=64,
+    )
 
 
 def filled(task: Inpaint, pipeline: FacePipeline, folder: Path) -> np.ndarray:

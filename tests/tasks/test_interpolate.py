@@ -14,7 +14,18 @@ from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.interpolate import Interpolate, slerp
 
-TASK = Interpolate(HeunSampler(40), None, None, None, 4, 1, 2, "none", 12.0, 64)
+TASK = Interpolate(
+    sampler=HeunSampler(40),
+    pack=None,
+    image=None,
+    to_image=None,
+    num_images=4,
+    seed=1,
+    to_seed=2,
+    animation="none",
+    frames_per_second=12.0,
+    batch_size=64,
+)
 
 
 def test_slerp_keeps_the_length_and_turns_evenly() -> None:

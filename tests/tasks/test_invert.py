@@ -28,7 +28,7 @@ def told(printed: str) -> dict[str, float]:
 def test_photos_come_back_and_their_noise_is_normal(
     pipeline: FacePipeline, pack: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    task = Invert(HeunSampler(60), str(pack.folder), None, 12, 0, 8)
+    task = Invert(sampler=HeunSampler(60), pack=str(pack.folder), image=None, num_images=12, seed=0, batch_size=8)
     grid = task(pipeline, folder_for(tmp_path / "found"))
     values = told(capsys.readouterr().out)
     assert values["psnr"] > 30
@@ -52,12 +52,18 @@ def test_noise_does_not_depend_on_the_batch(pipeline: FacePipeline, faces: np.nd
 def test_a_vae_alone_and_a_random_sampler_are_refused(photo: str, tmp_path: Path) -> None:
     vae_alone = FacePipeline(skip_vae(), None, 16, torch.device("cpu"))
     with pytest.raises(UserError, match="model=ldm"):
-        Invert(HeunSampler(2), None, photo, 1, 0, 1)(vae_alone, folder_for(tmp_path / "a"))
+        Invert(sampler=HeunSampler(2), pack=None, image=photo, num_images=1, seed=0, batch_size=1)(
+            vae_alone, folder_for(tmp_path / "a")
+        )
     with pytest.raises(UserError, match="sampler=heun"):
-        Invert(DDPMSampler(2), None, photo, 1, 0, 1)(white_pipeline(), folder_for(tmp_path / "b"))
+        Invert(sampler=DDPMSampler(2), pack=None, image=photo, num_images=1, seed=0, batch_size=1)(
+            white_pipeline(), folder_for(tmp_path / "b")
+        )
 
 
 def test_a_photo_of_my_own(pipeline: FacePipeline, faces: np.ndarray, tmp_path: Path) -> None:
     image = save_photo(faces[1], tmp_path / "me.png")
-    Invert(HeunSampler(60), None, image, 8, 0, 8)(pipeline, folder_for(tmp_path / "found"))
+    Invert(sampler=HeunSampler(60), pack=None, image=image, num_images=8, seed=0, batch_size=8)(
+        pipeline, folder_for(tmp_path / "found")
+    )
     assert np.abs(singles(tmp_path / "found")[0] - faces[1]).mean() < 1

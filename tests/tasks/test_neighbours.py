@@ -55,7 +55,7 @@ def test_a_photos_own_latent_has_itself_at_no_distance(mirrored: bool) -> None:
     assert (found.distances[:, 1] > 0.5).all()
 
 
-TASK = Neighbours(HeunSampler(4), "", 3, 0, 2, 2)
+TASK = Neighbours(sampler=HeunSampler(4), pack="", num_images=3, seed=0, num_neighbours=2, batch_size=2)
 
 
 def test_faces_and_their_neighbours_are_shown_and_told(

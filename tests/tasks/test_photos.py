@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.stand_ins import drawn, save_photo, white_pipeline
+from helpers.stand_ins import drawn, save_photo
 from PIL import Image
 
 from latentfaces.data.pack import Pack
 from latentfaces.errors import UserError
-from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.photos import one_photo, own_photos, photos_for, read_photos
 
 
@@ -55,8 +54,8 @@ def test_a_single_picture_is_read_without_those_beside_it(album: Path) -> None:
     assert read_photos(str(album / "0.png"), 16, 4, seed=0).names == ["0.png"]
 
 
-def test_held_out_photos_are_taken_without_a_picture(pipeline: FacePipeline, pack: Pack) -> None:
-    images = photos_for(pipeline, None, str(pack.folder), 7, seed=1, batch_size=4)
+def test_held_out_photos_are_taken_without_a_picture(pack: Pack) -> None:
+    images = photos_for(16, None, str(pack.folder), 7, seed=1)
     held_out = {pack.images[index].tobytes() for index in pack.val_indices}
     assert len({image.numpy().tobytes() for image in images} & held_out) == 7
 
@@ -82,7 +81,7 @@ WARNED = {
 def test_what_is_cut_or_enlarged_is_said(
     shape: tuple[int, int, int], clues: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own_photos(white_pipeline(), write(tmp_path / "me.jpg", *shape), None, 1, 0, 1)
+    own_photos(16, write(tmp_path / "me.jpg", *shape), 1, 0)
     said = capsys.readouterr().err
     assert all(clue in said for clue in clues)
     assert said.count("warning:") == bool(clues)
@@ -92,7 +91,7 @@ def test_many_photos_of_one_fault_are_one_warning(tmp_path: Path, capsys: pytest
     (tmp_path / "album").mkdir()
     for number in range(6):
         write(tmp_path / "album" / f"{number}.jpg", 20, 18)
-    own_photos(white_pipeline(), str(tmp_path / "album"), None, 6, 0, 6)
+    own_photos(16, str(tmp_path / "album"), 6, 0)
     said = capsys.readouterr().err
     assert said.count("warning:") == 1
     assert "(as 5 more)" in said
@@ -113,6 +112,6 @@ def test_what_is_no_photo_is_refused_by_name(album: Path, tmp_path: Path) -> Non
         with pytest.raises(UserError, match=clue):
             read_photos(str(tmp_path / name), 16, 1, 0)
     with pytest.raises(UserError, match=r"task.to_image=.*one picture"):
-        one_photo(white_pipeline(), str(album), None, 0, 1, key="task.to_image")
+        one_photo(16, str(album), 0, key="task.to_image")
     with pytest.raises(UserError, match="image="):
-        photos_for(white_pipeline(), None, None, 1, 0, 1)
+        photos_for(16, None, None, 1, 0)

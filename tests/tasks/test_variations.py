@@ -13,7 +13,9 @@ from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks import Variations
 
-TASK = Variations(HeunSampler(20), None, None, 4, 2, 3, 0.4, 64)
+TASK = Variations(
+    sampler=HeunSampler(20), pack=None, image=None, num_images=4, num_photos=2, seed=3, amount=0.4, batch_size=64
+)
 
 
 def variations(task: Variations, pipeline: FacePipeline, folder: Path) -> np.ndarray:

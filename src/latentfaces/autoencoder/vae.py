@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from latentfaces.autoencoder.posterior import DiagonalGaussian
-from latentfaces.autoencoder.strips import at_once, in_strips
 from latentfaces.nn import (
     Downsample,
     Downsampling,
@@ -150,16 +148,14 @@ class Decoder(nn.Module):
         weight: Tensor = self.head[-1].weight  # type: ignore[assignment]
         return weight
 
-    def forward(self, latents: Tensor, skips: Skips | None = None, strips: bool = False) -> Tensor:
+    def forward(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
         """Decode; `skips` (as `Encoder.with_skips` gives them) keep what the latents have no room for."""
         if skips is not None and not self.shape.skip_connections:
             raise ValueError("this VAE was built without skip connections (model.autoencoder.skip_connections=false)")
-        call = in_strips if strips else at_once
         x = self.shape.run(self.levels[0], self.shape.run(self.middle, self.stem(latents)))
         for number in range(1, len(self.levels)):
-            layers = [self.ups[number - 1], self.levels[number]]
-            x = call(partial(self.finer, number), layers, x, *([] if skips is None else [skips[-number]]))
-        images = F.pixel_shuffle(call(self.head, [self.head], x), self.shape.patch_size).float()
+            x = self.finer(number, x, None if skips is None else skips[-number])
+        images = F.pixel_shuffle(self.head(x), self.shape.patch_size).float()
         return torch.tanh(images) if self.shape.output == "tanh" else images
 
     def finer(self, number: int, x: Tensor, skip: Tensor | None = None) -> Tensor:
@@ -246,7 +242,7 @@ class VAE(nn.Module):
         moments, skips = self.encoder.with_skips(images)
         return DiagonalGaussian.from_moments(moments), skips
 
-    def decode(self, latents: Tensor, skips: Skips | None = None, strips: bool = False) -> Tensor:
+    def decode(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
         """Latents (b, latent_channels, h, w) -> images (b, 3, f h, f w) in [-1, 1].
 
         A generated latent has no skips. Those of a real photo keep, in a reconstruction or an edit, the detail that
@@ -255,10 +251,8 @@ class VAE(nn.Module):
         Args:
             latents: of new faces or of photos.
             skips: the encoder's features of the photos.
-            strips: for pictures of a thousand pixels a side and more, without a gradient: the same, to rounding, in a
-                part of the memory and two to three times the time.
         """
-        return self.decoder(latents, skips, strips)
+        return self.decoder(latents, skips)
 
     def forward(self, images: Tensor, skip_dropout: float = 1.0) -> tuple[Tensor, DiagonalGaussian, Tensor]:
         """Encode, draw, decode.

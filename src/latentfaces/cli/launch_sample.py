@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shlex
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,23 +15,21 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentfaces.cli.compute import keep_freed_memory
 from latentfaces.cli.devices import interactive
-from latentfaces.config.overrides import key_of, overridden_keys, plain
+from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.config.paths import CONF
 from latentfaces.config.schema import Precision, SampleConfig
 from latentfaces.config.secrets import refuse_links, refuse_secrets_in
 from latentfaces.config.validation import check_ranges, check_types, refuse_added
 from latentfaces.errors import UserError
 from latentfaces.ranks import is_main_process
-from latentfaces.run import GUIDE, Run, build, find_run, open_run
+from latentfaces.run import Run, build, config_of, find_run, open_run
 
 FILE_KEYS, PHOTOS = ("image", "to_image", "mask"), ".photos"
-REMAKING = ("task", "image", "run", "output", "compile", "strips", "batch_size")
+REMAKING = ("task", "image", "run", "output", "compile", "batch_size")
 """What may be typed to make a picture again; its text says all else."""
 SHARED = ("generate", "evaluate")
 """Tasks that several processes can share out."""
-AUTO = CONF / "guidance" / "auto.yaml"
 HEUN = CONF / "sampler" / "heun.yaml"
-NO_GUIDANCE = {"_target_": "latentfaces.diffusion.NoGuidance"}
 
 
 @dataclass
@@ -53,7 +50,7 @@ class Recipe:
     run: str
     task: str
     settings: dict[str, Any]
-    guidance: dict[str, Any] = field(default_factory=lambda: dict(NO_GUIDANCE))
+    guidance: dict[str, Any]
     ema: float | None = None
     precision: str = Precision.fp32.name
     files: dict[str, str] = field(default_factory=dict)
@@ -68,9 +65,8 @@ class Recipe:
 def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     """The task of sample.py, the pipeline of the run it asks for, and the folder for its pictures."""
     keep_freed_memory()
-    from latentfaces.pipeline import FacePipeline
     from latentfaces.ranks import Ranks
-    from latentfaces.tasks import PictureFolder
+    from latentfaces.tasks.output import PictureFolder, new_folder
 
     refuse_links(cfg)
     refuse_secrets_in(cfg)
@@ -84,70 +80,73 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
         raise UserError(f"task={choices['task']} is work for one process: type python in place of torchrun")
     if choices["task"] == "remake":
         recipe = remembered(cfg)
-        run = open_run(recipe.run)
-        task, guidance = built(recipe.settings), built(recipe.guidance)
+        task, pipeline = remade(recipe)
     else:
-        run = find_run(cfg.run, "ldm")
-        recipe = typed(cfg, run)
-        # Under its own key, by which a mistake in it is then told.
-        task, guidance = instantiate(cfg.task), instantiate(OmegaConf.create({"guidance": recipe.guidance})).guidance
-    pipeline = FacePipeline.load(run, bfloat16=recipe.precision == Precision.bf16.name, ema=recipe.ema)
-    pipeline.guidance = guidance
+        task, pipeline, recipe = composed(cfg, find_run(cfg.run, "ldm"))
     if cfg.compile:
         pipeline.compile()
-    if cfg.strips is not None:
-        pipeline.in_strips = cfg.strips
     weights = pipeline.weights
     if recipe.weights not in (None, weights):
         raise UserError(
             f"image={cfg.image} was made with the weights {recipe.weights}, and {recipe.run} now has "
             f"{weights}: it cannot be made again"
         )
-    default = run.folder / "samples" / f"{choices['task']}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    pictures = PictureFolder(cfg.output or default, recipe.text(weights), ranks)
-    words = [word for word in HydraConfig.get().overrides.task if key_of(word) not in ("run", "output")]
-    pictures.command = shlex.join(["python", "sample.py", f"run={run.folder}", *words])
+    default = Path(recipe.run) / "samples" / f"{choices['task']}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    pictures = PictureFolder(
+        cfg.output or (new_folder(default) if ranks.rank == 0 else default), recipe.text(weights), ranks
+    )
     return task, pipeline, pictures
 
 
-def typed(cfg: DictConfig, run: Run) -> Recipe:
-    """The recipe that the command asks for."""
+def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
+    """Build the task and the pipeline that the command asks for, with the recipe of their pictures."""
+    from latentfaces.diffusion import NoGuidance
+    from latentfaces.pipeline import FacePipeline
+
     for key, value in {"pack": run.config.get("pack"), "folder": str(run.folder)}.items():
         if key in cfg.task:
             cfg.task[key] = value
+    refuse_idle_options(cfg)
     choices = HydraConfig.get().runtime.choices
-    tuned = {group for group in ("guidance", "sampler") if choices.get(group) == "tuned"}
-    best = (run.tuned() or {}) if tuned else {}
-    found = best.get("sampler") if cfg.image is None else plain(OmegaConf.load(HEUN))  # type: ignore[arg-type]
-    if "sampler" in tuned and found is not None:
+    # Inverted noise is wider than N(0, 1) under guidance, and a random sampler cannot be inverted.
+    between_photos = cfg.image is not None and "to_image" in cfg.task
+    guidance: Any = NoGuidance() if between_photos or "guidance" not in choices else None
+    if cfg.guidance is not None:
+        check_types(plain(cfg.guidance), "guidance")
+        guidance = instantiate(OmegaConf.create({"guidance": plain(cfg.guidance)})).guidance  # errors then name the key
+    own = choices.get("sampler") == "tuned"
+    sampler = None if own and not between_photos else build(plain(OmegaConf.load(HEUN)))  # type: ignore[arg-type]
+    bfloat16 = cfg.precision is Precision.bf16
+    pipeline = FacePipeline.load(run, bfloat16=bfloat16, ema=cfg.ema, guidance=guidance, sampler=sampler)
+    if own:
+        found = config_of(pipeline.sampler)
         with open_dict(cfg):
             cfg.sampler = found | typed_of(plain(cfg.sampler), found)
     settings = plain(cfg.task)
     check_types(settings, "task")
-    refuse_idle_options(cfg)
-    recipe = Recipe(str(run.folder), choices["task"], settings, precision=cfg.precision.name, ema=cfg.ema)
-    recipe.files = named_files(settings)
-    if cfg.guidance is not None:
-        recipe.guidance = plain(cfg.guidance)
-        check_types(recipe.guidance, "guidance")
-    if "guidance" in tuned:
-        if best:
-            recipe.guidance = best["guidance"]
-            recipe.ema = best["ema"] if cfg.ema is None else cfg.ema
-        elif run.has_weights(GUIDE):
-            recipe.guidance = plain(OmegaConf.load(AUTO))  # type: ignore[arg-type]
-    if tuned and is_main_process():
+    recipe = Recipe(str(run.folder), choices["task"], settings, config_of(pipeline.guidance), pipeline.ema)
+    recipe.precision, recipe.files = cfg.precision.name, named_files(settings)
+    task = instantiate(cfg.task)
+    if (own or guidance is None) and is_main_process():
         print(described(recipe))
-    return recipe
+    return task, pipeline, recipe
+
+
+def remade(recipe: Recipe) -> tuple[Any, Any]:
+    """Build the task and the pipeline of a picture's recipe."""
+    from latentfaces.pipeline import FacePipeline
+
+    task, guidance, bfloat16 = built(recipe.settings), built(recipe.guidance), recipe.precision == Precision.bf16.name
+    return task, FacePipeline.load(open_run(recipe.run), bfloat16=bfloat16, ema=recipe.ema, guidance=guidance)
 
 
 def typed_of(sampler: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """What was typed of the sampler that stands in for `sampler=tuned`."""
+    """Return the overrides of the run's own sampler."""
     typed = {key: value for key, value in sampler.items() if f"sampler.{key}" in overridden_keys()}
     if strange := typed.keys() - found.keys():
         kind = found["_target_"].rpartition(".")[2]
         raise UserError(
-            f"sampler.{strange.pop()}=... is no option of {kind}, which sampler=tuned is here: choose another"
+            f"sampler.{strange.pop()}=... is not an option of {kind}, the run's own sampler. Choose another."
         )
     return typed
 

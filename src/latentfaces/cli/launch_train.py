@@ -27,7 +27,7 @@ from latentfaces.cli.compute import (
     training_device,
 )
 from latentfaces.cli.devices import resolve_devices
-from latentfaces.cli.resume import claim_run, command_to_go_on, requeue, trained_alone
+from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
 from latentfaces.cli.tracking import prepare_wandb
 from latentfaces.cli.vae_run import add_trained_vae, copy_vae
 from latentfaces.config.overrides import plain
@@ -133,7 +133,7 @@ def stops_told(cfg: DictConfig) -> Iterator[Any]:
     except Stopped as stopped:
         if is_main_process():
             saved = "nothing new to save" if stopped.saved is None else "step {} is saved in {}".format(*stopped.saved)
-            print(f"stopped by {stopped.signal.name}; {saved}; to go on type\n{command_to_go_on(cfg)}", flush=True)
+            print(f"stopped by {stopped.signal.name}; {saved}; to go on type\n{command_to_resume(cfg)}", flush=True)
             if cfg.requeue and stopped.signal in (signal.SIGUSR1, signal.SIGUSR2):
                 requeue()
         raise

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from latentfaces.config.overrides import leaves_of
 from latentfaces.errors import UserError
 from latentfaces.ranks import is_main_process
-from latentfaces.run import MOVED, RESULT
+from latentfaces.run import MOVED, RESULT, resume_command, train_program
 
 CANDIDATES = ("last", "last.previous", "best")
 """Checkpoints to go on from, the newest first."""
@@ -161,16 +160,15 @@ def matches(key: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(key, pattern) for pattern in patterns)
 
 
-def command_to_go_on(cfg: DictConfig) -> str:
-    """What to type to go on with this run: what was typed, with `resume=auto`, and the name if it was made up."""
-    typed = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        # An experiment may say that it is a sweep, and this job is not to begin one.
-        typed = [*HydraConfig.get().overrides.task, f"hydra.run.dir={cfg.run_dir}", "hydra.mode=RUN"]
-    elif not any(argument.startswith(("name=", "hydra.run.dir=")) for argument in typed):
-        typed.append(f"name={cfg.name}")
-    started = ["torchrun", "..."] if "TORCHELASTIC_RUN_ID" in os.environ else ["python"]
-    return shlex.join([*started, sys.argv[0], *typed, "resume=auto"])
+def command_to_resume(cfg: DictConfig) -> str:
+    """Return the command that resumes this run."""
+    # A job of a sweep must not start the sweep again.
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    program, script = train_program(), sys.argv[0]
+    if program[0] == "python":
+        program = ["torchrun", "...", script] if "TORCHELASTIC_RUN_ID" in os.environ else ["python", script]
+    overrides = HydraConfig.get().overrides.task if in_sweep else sys.argv[1:]
+    return resume_command(program, overrides, Path(cfg.run_dir))
 
 
 def requeue() -> None:

@@ -85,7 +85,7 @@ class TrainConfig:
 
 
 class Precision(Enum):
-    """What sample.py computes in: with fp32 a picture is the same for any batch size; bf16 is faster."""
+    """Precision of sample.py: with fp32 an image is the same to one level of 255 for any batch size; bf16 is faster."""
 
     fp32 = 32
     bf16 = 16
@@ -102,7 +102,6 @@ class SampleConfig:
     batch_size: int = 64
     precision: Precision = Precision.fp32
     compile: bool = False
-    strips: bool | None = None
     ema: float | None = None
     sampler: Any = None
     guidance: Any = None

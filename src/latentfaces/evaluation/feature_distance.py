@@ -1,4 +1,4 @@
-"""How far new faces are from real ones, in one number: to compare ways of sampling one run."""
+"""One distance between new faces and real ones, to compare ways of sampling a run."""
 
 import torch
 from torch import Tensor
@@ -7,20 +7,31 @@ from latentfaces.data.latents import images_at_once
 from latentfaces.evaluation.features import Features
 from latentfaces.evaluation.generation import kernel_distance
 
+LEAST_STD = 1e-3
+"""Features whose std is below this fraction of the median std are dropped: they are constant on the real images."""
+MAX_Z = 10.0
+"""Bound of abs(z): one odd feature must not decide the distance."""
+
 
 class FeatureDistance:
-    """Kernel distance between real images and others, each feature scaled to deviation 1 over the real ones.
+    """Kernel distance between real images and others, each feature scaled to std 1 over the real ones.
 
     Args:
-        look: gives the features.
-        real: images (n, 3, R, R) uint8 that nothing was trained on.
+        look: extracts the features.
+        real: images (n, 3, R, R) uint8 that were not trained on.
     """
 
     def __init__(self, look: Features, real: Tensor) -> None:
         self.look = look
         features = self.features(real)
-        self.mean, self.std = features.mean(0), features.std(0).clamp(min=1e-6)
-        self.real = (features - self.mean) / self.std
+        std = features.std(0)
+        self.kept = std >= LEAST_STD * std.median()
+        self.mean, self.std = features.mean(0)[self.kept], std[self.kept].clamp(min=1e-6)
+        self.real = self.scaled(features)
+
+    def scaled(self, features: Tensor) -> Tensor:
+        """Scale features (n, d) by mean and std of the real ones, without those that were constant."""
+        return ((features[:, self.kept] - self.mean) / self.std).clamp(-MAX_Z, MAX_Z)
 
     def features(self, images: Tensor) -> Tensor:
         """Of images (n, 3, R, R) uint8, (n, d)."""
@@ -28,4 +39,4 @@ class FeatureDistance:
 
     def __call__(self, fake: Tensor) -> float:
         """Of images (m, 3, R, R) uint8: about 0 for real ones, no upper bound."""
-        return kernel_distance(self.real, (self.features(fake) - self.mean) / self.std)
+        return kernel_distance(self.real, self.scaled(self.features(fake)))

@@ -13,9 +13,8 @@ import yaml
 
 from latentfaces.evaluation import TensorValues
 from latentfaces.evaluation.panels import SECTIONS, Best, Panel, best_validation, panels, read_curves, sheet
-from latentfaces.report.evaluation_page import MEANINGS
 from latentfaces.report.page import REPORT, as_data, embedded, write_page
-from latentfaces.run import CONFIG, Run, command, command_to_go_on, open_run
+from latentfaces.run import CONFIG, Run, command, open_run, overrides_of, resume_command, train_program
 
 KINDS = {"vae": "stage 1, a VAE", "ldm": "stage 2, a latent diffusion model"}
 DEFAULTS = Path(".hydra") / "defaults.yaml"
@@ -23,6 +22,16 @@ NUM_PREVIEWS = 3
 OWN = ("name", "run_dir", "pack", "logger.wandb")
 """Keys that differ in every run, by their beginnings."""
 UNITS = {"minutes": "minutes of training", "peak_memory_gb": "GB of memory at most", "steps": "steps"}
+MEANINGS = {
+    "fid": "Frechet distance of Inception features to held-out photos: lower is better",
+    "frechet_distance": "distance of feature means and covariances to held-out photos: lower is better",
+    "kernel_distance": "the same by a kernel, unbiased: lower is better, 0 is as good as real",
+    "precision": "fraction of faces that look like a real one: higher is better",
+    "recall": "fraction of held-out photos that look like a face: low where variety is missing",
+    "duplicates": "fraction of faces closer to another face than 99 % of held-out photos are: 0.01 is expected",
+    "memorised": "fraction of faces closer to a training photo than 99 % of held-out photos are: 0.01 is expected",
+}
+"""Metrics of task=evaluate, in the order of the page."""
 Pictures = list[tuple[str, str]]
 """Captions, and addresses that hold the pictures."""
 
@@ -95,11 +104,11 @@ def twice(max_time: str) -> str:
 
 
 def next_commands(run: Run) -> list[tuple[str, str]]:
-    """How to go on, and how to use what there is: words and commands."""
+    """Return titles and commands: how to resume the run, and how to use it."""
     folder, stage, trainer = run.folder, run.stage, run.config.get("trainer", {})
-    here, again = shlex.quote(str(folder)), command_to_go_on(folder)
+    here, again = shlex.quote(str(folder)), resume_command(train_program(), overrides_of(folder), folder)
     if not run.finished:
-        return [("Go on", again)]
+        return [("Resume", again)]
     steps = run.result().get("steps", 0)
     if trainer.get("max_time") is not None and not 0 < trainer.get("max_steps", -1) <= steps:
         longer = [("Train for longer", f"{again} trainer.max_time={twice(trainer['max_time'])}")]
@@ -158,10 +167,15 @@ def previews(folder: Path) -> list[Path]:
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
-    """What task=evaluate has measured in the run's own folder, the last first."""
+    """Results of task=evaluate in the run's own folder, the last first."""
     found = []
     for path in sorted(folder.glob("samples/*/metrics.json"), key=lambda path: -path.stat().st_mtime):
         told = json.loads(path.read_text())
-        figures = [(name.replace("_", " "), f"{told[name]:.4g}") for name in MEANINGS if name in told]
-        found.append({"kind": "pictures", **told, "figures": figures, "page": path.parent.relative_to(folder) / REPORT})
+        real = told.get("training_photos", {})
+        rows = [
+            (name.replace("_", " "), f"{told[name]:.4g}", f"{real[name]:.4g}" if name in real else "", meaning)
+            for name, meaning in MEANINGS.items()
+            if name in told
+        ]
+        found.append({"kind": "pictures", **told, "rows": rows, "folder": path.parent.relative_to(folder)})
     return found

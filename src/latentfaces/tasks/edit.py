@@ -7,39 +7,27 @@ import torch
 from torch import Tensor
 
 from latentfaces.data.images import to_uint8
-from latentfaces.diffusion import Sampler
 from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks.base import PhotoTask
 from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.photos import photos_for
 from latentfaces.tasks.variants import Name, check_share, check_skips, encode, variants
 
 
-@dataclass
-class Edit:
+@dataclass(kw_only=True)
+class Edit(PhotoTask):
     """A line for each photo: the photo, then `num_images` faces that keep what is left of it under the noise.
 
     Args:
-        sampler: from noise to latents; of its steps those below `strength` are taken.
-        pack: the run's pack, whose held-out photos are taken unless `image` is given.
-        image: a picture, or a folder or .zip of pictures.
-        num_images: edits of each photo.
         num_photos: at most so many photos.
-        seed: names the noise: edit i of a photo is always the same.
         strength: the time, in (0, 1] of the run's schedule, to which the photo is made noise: near 0 it stays what the
             VAE makes of it, at 1 nothing is left of it. How much is left between depends on the schedule.
         skips: strength, in [0, 1], of the photo's features where the VAE has skip connections.
-        batch_size: how many at once.
     """
 
-    sampler: Sampler
-    pack: str | None
-    image: str | None
-    num_images: int
     num_photos: int
-    seed: int
     strength: float
     skips: float
-    batch_size: int
 
     def __post_init__(self) -> None:
         check_share("task.strength", self.strength, low_included=False)
@@ -48,7 +36,7 @@ class Edit:
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the edits; the grid's path."""
         check_skips(pipeline, self.skips)
-        photos = photos_for(pipeline, self.image, self.pack, self.num_photos, self.seed, self.batch_size)
+        photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_photos, self.seed)
         shown = []
         for which, names in variants(len(photos), self.num_images, self.seed, self.batch_size):
             x0, features = encode(pipeline, photos, which)

@@ -1,7 +1,6 @@
-"""How good a finished run's faces are, in figures and on a page."""
+"""Metrics of a finished run."""
 
 import json
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from torch import Tensor
 from latentfaces.data.arrays import ResumableArray
 from latentfaces.data.images import to_float, to_uint8
 from latentfaces.data.pack import Pack, open_pack
-from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import Features, features_by_name
 from latentfaces.evaluation.generation import Memorisation, generator_metrics, memorisation
@@ -24,7 +22,8 @@ from latentfaces.evaluation.plots import plot_distances, plot_neighbours
 from latentfaces.files import require_space
 from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import Ranks
-from latentfaces.report import write_evaluation_page, write_report
+from latentfaces.report import write_report
+from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.output import PictureFolder
 
 SHOWN = 64
@@ -35,9 +34,9 @@ FREE = ("num_images", "batch_size", "features", "weights")
 """Settings that change how many faces there are, or what is measured, but no face."""
 
 
-@dataclass
-class Evaluate:
-    """`num_images` new faces, or a VAE's reconstructions, against held-out photos: metrics.json, report.html, a grid.
+@dataclass(kw_only=True)
+class Evaluate(SamplingTask):
+    """`num_images` new faces, or a VAE's reconstructions, against held-out photos: metrics.json, plots, a grid.
 
     Frechet and kernel distance, precision and recall; of new faces also the share that comes twice and the share that
     is nearer to a training photo than real new photos are, with the faces that come nearest. Beside them stands what
@@ -51,23 +50,15 @@ class Evaluate:
     features of the photos stay with the pack, by the hash of its pixels and of the network.
 
     Args:
-        sampler: from noise to latents.
         pack: the run's pack.
         features: "encoder", one of `latentfaces.evaluation.features.NETWORKS`, or the file of a network.
         weights: file of that network's weights, where they cannot be fetched.
-        num_images: at least 50; of a run of stage 1 at most all held-out photos.
-        seed: names the faces.
-        batch_size: how many at once.
-        folder: the run's, whose own page then tells the figures too.
+        folder: of the run. Its page shows the metrics if the output is inside it.
     """
 
-    sampler: Sampler
     pack: str
     features: str
     weights: str | None
-    num_images: int
-    seed: int
-    batch_size: int
     folder: str | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +66,7 @@ class Evaluate:
             raise UserError(f"num_images={self.num_images} are too few to measure by: take at least {FEWEST}")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
-        """Write and print the metrics; the page's path."""
+        """Write and print the metrics. Return the path of the grid."""
         pack = open_pack(Path(self.pack))
         if len(pack.val_indices) < FEWEST:
             raise UserError(f"{pack.folder} has {len(pack.val_indices)} held-out photos, too few to measure against")
@@ -92,7 +83,7 @@ class Evaluate:
         )
         print(f"comparing {len(fakes):,} {made.kind} with {len(held_out):,} held-out photos")
         values = self.named(generator_metrics(held_out, fakes))
-        figures: list[tuple[str, Figure]] = []
+        figures: list[Figure] = []
         if pipeline.denoiser is not None:
             heart = memorisation(fakes, train, held_out, min(NEIGHBOURS, len(train))).cpu()
             values |= {"duplicates": heart.duplicates, "memorised": heart.memorised}
@@ -110,19 +101,11 @@ class Evaluate:
         (pictures.folder / "metrics.json").write_text(json.dumps(told, indent=1))
         for name, value in values.items():
             print(f"{name} {value:.4g}")
-        for number, (_, figure) in enumerate(figures, start=1):
+        for number, figure in enumerate(figures, start=1):
             figure.savefig(pictures.folder / f"memorisation_{number}.png", dpi=120)
-        run = str(pictures.origin["run"])
-        command = pictures.command or (
-            f"python sample.py run={shlex.quote(run)} task=evaluate task.features={shlex.quote(self.features)} "
-            f"num_images={self.num_images} seed={self.seed}"
-        )
-        grid = pictures.grid(shown, columns=8)
-        settings = json.dumps(pictures.origin, indent=1)
-        page = write_evaluation_page(pictures.folder, Path(run).name, told, reference, grid, figures, command, settings)
         if self.folder is not None and Path(self.folder) in pictures.folder.parents:
             write_report(self.folder)
-        return page
+        return pictures.grid(shown, columns=8)
 
     def named(self, values: dict[str, float]) -> dict[str, float]:
         """The same, the Frechet distance called FID where it is that."""
@@ -187,34 +170,27 @@ class MadePictures:
         return torch.from_numpy(rows.read()[: self.count]), torch.from_numpy(first.read()[: min(self.count, SHOWN)])
 
 
-def suspicious(heart: Memorisation, made: MadePictures, pack: Pack) -> list[tuple[str, Figure]]:
-    """Captions and pictures: all distances, the faces nearest to training photos, the faces nearest to one another."""
-    limit = heart.limit
+def suspicious(heart: Memorisation, made: MadePictures, pack: Pack) -> list[Figure]:
+    """Plot all distances, the faces closest to training photos, and the faces closest to one another.
+
+    Distances below what 99 % of held-out photos keep are red.
+    """
     worst = heart.nearest.distances[:, 0].argsort()[:SUSPECTS]
     faces = torch.cat(list(made.make(worst.tolist())))
     near = torch.from_numpy(pack.images[pack.train_indices[heart.nearest.indices[worst].numpy()]])
     samples = {made.kind: heart.nearest.distances[:, 0], "held-out photos": heart.held_out}
-    figures = [
-        ("How far each picture is from the nearest training photo, by its features.", plot_distances(samples, limit)),
-        (
-            f"The faces nearest to training photos, of all {len(heart.nearest.distances):,}. A distance below "
-            f"{limit:.3g} is red: 99 % of photos that nothing was trained on lie beyond.",
-            plot_neighbours(faces, near, heart.nearest.distances[worst], limit),
-        ),
-    ]
-    nearest = heart.twins.distances[:, 0].argsort()[: 2 * SUSPECTS].tolist()
-    pairs = {tuple(sorted((n, int(heart.twins.indices[n, 0])))) for n in nearest}
+    closest = heart.twins.distances[:, 0].argsort()[: 2 * SUSPECTS].tolist()
+    pairs = {tuple(sorted((n, int(heart.twins.indices[n, 0])))) for n in closest}
     distance = {pair: float(heart.twins.distances[list(pair), 0].max()) for pair in pairs}
-    closest = sorted(distance, key=distance.__getitem__)[: SUSPECTS // 2]
-    twins = torch.cat(list(made.make([number for pair in closest for number in pair]))).unflatten(0, (-1, 2))
-    far = torch.tensor([[distance[pair]] for pair in closest])
-    least = heart.twin_limit
-    caption = (
-        f"The new faces nearest to one another. A distance below {least:.3g} is red: 99 % of held-out photos, of as "
-        "many, are farther from one another."
-    )
+    twins = sorted(distance, key=distance.__getitem__)[: SUSPECTS // 2]
+    shown = torch.cat(list(made.make([number for pair in twins for number in pair]))).unflatten(0, (-1, 2))
+    far = torch.tensor([[distance[pair]] for pair in twins])
     titles = ("new face", "another new face")
-    return [*figures, (caption, plot_neighbours(twins[:, 0], twins[:, 1:], far, least, titles=titles))]
+    return [
+        plot_distances(samples, heart.limit),
+        plot_neighbours(faces, near, heart.nearest.distances[worst], heart.limit),
+        plot_neighbours(shown[:, 0], shown[:, 1:], far, heart.twin_limit, titles=titles),
+    ]
 
 
 def photo_features(look: Features, pack: Pack, batch_size: int, ranks: Ranks) -> Tensor:

@@ -8,33 +8,25 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.output import ArrayFile, PictureFolder
 
 MAX_IN_GRID = 400
 
 
-@dataclass
-class Generate:
+@dataclass(kw_only=True)
+class Generate(SamplingTask):
     """`num_images` new faces: a grid of the first 400, and one file each or one for all.
 
     Args:
-        sampler: from noise to latents.
-        num_images: how many.
-        seed: names them: face i of a seed is always the same.
         first: number of the first face: `first=1000` goes on where 1,000 faces ended.
         npz: write all as one array, images.npz, instead of a PNG each.
-        batch_size: how many at once; it changes time and memory, not the faces.
     """
 
-    sampler: Sampler
-    num_images: int
-    seed: int
     first: int
     npz: bool
-    batch_size: int
 
     def __post_init__(self) -> None:
         if self.first < 0:

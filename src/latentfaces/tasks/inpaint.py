@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from latentfaces.data.images import to_uint8
-from latentfaces.diffusion import NoiseSchedule, Sampler
+from latentfaces.diffusion import NoiseSchedule
 from latentfaces.diffusion.samplers import Trajectory
 from latentfaces.diffusion.schedule import per_sample
 from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks.base import PhotoTask
 from latentfaces.tasks.masks import feathered, read_mask, shrunk
 from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.photos import own_photos
@@ -22,37 +23,25 @@ from latentfaces.tasks.variants import Name, check_share, check_skips, encode, v
 GREY = 127
 
 
-@dataclass
-class Inpaint:
+@dataclass(kw_only=True)
+class Inpaint(PhotoTask):
     """A line for each photo: the photo, the photo with its hole, then `num_images` ways to fill it.
 
     Outside the hole each pixel is exactly the photo's.
 
     Args:
-        sampler: from noise to latents.
-        pack: the run's pack, whose photos yours are compared with.
-        image: a picture, or a folder or .zip of pictures.
         mask: a picture of the photo's shape, of any size: white is painted anew.
-        num_images: fillings of each photo.
         num_photos: at most so many photos.
-        seed: names the noise: filling i of a photo is always the same.
         resample: how often each step is taken: more fit the filling better to what is around it, for as much more time.
         skips: strength, in [0, 1], of the features of what is kept where the VAE has skip connections; 1 there if None.
         feather: pixels inside the hole over which the photo fades into the filling; R / 32 if None.
-        batch_size: how many at once.
     """
 
-    sampler: Sampler
-    pack: str | None
-    image: str | None
     mask: str | None
-    num_images: int
     num_photos: int
-    seed: int
     resample: int
     skips: float | None
     feather: int | None
-    batch_size: int
 
     def __post_init__(self) -> None:
         if self.image is None:
@@ -71,7 +60,7 @@ class Inpaint:
         assert self.mask is not None
         strength = float(pipeline.vae.skip_connections) if self.skips is None else self.skips
         check_skips(pipeline, strength)
-        photos = own_photos(pipeline, self.image, self.pack, self.num_photos, self.seed, self.batch_size)
+        photos = own_photos(pipeline.resolution, self.image, self.num_photos, self.seed)
         hole = read_mask(self.mask, photos, pipeline.resolution)
         weight = feathered(hole, pipeline.resolution // 32 if self.feather is None else self.feather)
         shown = []

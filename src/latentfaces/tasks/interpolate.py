@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.animation import Animation, check_animation, save_animation, there_and_back
+from latentfaces.tasks.base import PhotoTask
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.photos import one_photo
@@ -25,36 +25,24 @@ def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
     return (torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end) / torch.sin(angle)
 
 
-@dataclass
-class Interpolate:
+@dataclass(kw_only=True)
+class Interpolate(PhotoTask):
     """A row of `num_images` faces from one to another, through noise, and an animation there and back.
 
     The ends are the first faces of `seed` and `to_seed` or, where given, the photos `image` and `to_image`, nearly:
     what comes of their inverted noise.
 
     Args:
-        sampler: from noise to latents; between photos one that adds no noise.
-        pack: the run's pack, whose photos yours are compared with.
-        image: the photo at the left.
         to_image: the photo at the right.
-        num_images: faces in the row, both ends included.
-        seed: the face at the left.
         to_seed: the face at the right.
         animation: "gif", "mp4" (needs PyAV) or "none".
         frames_per_second: of the animation.
-        batch_size: how many at once.
     """
 
-    sampler: Sampler
-    pack: str | None
-    image: str | None
     to_image: str | None
-    num_images: int
-    seed: int
     to_seed: int
     animation: Animation
     frames_per_second: float
-    batch_size: int
 
     def __post_init__(self) -> None:
         if self.num_images < 2:
@@ -81,8 +69,8 @@ class Interpolate:
         """Noise (2, c, h, w) from which the two photos come; None between seeds."""
         if self.image is None or self.to_image is None:
             return None
-        left = one_photo(pipeline, self.image, self.pack, self.seed, self.batch_size)
-        right = one_photo(pipeline, self.to_image, self.pack, self.seed, self.batch_size, key="task.to_image")
+        left = one_photo(pipeline.resolution, self.image, self.seed)
+        right = one_photo(pipeline.resolution, self.to_image, self.seed, key="task.to_image")
         return found_noise(pipeline, torch.cat([left, right]), self.sampler, self.batch_size)
 
     def between(self, pipeline: FacePipeline, photos: Tensor | None, shares: Sequence[float]) -> Tensor:
@@ -94,4 +82,4 @@ class Interpolate:
 
         start = draw() if photos is None else photos
         # All noise of a sampler that adds some lies between that of the ends, which are so the faces of their seeds.
-        return pipeline.drawn(on_the_way(start), self.sampler, lambda: on_the_way(draw()))
+        return pipeline.images(on_the_way(start), self.sampler, lambda: on_the_way(draw()))

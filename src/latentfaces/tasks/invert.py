@@ -10,6 +10,7 @@ from torch import Tensor
 from latentfaces.data.images import to_float
 from latentfaces.diffusion import Sampler
 from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks.base import PhotoTask
 from latentfaces.tasks.output import PictureFolder, bands
 from latentfaces.tasks.photos import photos_for
 from latentfaces.tasks.reconstruct import reconstructions, report
@@ -24,33 +25,18 @@ def found_noise(pipeline: FacePipeline, images: Tensor, sampler: Sampler, batch_
     return torch.cat([pipeline.invert(to_float(batch), sampler) for batch in images.split(batch_size)])
 
 
-@dataclass
-class Invert:
+@dataclass(kw_only=True)
+class Invert(PhotoTask):
     """Photos, what the VAE makes of them, and what comes of their inverted noise: three rows.
 
     Prints PSNR and SSIM of the third row against the photos, of the second against the photos, and of the third
     against the second, which is the inversion's own error; and mean and standard deviation of the noise, near 0 and 1
     where the photos look to the model like its own faces. The noise is written as noise.npy, (n, c, h, w) float32.
-
-    Args:
-        sampler: from photos to noise and back; one that adds no noise.
-        pack: the run's pack, whose held-out photos are taken unless `image` is given.
-        image: a picture, or a folder or .zip of pictures.
-        num_images: at most so many.
-        seed: of the choice among more.
-        batch_size: how many at once.
     """
-
-    sampler: Sampler
-    pack: str | None
-    image: str | None
-    num_images: int
-    seed: int
-    batch_size: int
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the pictures and the noise; the grid's path."""
-        photos = photos_for(pipeline, self.image, self.pack, self.num_images, self.seed, self.batch_size)
+        photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_images, self.seed)
         noise = found_noise(pipeline, photos, self.sampler, self.batch_size)
         again = torch.cat(list(pipeline.faces_from_noise(noise, self.sampler, self.batch_size)))
         through_vae = reconstructions(pipeline, photos, 0.0, self.batch_size)

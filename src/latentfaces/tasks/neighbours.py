@@ -14,12 +14,12 @@ from latentfaces.autoencoder import VAE
 from latentfaces.data.images import to_float
 from latentfaces.data.latents import LatentCache
 from latentfaces.data.pack import Pack, open_pack
-from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError
 from latentfaces.evaluation.generation import HELD_OUT_SHARE
 from latentfaces.evaluation.plots import plot_neighbours
 from latentfaces.nn import weights_hash
 from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.output import PictureFolder, beside
 
 VALUES_AT_ONCE = 2**24
@@ -40,8 +40,8 @@ class Nearest(NamedTuple):
     """(n, k): root of the mean squared difference of normalised latents; about 1.4 between unrelated ones."""
 
 
-@dataclass
-class Neighbours:
+@dataclass(kw_only=True)
+class Neighbours(SamplingTask):
     """A line for each of `num_images` new faces: the face, then the `num_neighbours` nearest training photos.
 
     Photos are compared as they are and mirrored, by their latents. neighbours.json says which they are and how far;
@@ -50,20 +50,12 @@ class Neighbours:
     of held-out photos keep.
 
     Args:
-        sampler: from noise to latents.
         pack: the run's pack.
-        num_images: faces.
-        seed: names them.
         num_neighbours: photos beside each.
-        batch_size: how many at once.
     """
 
-    sampler: Sampler
     pack: str
-    num_images: int
-    seed: int
     num_neighbours: int
-    batch_size: int
 
     def __post_init__(self) -> None:
         if self.num_neighbours < 1:

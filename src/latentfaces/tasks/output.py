@@ -1,5 +1,6 @@
 """Where a task's pictures go."""
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -21,6 +22,20 @@ from latentfaces.ranks import Ranks
 MAX_COLUMNS = 16
 
 
+def new_folder(wanted: Path) -> Path:
+    """Create `wanted` or, where it exists, the same with a suffix, so that no two commands share a folder."""
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"output={folder} cannot be written ({error.strerror})") from error
+        return folder
+    raise AssertionError
+
+
 class PictureFolder:
     """Writes 00000.png, 00001.png, ... and grid.png, each with what remakes it in its PNG text "latentfaces".
 
@@ -34,8 +49,6 @@ class PictureFolder:
         self.ranks = ranks or Ranks()
         self.folder, self.origin = Path(self.ranks.agree(folder)), origin
         self.count = 0
-        self.command: str | None = None
-        """What was typed, for pages that name it."""
         if any(self.folder.glob("*.png")) or (self.folder / "images.npz").exists():
             raise UserError(f"output={self.folder} holds pictures already: name another folder")
         self.ranks.wait()  # all have looked

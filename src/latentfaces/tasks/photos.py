@@ -15,8 +15,6 @@ from latentfaces.data.images import ORIENTATION_TAG
 from latentfaces.data.pack import open_pack
 from latentfaces.data.sources import SUFFIXES, BadImageError, Photos
 from latentfaces.errors import UserError, and_others, warn
-from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.familiarity import warn_of_unfamiliar
 
 Size = tuple[int, int]
 """Width and height, in pixels."""
@@ -45,61 +43,50 @@ class OwnPhotos:
     """Of the upright files."""
 
 
-def photos_for(
-    pipeline: FacePipeline, image: str | None, pack: str | None, num_photos: int, seed: int, batch_size: int
-) -> Tensor:
-    """The person's photos or, without any, held-out photos of the run's pack.
+def photos_for(resolution: int, image: str | None, pack: str | None, num_photos: int, seed: int) -> Tensor:
+    """Read the user's photos or, without any, held-out photos of the run's pack.
 
     Args:
-        pipeline: for its resolution, and to see whether the photos look like those it was trained on.
+        resolution: height and width in pixels, R.
         image: a picture, a folder or a .zip.
         pack: the folder of the run's pack.
-        num_photos: at most so many.
-        seed: of the choice among more.
-        batch_size: photos at once.
+        num_photos: maximum number of photos.
+        seed: chooses photos where there are more.
 
     Returns:
         (n, 3, R, R) uint8.
+
+    Raises:
+        UserError: there is neither `image` nor a pack, or a photo is damaged.
     """
     if image is not None:
-        return own_photos(pipeline, image, pack, num_photos, seed, batch_size).images
+        return own_photos(resolution, image, num_photos, seed).images
     if pack is None:
-        raise UserError("this run names no pack with held-out photos: give your own with image=...")
+        raise UserError("This run has no pack with held-out photos. Give photos with image=....")
     opened = open_pack(Path(pack))
     return torch.from_numpy(opened.images[np.sort(choose(opened.val_indices, num_photos, seed))])
 
 
-def own_photos(
-    pipeline: FacePipeline,
-    image: str,
-    pack: str | None,
-    num_photos: int,
-    seed: int,
-    batch_size: int,
-    key: str = "image",
-) -> OwnPhotos:
-    """Read a person's photos; warn on stderr of those that the model may not serve well.
+def own_photos(resolution: int, image: str, num_photos: int, seed: int, key: str = "image") -> OwnPhotos:
+    """Read the user's photos. Warn on stderr of those that are cropped or enlarged.
 
     Args:
-        pipeline, image, pack, num_photos, seed, batch_size: see `photos_for`.
-        key: what the person typed `image` under.
+        resolution, image, num_photos, seed: see `photos_for`.
+        key: the key under which `image` was typed.
 
     Raises:
         UserError: there is no such picture, or it is damaged.
     """
-    photos = read_photos(image, pipeline.resolution, num_photos, seed, key)
-    warn_of_shapes(photos.names, photos.sizes, pipeline.resolution)
-    warn_of_unfamiliar(pipeline, photos.names, photos.images, pack, batch_size)
+    photos = read_photos(image, resolution, num_photos, seed, key)
+    warn_of_shapes(photos.names, photos.sizes, resolution)
     return photos
 
 
-def one_photo(
-    pipeline: FacePipeline, image: str, pack: str | None, seed: int, batch_size: int, key: str = "image"
-) -> Tensor:
-    """(1, 3, R, R) uint8, where a task needs one picture and no folder."""
+def one_photo(resolution: int, image: str, seed: int, key: str = "image") -> Tensor:
+    """Read one picture, (1, 3, R, R) uint8, for a task that takes no folder."""
     if not Path(image).expanduser().is_file() or not Photos.is_picture(Path(image).name):
         raise UserError(f"{key}={image} must be one picture here ({', '.join(SUFFIXES)})")
-    return own_photos(pipeline, image, pack, 1, seed, batch_size, key).images
+    return own_photos(resolution, image, 1, seed, key).images
 
 
 def read_photos(image: str, resolution: int, num_photos: int, seed: int, key: str = "image") -> OwnPhotos:

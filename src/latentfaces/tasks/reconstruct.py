@@ -36,7 +36,7 @@ class Reconstruct:
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write originals above reconstructions; the grid's path."""
-        images = photos_for(pipeline, self.image, self.pack, self.num_images, self.seed, self.batch_size)
+        images = photos_for(pipeline.resolution, self.image, self.pack, self.num_images, self.seed)
         rows = [images, reconstructions(pipeline, images, 0.0, self.batch_size)]
         report("", rows[0], rows[1])
         if pipeline.vae.skip_connections:

@@ -1,7 +1,6 @@
 """The guidance, the average and the sampler that make the best faces."""
 
 import csv
-import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from latentfaces.evaluation.features import features_by_name
 from latentfaces.evaluation.panels import COLOURS, lettered
 from latentfaces.files import atomic_write
 from latentfaces.pipeline import FacePipeline
-from latentfaces.run import TUNED, Run, build, open_run
+from latentfaces.run import TUNED, Run, build, config_of, open_run
 from latentfaces.tasks.output import PictureFolder
 
 KINDS = {"none": "NoGuidance", "auto": "AutoGuidance", "internal": "InternalGuidance"}
@@ -56,17 +55,11 @@ class Choice:
         return f"guidance={self.guidance}, weight {self.weight:g}, {average}, {self.sampler}"
 
 
-def sampler_config(sampler: Sampler) -> dict[str, Any]:
-    """As in conf/sampler: its class, and what it was made of."""
-    made_of = {name: getattr(sampler, name) for name in inspect.signature(type(sampler)).parameters}
-    return {"_target_": f"latentfaces.diffusion.{type(sampler).__name__}", **made_of}
-
-
 def named(samplers: Sequence[Sampler]) -> dict[str, Sampler]:
     """By name and steps, and by what else is unusual: "DPMpp2M 20 eta=1.0"; each once."""
     names = {}
     for sampler in samplers:
-        config = sampler_config(sampler)
+        config = config_of(sampler)
         usual = {"shift": 1.0, "spacing": "auto", "eta": 0.0}
         rest = [f"{key}={value}" for key, value in config.items() if key in usual and value != usual[key]]
         names[" ".join([type(sampler).__name__.removesuffix("Sampler"), str(sampler.num_steps), *rest])] = sampler
@@ -121,6 +114,10 @@ class Tune:
         pack = open_pack(Path(self.pack))
         look = features_by_name(self.features, pipeline.vae, self.feature_weights, "task.feature_weights")
         chosen = np.random.default_rng(self.seed).permutation(pack.val_indices)[:MAX_PHOTOS]
+        if len(chosen) < 2:
+            raise UserError(
+                f"{pack.folder} has {len(chosen)} held-out photos. task=tune needs at least 2: hold out more."
+            )
         distance = FeatureDistance(look, torch.from_numpy(pack.images[np.sort(chosen)]))
         best_weights, scores = pipeline.denoiser, dict[Choice, float]()
         shown: dict[Choice, Tensor] = {}
@@ -171,7 +168,7 @@ class Tune:
     @staticmethod
     def write(run: Run, best: Choice, sampler: Sampler, scores: dict[Choice, float], pictures: PictureFolder) -> None:
         """tuned.json into the run, scores.csv beside the pictures."""
-        how = {"guidance": best.guidance_config(), "ema": best.ema, "sampler": sampler_config(sampler)}
+        how = {"guidance": best.guidance_config(), "ema": best.ema, "sampler": config_of(sampler)}
         found = {**how, "score": scores[best], "of": run.stamp("best_denoiser")}
         with atomic_write(run.folder / TUNED) as file:
             file.write(json.dumps(found, indent=1).encode())

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from latentfaces.annealing import WarmupDecay
 from latentfaces.autoencoder import VAE
 from latentfaces.diffusion import Augmentation, Denoiser, DenoisingLoss, Sampler
+from latentfaces.pipeline import FacePipeline
 from latentfaces.training.base_module import BaseModule, OptimizerFactory
 
 NUM_PREVIEWS = 16
@@ -87,22 +88,24 @@ class LatentDiffusionModule(BaseModule):
 
     @torch.no_grad()
     def preview(self) -> Tensor:
-        """New faces, from the same noise each time."""
+        """Return new faces (n, 3, R, R) uint8, from the same noise each time."""
         assert self.latent_shape is not None
         generator = torch.Generator().manual_seed(self.seed)
         return self.faces_from(torch.randn(NUM_PREVIEWS, *self.latent_shape, generator=generator), generator)
 
     @torch.no_grad()
     def faces_from(self, noise: Tensor, generator: torch.Generator) -> Tensor:
-        """Noise (n, c, h, w) -> images (n, 3, R, R) in [-1, 1], by the sampler of the previews.
+        """Noise (n, c, h, w) -> faces (n, 3, R, R) uint8 on the CPU, by the sampler of the previews.
 
         Args:
-            noise: where it begins.
-            generator: of a CPU, for a sampler that adds noise on the way.
+            noise: where sampling begins.
+            generator: of a CPU, for a sampler that adds noise.
         """
+        pipeline = FacePipeline(
+            self.autoencoder, self.denoiser, noise.shape[-1] * self.autoencoder.downsampling, self.device
+        )
 
         def fresh() -> Tensor:
             return torch.randn(noise.shape, generator=generator).to(self.device)
 
-        latents = self.sampler(self.denoiser, noise.to(self.device), fresh)
-        return self.autoencoder.decode(self.autoencoder.denormalize(latents))
+        return pipeline.images(noise.to(self.device), self.sampler, fresh)

@@ -15,8 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
 
-from latentfaces.report.run_page import command
-from latentfaces.run import CONFIG
+from latentfaces.run import CONFIG, command
 from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks.best_weights import BestWeights
 

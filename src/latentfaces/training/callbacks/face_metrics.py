@@ -10,7 +10,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from latentfaces.data.images import to_uint8
 from latentfaces.errors import UserError
 from latentfaces.evaluation import FeatureDistance
 from latentfaces.evaluation.features import features_by_name
@@ -97,7 +96,7 @@ class FaceMetrics(Callback):
         noise = torch.randn(self.num_images, *module.latent_shape, generator=generator)
         started, made = time.monotonic(), []
         for part in noise.split(self.batch_size):
-            made.append(to_uint8(module.faces_from(part, generator)).cpu())
+            made.append(module.faces_from(part, generator))
             if agreed(time.monotonic() - started >= self.max_seconds):
                 break
         return torch.cat(made)

@@ -1,0 +1,30 @@
+"""Folders of outputs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.stand_ins import fitted_pipeline, folder_for, write_pack
+
+from latentfaces.diffusion import EulerSampler
+from latentfaces.errors import UserError
+from latentfaces.tasks import Tune, tune
+from latentfaces.tasks.output import new_folder
+
+
+def test_two_commands_of_one_second_get_two_folders(tmp_path: Path) -> None:
+    wanted = tmp_path / "samples" / "generate_2026-11-29_10-00-00"
+    folders = [new_folder(wanted) for _ in range(3)]
+    assert [folder.name for folder in folders] == [wanted.name, f"{wanted.name}_2", f"{wanted.name}_3"]
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_tuning_with_one_held_out_photo_is_a_one_line_error(
+    faces: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = write_pack(tmp_path / "data" / "few-16", faces[:20], val_every=20)
+    monkeypatch.setattr(tune, "open_run", lambda folder: None)
+    monkeypatch.setattr(tune, "features_by_name", lambda *_: None)
+    task = Tune("", str(pack.folder), EulerSampler(2), [1.5], [], {}, "encoder", 32, 0, 32)
+    with pytest.raises(UserError, match="has 1 held-out photos"):
+        task(fitted_pipeline(faces), folder_for(tmp_path / "out"))
