@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from latentfaces.config.secrets import refuse_secrets_typed
+from latentfaces.config.secrets import refuse_secret_overrides
 from latentfaces.config.suggestions import format_error
 from latentfaces.errors import UserError, no_room
 
@@ -38,7 +38,7 @@ def run(main: Callable[[], Any], config: str) -> None:
         config: the name of its config.
     """
     try:
-        refuse_secrets_typed(sys.argv[1:])
+        refuse_secret_overrides(sys.argv[1:])
         if any(argument.startswith("--experimental-rerun") for argument in sys.argv):
             raise UserError("--experimental-rerun unpickles a file, which may run anything: type the options instead")
     except UserError as error:

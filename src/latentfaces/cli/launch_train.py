@@ -200,7 +200,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
         copy_vae(vae_run, cfg.run_dir)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            tracking.begin(logger, plain(cfg), Path(cfg.run_dir))
+            tracking.begin(logger, plain(cfg))
     if is_main_process():
         print(told(cfg, trainer, words))
     return data, module, trainer

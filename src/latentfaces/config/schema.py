@@ -112,7 +112,5 @@ class SampleConfig:
 def register() -> None:
     """Make the schemas known to Hydra."""
     store = ConfigStore.instance()
-    # For --help Hydra copies the store, which gives copies anyhow, once for each group: most of a second and a half.
-    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
     store.store("train_schema", TrainConfig)
     store.store("sample_schema", SampleConfig)
