@@ -1,4 +1,4 @@
-"""Schedules: functions of the training step (and, for the learning rate, of how far training has come)."""
+"""Annealing schedules as functions of the training step, and the learning rate schedule."""
 
 import math
 from abc import ABC, abstractmethod
@@ -8,12 +8,12 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class AnnealingSchedule(ABC):
-    """From `start` at step 0 to `end` at step `num_steps`, and `end` ever after.
+    """Base class of schedules from `start` at step 0 to `end` at step `num_steps` and later.
 
     Args:
         start: value at step 0.
-        end: value that the schedule comes to rest at.
-        num_steps: length of the way, in training steps.
+        end: value at step `num_steps` and later.
+        num_steps: length of the schedule in training steps.
     """
 
     start: float = 0.0
@@ -25,30 +25,30 @@ class AnnealingSchedule(ABC):
             raise ValueError(f"num_steps={self.num_steps} must be at least 1")
 
     def __call__(self, step: int) -> float:
-        """The value at training step `step` >= 0."""
+        """Return the value at training step `step` >= 0."""
         return self.start + (self.end - self.start) * self.shape(min(step / self.num_steps, 1.0))
 
     @abstractmethod
     def shape(self, x: float) -> float:
-        """How far along, from 0 at x = 0 to 1 at x = 1."""
+        """Return the position between start (0) and end (1) for x in [0, 1]."""
 
 
 class Constant(AnnealingSchedule):
-    """`end` from the first step on."""
+    """Constant schedule: `end` at every step."""
 
     def shape(self, x: float) -> float:
         return 1.0
 
 
 class Linear(AnnealingSchedule):
-    """A straight line (for the KL weight: Bowman et al. 2016)."""
+    """Linear schedule (for the KL weight: Bowman et al. 2016)."""
 
     def shape(self, x: float) -> float:
         return x
 
 
 class Cosine(AnnealingSchedule):
-    """Half a cosine wave: slow, fast, slow."""
+    """Cosine schedule: half a period, flat at both ends."""
 
     def shape(self, x: float) -> float:
         return 0.5 * (1 - math.cos(math.pi * x))
@@ -56,10 +56,10 @@ class Cosine(AnnealingSchedule):
 
 @dataclass(frozen=True)
 class Sigmoid(AnnealingSchedule):
-    """A logistic curve, scaled to go through both ends exactly (Bowman et al. 2016, figure 2).
+    """Sigmoid schedule, scaled to reach both ends exactly (Bowman et al. 2016, figure 2).
 
     Args:
-        steepness: width of the way in units of the logistic function; 10 is nearly flat at both ends.
+        steepness: range of the argument of the logistic function; 10 is nearly flat at both ends.
     """
 
     steepness: float = 10.0
@@ -79,11 +79,11 @@ class Sigmoid(AnnealingSchedule):
 
 @dataclass(frozen=True)
 class Cyclical(AnnealingSchedule):
-    """`num_cycles` times from start to end, each a line followed by a rest (Fu et al. 2019, eq. 6-7).
+    """Cyclical schedule of `num_cycles` linear ramps, each followed by a plateau (Fu et al. 2019, eq. 6-7).
 
     Args:
-        num_cycles: cycles within `num_steps`.
-        ramp: share of a cycle that rises; the remainder stays at `end`.
+        num_cycles: number of cycles within `num_steps`.
+        ramp: fraction of a cycle that rises; the rest stays at `end`.
     """
 
     num_cycles: int = 4
@@ -98,22 +98,24 @@ class Cyclical(AnnealingSchedule):
         if x >= 1:
             return 1.0
         cycles = x * self.num_cycles
-        within = max(0.0, cycles - math.floor(cycles + 1e-9))  # rounding must not put a restart at its cycle's end
+        within = max(
+            0.0, cycles - math.floor(cycles + 1e-9)
+        )  # rounding must not turn a restart into the end of a cycle
         return min(within / self.ramp, 1.0)
 
 
 @dataclass(frozen=True)
 class WarmupDecay:
-    """Learning rate as a multiple of its peak: a line up, a rest at 1, half a cosine or a line down.
+    """Learning rate factor with linear warm-up, a plateau at 1, and cosine or linear decay.
 
-    The way down follows how much of training is over, counted by whichever limit comes first (steps, epochs or
-    `trainer.max_time`), so that it ends at the right moment on a fast machine and on a slow one.
+    The decay follows the progress of training towards its first limit: steps, epochs or `trainer.max_time`. It
+    therefore ends with training on fast and on slow machines.
 
     Args:
-        warmup_steps: steps of the way up.
-        decay_share: share of training, at its end, that the way down takes; 0 for none.
-        final: multiple at the end.
-        shape: of the way down.
+        warmup_steps: number of warm-up steps.
+        decay_share: fraction of training, at its end, with decay; 0 for none.
+        final: factor at the end.
+        shape: shape of the decay.
     """
 
     warmup_steps: int = 200
@@ -129,7 +131,7 @@ class WarmupDecay:
             )
 
     def __call__(self, step: int, progress: float) -> float:
-        """The multiple at training step `step`, `progress` in [0, 1] of the way through training."""
+        """Return the factor at training step `step`, with `progress` in [0, 1] of training done."""
         up = min((step + 1) / (self.warmup_steps + 1), 1.0)
         into_decay = max(0.0, progress - (1 - self.decay_share)) / self.decay_share if self.decay_share else 0.0
         left = 1 - min(into_decay, 1.0)

@@ -1,4 +1,4 @@
-"""Augmentation of latents: what is not done leaves no trace, what is done is told."""
+"""Augmentation of latents and its label."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Guidance: what is asked, what is made of it, and where it leads on Gaussian data, in closed form."""
+"""Guidance: evaluations, extrapolation, and closed forms on Gaussian data."""
 
 import pytest
 import torch

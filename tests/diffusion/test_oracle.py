@@ -1,4 +1,4 @@
-"""Our samplers beside those of diffusers, where it is installed: one network, one noise, the same trajectory."""
+"""Compare samplers with those of diffusers, if it is installed: same network, noise and trajectory."""
 
 from collections.abc import Callable
 

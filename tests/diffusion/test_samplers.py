@@ -1,6 +1,6 @@
 """Samplers on data whose path from noise has a closed form.
 
-For data N(0, s^2), the equation dx / dt of every schedule only rescales: x at t is in proportion to its deviation.
+For data N(0, s^2), the equation dx / dt of every schedule only rescales: x at t is proportional to its std.
 """
 
 import itertools
@@ -32,7 +32,7 @@ from latentfaces.diffusion.schedule import Spacing
 
 
 class SDEDPMpp2M(DPMpp2MSampler):
-    """As `sampler=dpmpp_2m_sde` has it."""
+    """Sampler of `sampler=dpmpp_2m_sde`."""
 
     def __init__(self, num_steps: int, shift: float = 1.0, spacing: Spacing | Literal["auto"] = "auto") -> None:
         super().__init__(num_steps, shift, spacing, eta=1.0)
@@ -56,7 +56,7 @@ def ideal(name: str = "rectified_flow", target: Target = "v", std: float = S) ->
 
 
 def exact(denoiser: IdealDenoiser, noise: Tensor) -> Tensor:
-    """Where the equation leads from noise, for data N(0, S^2)."""
+    """Return the exact solution of the ODE from noise, for data N(0, S^2)."""
     first = double(denoiser.first_time)
     alpha, sigma = denoiser.schedule.alpha(first), denoiser.schedule.sigma(first)
     return S * sigma / (alpha**2 * S**2 + sigma**2).sqrt() * noise
@@ -237,7 +237,7 @@ def test_denoiser_is_asked_at_the_times_of_the_algorithm(kind: type[Sampler], ex
 
 
 def responses(sampler: Sampler, denoiser: IdealDenoiser) -> Tensor:
-    """What the start noise and each fresh noise count in the end: a sampler of a linear denoiser is linear."""
+    """Return the coefficients of the initial and of each added noise, as the sampler of a linear denoiser is linear."""
     axes = torch.eye(sampler.num_steps + 1, dtype=torch.float64)[..., None, None, None].unbind(1)
     return sampler(denoiser, axes[0], iter(axes[1:]).__next__).flatten()
 

@@ -1,4 +1,4 @@
-"""Stage 1: images <-> latents."""
+"""Stage 1: variational autoencoder between images and latents."""
 
 from latentfaces.autoencoder.discriminator import (
     PatchDiscriminator,

@@ -1,4 +1,4 @@
-"""The objective of stage 1, but for the adversary."""
+"""Training loss of stage 1 without the adversarial term."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -11,39 +11,38 @@ from latentfaces.autoencoder.posterior import DiagonalGaussian
 
 
 class Distortion(NamedTuple):
-    """How far reconstructions are from images; scalars."""
+    """Distortion between images and reconstructions, as scalars."""
 
     total: Tensor
-    """What is minimised."""
+    """Weighted sum, which is minimized."""
     terms: dict[str, Tensor]
-    """Its parts before weighting, by name."""
+    """Terms before weighting, by name."""
 
 
 class Rate(NamedTuple):
-    """How much the latents say; scalars."""
+    """Rate of the latents, as scalars."""
 
     total: Tensor
-    """What is minimised, before its weight."""
+    """Rate above the target, which is minimized, before weighting."""
     kl: Tensor
-    """All of the KL, charged or not."""
+    """KL divergence without the target."""
 
 
 class VAELoss(nn.Module):
-    """Negative evidence lower bound: distortion + KL weight x rate (Kingma & Welling 2014, eq. 3; Higgins et al. 2017).
+    """Negative ELBO: distortion + KL weight * rate (Kingma & Welling 2014, eq. 3; Higgins et al. 2017).
 
-    The reconstruction error is a mean over pixels and colours. With the KL, a sum over the latent in nats, divided by
-    3 H W, both terms are per image value: a weight then means the same at every resolution and latent size, and 1e-6
-    is the weight of Rombach et al. 2022, whose two terms are sums.
+    The reconstruction error is a mean over pixels and channels. The KL is a sum over the latent in nats. Divided by
+    3 H W, it is per image value too, so one weight fits every resolution and latent size. Rombach et al. 2022 sum both
+    terms, and their weight is 1e-6.
 
     Args:
         reconstruction: "l1" (sharper edges) or "mse".
-        kl_reduction: what the KL of a latent is divided by: the values of the "image" (3 H W), those of the "latent"
-            (c h w), or nothing ("sum").
-        kl_target: nats per latent value that cost nothing: the KL is pulled down to this and no further (free bits of
-            Kingma et al. 2016, eq. 15, over the whole latent).
-        equivariance_weight: of the term that keeps detail out of the latents' high frequencies; 0 leaves it out.
-        perceptual: a distance between pictures as networks see them, added to the reconstruction error.
-        perceptual_weight: its weight.
+        kl_reduction: divisor of the KL: number of values of the "image" (3 H W) or "latent" (c h w), or 1 ("sum").
+        kl_target: KL in nats per latent value below which there is no penalty (free bits over the full latent: Kingma
+            et al. 2016, eq. 15).
+        equivariance_weight: weight of the scale equivariance loss (see `equivariance`); 0 disables it.
+        perceptual: perceptual distance, added to the reconstruction error.
+        perceptual_weight: weight of the perceptual distance.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class VAELoss(nn.Module):
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
 
     def distortion(self, images: Tensor, reconstructions: Tensor) -> Distortion:
-        """Of images and reconstructions, both (b, 3, H, W) in [-1, 1]."""
+        """Return the distortion of images and reconstructions, both (b, 3, H, W) in [-1, 1]."""
         terms = {"reconstruction": self.distance(reconstructions, images)}
         total = terms["reconstruction"]
         if self.perceptual is not None:
@@ -83,21 +82,21 @@ class VAELoss(nn.Module):
         return Distortion(total, terms)
 
     def rate(self, posterior: DiagonalGaussian, images: Tensor) -> Rate:
-        """Of the posterior of images (b, 3, H, W)."""
+        """Return the rate of the posterior of images (b, 3, H, W)."""
         num_latents = posterior.mean[0].numel()
         divisor = {"image": images[0].numel(), "latent": num_latents, "sum": 1}[self.kl_reduction]
         nats = posterior.kl().mean()
         return Rate((nats - self.kl_target * num_latents).clamp(min=0) / divisor, nats / divisor)
 
     def equivariance(self, images: Tensor, latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Error of decoding half-size latents to half-size images, before its weight (Skorokhodov et al. 2025, eq. 5).
+        """Return the scale equivariance loss before weighting (Skorokhodov et al. 2025, eq. 5).
 
-        An autoencoder left alone hides detail in high frequencies of its latents, which a diffusion model learns last
-        and badly; what must survive halving cannot hide there.
+        It is the error of decoding half-size latents to half-size images. Without it, autoencoders store detail in the
+        high frequencies of the latents, which a diffusion model learns last and badly.
 
         Args:
             images: (b, 3, H, W).
             latents: (b, c, h, w), h and w even.
-            decode: latents to images.
+            decode: function from latents to images.
         """
         return self.distance(decode(F.avg_pool2d(latents, 2)), F.avg_pool2d(images, 2))

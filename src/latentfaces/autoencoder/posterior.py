@@ -1,4 +1,4 @@
-"""What the encoder says of an image: a Gaussian over latents, independent per value."""
+"""Posterior of the encoder: a diagonal Gaussian over latents."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """q(latents | image) = N(mean, diag(exp(logvar))), both (b, c, h, w) (Kingma & Welling 2014, appendix C.2)."""
+    """Diagonal Gaussian q(latents | image) = N(mean, diag(exp(logvar))), both (b, c, h, w).
+
+    See Kingma & Welling 2014, appendix C.2.
+    """
 
     mean: Tensor
     logvar: Tensor
 
     @classmethod
     def from_moments(cls, moments: Tensor) -> "DiagonalGaussian":
-        """Split an encoder's output (b, 2 c, h, w) into mean and log-variance, the latter kept in [-30, 20]."""
+        """Split the encoder's output (b, 2 c, h, w) into mean and log-variance, clamped to [-30, 20]."""
         mean, logvar = moments.float().chunk(2, dim=1)
         return cls(mean, logvar.clamp(-30.0, 20.0))
 
@@ -25,18 +28,18 @@ class DiagonalGaussian:
         return torch.exp(0.5 * self.logvar)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Reparameterised draw mean + std * noise (Kingma & Welling 2014, eq. 4); gradients reach both moments."""
+        """Draw latents by reparameterization, mean + std * noise (Kingma & Welling 2014, eq. 4)."""
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
         return self.mean + self.std * noise
 
     def mode(self) -> Tensor:
-        """The most likely latents."""
+        """Return the mode, which is the mean."""
         return self.mean
 
     def kl_of_values(self) -> Tensor:
-        """KL(q || N(0, 1)) of each latent value, (b, c, h, w), in nats (Kingma & Welling 2014, appendix B)."""
+        """Return KL(q || N(0, 1)) of each latent value, (b, c, h, w), in nats (Kingma & Welling 2014, appendix B)."""
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar)
 
     def kl(self) -> Tensor:
-        """KL(q || N(0, 1)) per sample, (b,), in nats, summed over the latent."""
+        """Return KL(q || N(0, 1)) per sample, (b,), in nats, summed over the latent."""
         return self.kl_of_values().flatten(1).sum(1)

@@ -1,4 +1,4 @@
-"""The variational autoencoder: images <-> latents (Kingma & Welling 2014; the shape of Rombach et al. 2022)."""
+"""Variational autoencoder (Kingma & Welling 2014; architecture of Rombach et al. 2022)."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -23,12 +23,12 @@ from latentfaces.nn import (
 
 Output = Literal["tanh", "linear"]
 Skips = list[Tensor]
-"""Features of the encoder, finest first: (b, channels, R / patch_size, ...), each following one of half the size."""
+"""Features of the encoder, finest first: (b, channels, R / p, R / p), p = patch_size, then each half as large."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What encoder and decoder have in common; for the fields see `VAE`."""
+    """Architecture options of encoder and decoder; see `VAE` for the fields."""
 
     latent_channels: int
     channels: int
@@ -65,11 +65,11 @@ class Shape:
 
     @property
     def downsampling(self) -> int:
-        """Pixels per side of a latent."""
+        """Downsampling factor: pixels per latent along each side."""
         return self.patch_size * 2 ** (len(self.multipliers) - 1)
 
     def level(self, number: int, in_channels: int) -> nn.Sequential:
-        """The blocks of one level."""
+        """Build the blocks of one level."""
         out = self.widths[number]
         count = self.num_blocks if isinstance(self.num_blocks, int) else self.num_blocks[number]
         layers: list[nn.Module] = []
@@ -80,13 +80,13 @@ class Shape:
         return nn.Sequential(*layers)
 
     def middle(self) -> nn.Sequential:
-        """The blocks at the lowest resolution: residual, attention (if wanted), residual."""
+        """Build the blocks at the lowest resolution: residual, optional attention, residual."""
         width = self.widths[-1]
         between = [SelfAttention2d(width)] if self.attention else []
         return nn.Sequential(ResBlock(width, width), *between, ResBlock(width, width))
 
     def run(self, layers: nn.Module, x: Tensor) -> Tensor:
-        """`layers(x)`; with gradient checkpointing computed again in the backward pass rather than kept in memory."""
+        """Return `layers(x)`, with gradient checkpointing if enabled."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             result: Tensor = checkpoint(layers, x, use_reentrant=False)
             return result
@@ -94,7 +94,7 @@ class Shape:
 
 
 class Encoder(nn.Module):
-    """Images (b, 3, R, R) in [-1, 1] -> moments (b, 2 * latent_channels, R / f, R / f)."""
+    """Encoder: maps images (b, 3, R, R) in [-1, 1] to moments (b, 2 * latent_channels, R / f, R / f)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Encoder(nn.Module):
         return self.with_skips(images)[0]
 
     def with_skips(self, images: Tensor) -> tuple[Tensor, Skips]:
-        """The moments, and the features of every level but the lowest, whose size the latents have."""
+        """Return the moments and the features of every level except the coarsest."""
         x = self.stem(F.pixel_unshuffle(images, self.shape.patch_size))
         skips: Skips = []
         for number, level in enumerate(self.levels):
@@ -124,7 +124,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (b, latent_channels, h, w), with or without skips -> images (b, 3, f h, f w) in [-1, 1]."""
+    """Decoder: maps latents (b, latent_channels, h, w) and optional skips to images (b, 3, f h, f w) in [-1, 1]."""
 
     def __init__(self, shape: Shape, skip_widths: Sequence[int]) -> None:
         super().__init__()
@@ -138,20 +138,20 @@ class Decoder(nn.Module):
         self.head = nn.Sequential(
             group_norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 3 * shape.patch_size**2, 3, padding=1)
         )
-        # Added, not concatenated: without skips the same decoder works, and at the start of training they say nothing.
+        # Added, not concatenated, so that the decoder also works without skips. Their initial contribution is 0.
         into = list(zip(reversed(skip_widths), reversed(widths[1:]), strict=True)) if shape.skip_connections else []
         self.skips = nn.ModuleList(zero_init(nn.Conv2d(fine, coarse, 1, bias=False)) for fine, coarse in into)
 
     @property
     def last_layer(self) -> Tensor:
-        """The weights nearest to the pixels."""
+        """Weight of the last convolution."""
         weight: Tensor = self.head[-1].weight  # type: ignore[assignment]
         return weight
 
     def forward(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
-        """Decode; `skips` (as `Encoder.with_skips` gives them) keep what the latents have no room for."""
+        """Decode latents; `skips` from `Encoder.with_skips` add detail that the latents lack."""
         if skips is not None and not self.shape.skip_connections:
-            raise ValueError("this VAE was built without skip connections (model.autoencoder.skip_connections=false)")
+            raise ValueError("This VAE was built without skip connections (model.autoencoder.skip_connections=false).")
         x = self.shape.run(self.levels[0], self.shape.run(self.middle, self.stem(latents)))
         for number in range(1, len(self.levels)):
             x = self.finer(number, x, None if skips is None else skips[-number])
@@ -159,7 +159,7 @@ class Decoder(nn.Module):
         return torch.tanh(images) if self.shape.output == "tanh" else images
 
     def finer(self, number: int, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Double the size, and run the blocks of level `number`."""
+        """Upsample by 2 and run the blocks of level `number`."""
         x = self.ups[number - 1](x)
         if skip is not None:
             x = x + self.skips[number - 1](skip)
@@ -167,26 +167,26 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Images (b, 3, R, R) in [-1, 1] <-> latents (b, latent_channels, R / f, R / f), f = `downsampling`.
+    """VAE between images (b, 3, R, R) in [-1, 1] and latents (b, latent_channels, R / f, R / f), f = `downsampling`.
 
-    `latent_mean` and `latent_std` (latent_channels, 1, 1) are measured in training and travel with the weights, so
-    that the diffusion model always sees latents of mean 0 and standard deviation 1.
+    The buffers `latent_mean` and `latent_std` (latent_channels, 1, 1) are measured in training and saved with the
+    weights. The diffusion model gets latents that `normalize` has scaled to mean 0 and std 1.
 
     Args:
-        latent_channels: channels of a latent.
+        latent_channels: channels of the latents.
         channels: channels of the first level.
         multipliers: channels of each level as multiples of `channels`; each level after the first halves R.
         num_blocks: residual blocks per level: one number, or one for each level.
-        attention: self-attention in the middle, at the lowest resolution.
+        attention: self-attention in the middle block, at the lowest resolution.
         attention_levels: levels, counted from 0 at the finest, with self-attention after each block.
-        patch_size: pixels per side folded into channels before the first level: cheap where pixels are many.
+        patch_size: factor of the pixel unshuffle before the first level, which saves compute at high resolution.
         downsample: "strided", "mean" or "unshuffle" (see `Downsample`).
         upsample: "nearest", "bilinear" or "shuffle" (see `Upsample`).
-        output: "tanh" keeps images within [-1, 1]; "linear" lets them leave it, and pictures are then clipped.
-        skip_connections: the decoder can also take the encoder's features (see `decode`).
-        gradient_checkpointing: less memory and more time in training.
-        decoder_channels: channels of the decoder's first level, None for `channels`; half as many take a quarter of the
-            FLOPs.
+        output: "tanh" keeps images within [-1, 1]; "linear" does not, and images are clipped when saved.
+        skip_connections: let the decoder use the encoder's features (see `decode`).
+        gradient_checkpointing: recompute activations in the backward pass, for less memory and more time.
+        decoder_channels: channels of the decoder's first level; `channels` if None. Half as many take a quarter of
+            the FLOPs.
     """
 
     latent_mean: Tensor
@@ -231,11 +231,11 @@ class VAE(nn.Module):
         self.register_buffer("latent_std", torch.ones(latent_channels, 1, 1))
 
     def encode(self, images: Tensor) -> DiagonalGaussian:
-        """Images (b, 3, R, R) -> the posterior over latents; R must be a multiple of `downsampling`."""
+        """Encode images (b, 3, R, R) to the posterior over latents; R is a multiple of `downsampling`."""
         return self.encode_with_skips(images)[0]
 
     def encode_with_skips(self, images: Tensor) -> tuple[DiagonalGaussian, Skips]:
-        """The posterior, and the encoder's features for `decode`."""
+        """Encode images to the posterior and the encoder's features for `decode`."""
         height, width = images.shape[-2:]
         if height % self.downsampling or width % self.downsampling:
             raise ValueError(f"images of {height}x{width} are not a multiple of the VAE's factor {self.downsampling}")
@@ -243,26 +243,26 @@ class VAE(nn.Module):
         return DiagonalGaussian.from_moments(moments), skips
 
     def decode(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
-        """Latents (b, latent_channels, h, w) -> images (b, 3, f h, f w) in [-1, 1].
+        """Decode latents (b, latent_channels, h, w) to images (b, 3, f h, f w) in [-1, 1].
 
-        A generated latent has no skips. Those of a real photo keep, in a reconstruction or an edit, the detail that
-        the latent has no room for; scaled by a number in [0, 1] they count for as much.
+        Generated latents have no skips. In reconstructions and edits of images, skips preserve detail that the latents
+        lack. Scale them by a factor in [0, 1] to weaken them.
 
         Args:
-            latents: of new faces or of photos.
-            skips: the encoder's features of the photos.
+            latents: generated latents or latents of images.
+            skips: the encoder's features of the images.
         """
         return self.decoder(latents, skips)
 
     def forward(self, images: Tensor, skip_dropout: float = 1.0) -> tuple[Tensor, DiagonalGaussian, Tensor]:
-        """Encode, draw, decode.
+        """Encode images, sample latents and decode them.
 
         Args:
-            images: (b, 3, R, R).
+            images: (b, 3, R, R) in [-1, 1].
             skip_dropout: probability that a sample is decoded without skips; 1 for a VAE without them.
 
         Returns:
-            Reconstructions (b, 3, R, R), the posterior, and the draw that was decoded.
+            Reconstructions (b, 3, R, R), the posterior, and the sampled latents.
         """
         posterior, skips = self.encode_with_skips(images)
         latents = posterior.sample()
@@ -272,14 +272,14 @@ class VAE(nn.Module):
         return self.decode(latents, [kept * skip for skip in skips]), posterior, latents
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile both halves in place when they are first used; the arguments are those of `torch.compile`."""
+        """Compile encoder and decoder in place at their first call, with the arguments of `torch.compile`."""
         self.encoder.with_skips = torch.compile(self.encoder.with_skips, *args, **kwargs)  # type: ignore[method-assign]
         self.decoder.compile(*args, **kwargs)
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """Latents as the decoder knows them -> mean 0, standard deviation 1 per channel."""
+        """Normalize latents to mean 0 and std 1 per channel."""
         return (latents - self.latent_mean) / self.latent_std
 
     def denormalize(self, latents: Tensor) -> Tensor:
-        """The inverse of `normalize`."""
+        """Invert `normalize`."""
         return latents * self.latent_std + self.latent_mean

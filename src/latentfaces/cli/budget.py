@@ -17,8 +17,9 @@ from latentfaces.cli.errors import explain
 from latentfaces.cli.vae_run import add_trained_vae
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import key_of
+from latentfaces.config.schema import TrainConfig
 from latentfaces.config.suggestions import format_error
-from latentfaces.config.validation import ModelLimits, check_length, check_ranges, check_types
+from latentfaces.config.validation import ModelLimits, check_keys, check_length, check_types
 from latentfaces.cost.estimate import Plan, report
 from latentfaces.data.pack import FFHQ_SIZE
 from latentfaces.errors import UserError
@@ -74,7 +75,7 @@ def stage_config(stage: str, overrides: Sequence[str]) -> DictConfig:
                 cfg.data = OmegaConf.merge(trained.data, cfg.data)
     for key in ("model", "data"):
         check_types(OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=False), key)
-    check_ranges(cfg)
+    check_keys(cfg, TrainConfig)
     check_length(cfg.trainer)
     ModelLimits(cfg, [key_of(override) for override in own]).check()
     return cfg

@@ -19,7 +19,7 @@ from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.config.paths import CONF
 from latentfaces.config.schema import Precision, SampleConfig
 from latentfaces.config.secrets import refuse_links, refuse_secrets_in
-from latentfaces.config.validation import check_ranges, check_types, refuse_added
+from latentfaces.config.validation import check_keys, check_types
 from latentfaces.errors import UserError
 from latentfaces.ranks import is_main_process
 from latentfaces.run import Run, build, config_of, find_run, open_run
@@ -70,8 +70,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
 
     refuse_links(cfg)
     refuse_secrets_in(cfg)
-    check_ranges(cfg)
-    refuse_added(cfg, SampleConfig)
+    check_keys(cfg, SampleConfig)
     choices = HydraConfig.get().runtime.choices
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not interactive():
         raise UserError("each task of srun would do all of it: type torchrun ... sample.py, or give srun one task")

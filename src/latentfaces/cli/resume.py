@@ -23,6 +23,8 @@ CANDIDATES = ("last", "last.previous", "best")
 LOCK, PATIENCE, PATIENCE_OF_A_CLUSTER = ".lock", 10.0, 120.0
 """The file that a training holds in its folder, and seconds to wait for one that is about to end."""
 
+NEW_KEYS = {"model.denoiser.network.position_table": "False"}
+"""Keys that runs of earlier versions lack, and the values that they had."""
 NOT_COMPARED = ("name", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk", "data.num_workers")
 """Keys that decide nothing, or that only earlier versions had."""
 HARMLESS = (
@@ -141,9 +143,9 @@ def compare_configs(cfg: DictConfig, force: bool) -> None:
         for config in (OmegaConf.load(path), cfg)
     )
     changes = {
-        key: f"{key}: {before.get(key, 'not there')} -> {now.get(key, 'not there')}"
+        key: f"{key}: {before.get(key, NEW_KEYS.get(key, 'not there'))} -> {now.get(key, 'not there')}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not matches(key, NOT_COMPARED)
+        if before.get(key, NEW_KEYS.get(key)) != now.get(key) and not matches(key, NOT_COMPARED)
     }
     harmful = [change for key, change in changes.items() if not matches(key, HARMLESS)]
     if harmful and not force:

@@ -2,13 +2,21 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
+from pydantic import Field
 
-CHOICES = ("true", "false", "auto", "force")
-"""Values of the key `resume`."""
+Positive = Annotated[int, Field(ge=1)]
+PositiveOrUnlimited = Literal[-1] | Positive
+Batches = Positive | Annotated[float, Field(gt=0, le=1)] | None
+"""A number of batches, or a fraction of them."""
+
+
+def key(default: Any, valid: Any) -> Any:
+    """A key with a default and, beyond the type that OmegaConf checks, its valid values as a pydantic type."""
+    return field(default=default, metadata={"valid": valid})
 
 
 @dataclass
@@ -20,27 +28,27 @@ class TrainerConfig:
     strategy: Any = "auto"
     devices: Any = "auto"
     num_nodes: int = 1
-    precision: Any = None
+    precision: Any = key(None, Literal[None, "auto", "32-true", "32", "bf16-mixed", "bf16", 32])
     fast_dev_run: Any = False
-    max_epochs: int | None = None
+    max_epochs: int | None = key(None, PositiveOrUnlimited | None)
     min_epochs: int | None = None
-    max_steps: int = -1
+    max_steps: int = key(-1, PositiveOrUnlimited)
     min_steps: int | None = None
     max_time: str | None = None
-    limit_train_batches: Any = None  # 1 is one batch, 1.0 all
-    limit_val_batches: Any = None
-    limit_test_batches: Any = None
+    limit_train_batches: Any = key(None, Batches)  # 1 is one batch, 1.0 all
+    limit_val_batches: Any = key(None, Batches)
+    limit_test_batches: Any = key(None, Batches)
     overfit_batches: float = 0.0
-    val_check_interval: Any = None
-    check_val_every_n_epoch: int | None = 1
-    num_sanity_val_steps: int | None = None
-    log_every_n_steps: int = 50
+    val_check_interval: Any = key(None, Annotated[float, Field(gt=0)] | Annotated[str, Field(strict=True)] | None)
+    check_val_every_n_epoch: int | None = key(1, Positive | None)
+    num_sanity_val_steps: int | None = key(None, Annotated[int, Field(ge=-1)] | None)
+    log_every_n_steps: int = key(50, Positive)
     enable_progress_bar: bool | None = None
     enable_model_summary: bool | None = None
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = None
+    accumulate_grad_batches: int = key(1, Positive)
+    gradient_clip_val: float | None = key(None, Annotated[float, Field(ge=0, allow_inf_nan=False)] | None)
     gradient_clip_algorithm: str | None = None
-    deterministic: Any = None
+    deterministic: Any = key(None, bool | Literal["warn"] | None)
     benchmark: bool | None = None
     use_distributed_sampler: bool = True
     profiler: str | None = None
@@ -66,12 +74,12 @@ class TrainConfig:
 
     stage: str = MISSING
     name: str = MISSING
-    seed: int = 0
-    resume: str = "false"
+    seed: int = key(0, Annotated[int, Field(ge=0, lt=2**32)])
+    resume: str = key("false", Literal["true", "false", "auto", "force", "True", "False"])
     requeue: bool = False
-    on_full_disk: str = "skip"
-    on_nonfinite: str = "fail"
-    max_skipped_steps: int = 10
+    on_full_disk: str = key("skip", Literal["skip", "fail"])
+    on_nonfinite: str = key("fail", Literal["skip", "fail"])
+    max_skipped_steps: int = key(10, Positive)
     vae: str | None = None
     run_dir: str = MISSING
     pack: str | None = None
@@ -97,9 +105,9 @@ class SampleConfig:
 
     run: str = "latest"
     output: str | None = None
-    num_images: int = 64
-    seed: int = 0
-    batch_size: int = 64
+    num_images: int = key(64, Positive)
+    seed: int = key(0, Annotated[int, Field(ge=0, lt=2**32)])
+    batch_size: int = key(64, Positive)
     precision: Precision = Precision.fp32
     compile: bool = False
     ema: float | None = None

@@ -5,7 +5,8 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
 from hydra import compose
@@ -15,68 +16,71 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from latentfaces.config.overrides import key_of, leaves_of, overridden_keys
-from latentfaces.config.schema import CHOICES as RESUME
 from latentfaces.config.schema import TrainConfig
 from latentfaces.config.suggestions import GROUPS
 from latentfaces.errors import UserError
 
-RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    r"seed": (lambda x: 0 <= x < 2**32, "from 0 to 4,294,967,295"),
-    r"num_images|(data\.)?batch_size|task\.num_photos|data\.num_val_images": (lambda x: x >= 1, "at least 1"),
-    r"trainer\.accumulate_grad_batches": (lambda x: x >= 1, "at least 1"),
-    r"max_skipped_steps": (lambda x: x >= 1, "at least 1"),
-    r"trainer\.(max_steps|max_epochs)": (lambda x: x >= 1 or x == -1, "at least 1, or -1 for no limit"),
-    r"trainer\.(val_check_interval|check_val_every_n_epoch)": (lambda x: x > 0, "above 0"),
-    r"trainer\.limit_(train|val|test)_batches": (
-        lambda x: x >= 1 if isinstance(x, int) else 0 < x <= 1,
-        "a number of batches, as 10, or a share of them, as 0.1",
-    ),
-    r"data\.resolution": (lambda x: x >= 8, "at least 8"),
-    r"data\.val_every": (lambda x: x >= 2, "at least 2"),
-    r"trainer\.log_every_n_steps": (lambda x: x >= 1, "at least 1"),
-    r"trainer\.gradient_clip_val": (lambda x: x >= 0, "at least 0"),
-    r"trainer\.num_sanity_val_steps": (lambda x: x >= -1, "at least -1"),
-    r"model\.kl_weight\.(start|end)": (lambda x: x >= 0, "at least 0"),
-    r"model\.(adversary\.)?optimizer\.lr": (lambda x: x > 0, "above 0"),
-    r"model\.skip_dropout\.(start|end)": (lambda x: 0 <= x <= 1, "from 0 to 1"),
-}
-"""Keys whose values nothing else looks at before training begins: what fits, in code and in words."""
-CHOICES_OF_KEYS = {
-    "resume": RESUME,
-    "on_full_disk": ("skip", "fail"),
-    "on_nonfinite": ("skip", "fail"),
-    "trainer.precision": ("auto", "32-true", "32", "bf16-mixed", "bf16"),
-    "trainer.deterministic": ("None", "True", "False", "warn"),
-}
-"""Keys of the training whose values are one of a few words."""
-
 
 def check_types(node: Any, key: str = "") -> None:
-    """Hold each value of each `_target_` in the config against the type that its constructor states.
+    """Compare each value of each `_target_` in the config with the type of the constructor's argument.
+
+    Raises:
+        UserError: naming key, value and what is expected.
+    """
+    if isinstance(node, Mapping):
+        hints = type_hints(node["_target_"]) if "_target_" in node else {}
+        for name, value in node.items():
+            path = f"{key}.{name}" if key else str(name)
+            if name in hints and not isinstance(value, Mapping):
+                check_value(path, value, hints[name])
+            else:
+                check_types(value, path)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for index, value in enumerate(node):
+            check_types(value, f"{key}[{index}]")
+
+
+def check_value(key: str, value: Any, valid: Any) -> None:
+    """Check one value against a pydantic type.
 
     Raises:
         UserError: naming key, value and what is expected.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-    if isinstance(node, Mapping):
-        hints = type_hints(node["_target_"]) if "_target_" in node else {}
-        for name, value in node.items():
-            here = f"{key}.{name}" if key else str(name)
-            if name in hints and not isinstance(value, Mapping):
-                try:
-                    adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
-                    adapter.validate_python(value)
-                except ValidationError as error:
-                    first, *others = dict.fromkeys(problem["msg"] for problem in error.errors())
-                    # One for each type of a union: there is no such word among these, nor among those.
-                    fits = ", or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
-                    raise UserError(f"{here}={value} does not fit: {fits[0].lower()}{fits[1:]}") from None
-            else:
-                check_types(value, here)
-    elif isinstance(node, Sequence) and not isinstance(node, str):
-        for index, value in enumerate(node):
-            check_types(value, f"{key}[{index}]")
+    try:
+        TypeAdapter(valid, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        first, *others = dict.fromkeys(problem["msg"] for problem in error.errors())
+        expected = ", or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
+        raise UserError(f"{key}={value} is invalid: {expected[0].lower()}{expected[1:]}.") from None
+
+
+def check_keys(cfg: DictConfig, schema: type) -> None:
+    """Check the top-level and `trainer.*` keys against the valid values that the schema states, and for NaN.
+
+    Raises:
+        UserError: naming key, value and what is expected; or a key that was added with a plus.
+    """
+    known = schema.__dataclass_fields__  # type: ignore[attr-defined]
+    for name in map(str, cfg):
+        if name not in known:
+            raise UserError(f"Unknown key {name}.")
+    for name, field in known.items():
+        if is_dataclass(field.default_factory):
+            check_nested(cfg[name], field.default_factory, name)
+        elif "valid" in field.metadata:
+            check_value(name, cfg[name], field.metadata["valid"])
+    for key, value in leaves_of(cfg):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value} is invalid: a number must be finite.")
+
+
+def check_nested(cfg: DictConfig, schema: Any, key: str) -> None:
+    """Check the keys of a nested part of the schema."""
+    for name, field in schema.__dataclass_fields__.items():
+        if "valid" in field.metadata:
+            check_value(f"{key}.{name}", cfg[name], field.metadata["valid"])
 
 
 NETWORKS = {"model/autoencoder": "model.autoencoder", "model/denoiser": "model.denoiser.network"}
@@ -106,20 +110,6 @@ def refuse_idle_choices(cfg: DictConfig, typed: Sequence[str]) -> None:
             )
 
 
-def check_ranges(cfg: DictConfig) -> None:
-    """Hold numbers against `RANGES`.
-
-    Raises:
-        UserError: naming key, value and range.
-    """
-    for key, value in leaves_of(cfg):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}={value} must be a finite number")
-        for pattern, (fits, words) in RANGES.items():
-            if isinstance(value, int | float) and re.fullmatch(pattern, key) and not fits(value):
-                raise UserError(f"{key}={value} must be {words}")
-
-
 def refuse_values_of_groups(overrides: Sequence[str]) -> None:
     """A group is chosen with slashes; with dots its choice would be taken for a value.
 
@@ -147,9 +137,11 @@ def check_optimizers(module: Any) -> None:
         parts["model.adversary.optimizer"] = (adversary.make_optimizer, adversary.discriminator)
     for key, (make, network) in parts.items():
         try:
-            make(network.named_parameters())
+            optimizer = make(network.named_parameters())
         except ValueError as error:
             raise UserError(f"{key}: {error}") from None
+        if optimizer.param_groups[0]["lr"] <= 0:
+            raise UserError(f"{key}.lr={optimizer.param_groups[0]['lr']} must be above 0")
 
 
 def type_hints(target: str) -> dict[str, Any]:
@@ -158,8 +150,8 @@ def type_hints(target: str) -> dict[str, Any]:
         return {}
     made = get_object(target)
     maker: Any = made.__self__ if inspect.ismethod(made) else made  # a class method's **options are the constructor's
-    hints = get_type_hints(maker.__init__)
-    return hints | get_type_hints(made) if inspect.ismethod(made) else hints
+    hints = get_type_hints(maker.__init__, include_extras=True)
+    return hints | get_type_hints(made, include_extras=True) if inspect.ismethod(made) else hints
 
 
 def check_training(cfg: DictConfig) -> None:
@@ -172,8 +164,7 @@ def check_training(cfg: DictConfig) -> None:
     refuse_values_of_groups(HydraConfig.get().overrides.task)
     refuse_idle_choices(cfg, typed)
     check_types(OmegaConf.to_container(cfg, resolve=True))
-    check_ranges(cfg)
-    refuse_added(cfg, TrainConfig)
+    check_keys(cfg, TrainConfig)
     for key in typed:
         if key.startswith("annealing."):
             raise UserError(f"{key} has no effect here: type model.kl_weight.{key.removeprefix('annealing.')}=...")
@@ -186,17 +177,6 @@ def check_training(cfg: DictConfig) -> None:
     ModelLimits(cfg, typed).check()
 
 
-def refuse_added(cfg: DictConfig, schema: type) -> None:
-    """Refuse what was added with a plus where nothing looks at it.
-
-    Raises:
-        UserError: naming the key.
-    """
-    for key in map(str, cfg):
-        if key not in schema.__dataclass_fields__:  # type: ignore[attr-defined]
-            raise UserError(f"there is no {key}: nothing looks at what was added with +{key}=..., leave it out")
-
-
 def check_words(cfg: DictConfig, typed: Sequence[str]) -> None:
     """Refuse words that are none of the choices, and switches that do nothing here.
 
@@ -205,11 +185,6 @@ def check_words(cfg: DictConfig, typed: Sequence[str]) -> None:
     """
     if str(cfg.trainer.precision).startswith("16"):
         raise UserError("trainer.precision=16-mixed overflows here: take bf16-mixed, which has float32's range")
-    for key, words in CHOICES_OF_KEYS.items():
-        value = str(OmegaConf.select(cfg, key))
-        if value not in words and not (key == "resume" and value.lower() in words):
-            known = (word.lower() for word in words if word != "None")
-            raise UserError(f"{key}={value} is not one of {', '.join(known)}")
     if "max_skipped_steps" in typed and cfg.on_nonfinite == "fail":
         raise UserError("max_skipped_steps has no effect without on_nonfinite=skip")
     if cfg.requeue and cfg.resume.lower() != "auto":
@@ -218,9 +193,6 @@ def check_words(cfg: DictConfig, typed: Sequence[str]) -> None:
         raise UserError("requeue=true is for jobs of SLURM, and this is none: leave it out")
     if cfg.trainer.sync_batchnorm:
         raise UserError("trainer.sync_batchnorm has no effect: no network here normalises over a batch; leave it out")
-    for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
-        if not isinstance(cfg.trainer[key], int | float | None):
-            raise UserError(f"trainer.{key}={cfg.trainer[key]} must be a number of batches, as 10, or a share, as 0.1")
     if cfg.trainer.overfit_batches:
         raise UserError(
             "trainer.overfit_batches would not keep to the same batches here: give a small folder with data.root=..., "

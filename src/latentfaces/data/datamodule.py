@@ -3,10 +3,11 @@
 import contextlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
@@ -59,19 +60,16 @@ class FFHQDataModule(LightningDataModule):
         self,
         source: Source,
         folder: str | Path,
-        resolution: int,
-        batch_size: int,
+        resolution: Annotated[int, Ge(8)],
+        batch_size: Annotated[int, Ge(1)],
         seed: int = 0,
         horizontal_flip: bool = True,
         on_bad_image: Literal["fail", "skip"] = "fail",
-        val_every: int = 10,
-        num_val_images: int = 1000,
+        val_every: Annotated[int, Ge(2)] = 10,
+        num_val_images: Annotated[int, Ge(1)] = 1000,
         filter: FilterName = "auto",
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("resolution", resolution), ("val_every", val_every)):
-            if value < 1:
-                raise UserError(f"data.{name}={value} must be at least 1")
         self.source = source
         self.folder = Path(folder) / f"{source.name}-{resolution}"
         self.resolution, self.batch_size, self.seed = resolution, batch_size, seed

@@ -82,9 +82,7 @@ class UNet(nn.Module):
                 self.up.append(Upsample(in_channels))
 
         self.norm = group_norm(in_channels)
-        self.out = zero_init(
-            nn.Conv2d(in_channels, channels, 3, padding=1)
-        )  # the initial prediction is 0, the mean of v
+        self.out = zero_init(nn.Conv2d(in_channels, channels, 3, padding=1))  # initial prediction: 0, the mean of v
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         embedding = self.embed_time(t)

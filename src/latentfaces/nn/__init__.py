@@ -1,4 +1,4 @@
-"""Blocks that know neither the VAE nor the diffusion."""
+"""Network layers shared by the VAE and the diffusion model."""
 
 from latentfaces.nn.attention import SelfAttention, SelfAttention2d, attention, choose_kernel
 from latentfaces.nn.blocks import Downsample, Downsampling, ResBlock, Upsample, Upsampling, choose_upsampling

@@ -9,23 +9,28 @@ from latentfaces.nn.embeddings import rotate
 from latentfaces.nn.normalization import RMSNorm, group_norm, zero_init
 
 SCORES_AT_ONCE = 2**26
-"""Of the plain kernel: without a bound the latents of 1,024 pixels at a factor of 4 would take 8 GB."""
+"""Attention scores that the plain kernel computes at once. Without a limit, 1,024 px at f4 would take 8 GB."""
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, kernel: Kernel | None = None) -> Tensor:
-    """Softmax attention (Vaswani et al. 2017, eq. 1) over (b, heads, tokens, channels); the fastest kernel if None."""
+    """Compute softmax attention (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        query, key, value: (b, heads, tokens, channels).
+        kernel: implementation; the fastest one for the device and dtype if None.
+    """
     if (kernel or attention_kernel(query.device, query.dtype)) == "plain":
         scaled, keys = query * query.shape[-1] ** -0.5, key.transpose(-1, -2)
         at_once = max(1, SCORES_AT_ONCE // (query.shape[:-2].numel() * key.shape[-2]))
         parts = [(part @ keys).softmax(-1) @ value for part in scaled.split(at_once, dim=-2)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
-    # Where channels do not lie side by side, PyTorch computes and keeps all scores, without a word.
+    # If channels are not contiguous, PyTorch silently falls back to a kernel that stores all scores.
     query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value)
 
 
 def choose_kernel(network: nn.Module, kernel: Kernel | None) -> bool:
-    """Let all attention within `network` use this kernel; whether there is any."""
+    """Set the attention kernel of all layers in `network`. Return whether there are any."""
     layers = [module for module in network.modules() if isinstance(module, SelfAttention | SelfAttention2d)]
     for layer in layers:
         layer.kernel = kernel
@@ -33,12 +38,12 @@ def choose_kernel(network: nn.Module, kernel: Kernel | None) -> bool:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over tokens (b, n, width), with rotary positions and optional QK-norm.
+    """Multi-head self-attention over tokens (b, n, width) with rotary embeddings and optional QK-norm.
 
     Args:
         width: channels of a token; a multiple of `num_heads`.
         num_heads: number of heads.
-        qk_norm: RMS-normalise queries and keys, which keeps the logits bounded in bfloat16 (Henry et al. 2020).
+        qk_norm: RMS-normalize queries and keys, which bounds the logits in bfloat16 (Henry et al. 2020).
     """
 
     def __init__(self, width: int, num_heads: int, qk_norm: bool = True) -> None:
@@ -54,7 +59,7 @@ class SelfAttention(nn.Module):
         self.key_norm = RMSNorm(head_width, weighted=True) if qk_norm else nn.Identity()
 
     def forward(self, tokens: Tensor, rotation: Tensor) -> Tensor:
-        """Tokens (b, n, width) and their rotation (2, n, width / num_heads) -> tokens (b, n, width)."""
+        """Map tokens (b, n, width) and rotation (2, n, width / num_heads) to tokens (b, n, width)."""
         b, n, _ = tokens.shape
         query, key, value = self.qkv(tokens).view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         query, key = rotate(self.query_norm(query), rotation), rotate(self.key_norm(key), rotation)
@@ -63,7 +68,7 @@ class SelfAttention(nn.Module):
 
 
 class SelfAttention2d(nn.Module):
-    """Residual self-attention over the positions of a feature map (b, channels, h, w), as in Ho et al. 2020."""
+    """Residual self-attention over the pixels of a feature map (b, channels, h, w) (Ho et al. 2020)."""
 
     def __init__(self, channels: int, num_heads: int = 1) -> None:
         super().__init__()

@@ -14,13 +14,13 @@ Upsampling = Literal["nearest", "bilinear", "shuffle"]
 
 
 class ResBlock(nn.Module):
-    """Residual block: twice (group norm, SiLU, 3x3 convolution), after He et al. 2016 and Ho et al. 2020.
+    """Residual block of two (group norm, SiLU, 3x3 convolution) layers (He et al. 2016; Ho et al. 2020).
 
     Args:
         in_channels: channels of the input.
-        out_channels: channels of the output; a 1x1 convolution carries the input across where they differ.
-        embedding_width: width of a vector per sample that scales and shifts the second norm (0: no vector).
-        dropout: probability of dropping a value before the second convolution.
+        out_channels: channels of the output; if they differ, the shortcut is a 1x1 convolution.
+        embedding_width: width of the embedding that scales and shifts the second norm; 0 for none.
+        dropout: dropout probability before the second convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, embedding_width: int = 0, dropout: float = 0.0) -> None:
@@ -30,12 +30,12 @@ class ResBlock(nn.Module):
         self.scale_shift = nn.Linear(embedding_width, 2 * out_channels) if embedding_width else None
         self.norm2 = group_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        # The block starts as the identity, so that deep stacks start well.
+        # The initial block is the identity, which stabilizes deep networks.
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """x (b, in_channels, h, w), embedding (b, embedding_width) -> (b, out_channels, h, w)."""
+        """Map x (b, in_channels, h, w) and embedding (b, embedding_width) to (b, out_channels, h, w)."""
         hidden = self.norm2(self.conv1(F.silu(self.norm1(x))))
         if self.scale_shift is not None:
             assert embedding is not None
@@ -49,8 +49,8 @@ class Downsample(nn.Module):
 
     Args:
         channels: channels before and after.
-        how: "strided" 3x3 convolution; "mean" of 2x2, then a 3x3 convolution; or "unshuffle": 2x2 pixels folded into
-            channels, then a 1x1 convolution (nothing is lost before it).
+        how: "strided": 3x3 convolution with stride 2; "mean": 2x2 average pooling, then a 3x3 convolution;
+            "unshuffle": pixel unshuffle by 2, then a 1x1 convolution.
     """
 
     def __init__(self, channels: int, how: Downsampling = "strided") -> None:
@@ -70,10 +70,10 @@ class Downsample(nn.Module):
 
 
 def phase_kernels(weight: Tensor) -> Tensor:
-    """3x3 kernels over doubled pixels as 2x2 kernels over the pixels themselves: (o, i, 3, 3) -> (4 o, i, 2, 2).
+    """Convert 3x3 kernels for the upsampled map to 2x2 kernels for the original: (o, i, 3, 3) -> (4 o, i, 2, 2).
 
-    Of three neighbours in the doubled picture two are the same pixel, so their weights add up; which two depends on
-    whether the new pixel is the first or the second of its pair, in both directions.
+    Two of three neighbors in the upsampled map are copies of one pixel, so their weights add up. Which two depends on
+    the position of the output pixel in its pair, for rows and for columns.
     """
     first, middle, last = weight.unbind(2)
     rows = torch.stack([first, middle + last, first + middle, last]).unflatten(0, (2, 2))  # pair, tap, o, i, column
@@ -87,8 +87,8 @@ class Upsample(nn.Module):
 
     Args:
         channels: channels before and after.
-        how: "nearest" neighbours or "bilinear", then a 3x3 convolution (no checkerboard: Odena et al. 2016); or
-            "shuffle": a 3x3 convolution to four times the channels, unfolded into 2x2 pixels (Shi et al. 2016).
+        how: "nearest" or "bilinear": interpolation, then a 3x3 convolution (Odena et al. 2016); "shuffle": a 3x3
+            convolution to four times the channels, then pixel shuffle by 2 (Shi et al. 2016).
     """
 
     def __init__(self, channels: int, how: Upsampling = "nearest") -> None:
@@ -97,7 +97,7 @@ class Upsample(nn.Module):
         self.phased: bool | None = None
         self.conv = nn.Conv2d(channels, 4 * channels if how == "shuffle" else channels, 3, padding=1)
         if how == "shuffle":
-            # The four pixels of a square start equal, so that no checkerboard is there to be unlearned.
+            # Equal initial weights for the four output pixels avoid checkerboard artifacts.
             with torch.no_grad():
                 self.conv.weight.copy_(self.conv.weight[::4].repeat_interleave(4, dim=0))
                 assert self.conv.bias is not None
@@ -111,18 +111,18 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode=self.how))
 
     def in_phases(self, x: Tensor) -> Tensor:
-        """The same for "nearest", without making the large picture first: 2.25 times fewer FLOPs."""
+        """Compute "nearest" without the upsampled input, in 2.25 times fewer FLOPs."""
         b, c, h, w = x.shape
         assert self.conv.bias is not None
         kernels, bias = phase_kernels(self.conv.weight), self.conv.bias.repeat(4)
-        # Corner i lies between the pixels i - 1 and i: the first of two new pixels sees corner i, the second i + 1.
+        # Corner i is between pixels i - 1 and i. The first output pixel of pair i uses corner i, the second i + 1.
         corners = F.conv2d(x, kernels, bias, padding=1).unflatten(1, (2, 2, c))  # (b, 2, 2, c, h + 1, w + 1)
         rows = [torch.stack([corners[:, i, j, :, i : i + h, j : j + w] for j in (0, 1)], dim=-1) for i in (0, 1)]
         return torch.stack(rows, dim=3).view(b, c, 2 * h, 2 * w)
 
 
 def choose_upsampling(network: nn.Module, phased: bool | None) -> bool:
-    """Let "nearest" upsampling within `network` be in phases, or not, or None: where faster; whether there is any."""
+    """Set phased computation of "nearest" upsampling in `network`; None: where it is faster. Return if there is any."""
     layers = [module for module in network.modules() if isinstance(module, Upsample) and module.how == "nearest"]
     for layer in layers:
         layer.phased = phased

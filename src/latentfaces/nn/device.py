@@ -1,4 +1,4 @@
-"""What is fastest depends on the device: the rules, in one place."""
+"""Device-dependent defaults for speed."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,49 +7,48 @@ import torch
 from torch import Tensor, nn
 
 Kernel = Literal["sdpa", "plain"]
-"""PyTorch's fused attention, or two matrix products and a softmax."""
+"""Attention implementation: PyTorch's fused kernel, or two matrix products and a softmax."""
 
 
 def best_device() -> torch.device:
-    """The fastest kind of device that is there."""
+    """Return the fastest available device."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has units for bfloat16: two to sixteen times the speed of float32."""
+    """Return whether the device has bfloat16 units, which are 2 to 16 times as fast as float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def attention_kernel(device: torch.device, dtype: torch.dtype) -> Kernel:
-    """On CPUs PyTorch's kernel is slower than two products in bfloat16; elsewhere it is the fastest."""
+    """Return the fastest attention kernel: "plain" for bfloat16 on CPUs, "sdpa" otherwise."""
     return "plain" if device.type == "cpu" and dtype == torch.bfloat16 else "sdpa"
 
 
 def phased_upsampling(x: Tensor) -> bool:
-    """Whether to double these feature maps and convolve them in one (see `Upsample`).
+    """Return whether phased upsampling is faster for the feature maps x (see `Upsample`).
 
-    On CPUs 1.2 to 1.9 times as fast, but for maps so small that adding up the weights costs more; elsewhere not
-    measured.
+    On CPUs it is 1.2 to 1.9 times as fast, except for small maps. Other devices were not measured.
     """
     return x.device.type == "cpu" and x.shape[-2] * x.shape[-1] >= 64
 
 
 @dataclass(frozen=True)
 class DeviceChoices:
-    """How the networks of a training are computed.
+    """Settings that affect the speed of training.
 
     Args:
-        precision: of Lightning's trainer: "bf16-mixed", "32-true".
-        attention: the kernel; None for the fastest at each call, by `attention_kernel`.
-        phased_upsampling: nearest-neighbour upsampling and its convolution as one; None for where it is faster.
-        channels_last: feature maps as (b, h, w, channels) in memory, which tensor cores of GPUs read as they lie;
-            on CPUs the group norm becomes slower than the convolutions gain.
-        compile: compile the network first: minutes, paid back in long trainings alone.
-        fused_optimizer: AdamW as one kernel.
+        precision: precision of the Lightning Trainer, e.g. "bf16-mixed" or "32-true".
+        attention: attention kernel; None chooses the fastest at each call (`attention_kernel`).
+        phased_upsampling: fuse nearest-neighbor upsampling with its convolution; None: where it is faster.
+        channels_last: use the channels_last memory format, the native layout of GPU tensor cores. On CPUs, group
+            norm loses more than convolutions gain.
+        compile: use `torch.compile`, which takes minutes and pays off only in long trainings.
+        fused_optimizer: use the fused kernel of AdamW.
     """
 
     precision: str
@@ -61,7 +60,7 @@ class DeviceChoices:
 
     @classmethod
     def fastest(cls, device: torch.device) -> "DeviceChoices":
-        """Those that need no minutes of preparation."""
+        """Return the fastest settings that need no compilation."""
         return cls(
             precision="bf16-mixed" if multiplies_bfloat16(device) else "32-true",
             attention=None,
@@ -73,5 +72,5 @@ class DeviceChoices:
 
 
 def has_convolutions(network: nn.Module) -> bool:
-    """Whether the memory format of feature maps matters to it."""
+    """Return whether the network has 2-D convolutions, for which the memory format matters."""
     return any(isinstance(module, nn.Conv2d) for module in network.modules())

@@ -1,13 +1,13 @@
-"""Numbers to vectors: the time of the diffusion, the place of a token."""
+"""Embeddings of the diffusion time and of token positions."""
 
 import torch
 from torch import Tensor, nn
 
 
 class TimeEmbedding(nn.Module):
-    """Time t in [0, 1], shape (b,), to vectors (b, width): Fourier features, then two linear layers.
+    """Time embedding: maps t in [0, 1], (b,), to (b, width) by sinusoidal features and an MLP.
 
-    The features are those of Vaswani et al. 2017 section 3.5 over t * 1000, as Ho et al. 2020 feed their steps.
+    The features are those of Vaswani et al. 2017, section 3.5, of t * 1000 (Ho et al. 2020).
     """
 
     def __init__(self, width: int, num_frequencies: int = 128, max_period: float = 10_000.0) -> None:
@@ -45,14 +45,14 @@ def position_table_2d(height: int, width: int, channels: int, device: torch.devi
 
 
 def rotation_2d(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
-    """Rotary angles of a (height, width) grid of tokens, as cos and sin: (2, height * width, channels).
+    """Return cos and sin of the rotary angles of a (height, width) grid: (2, height * width, channels).
 
-    Half of the channel pairs turn with the row, half with the column (RoPE: Su et al. 2021, eq. 15; in two
-    dimensions: Heo et al. 2024, axial). `channels` is a multiple of 4.
+    Half of the channel pairs encode the row, half the column (RoPE: Su et al. 2021, eq. 15; axial 2-D RoPE: Heo et al.
+    2024). `channels` is a multiple of 4.
     """
     if channels % 4:
-        raise ValueError(f"a rotary position in two dimensions needs a multiple of 4 channels per head, not {channels}")
-    # Grids are tens of tokens wide, not thousands: a period of 100 spreads the angles over what is there.
+        raise ValueError(f"2-D rotary embeddings need a multiple of 4 channels per head, not {channels}")
+    # Grids are tens of tokens wide, not thousands, so a base of 100 suffices.
     frequencies = 100.0 ** -(torch.arange(channels // 4, device=device) / (channels // 4))
     rows = torch.arange(height, device=device)[:, None] * frequencies
     columns = torch.arange(width, device=device)[:, None] * frequencies
@@ -64,6 +64,6 @@ def rotation_2d(height: int, width: int, channels: int, device: torch.device | N
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn the channel pairs (i, i + channels / 2) of x (..., n, channels) by `rotation` (2, n, channels)."""
+    """Rotate the channel pairs (i, i + channels / 2) of x (..., n, channels) by `rotation` (2, n, channels)."""
     first, second = x.chunk(2, dim=-1)
     return x * rotation[0] + torch.cat([-second, first], dim=-1) * rotation[1]

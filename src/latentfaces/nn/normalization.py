@@ -1,4 +1,4 @@
-"""Normalisation layers."""
+"""Normalization layers."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with 32 groups, fewer where a group would hold less than 4 channels."""
+    """Return a group norm with 32 groups, or fewer where a group would have less than 4 channels."""
     groups = min(32, max(1, channels // 4))
     while channels % groups:
         groups -= 1
@@ -17,15 +17,15 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 EPSILON = 1e-6
-"""Added to mean squares, in every precision alike."""
+"""Constant added to the mean square, equal in every precision."""
 
 
 class RMSNorm(nn.Module):
-    """x / its root mean square over the last dimension, times a weight if asked (Zhang & Sennrich 2019, eq. 4).
+    """RMS normalization over the last dimension (Zhang & Sennrich 2019, eq. 4).
 
     Args:
         channels: size of the last dimension.
-        weighted: with a trained weight for each channel.
+        weighted: multiply by a learned weight per channel.
     """
 
     def __init__(self, channels: int, weighted: bool = False) -> None:
@@ -36,16 +36,16 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = None if self.weight is None else self.weight.to(x.dtype)
         if x.device.type != "cpu":
-            # Autocast would hand on a copy in float32, and keep another; the kernel sums in float32 by itself.
+            # Autocast would store copies in float32. The kernel accumulates in float32 anyway.
             with torch.autocast(x.device.type, enabled=False):
                 return F.rms_norm(x, (self.channels,), weight, EPSILON)
-        # On CPUs PyTorch has no kernel for it: a chain of small operations, whose gradient is a longer one.
+        # PyTorch has no CPU kernel: F.rms_norm would run many small operations forward and backward.
         normed: Tensor = DividedByRMS.apply(x)
         return normed if weight is None else normed * weight
 
 
 class DividedByRMS(torch.autograd.Function):
-    """The same in few passes through memory: with y = x / rms, dx = (dy - y mean(dy y)) / rms."""
+    """RMS normalization y = x / rms with few memory passes; dx = (dy - y mean(dy y)) / rms."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class DividedByRMS(torch.autograd.Function):
 
 
 def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """Let a layer start by giving exactly 0; it, for chaining."""
+    """Set weight and bias of a layer to 0. Return the layer."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""The name of a set of weights."""
+"""Hash of a network's weights."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def weights_hash(module: nn.Module) -> str:
-    """12 hexadecimal digits that change with any weight or buffer of `module`."""
+    """Return 12 hexadecimal digits of a hash over all weights and buffers of `module`."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())

@@ -9,11 +9,24 @@ from torch.optim import Optimizer
 
 from latentfaces.annealing import AnnealingSchedule, Constant, WarmupDecay
 from latentfaces.autoencoder import VAE, DiagonalGaussian, Distortion, VAELoss
+from latentfaces.errors import UserError
 from latentfaces.evaluation import HEALTHY, LatentHealth, reconstruction_metrics, verdict
 from latentfaces.training.adversary import Adversary
 from latentfaces.training.base_module import BaseModule, OptimizerFactory
 
 NUM_PREVIEWS = 8
+
+
+def require_range(name: str, schedule: AnnealingSchedule | None, low: float, high: float) -> None:
+    """Check where a schedule starts and ends.
+
+    Raises:
+        UserError: outside of [low, high].
+    """
+    for end in ("start", "end"):
+        value = getattr(schedule, end, low)
+        if not low <= value <= high:
+            raise UserError(f"model.{name}.{end}={value} must be from {low} to {high}")
 
 
 class VAEModule(BaseModule):
@@ -42,6 +55,8 @@ class VAEModule(BaseModule):
         adversary: Adversary | None = None,
     ) -> None:
         super().__init__(optimizer, lr_schedule, seed)
+        require_range("kl_weight", kl_weight, 0, float("inf"))
+        require_range("skip_dropout", skip_dropout, 0, 1)
         self.autoencoder, self.loss, self.kl_weight = autoencoder, loss, kl_weight
         self.skip_dropout = skip_dropout or Constant(end=0.5)
         self.adversary = adversary
