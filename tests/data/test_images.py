@@ -4,12 +4,13 @@ import hashlib
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 
 from latentfaces.data import images
 from latentfaces.data.images import FilterName, Picture
@@ -260,3 +261,88 @@ def test_turned_jpeg_at_reduced_scale_stands_upright(orientation: int) -> None:
     upright = photo.transpose({3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270}[orientation])
     reduced = decode(encoded(photo, "JPEG", quality=95, exif=exif), 16).pixels
     assert np.abs(reduced.astype(int) - np.asarray(upright.resize((16, 16), Image.Resampling.BOX))).mean() < 1.5
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "PPM", "ICO"])
+def test_formats_that_are_not_listed_are_not_opened(kind: str) -> None:
+    # Pillow starts Ghostscript to load PostScript.
+    with pytest.raises(OSError, match="cannot identify image"):
+        images.open_image(io.BytesIO(encoded(random_rgb(16, 16), kind)))
+
+
+def test_every_image_of_the_project_is_opened_by_one_function() -> None:
+    source = Path(images.__file__).parents[1]
+    assert [path.name for path in source.rglob("*.py") if "Image.open(" in path.read_text()] == ["images.py"]
+
+
+def display_p3() -> bytes:
+    """Return an ICC profile with the primaries of Display P3 and the transfer function of sRGB."""
+
+    def fixed(*numbers: float) -> bytes:
+        return b"".join(struct.pack(">i", round(number * 65536)) for number in numbers)
+
+    curve = b"para" + bytes(4) + struct.pack(">HH", 3, 0) + fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    name = "P3".encode("utf-16-be")
+    text = b"mluc" + bytes(4) + struct.pack(">II2s2sII", 1, 12, b"en", b"US", len(name), 28) + name
+    tags = {b"desc": text, b"wtpt": b"XYZ " + bytes(4) + fixed(0.9642, 1, 0.8249)}
+    primaries = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
+    for channel, primary in zip((b"r", b"g", b"b"), primaries, strict=True):
+        tags[channel + b"XYZ"] = b"XYZ " + bytes(4) + fixed(*primary)
+        tags[channel + b"TRC"] = curve
+    table, body, start = b"", b"", 128 + 4 + 12 * len(tags)
+    for tag, value in tags.items():
+        table += tag + struct.pack(">II", start + len(body), len(value))
+        body += value + bytes(-len(value) % 4)
+    header = struct.pack(">I4sI4s4s4s", start + len(body), b"", 0x04000000, b"mntr", b"RGB ", b"XYZ ")
+    header += bytes(12) + b"acsp" + bytes(28) + fixed(0.9642, 1, 0.8249)
+    return header.ljust(128, bytes(1)) + struct.pack(">I", len(tags)) + table + body
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_colors_of_another_profile_are_converted_to_srgb(kind: str) -> None:
+    skin = np.full((8, 8, 3), (224, 172, 140), np.uint8)
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    pixels = decode(encoded(skin, kind, icc_profile=display_p3(), **lossless), 8).pixels
+    # Computed by hand: sRGB curve, the linear matrix from P3 to sRGB, and the curve again.
+    assert np.abs(pixels.astype(int) - (234, 169, 135)).max() <= 1 + (kind == "JPEG")
+
+
+def test_transparency_survives_the_conversion() -> None:
+    clear = np.full((4, 4, 4), (224, 172, 140, 0), np.uint8)
+    assert (decode(encoded(clear, icc_profile=display_p3()), 4).pixels == 255).all()
+
+
+@pytest.mark.parametrize(
+    "profile", [b"not a profile", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()]
+)
+def test_srgb_and_damaged_profiles_change_nothing(profile: bytes) -> None:
+    picture = random_rgb(8, 8)
+    assert np.array_equal(decode(encoded(picture, icc_profile=profile), 8).pixels, picture)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.full((4, 4), 0.5, np.float32), "32-bit floating-point"),
+        (np.full((4, 4), 50_000, np.int32), "32-bit signed integer"),
+    ],
+)
+def test_pixels_without_a_known_range_are_rejected(pixels: Array, words: str) -> None:
+    with pytest.raises(ValueError, match=f"{words} pixels are not supported"):
+        decode(encoded(pixels, "TIFF"), 4)
+
+
+def test_twelve_bit_tiff_is_rejected() -> None:
+    data = bytearray(encoded(np.full((4, 4), 4095, np.uint16), "TIFF"))
+    entry = data.index(struct.pack("<HHI", 258, 3, 1))
+    struct.pack_into("<H", data, entry + 8, 12)
+    with pytest.raises(ValueError, match="12-bit integer pixels are not supported"):
+        decode(bytes(data), 4)
+
+
+def test_damaged_metadata_does_not_reject_an_image() -> None:
+    picture, text = random_rgb(6, 6), PngImagePlugin.PngInfo()
+    text.add_text("history", "x" * 2_000_000)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHI4sI", 8, 1, 274, 2, 2, b"6\0", 0)
+    for damaged in ({"exif": b"no EXIF at all"}, {"exif": exif}, {"pnginfo": text}):
+        assert np.array_equal(decode(encoded(picture, **damaged), 6).pixels, picture)

@@ -175,7 +175,9 @@ def described(recipe: Recipe) -> str:
 
 def remembered(cfg: DictConfig) -> Recipe:
     """The recipe that a picture carries in its text; nothing in it is run that is not a part of latentfaces."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
+
+    from latentfaces.data.images import open_image
 
     if cfg.image is None:
         raise UserError("task=remake needs the picture: type image=FACE.png")
@@ -184,7 +186,7 @@ def remembered(cfg: DictConfig) -> Recipe:
             raise UserError(f"{key}=... has no effect with task=remake, for the picture says it all: leave it out")
     path = Path(cfg.image).expanduser()
     try:
-        with Image.open(path) as picture:
+        with open_image(path) as picture:
             text = json.loads(getattr(picture, "text", {}).get("latentfaces", "null"))
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise UserError(f"image={cfg.image} cannot be read ({error})") from None

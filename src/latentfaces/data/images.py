@@ -1,17 +1,22 @@
-"""One picture's bytes -> a square uint8 array, by stated rules."""
+"""Decode the bytes of one image to a square uint8 array."""
 
 import hashlib
 import io
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 FilterName = Literal["auto", "box", "bilinear", "bicubic", "lanczos"]
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26  # editors store their history as text
+SRGB = ImageCms.createProfile("sRGB")
 
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {  # EXIF orientation -> what turns the picture upright (EXIF 2.32, tag 274)
@@ -41,8 +46,52 @@ class Picture(NamedTuple):
     """The first 32 hexadecimal digits of the hash of the file's bytes."""
 
 
+def open_image(file: str | Path | IO[bytes]) -> Image.Image:
+    """Open an image in one of `FORMATS`. For others, such as PostScript, Pillow may start a program.
+
+    Raises:
+        OSError: the format is another one.
+        ValueError: the pixels have no range that is known.
+    """
+    image = Image.open(file, formats=FORMATS)
+    bits, kind = (16,), (1,)
+    if image.format == "TIFF":
+        bits, kind = (image.tag_v2.get(tag, usual) for tag, usual in ((258, bits), (339, kind)))  # type: ignore[attr-defined]
+    if image.mode == "F" or (image.mode.startswith("I") and (bits[0], kind[0]) != (16, 1)):
+        number = {2: "signed integer", 3: "floating-point"}.get(kind[0], "integer")
+        raise ValueError(f"{bits[0]}-bit {number} pixels are not supported. Convert it to 8 or 16 bits.")
+    return image
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 where it is unknown."""
+    try:
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # damaged metadata raises errors of many kinds, and the pixels may be fine
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def to_srgb(image: Image.Image) -> Image.Image:
+    """Convert the colors from the embedded ICC profile to sRGB; a profile that cannot be used is ignored."""
+    data = image.info.get("icc_profile")
+    if not data or image.mode not in ("RGB", "RGBA", "L", "CMYK"):
+        return image
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        if "sRGB" in ImageCms.getProfileDescription(profile):  # the conversion would only round
+            return image
+        mode = image.mode if image.mode == "RGBA" else "RGB"
+        return ImageCms.profileToProfile(image, profile, SRGB, outputMode=mode) or image
+    except (ImageCms.PyCMSError, OSError):
+        return image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB: 16 bit scaled to 8, transparency laid on white, grey and CMYK converted."""
+    """Convert any mode to RGB: 16 bit scaled to 8, ICC profiles to sRGB, transparency on white."""
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    image = to_srgb(image)
     if image.mode.startswith("I"):
         # Pillow clips 16-bit values at 255, which turns nearly every picture white.
         return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
@@ -53,11 +102,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def turned_upright(image: Image.Image) -> Image.Image:
-    """The picture as its EXIF orientation says."""
-    # Pillow turns a TIFF when it loads it, and takes the tag away. Its own exif_transpose also rewrites the other tags,
-    # and fails on a photo where these are damaged.
+    """Rotate or flip an image as its EXIF orientation says."""
+    # Pillow rotates a TIFF when it loads it, and removes the tag. Its exif_transpose also rewrites the other tags, and
+    # fails where these are damaged.
     image.load()
-    turn = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG, 1))
+    turn = UPRIGHT.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
@@ -88,11 +137,11 @@ def decode(data: bytes, resolution: int, resize_filter: FilterName = "auto") -> 
     Raises:
         Exception: of many kinds: damaged, cut short, no picture, or a decompression bomb.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(io.BytesIO(data)) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width}x{height} pixels are more than {MAX_PIXELS:,}")
-        image.decodermaxblock = len(data)  # Pillow decodes 64 kB at a time, and each pause costs
+        image.decodermaxblock = len(data)  # type: ignore[attr-defined]  # Pillow decodes 64 kB at a time, and each pause costs
         if resize_filter == "auto":
             # A JPEG can be decoded at a half, a quarter or an eighth, in half the time. From 512 to 256 pixels that
             # differs from the mean of the full picture by half a level in 255 (50 dB): less than the choice of filter.

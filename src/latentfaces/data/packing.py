@@ -21,9 +21,10 @@ from latentfaces.files import atomic_write, file_lock, require_space
 
 MAX_SKIPPED = 0.01
 HOW = {
-    True: "upright, largest centred square; JPEGs decoded at 1/2, 1/4 or 1/8 where that leaves enough pixels; "
-    "the mean for whole factors, Lanczos otherwise",
-    False: "upright, largest centred square, decoded in full and resized with the filter",
+    True: "upright, ICC profiles converted to sRGB, largest centered square; JPEGs decoded at 1/2, 1/4 or 1/8 where "
+    "that leaves enough pixels; mean for integer factors, Lanczos otherwise",
+    False: "upright, ICC profiles converted to sRGB, largest centered square, decoded in full and resized with the "
+    "filter",
 }
 AT_ONCE = 16  # pictures: to hand over each by itself costs as much as a hundredth of the work
 WRITTEN, ENLARGED = 1, 2

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from latentfaces.data.images import to_rgb, turned_upright
+from latentfaces.data.images import open_image, to_rgb, turned_upright
 from latentfaces.errors import UserError, warn
 from latentfaces.tasks.photos import OwnPhotos
 
@@ -21,7 +21,7 @@ def read_mask(mask: str, photos: OwnPhotos, resolution: int) -> Tensor:
     """
     key = f"task.mask={mask}"
     try:
-        with Image.open(Path(mask).expanduser()) as image:
+        with open_image(Path(mask).expanduser()) as image:
             grey = to_rgb(turned_upright(image)).convert("L")
     except FileNotFoundError:
         raise UserError(f"{key} does not exist") from None

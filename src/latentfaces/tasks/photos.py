@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from latentfaces.data.images import ORIENTATION_TAG
+from latentfaces.data.images import open_image, orientation
 from latentfaces.data.pack import open_pack
 from latentfaces.data.sources import SUFFIXES, BadImageError, Photos
 from latentfaces.errors import UserError, and_others, warn
@@ -125,9 +124,9 @@ def choose(indices: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def upright_size(data: bytes) -> Size:
     """Width and height of an encoded picture, by its header alone."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(io.BytesIO(data)) as image:
         # The size that Pillow tells of a TIFF is the upright one.
-        lies = image.format != "TIFF" and image.getexif().get(ORIENTATION_TAG, 1) >= 5
+        lies = image.format != "TIFF" and orientation(image) >= 5
         return (image.height, image.width) if lies else (image.width, image.height)
 
 
