@@ -85,8 +85,11 @@ def test_the_command_reports_both_stages(capsys: pytest.CaptureFixture[str], mon
         (["model/denoiser=nonsense"], "nonsense"),
         (["model=vae", "data.resolution=30"], "data.resolution=30 is not a multiple"),
         (["model=vae", "trainer.max_step=3"], "max_step"),
-        (["nonsense"], "nonsense has no value"),
-        (["model=vae", "data.batch_size=0"], "data.batch_size=0 must be at least 1"),
+        (["nonsense"], "Cannot parse override nonsense."),
+        (
+            ["model=vae", "data.batch_size=0"],
+            "data.batch_size=0 is invalid: input should be greater than or equal to 1",
+        ),
         (["model=vae", "trainer.max_time=soon"], "trainer.max_time=soon must be days:hours:minutes:seconds"),
     ],
 )

@@ -226,8 +226,10 @@ def test_case_21_two_processes_agree_on_a_step_that_is_left_out(fork: Forker) ->
 
 def test_case_21_leaving_out_is_refused_where_it_would_do_nothing(workplace: Path) -> None:
     assert "max_skipped_steps has no effect without" in refused("train.py", *VAE, "max_skipped_steps=3")
-    assert "on_nonfinite=ignore is not one of skip, fail" in refused("train.py", *VAE, "on_nonfinite=ignore")
-    assert "max_skipped_steps=0 must be at least 1" in refused(
+    assert "on_nonfinite=ignore is invalid: input should be 'skip' or 'fail'" in refused(
+        "train.py", *VAE, "on_nonfinite=ignore"
+    )
+    assert "max_skipped_steps=0 is invalid: input should be greater than or equal to 1" in refused(
         "train.py", *VAE, "on_nonfinite=skip", "max_skipped_steps=0"
     )
 

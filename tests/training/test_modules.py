@@ -11,11 +11,13 @@ import torch
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
-from latentfaces.annealing import Linear, WarmupDecay
+from latentfaces.annealing import Constant, Linear, WarmupDecay
 from latentfaces.autoencoder import VAE, VAELoss
 from latentfaces.diffusion import Denoiser, DenoisingLoss, EulerSampler, LogitNormalTime, RectifiedFlow, UNet
+from latentfaces.errors import UserError
 from latentfaces.evaluation import reconstruction_metrics
 from latentfaces.training import LatentDiffusionModule, NonFiniteError, VAEModule
+from latentfaces.training.vae_module import require_range
 
 
 def same(value: Tensor, reduce_op: str) -> Tensor:
@@ -240,3 +242,9 @@ def test_previews_outlive_the_batch_whose_memory_is_used_again(
     vae_module.validation_step(batch, 0)
     batch.zero_()
     assert torch.equal(vae_module.preview()[:4], before)
+
+
+def test_schedules_outside_of_their_range_are_rejected() -> None:
+    require_range("skip_dropout", Constant(end=1.0), 0, 1)
+    with pytest.raises(UserError, match=r"model\.skip_dropout\.end=2 must be from 0 to 1"):
+        require_range("skip_dropout", Constant(end=2), 0, 1)

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from latentfaces.config.compose import compose_config
@@ -23,6 +23,9 @@ def format_error(error: Exception, config: str, overrides: Sequence[str]) -> str
         overrides: of the command.
     """
     said, cause = str(error).strip(), error.__cause__
+    if isinstance(error, OverrideParseException):
+        name, _, value = str(error.override).partition("=")
+        return f"Cannot parse override {error.override}. Quote a value with special characters: '{name}=\"{value}\"'."
     if isinstance(error, MissingConfigException) and (missing := re.search(r"Could not find '(.+?)'", said)):
         return unknown_choice(missing[1], re.findall(r"^\t(\w+)$", said, re.MULTILINE))
     if unknown := re.match(r"Could not override '([\w/@.]+)'\.\s+No match in the defaults list", said):
@@ -53,12 +56,15 @@ def unknown_key(wrong: str, config: str, overrides: Sequence[str]) -> str:
     """Return the line for a key that does not exist, with the nearest one that does."""
     try:
         composed = compose_config(config, [o for o in overrides if key_of(o) != wrong and "," not in o])
-        keys = [key for key, _ in leaves_of(composed) if not key.startswith("hydra.")]
+        keys = [key for key, _ in leaves_of(composed)]
     except (HydraException, OmegaConfBaseException):
         keys = []
-    last = wrong.rpartition(".")[2]
+    above, _, last = wrong.rpartition(".")
+    group = above.replace(".", "/")
     near = [name for name in [*keys, *GROUPS] if re.split(r"[./]", name)[-1] == last]
     nodes = {key[: dot.start()] for key in keys for dot in re.finditer(r"\.", key)}
-    return f"Unknown key {wrong}." + suggestion(
-        near or difflib.get_close_matches(wrong, [*keys, *sorted(nodes), *GROUPS], 1)
-    )
+    near = near or difflib.get_close_matches(wrong, [*keys, *sorted(nodes), *GROUPS], 1)
+    if group in GROUPS and not any(name.startswith(f"{above}.") for name in near):
+        choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        return f"Unknown key {wrong} for this choice of {group}. Choices: {', '.join(choices)}."
+    return f"Unknown key {wrong}." + suggestion(near)

@@ -70,6 +70,9 @@ class FFHQDataModule(LightningDataModule):
         filter: FilterName = "auto",
     ) -> None:
         super().__init__()
+        for name, value in (("batch_size", batch_size), ("resolution", resolution), ("val_every", val_every)):
+            if value < 1:
+                raise UserError(f"data.{name}={value} must be at least 1")
         self.source = source
         self.folder = Path(folder) / f"{source.name}-{resolution}"
         self.resolution, self.batch_size, self.seed = resolution, batch_size, seed
