@@ -21,7 +21,7 @@ def small_vae(**options: Any) -> VAE:
 
 @pytest.fixture
 def pixels_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pixels each call of the encoder and the decoder is about, of 4 x 256 at most."""
+    """Return the pixels of each call of encoder and decoder, at most 4 x 256."""
     monkeypatch.setitem(module.PIXELS_AT_ONCE, "cpu", 4 * 256)
     seen: list[int] = []
     encode, decode = VAE.encode_with_skips, VAE.decode

@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 def no_room(error: BaseException | None) -> str | None:
-    """What the system said of a full disk, which torch hides behind errors of its own; None for any other fault."""
+    """Return the system's message for a full disk, which torch wraps in its own errors; None for other errors."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return error.strerror

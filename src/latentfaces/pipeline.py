@@ -117,7 +117,7 @@ class FacePipeline:
 
     @property
     def guide_in_use(self) -> Denoiser | None:
-        """The same where the guidance asks for it."""
+        """The guide, if the guidance uses it."""
         return self.guide if isinstance(self.guidance, AutoGuidance) else None
 
     @property

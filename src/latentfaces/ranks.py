@@ -30,7 +30,7 @@ class Ranks:
 
     @classmethod
     def started(cls) -> "Ranks":
-        """Those that torchrun started, each with a GPU of its own where there are any; else this process alone."""
+        """Return the ranks that torchrun started, each with its GPU if there is one; else this process alone."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls()
         if torch.cuda.is_available():
@@ -39,7 +39,7 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size())
 
     def share(self, total: int) -> range:
-        """Which of so many things are this process's: as many as any other's, give or take one, in one piece."""
+        """Return the contiguous range of `total` items that this process handles; sizes differ by at most one."""
         return range(total * self.rank // self.count, total * (self.rank + 1) // self.count)
 
     def rounds(self, numbers: range, size: int) -> list[range]:
@@ -80,7 +80,7 @@ def is_main_process() -> bool:
 
 
 def num_ranks() -> int:
-    """How many train together."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -105,7 +105,7 @@ class DelayedAllReduce:
         self.coming: Callable[[], float] | None = None
 
     def all_reduce_max(self, value: float, device: torch.device) -> float:
-        """Of all ranks' values, now or a step ago, the same on all."""
+        """Return the maximum of all ranks' values, of this step or the one before, equal on all ranks."""
         before, self.coming = self.coming, all_reduce_max(value, device)
         if before is None or device.type == "cpu" or num_ranks() == 1:
             return self.coming()

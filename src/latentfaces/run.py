@@ -71,11 +71,11 @@ class Run:
         return (self.folder / RESULT).exists()
 
     def result(self) -> dict[str, Any]:
-        """What a finished run came to: metrics and verdict."""
+        """Return the metrics and the verdict of a finished run."""
         return json.loads((self.folder / RESULT).read_text())
 
     def tuned(self) -> dict[str, Any] | None:
-        """What task=tune found for the best weights this run has now: "guidance" and "ema"."""
+        """Return "guidance" and "ema" that task=tune found for the present best weights, or None."""
         path = self.folder / TUNED
         if not path.exists():
             return None
@@ -203,7 +203,7 @@ def find_run(
 
 
 def folders_named(wanted: str, stage: str, outputs: str | Path = "outputs") -> list[Path]:
-    """What a person may mean: the folder itself, and then the run of this name below `outputs/<stage>`."""
+    """Return the candidates for a run: the folder itself, then the run of this name below `outputs/<stage>`."""
     return [Path(wanted), Path(outputs) / stage / wanted]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, refused, run_command
+from helpers.commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command
 from PIL import Image
 
 from latentfaces.autoencoder import Decoder, Skips
@@ -132,8 +132,6 @@ def test_guidance_and_average_change_the_faces_and_weight_one_does_not(sample: C
 
     plain = face("guidance=none")
     assert np.array_equal(face("guidance=auto", "guidance.weight=1"), plain)
-    said = refused("sample.py", "guidance=auto", "guidance.weight=9", "guidance.start=0.9", "guidance.end=0.8")
-    assert "contain none of the" in said
     assert not np.array_equal(face("guidance=auto", "guidance.weight=500"), plain)
 
 

@@ -31,7 +31,7 @@ def installed(package: str) -> pytest.MarkDecorator:
 
 
 def refusal(arguments: list[str], train: Command, capfd: pytest.CaptureFixture[str]) -> str:
-    """What a refused command says."""
+    """Return the error of a rejected command."""
     with pytest.raises(SystemExit) as exit_:
         train(*arguments)
     said = capfd.readouterr().err

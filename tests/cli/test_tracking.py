@@ -47,7 +47,7 @@ class Record:
 
     @property
     def history(self) -> list[Mapping[str, Any]]:
-        """What was logged."""
+        """Logged values."""
         return [entry["item"] for entry in self.of("history")]
 
     @property
@@ -86,7 +86,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def records(home: Path) -> list[Record]:
-    """Those of the three trainings, in their order."""
+    """Return the records of the three trainings, in order."""
     paths = [
         path
         for stage in ("vae", "ldm")

@@ -104,8 +104,14 @@ REFUSED = {
     "more devices than there are": ([*TINY_VAE, "trainer.devices=64"], "trainer.devices=64"),
     "annealing without a KL": (["model=ldm", "annealing=cosine"], "annealing"),
     "an annealing key that nothing reads": ([*TINY_VAE, "annealing.end=1"], "model.kl_weight.end"),
-    "batches by more than all of them": ([*TINY_VAE, "trainer.limit_val_batches=1.5"], "a number of batches, as 10"),
-    "batches by a word": ([*TINY_VAE, "trainer.limit_train_batches=half"], "a number of batches, as 10"),
+    "batches by more than all of them": (
+        [*TINY_VAE, "trainer.limit_val_batches=1.5"],
+        "trainer.limit_val_batches=1.5 is invalid",
+    ),
+    "batches by a word": (
+        [*TINY_VAE, "trainer.limit_train_batches=half"],
+        "trainer.limit_train_batches=half is invalid",
+    ),
     "the same batch again, which is another each time": ([*TINY_VAE, "trainer.overfit_batches=1"], "data.root="),
     "a VAE for a VAE": ([*TINY_VAE, "vae=latest"], "model=ldm"),
     "a full disk that is to be ignored": ([*TINY_VAE, "on_full_disk=ignore"], "on_full_disk=ignore"),
@@ -313,7 +319,7 @@ def test_a_network_beside_a_recipe_counts_where_the_recipe_leaves_a_part_of_it_o
         "model/autoencoder=skip_f8",
         "trainer.max_steps=0",
     ]
-    assert "trainer.max_steps=0 must be" in refused("train.py", *options, "name=open")  # and no word of the network
+    assert "trainer.max_steps=0 is invalid" in refused("train.py", *options, "name=open")  # and no word of the network
 
 
 @pytest.mark.parametrize("mistake", WRONG_FOR_STAGE_TWO)

@@ -140,7 +140,7 @@ def documented_commands() -> list[str]:
 
 
 def first_job(overrides: list[str]) -> list[str]:
-    """What the first job of a sweep is told; of a command that is none, all."""
+    """Return the overrides of the first job of a sweep; of other commands, all overrides."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     for number, override in enumerate(parsed):
         if override.is_interval_sweep():

@@ -109,7 +109,7 @@ def test_error_in_the_loader_reaches_the_consumer_after_the_good_batches(fails_a
 
 
 def threads() -> set[threading.Thread]:
-    """Those that Python code has started: those of other libraries come and go."""
+    """Return the threads that Python code has started."""
     return {thread for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
 
 

@@ -1,12 +1,10 @@
 """The diffusion transformer: its start, its sizes, one block in float64, and places that matter."""
 
-from pathlib import Path
-
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 
+from latentfaces.config.compose import compose_config
 from latentfaces.diffusion import DiT
 from latentfaces.diffusion.dit import DiTBlock
 from latentfaces.nn import rotation_2d
@@ -154,8 +152,8 @@ def test_position_table_adds_no_weights_and_older_configs_have_none() -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "dit_s", "dit_b", "dit_l"])
 def test_dit_presets_have_the_position_table(name: str) -> None:
-    preset = Path(__file__).parents[2] / "conf" / "model" / "denoiser" / f"{name}.yaml"
-    assert yaml.safe_load(preset.read_text())["position_table"] is True
+    cfg = compose_config("train", ["model=ldm", f"model/denoiser={name}"])
+    assert cfg.model.denoiser.network.position_table
 
 
 def test_position_table_needs_a_width_that_is_a_multiple_of_four() -> None:

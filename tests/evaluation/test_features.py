@@ -22,7 +22,7 @@ def grey(level: int, size: int = 32) -> Tensor:
 def seen(
     images: Tensor, size: int = 16, mean: tuple[float, ...] = (0.0,) * 3, std: tuple[float, ...] = (1.0,) * 3
 ) -> Any:
-    """What a network is given of images."""
+    """Record the inputs of a network."""
     return Resized(nn.Identity(), size, mean, std)(images)
 
 
@@ -146,7 +146,7 @@ def test_inception_takes_a_file_and_sees_what_torch_fidelity_itself_does(
 
 
 class Touch:
-    """What a pickle may do to whoever loads it: here, make a file.
+    """Pickle that makes a file when it is loaded.
 
     Args:
         path: of the file.

@@ -41,7 +41,7 @@ def browse(page: Path, scratch: Path, width: int, *flags: str) -> str:
 
 
 def seen(page: Path, scratch: Path, width: int) -> dict[str, Any]:
-    """What a script in a copy of the page finds out: widths in pixels, and what was loaded from elsewhere."""
+    """Return the result of a script in a copy of the page: widths in pixels, and external loads."""
     copy = scratch / f"copy-{width}.html"
     # A window cannot be as narrow as a telephone: a frame can.
     copy.write_text(page.read_text().replace("</body>", LOOK + "</body>"))

@@ -38,12 +38,12 @@ class IdealDenoiser(Denoiser):
 
 
 def gaussian(std: float) -> PosteriorMean:
-    """Of data N(0, std^2)."""
+    """Return the ideal denoiser of data N(0, std^2)."""
     return lambda x_t, alpha, sigma: alpha * std**2 / (alpha**2 * std**2 + sigma**2) * x_t
 
 
 def point(x0: Tensor) -> PosteriorMean:
-    """Of data that are always x0."""
+    """Return the ideal denoiser of data that are always x0."""
     return lambda x_t, alpha, sigma: x0.expand_as(x_t)
 
 

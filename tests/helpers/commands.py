@@ -67,7 +67,7 @@ def run_command(name: str, *arguments: str, pictures: bool = False) -> None:
 
 
 def refused(name: str, *arguments: str) -> str:
-    """What train.py or sample.py says when it refuses: a failure without a traceback."""
+    """Return the error of a rejected train.py or sample.py. It must have no traceback."""
     said = io.StringIO()
     with pytest.raises(SystemExit) as exit_, contextlib.redirect_stderr(said):
         run_command(name, *arguments)

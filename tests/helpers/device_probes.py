@@ -30,7 +30,7 @@ class OnOneRank(Callback):
             self.act()
 
     def act(self) -> None:
-        """What it does."""
+        """Run the action."""
         raise ValueError("boom")
 
 

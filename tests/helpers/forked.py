@@ -28,7 +28,7 @@ WARM = [
 
 
 def run(log: Path, folder: Path, environment: Mapping[str, str], name: str, arguments: tuple[str, ...]) -> None:
-    """What a forked process does."""
+    """Run a command in the forked process."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -39,7 +39,7 @@ def run(log: Path, folder: Path, environment: Mapping[str, str], name: str, argu
 
 
 def free_port() -> str:
-    """Of this machine."""
+    """Return a free port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])

@@ -40,7 +40,7 @@ def not_known() -> None:
 
 
 class Kaggle:
-    """What the client does, and what was asked of it."""
+    """Stand-in for the client, which records its calls."""
 
     def __init__(self) -> None:
         self.authenticate: Callable[[], None] = lambda: None

@@ -12,14 +12,14 @@ ON_CPU = ["trainer.accelerator=cpu"]
 
 
 def torchrun_environment(rank: int, number: int, port: str) -> dict[str, str]:
-    """What torchrun tells a process on one machine."""
+    """Return the environment that torchrun sets for a process on one machine."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
     rest = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     return {name: str(value) for name, value in names.items()} | rest
 
 
 def slurm_environment(rank: int, number: int, port: str) -> dict[str, str]:
-    """What srun tells a process that has a machine for itself."""
+    """Return the environment that srun sets for the only process of a machine."""
     here = {"SLURM_PROCID": rank, "SLURM_NODEID": rank, "SLURM_LOCALID": 0}
     job = {"SLURM_NTASKS": number, "SLURM_NNODES": number, "SLURM_NTASKS_PER_NODE": 1, "SLURM_JOB_ID": 1}
     rest = {"SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "train", "MASTER_PORT": port}
@@ -43,7 +43,7 @@ def run_on(number: int, fork: Forker, *arguments: str, **options: Any) -> str:
 
 
 def under_torchrun(folder: Path, number: int, log: Path, commands: Sequence[Sequence[str]]) -> None:
-    """What torchrun does with commands one after the other, by its own agent; for a process that may be forked."""
+    """Run commands one after the other with torchrun's own agent, in a process that may be forked."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     import latentfaces.tasks

@@ -17,7 +17,7 @@ def checkpoint(run: str | Path, name: str = "last") -> dict[str, Any]:
 
 
 def ema_of(state: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of the average."""
+    """Return the state of the average in a checkpoint."""
     return next(value for key, value in state["callbacks"].items() if key.startswith("EMA"))
 
 
@@ -56,7 +56,7 @@ def validations(run: str | Path) -> list[tuple[str, str]]:
 
 
 def rows_of(run: str | Path) -> list[dict[str, str]]:
-    """What a run has logged."""
+    """Return the logged values of a run."""
     folder = run if isinstance(run, Path) else Path("outputs") / run
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))

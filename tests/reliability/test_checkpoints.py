@@ -69,7 +69,7 @@ def test_case_31_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     status, said = fork.run(*settings, "resume=auto")
     assert status == 0, said
     assert f"{last.resolve()} is damaged" in said
-    assert f"going on from {last.resolve().with_stem('last.previous')}" in said
+    assert f"Resuming from {last.resolve().with_stem('last.previous')}" in said
     assert checkpoint("vae/killed")["global_step"] == 6
 
 

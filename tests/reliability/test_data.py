@@ -166,11 +166,11 @@ def test_case_10_a_packing_that_is_told_to_end_ends_in_order_and_says_that_it_go
     assert packing.wait() == STOPS[sent], packing.said
     said = packing.said
     assert "Traceback" not in said
-    assert f"stopped by {sent.name}" in said
+    assert f"topped by {sent.name}" in said
     if command == "train.py":
         assert said.splitlines()[-1].endswith("resume=auto")
     else:
-        assert "the same command goes on where it was" in said
+        assert "the same command resumes" in said
     assert 0 < np.count_nonzero(np.load(state)["state"]) < count
     assert not partial.with_suffix("").exists()
 

@@ -52,7 +52,7 @@ def test_3_tasks_of_slurm_that_see_one_gpu_each_are_told_the_option(
 
 
 def drawn(folder: str) -> list[list[dict[str, Tensor]]]:
-    """What each rank saw, step by step."""
+    """Return the draws of each rank, step by step."""
     return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

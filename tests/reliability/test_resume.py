@@ -204,7 +204,7 @@ def copied(done: Path, workplace: Path) -> Path:
 
 
 def best_of(state: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of the best one."""
+    """Return the best score in a checkpoint."""
     return next(value for value in state["callbacks"].values() if value.get("monitor") == "val/loss")
 
 
@@ -283,7 +283,7 @@ def test_case_35_two_trainings_never_share_a_folder(workplace: Path, monkeypatch
     with FileLock(folder / ".lock"):
         for _ in range(2):  # the first leaves the lock where it is
             said = refused("train.py", *TINY_VAE, *SHORT, "name=taken", "resume=auto")
-            assert f"another process trains in {folder}" in said
+            assert f"Another process trains in {folder}" in said
     run_command("train.py", *TINY_VAE, *SHORT, "name=taken", "resume=auto")  # it has ended
 
 

@@ -136,7 +136,7 @@ def test_case_39_an_output_that_holds_pictures_or_cannot_be_written_is_told_befo
     run_command("sample.py", *few, "output=pictures")
     before = tree(Path("pictures"))
     monkeypatch.setattr(FacePipeline, "faces", None)  # from here on nothing may be made
-    assert "output=pictures holds pictures already: name another folder" in refused(
+    assert "output=pictures already contains images. Choose another folder." in refused(
         "sample.py", *few, "output=pictures"
     )
     assert tree(Path("pictures")) == before

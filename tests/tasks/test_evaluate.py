@@ -47,7 +47,7 @@ def home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def evaluate(*options: str) -> dict[str, Any]:
-    """What metrics.json says."""
+    """Return the content of metrics.json."""
     few = ["task=evaluate", "num_images=60", "batch_size=16", "sampler.num_steps=2", "output=pictures"]
     run_command("sample.py", *few, *options)
     told: dict[str, Any] = json.loads(Path("pictures/metrics.json").read_text())

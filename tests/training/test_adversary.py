@@ -35,7 +35,7 @@ def an_adversary(seed: int = 0, optimizer: Any = None, **options: Any) -> Advers
 
 
 def ready(adversary: Adversary) -> Adversary:
-    """The same, as it is when training begins."""
+    """Return the adversary in its state at the start of training."""
     adversary.begin(CPU)
     return adversary
 

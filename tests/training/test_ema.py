@@ -73,7 +73,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def trainer(step: int) -> Any:
-    """What the EMA asks of one."""
+    """Return a trainer with what the EMA needs."""
     return SimpleNamespace(global_step=step, strategy=SimpleNamespace(checkpoint_io=None))
 
 

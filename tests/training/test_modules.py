@@ -39,7 +39,7 @@ def vae_module() -> VAEModule:
 
 
 def logged(module: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """What the module logs from now on."""
+    """Record what the module logs."""
     seen: dict[str, float] = {}
 
     def log_dict(values: Mapping[str, Tensor | float], **_: Any) -> None:
@@ -52,7 +52,7 @@ def logged(module: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 @torch.no_grad()
 def validate(module: VAEModule, *batches: Tensor) -> None:
-    """What Lightning does with the module in a validation."""
+    """Run a validation of the module as Lightning does."""
     module._trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=same))  # type: ignore[assignment]
     module.on_validation_epoch_start()
     for number, batch in enumerate(batches):

@@ -13,7 +13,7 @@ ONE = torch.tensor(1.0)
 
 
 def names(*photos: str) -> Callable[[], Sequence[str]]:
-    """What looks up a batch of these."""
+    """Return a function that looks up a batch of these images."""
     return lambda: photos
 
 

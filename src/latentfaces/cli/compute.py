@@ -51,7 +51,7 @@ def training_device(trainer: DictConfig) -> torch.device:
 
 
 def device_choices(cfg: DictConfig) -> DeviceChoices:
-    """What was chosen, and the fastest for the device where it says auto.
+    """Return the device choices of the config, with `auto` resolved to the fastest.
 
     Raises:
         UserError: a value is not one of those there are, or has no effect with the chosen optimizer.
@@ -71,7 +71,7 @@ def device_choices(cfg: DictConfig) -> DeviceChoices:
 
 
 def one_of(name: str, value: Any, known: dict[Any, Any]) -> Any:
-    """What `known` has for a key's value."""
+    """Return the entry of `known` for a key's value."""
     if value not in known:
         raise UserError(f"device.{name}={value} is not one of {', '.join(str(key).lower() for key in known)}")
     return known[value]

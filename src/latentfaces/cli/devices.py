@@ -17,7 +17,7 @@ DDP = CONF / "strategy" / "ddp.yaml"
 
 @dataclass(frozen=True)
 class Launcher:
-    """What started this process, and others beside it.
+    """Launcher that started this process and the other ranks.
 
     Args:
         name: its command.
@@ -73,7 +73,7 @@ def resolve_devices(cfg: DictConfig) -> None:
 
 
 def check_launcher(cfg: DictConfig, launcher: Launcher) -> None:
-    """What was typed must be what the launcher did, and the same in each process."""
+    """Check that the overrides match what the launcher started."""
     trainer = cfg.trainer
     typed = overridden_keys()
     if "name" not in typed and "hydra.run.dir" not in typed:
@@ -131,7 +131,7 @@ def device_indices(trainer: DictConfig) -> list[int] | None:
 
 
 def num_devices(trainer: DictConfig) -> int:
-    """Of each machine.
+    """Return the number of devices of each machine.
 
     Raises:
         UserError: the key is no number of devices.
@@ -150,7 +150,7 @@ def num_devices(trainer: DictConfig) -> int:
 
 
 def num_processes(trainer: DictConfig) -> int:
-    """Of the whole training."""
+    """Return the number of processes of the training."""
     return num_devices(trainer) * int(trainer.num_nodes)
 
 

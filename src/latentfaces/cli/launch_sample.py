@@ -57,7 +57,7 @@ class Recipe:
     weights: str | None = None
 
     def text(self, weights: str) -> dict[str, Any]:
-        """What a picture says of itself."""
+        """Return the metadata that a PNG carries."""
         own = {"run": self.run, "weights": weights, "precision": self.precision, "task": self.task}
         return {**own, "ema": self.ema, "guidance": self.guidance, "files": self.files, "settings": self.settings}
 

@@ -133,7 +133,7 @@ def stops_told(cfg: DictConfig) -> Iterator[Any]:
     except Stopped as stopped:
         if is_main_process():
             saved = "nothing new to save" if stopped.saved is None else "step {} is saved in {}".format(*stopped.saved)
-            print(f"stopped by {stopped.signal.name}; {saved}; to go on type\n{command_to_resume(cfg)}", flush=True)
+            print(f"Stopped by {stopped.signal.name}; {saved}. To resume, run\n{command_to_resume(cfg)}", flush=True)
             if cfg.requeue and stopped.signal in (signal.SIGUSR1, signal.SIGUSR2):
                 requeue()
         raise
@@ -213,7 +213,7 @@ def batches_between_validations(trainer: DictConfig) -> Any:
 
 
 def told(cfg: DictConfig, trainer: Any, how: str) -> str:
-    """What trains, how, and what a step takes: nothing is scaled behind a person's back."""
+    """Describe devices, precision and the number of images of a step."""
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
     what = f"training on {trainer.world_size} {kind} device(s), {how}"
     factors = {

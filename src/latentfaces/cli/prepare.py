@@ -73,7 +73,7 @@ def main() -> None:
         with handle_signals(stop):
             pack = prepare(arguments)
     except Stopped as stopped:
-        print(f"stopped by {stopped.signal.name}: the same command goes on where it was", file=sys.stderr)
+        print(f"Stopped by {stopped.signal.name}: the same command resumes", file=sys.stderr)
         raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a run's folder is for: a fresh start, or going on from a checkpoint, with the config it was begun with."""
+"""Start a run from scratch, or resume it from a checkpoint with the config that it was started with."""
 
 import contextlib
 import os
@@ -62,8 +62,8 @@ def trained_alone(cfg: DictConfig) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"another process trains in {folder}: wait for it, or give this one another name=... (where you know that "
-            f"there is none, remove {folder / LOCK})"
+            f"Another process trains in {folder}. Wait for it, or choose another name=... (If there is none, "
+            f"remove {folder / LOCK}.)"
         ) from None
     try:
         yield
@@ -79,30 +79,32 @@ def claim_run(cfg: DictConfig) -> Path | None:
     """Decide what the run's folder is for: the checkpoint to go on from, or None for a fresh start.
 
     Raises:
-        UserError: the folder holds a run, and nobody said to go on; or the other way round; or its checkpoint is
+        UserError: the folder already contains a run and resume=false, or the reverse; or its checkpoint is
             damaged; or the config has changed.
     """
     folder, resume = Path(cfg.run_dir), cfg.resume.lower()
     there = [path for name in CANDIDATES if (path := folder / "checkpoints" / f"{name}.ckpt").is_file()]
     if resume == "false":
         if (there or (folder / RESULT).exists()) and is_main_process():
-            raise UserError(f"{folder} holds a run: go on with resume=auto, or give this one another name=...")
+            raise UserError(
+                f"{folder} already contains a run. Use resume=auto to continue it, or choose another name=..."
+            )
         return None
     if not there:
         if resume != "auto":
             raise UserError(
-                f"resume={resume}, but there is no {folder}/checkpoints/last.ckpt to go on from: check name=..., "
-                "or type resume=auto"
+                f"resume={resume}, but there is no {folder}/checkpoints/last.ckpt to resume from. Check name=..., "
+                "or use resume=auto"
             )
         if is_main_process():
-            print(f"nothing to go on from in {folder}: a fresh start")
+            print(f"No checkpoint in {folder}: starting from scratch")
         return None
     checkpoint = newest_whole(there, fall_back=resume == "auto")
     compare_configs(cfg, force=resume == "force")
     if is_main_process():
         for orphan in folder.rglob("*.partial"):  # of a kill in the middle of a save
             orphan.unlink()
-        print(f"going on from {checkpoint}")
+        print(f"Resuming from {checkpoint}")
     return checkpoint
 
 
@@ -120,9 +122,9 @@ def newest_whole(checkpoints: list[Path], fall_back: bool) -> Path:
             break
         found.append(f"{path} is damaged ({problem})")
     else:
-        raise UserError(f"{'; '.join(found)}: restore one of them, or begin anew under another name=...")
+        raise UserError(f"{'; '.join(found)}: restore one of them, or start again under another name=...")
     if found and not fall_back:
-        raise UserError(f"{'; '.join(found)}: restore it, or go on from {path} with resume=auto")
+        raise UserError(f"{'; '.join(found)}: restore it, or resume from {path} with resume=auto")
     if found and is_main_process():
         print(f"WARNING: {'; '.join(found)}. The steps since {path.name} are done again.", file=sys.stderr)
     return path
@@ -150,11 +152,11 @@ def compare_configs(cfg: DictConfig, force: bool) -> None:
     harmful = [change for key, change in changes.items() if not matches(key, HARMLESS)]
     if harmful and not force:
         raise UserError(
-            f"{cfg.run_dir} was begun with another config ({'; '.join(harmful)}): leave these as they were, type "
-            "resume=force to go on with the new values, or begin anew under another name=..."
+            f"{cfg.run_dir} was started with another config ({'; '.join(harmful)}). Restore these values, use "
+            "resume=force to continue with the new ones, or choose another name=..."
         )
     if changes and is_main_process():
-        print("\n".join(["changed since the run was begun:", *changes.values()]))
+        print("\n".join(["Changed since the run started:", *changes.values()]))
 
 
 def matches(key: str, patterns: tuple[str, ...]) -> bool:

@@ -64,7 +64,7 @@ def write_page(config: DictConfig) -> Path:
 
 
 def failures(config: DictConfig) -> list[Path]:
-    """What failed jobs have left, in their order."""
+    """Return the error files of failed jobs, in order."""
     found = Path(config.hydra.sweep.dir).glob(f"*/{ERROR_LOG}")
     return sorted(found, key=lambda path: (len(path.parent.name), path.parent.name))
 
@@ -106,7 +106,7 @@ def is_installed(package: str) -> bool:
 
 
 def varied_keys(config: DictConfig) -> list[str]:
-    """What differs from job to job: in a comma, a range or an interval, typed or in `hydra.sweeper.params`."""
+    """Return the keys that differ between jobs: overridden as a sweep, or in `hydra.sweeper.params`."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     params = config.hydra.sweeper.get("params") or {}
@@ -134,16 +134,20 @@ def check_folder(config: DictConfig) -> None:
     if not any(folder.glob("*/.hydra/overrides.yaml")):
         return
     if config.resume.lower() == "false":
-        raise UserError(f"{folder} holds a sweep: go on with resume=auto, or give this one another name=...")
+        raise UserError(
+            f"{folder} already contains a sweep. Use resume=auto to continue it, or choose another name=..."
+        )
     if "basic" not in config.hydra.sweeper._target_:
-        raise UserError(f"{folder} holds a sweep, and this sweeper would try other values: give it another name=...")
+        raise UserError(
+            f"{folder} already contains a sweep, and this sweeper would try other values. Choose another name=..."
+        )
     earlier = OmegaConf.load(folder / "multirun.yaml") if (folder / "multirun.yaml").exists() else None
     if earlier is not None and what_varies(earlier) != what_varies(config):
-        raise UserError(f"{folder} holds a sweep of other jobs: type what was typed then, or another name=...")
+        raise UserError(f"{folder} contains a sweep of other jobs. Repeat its overrides, or choose another name=...")
 
 
 def what_varies(config: Any) -> tuple[list[str], Any]:
-    """What the jobs of a sweep are made from."""
+    """Return the overrides and sweeper parameters that define the jobs of a sweep."""
 
     def lasting(overrides: Iterable[str]) -> list[str]:
         return [item for item in overrides if not item.lstrip("+").startswith(CHANGING_ON_RESUME)]

@@ -59,7 +59,7 @@ class TrainerConfig:
 
 @dataclass
 class DeviceConfig:
-    """How networks are computed; `latentfaces.cli.compute` says what each may be."""
+    """Keys `device.*`: how networks are computed. `latentfaces.cli.compute` lists their values."""
 
     attention: str = "auto"
     phased_upsampling: Any = "auto"

@@ -56,7 +56,7 @@ def unknown_key(wrong: str, config: str, overrides: Sequence[str]) -> str:
     """Return the line for a key that does not exist, with the nearest one that does."""
     try:
         composed = compose_config(config, [o for o in overrides if key_of(o) != wrong and "," not in o])
-        keys = [key for key, _ in leaves_of(composed)]
+        keys = [key for key, _ in leaves_of(composed) if not key.startswith("hydra.")]
     except (HydraException, OmegaConfBaseException):
         keys = []
     above, _, last = wrong.rpartition(".")

@@ -64,7 +64,7 @@ def check_keys(cfg: DictConfig, schema: type) -> None:
     """
     known = schema.__dataclass_fields__  # type: ignore[attr-defined]
     for name in map(str, cfg):
-        if name not in known:
+        if name not in known and name != "hydra":
             raise UserError(f"Unknown key {name}.")
     for name, field in known.items():
         if is_dataclass(field.default_factory):
@@ -155,7 +155,7 @@ def type_hints(target: str) -> dict[str, Any]:
 
 
 def check_training(cfg: DictConfig) -> None:
-    """What no single key can know.
+    """Check combinations of keys.
 
     Raises:
         UserError: naming the key and the remedy.

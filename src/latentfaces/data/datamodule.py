@@ -181,7 +181,7 @@ class FFHQDataModule(LightningDataModule):
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """Device of this process."""
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     @property
@@ -251,7 +251,7 @@ class FFHQDataModule(LightningDataModule):
         return to_float(batch.images, batch.mirrored, self.floats)
 
     def state_dict(self) -> dict[str, int]:
-        """Where in the data the run is, so that it goes on with the next batch."""
+        """Position in the data, from which a resumed run continues with the next batch."""
         assert self.trainer is not None
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         # The trainer's own count of epochs runs ahead where training ends in the middle of one.

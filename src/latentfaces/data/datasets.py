@@ -13,7 +13,7 @@ from latentfaces.data.images import to_float
 
 
 class Draws(NamedTuple):
-    """What a batch is made of."""
+    """Indices and mirror flags of a batch."""
 
     items: NDArray[np.int64]
     """(b,) places in the dataset."""

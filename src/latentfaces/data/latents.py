@@ -21,7 +21,7 @@ Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def images_at_once(resolution: int) -> int:
-    """How many pictures a network looks at together: no more than 64, and of large ones fewer."""
+    """Return the batch size for encoding: at most 64, fewer for large images."""
     return min(64, max(1, PIXELS_AT_ONCE // resolution**2))
 
 

@@ -57,7 +57,7 @@ def is_whole_ffhq(names: list[str]) -> bool:
 
 
 def hold_out(names: list[str], identities: list[str] | None, every: int) -> tuple[str, list[int]]:
-    """Which of the named pictures are for validation: the rule in words, and their indices.
+    """Return the validation split of named images: the rule as text, and the indices.
 
     By person where the people are known, so that nobody is both learned from and tested on; FFHQ's official split
     (Karras et al. 2019: the last 10,000 of 70,000) where the set is whole; otherwise every `every`-th picture.

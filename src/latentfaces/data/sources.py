@@ -40,7 +40,7 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 
 
 def zip_threat(member: zipfile.ZipInfo, is_picture: bool) -> str | None:
-    """What is wrong with a member of a .zip that no set of photos has, in words.
+    """Return why a .zip member is rejected, or None.
 
     Nothing is ever extracted to disk, so that none of it could do harm; but who made such a .zip meant to.
     """
@@ -72,7 +72,7 @@ def files_in(folder: Path, above: str = "") -> Iterator[tuple[str, int]]:
 
 
 def ffhq_key(path: Path) -> tuple[str, str]:
-    """What tells FFHQ's files apart however they are nested: the folder of their size, and their own name."""
+    """Return the part of an FFHQ path that identifies the file: the folder of its size, and its name."""
     sizes = [part for part in path.parts[:-1] if part.startswith(("images", "thumbnails"))]
     return sizes[-1] if sizes else "", path.name
 

@@ -17,7 +17,7 @@ def damaged_pictures(pack: Pack, source: Photos) -> list[str]:
 
 
 def faults(pack: Pack, source: Photos) -> Iterator[str]:
-    """As `damaged_pictures`, one by one."""
+    """Yield what `damaged_pictures` lists, one by one."""
     if file_sha256(pack.folder / "images.npy") != pack.sha256:
         yield f"{pack.folder / 'images.npy'} has changed since it was written"
     official = source.checksums()

@@ -34,9 +34,9 @@ class FeatureDistance:
         return ((features[:, self.kept] - self.mean) / self.std).clamp(-MAX_Z, MAX_Z)
 
     def features(self, images: Tensor) -> Tensor:
-        """Of images (n, 3, R, R) uint8, (n, d)."""
+        """Return features (n, d) of images (n, 3, R, R) uint8."""
         return torch.cat([self.look(batch) for batch in images.split(images_at_once(images.shape[-1]))])
 
     def __call__(self, fake: Tensor) -> float:
-        """Of images (m, 3, R, R) uint8: about 0 for real ones, no upper bound."""
+        """Return the distance of images (m, 3, R, R) uint8: about 0 for real images, without upper bound."""
         return kernel_distance(self.real, self.scaled(self.features(fake)))

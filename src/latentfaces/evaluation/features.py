@@ -52,7 +52,7 @@ class EncoderFeatures:
 
 
 class NetworkFeatures:
-    """What a network gives.
+    """Output of a feature network.
 
     Args:
         name: of the network.

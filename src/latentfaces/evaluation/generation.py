@@ -114,7 +114,7 @@ def distances(first: Tensor, second: Tensor) -> Iterator[tuple[int, int, Tensor]
 
 
 class Memorisation(NamedTuple):
-    """How near new faces come to the photos that were trained on, and to one another."""
+    """Distances of samples to the training images and to one another."""
 
     nearest: Nearest
     """Of each face its nearest training photos."""
@@ -126,13 +126,13 @@ class Memorisation(NamedTuple):
     """Likewise of the held-out photos: distances."""
 
     def cpu(self) -> "Memorisation":
-        """The same on the CPU."""
+        """Return the same on the CPU."""
         near, twins = (Nearest(found.distances.cpu(), found.indices.cpu()) for found in (self.nearest, self.twins))
         return Memorisation(near, self.held_out.cpu(), twins, self.held_out_twins.cpu())
 
     @property
     def limit(self) -> float:
-        """What all but the nearest hundredth of held-out photos keep from the training photos."""
+        """Return the distance to the training images that 99 % of held-out images exceed."""
         return float(self.held_out.quantile(HELD_OUT_SHARE))
 
     @property
@@ -142,7 +142,7 @@ class Memorisation(NamedTuple):
 
     @property
     def twin_limit(self) -> float:
-        """What all but the nearest hundredth of held-out photos keep from one another, copies left out."""
+        """Return the distance to one another that 99 % of held-out images exceed, without copies."""
         apart = self.held_out_twins[self.held_out_twins > COPIES * self.held_out_twins.median()]
         return float(apart.quantile(HELD_OUT_SHARE)) if len(apart) else 0.0
 

@@ -63,7 +63,7 @@ class LatentHealth:
             self.sums[name] = reduce_over_ranks(value.to(device), reduce_op="sum").cpu().double()
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
-        """Of draws from the posteriors, per channel: each (c, 1, 1) float32.
+        """Return mean and std per channel of draws from the posteriors: each (c, 1, 1) float32.
 
         E[x^2] of a draw is mean^2 + variance: no noise is needed to know it.
         """
@@ -74,7 +74,7 @@ class LatentHealth:
         return mean[:, None, None].float(), std[:, None, None].float()
 
     def values(self) -> dict[str, float]:
-        """What is logged; per channel with its number.
+        """Return the logged values, numbered per channel.
 
         `kl_<n>`: nats per latent value; `active_units`: share of latent values whose mean varies over photos;
         `latent_mean_<n>`, `latent_std_<n>`; `noise_share_<n>`: the posterior's own part of the variance;
@@ -132,7 +132,7 @@ def band_energy(maps: Tensor) -> Tensor:
 
 
 def verdict(values: Mapping[str, float]) -> str:
-    """What the values of `LatentHealth` come to, in one sentence with a remedy where something is ill."""
+    """Summarize the values of `LatentHealth` in one sentence, with a fix where one is known."""
     channels = range(sum(name.startswith("kl_") for name in values))
     several = f"of {len(channels)} channels"
 

@@ -131,7 +131,7 @@ def read_curves(metrics_csv: str | Path) -> dict[str, Curve]:
 
 
 def best_validation(curves: Mapping[str, Curve]) -> Best | None:
-    """Where val/loss is the lowest; from the adversary's first step on, if there is one, as weights are chosen."""
+    """Return where val/loss is lowest, counted from the adversary's first step if there is one."""
     steps, values = curves.get("val/loss", ([], []))
     begins = curves.get("train/adversarial", ([0.0], []))[0][0]
     allowed = [n for n, step in enumerate(steps) if step >= begins and np.isfinite(values[n])]
@@ -165,7 +165,7 @@ def panels(curves: Mapping[str, Curve]) -> list[Panel]:
 
 
 def section(name: str) -> str:
-    """Which of `SECTIONS` a logged value belongs to."""
+    """Return the entry of `SECTIONS` of a logged value."""
     term = name.rpartition("/")[2]
     if name.startswith("health/"):
         return "latents"

@@ -82,7 +82,7 @@ def plot_neighbours(
 
 
 def plot_distances(samples: dict[str, Tensor], limit: float, output: str | Path | None = None) -> Figure:
-    """How far some samples are from their nearest training photo: a histogram of each, and the limit.
+    """Plot distances of samples to their nearest training images: a histogram of each, and the limit.
 
     Args:
         samples: distances (n,) by label.

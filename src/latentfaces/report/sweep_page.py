@@ -57,17 +57,17 @@ class Job:
 
     @property
     def name(self) -> str:
-        """That of its folder: its number."""
+        """Number of the job, from its folder."""
         return self.folder.name
 
     @property
     def number(self) -> tuple[int, str]:
-        """What it is put in order by: 2 before 10."""
+        """Sort key: 2 comes before 10."""
         return len(self.name), self.name
 
     @property
     def state(self) -> str:
-        """How it stands with it."""
+        """State of the job."""
         if self.error:
             return "failed"
         if self.stopped:
@@ -90,14 +90,14 @@ class Order:
     sign: int = 1
 
     def rank(self, job: Job) -> tuple[Any, ...]:
-        """What jobs are sorted by."""
+        """Sort key of the jobs."""
         value = job.result.get(self.figure, math.nan) if self.figure else 0.0
         missing = not job.result or not math.isfinite(value)
         return missing, 0.0 if missing else self.sign * value, job.number
 
 
 def changes_loss(keys: Sequence[str]) -> list[str]:
-    """Those of some keys that change what val/loss is, so that it compares no more between jobs."""
+    """Return the keys that change what val/loss measures, so that jobs cannot be compared by it."""
     below = tuple(f"{key}." for key in CHANGING_LOSS if key != "data")
     found = [key for key in keys if key in CHANGING_LOSS or key.startswith(below)]
     return [key for key in found if key != "model.loss.auxiliary_weight"]  # which is for training alone

@@ -108,14 +108,14 @@ class Evaluate(SamplingTask):
         return pictures.grid(shown, columns=8)
 
     def named(self, values: dict[str, float]) -> dict[str, float]:
-        """The same, the Frechet distance called FID where it is that."""
+        """Return the metrics with the Frechet distance named FID where it is the FID."""
         if self.features != "inception":
             return values
         return {"fid": values["frechet_distance"], **{k: v for k, v in values.items() if k != "frechet_distance"}}
 
 
 class MadePictures:
-    """What is evaluated: the new faces of a run of stage 2, or a VAE's reconstructions of held-out photos.
+    """Images under evaluation: samples of a stage 2 run, or reconstructions of held-out images by a VAE.
 
     Args:
         task: says which and how many.

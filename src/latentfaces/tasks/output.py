@@ -50,7 +50,7 @@ class PictureFolder:
         self.folder, self.origin = Path(self.ranks.agree(folder)), origin
         self.count = 0
         if any(self.folder.glob("*.png")) or (self.folder / "images.npz").exists():
-            raise UserError(f"output={self.folder} holds pictures already: name another folder")
+            raise UserError(f"output={self.folder} already contains images. Choose another folder.")
         self.ranks.wait()  # all have looked
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -58,6 +58,8 @@ def photos_for(resolution: int, image: str | None, pack: str | None, num_photos:
     Raises:
         UserError: there is neither `image` nor a pack, or a photo is damaged.
     """
+    if num_photos < 1:
+        raise UserError(f"task.num_photos={num_photos} must be at least 1")
     if image is not None:
         return own_photos(resolution, image, num_photos, seed).images
     if pack is None:
@@ -101,7 +103,7 @@ def read_photos(image: str, resolution: int, num_photos: int, seed: int, key: st
 
 
 def open_source(image: str, key: str) -> Photos:
-    """What `image` names, with at least one picture in it."""
+    """Open what `image` names. It must hold at least one image."""
     path = Path(image).expanduser()
     if not path.exists():
         raise UserError(f"{key}={image} does not exist")

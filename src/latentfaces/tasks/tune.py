@@ -46,7 +46,7 @@ class Choice:
     ema: float | None = None
 
     def guidance_config(self) -> dict[str, Any]:
-        """As in conf/guidance."""
+        """Return the config as in conf/guidance."""
         target = {"_target_": f"latentfaces.diffusion.{KINDS[self.guidance]}"}
         return target if self.guidance == "none" else {**target, "weight": self.weight, "start": 1.0, "end": 0.0}
 

@@ -13,7 +13,7 @@ from latentfaces.training.optimizers import adopt
 
 
 class AdversarialTerm(NamedTuple):
-    """What the adversary says of reconstructions."""
+    """Adversarial term of a batch of reconstructions."""
 
     gradient: Tensor
     """Of all distortion, the adversarial term included, at the reconstructions: (b, 3, H, W)."""

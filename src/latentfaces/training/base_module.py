@@ -62,14 +62,14 @@ class BaseModule(LightningModule, ABC):
     @property
     @abstractmethod
     def network(self) -> nn.Module:
-        """What is trained, averaged and exported."""
+        """Network that is trained, averaged and exported."""
 
     @abstractmethod
     def exports(self) -> Mapping[str, nn.Module]:
         """Weight files by name, without `.pth`, and the modules whose weights they hold."""
 
     def shards(self) -> Mapping[nn.Module, tuple[str, ...]]:
-        """What strategy=fsdp spreads over the ranks: parts of the network, with their methods besides `forward`."""
+        """Return the parts of the network that strategy=fsdp shards, with their methods besides `forward`."""
         return {self.network: ()}
 
     @abstractmethod
@@ -77,7 +77,7 @@ class BaseModule(LightningModule, ABC):
         """A few pictures that show how training goes: (n, 3, H, W) in [-1, 1], the same ones each time."""
 
     def verdict(self) -> str | None:
-        """What the last validation found, in one sentence, where there is something to say."""
+        """Return a one-sentence summary of the last validation, if there is one."""
         return None
 
     @property
@@ -122,7 +122,7 @@ class BaseModule(LightningModule, ABC):
         return min(max(shares), 1.0)
 
     def timers(self) -> list[Timer]:
-        """What ends training after `trainer.max_time`, if anything does."""
+        """Return the timers that end training after `trainer.max_time`."""
         return [callback for callback in self.trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
@@ -174,7 +174,7 @@ class BaseModule(LightningModule, ABC):
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def other_norms(self) -> Mapping[str, Tensor | None]:
-        """Of gradients that optimisers of our own are about to take a step with, the same on all ranks."""
+        """Return norms of the gradients of our own optimizers, equal on all ranks."""
         return {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -189,7 +189,7 @@ class BaseModule(LightningModule, ABC):
 
     @property
     def seconds(self) -> float:
-        """That all sessions of the training have taken."""
+        """Seconds that all sessions of the training have taken."""
         return self.seconds_before + time.monotonic() - self.started
 
     def log_terms(self, terms: Mapping[str, Tensor | float]) -> None:

@@ -76,7 +76,7 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a file of `torch.save`, each record of which carries its CRC-32; None if nothing is."""
+    """Return why a file of `torch.save` is damaged, by the CRC-32 of its records, or None."""
     if not path.exists():
         return "it is missing"
     try:
@@ -132,7 +132,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def full_disk_survived(trainer: Trainer) -> AbstractContextManager[None]:
-    """The same for other files than checkpoints."""
+    """Survive a full disk while writing files other than checkpoints, if `on_full_disk=skip`."""
     io = trainer.strategy.checkpoint_io
     return io.full_disk_survived() if isinstance(io, AtomicCheckpointIO) else nullcontext()
 

@@ -14,7 +14,7 @@ from latentfaces.errors import UserError
 from latentfaces.ranks import is_main_process, to_be_read
 
 NUM_NAMED = 8
-SKIP = ", or leave such steps out with on_nonfinite=skip"
+SKIP = ", or skip such steps with on_nonfinite=skip"
 Terms = Mapping[str, Tensor | float]
 Photos = Callable[[], Sequence[str]]
 """The names of a batch's photos: looked up only where they are told."""
@@ -30,7 +30,7 @@ class NonFiniteError(UserError):
 
     def __init__(self, what: str, remedy: str = "") -> None:
         super().__init__(
-            f"{what}: training stops before the weights are lost; go on from the last checkpoint with resume=force and "
+            f"{what}: training stops to protect the weights. Resume from the last checkpoint with resume=force and "
             f"a lower model.optimizer.lr{remedy}"
         )
 
@@ -46,14 +46,14 @@ class BadBatch:
 
 @dataclass
 class Step:
-    """What is known of a step before it is taken."""
+    """Batches and gradient norms of a step, before the step is taken."""
 
     number: int = 0
     batches: list[tuple[Terms, Photos]] = field(default_factory=list)
     norms: dict[str, Callable[[], float]] = field(default_factory=dict)
 
     def bad_norms(self) -> dict[str, float]:
-        """Those that are no numbers, the same ones on all ranks."""
+        """Return the non-finite norms, equal on all ranks."""
         return {name: value for name, read in self.norms.items() if not math.isfinite(value := read())}
 
     def suspects(self) -> list[BadBatch]:
@@ -129,12 +129,12 @@ class NonFiniteGuard:
 
 
 def bad_values(terms: Terms) -> dict[str, float]:
-    """Those that are no numbers."""
+    """Return the non-finite terms."""
     return {name: value for name, term in terms.items() if not math.isfinite(value := float(term))}
 
 
 def gathered_suspects(own: list[BadBatch]) -> list[BadBatch]:
-    """Those of all ranks, all of which must call this."""
+    """Return the bad batches of all ranks. A collective: every rank must call it."""
     if not dist.is_initialized():
         return own
     parts: list[Any] = [None] * dist.get_world_size()
@@ -144,7 +144,7 @@ def gathered_suspects(own: list[BadBatch]) -> list[BadBatch]:
 
 
 def told(norms: Mapping[str, float], number: int, suspects: Sequence[BadBatch]) -> str:
-    """What is no number, at which step, of which photos."""
+    """Describe which value is non-finite, at which step, in which images."""
     values: dict[str, float] = {}
     for suspect in suspects:
         values |= suspect.terms

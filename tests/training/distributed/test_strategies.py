@@ -47,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
 
 @pytest.fixture
 def runs(place: Forker, monkeypatch: pytest.MonkeyPatch) -> Forker:
-    """The same, as the working folder."""
+    """Working folder with the runs."""
     monkeypatch.chdir(place.folder)
     return place
 
@@ -144,7 +144,7 @@ def test_ranks_that_share_the_weights_measure_faces_together(runs: Forker) -> No
 
 @pytest.fixture
 def mesh() -> Iterator[DeviceMesh]:
-    """Of this process alone."""
+    """Device mesh of this process alone."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()

@@ -139,7 +139,7 @@ def runs(trainer: Trainer) -> list[Any]:
 
 
 def environment(trainer: Trainer) -> dict[str, str | int]:
-    """What a training ran on."""
+    """Return the hardware and software of a training."""
     device = trainer.strategy.root_device
     return {
         "python": platform.python_version(),

@@ -109,7 +109,7 @@ class EMA(Callback):
             self.write_snapshot(trainer, pl_module)
 
     def due(self, pl_module: LightningModule) -> int:
-        """How many snapshots should be there by now."""
+        """Return how many snapshots are due by now."""
         if not self.snapshots:
             return 0
         assert isinstance(pl_module, BaseModule)

@@ -90,7 +90,7 @@ class FaceMetrics(Callback):
             logger.log_metrics({"val/feature_distance": self.distance(faces)}, step=trainer.global_step)
 
     def faces(self, module: LatentDiffusionModule, agreed: Callable[[bool], bool] = bool) -> Tensor:
-        """As many of the faces (n, 3, R, R) uint8 as there is time for."""
+        """Return as many of the samples (n, 3, R, R) uint8 as the time allows."""
         assert module.latent_shape is not None
         generator = torch.Generator().manual_seed(module.seed)
         noise = torch.randn(self.num_images, *module.latent_shape, generator=generator)

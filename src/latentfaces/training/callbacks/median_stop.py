@@ -73,7 +73,7 @@ class MedianStop(Callback):
 
     @staticmethod
     def read(path: Path) -> Record:
-        """What another job has written so far."""
+        """Read the values that another job has logged."""
         return json.loads(path.read_text())["validations"]
 
     def state_dict(self) -> dict[str, Any]:

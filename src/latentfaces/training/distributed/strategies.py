@@ -68,7 +68,7 @@ class Watched(ParallelStrategy):
 
 
 def backend_timeout(timeout_minutes: float) -> timedelta:
-    """What the backend is told.
+    """Return the time-out of the backend.
 
     Raises:
         ValueError: it is no time.
@@ -152,6 +152,6 @@ def complete(node: Any) -> Any:
 
 
 def shared_out(value: Any, parameter: Tensor) -> Any:
-    """What an optimiser keeps of a parameter, sharded as that is where it is of its shape."""
+    """Shard an entry of the optimizer's state like its parameter, if it has the same shape."""
     fits = isinstance(value, Tensor) and value.shape == parameter.shape
     return placed_like(value, parameter) if fits else value

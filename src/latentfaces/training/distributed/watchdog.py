@@ -86,7 +86,7 @@ class RankWatch(threading.Thread):
 
     @property
     def store(self) -> dist.Store:
-        """Where ranks leave word for one another."""
+        """Store in which ranks report failures."""
         return dist.PrefixStore("rank-watch", dist.distributed_c10d._get_default_store())
 
     def trouble(self) -> str | None:
@@ -104,7 +104,7 @@ class RankWatch(threading.Thread):
             return "rank 0 has ended"
 
     def lost_child(self) -> str | None:
-        """Which of the ranks that this process started has failed."""
+        """Return which of the ranks that this process started has failed, or None."""
         for local_rank, child in enumerate(self.children, start=1):
             if (status := child.poll()) is not None and status not in STOPPED:
                 how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
@@ -112,7 +112,7 @@ class RankWatch(threading.Thread):
         return None
 
     def first_failure(self, error: Exception) -> str | None:
-        """What another rank failed of before this one did; tells the others of this one's error where it is the first.
+        """Return the failure of another rank that came before this rank's. Report this one if it is the first.
 
         Returns:
             One sentence; None where this rank is the first, or alone.
