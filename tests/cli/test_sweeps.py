@@ -57,13 +57,13 @@ SAME = ["-m", "model=vae", "data=synthetic", "model.optimizer.lr=1e-3,2e-3", "na
 def test_a_folder_that_holds_a_sweep_is_not_written_over(
     earlier: Path, train: Command, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert "outputs/sweeps/two holds a sweep: go on with resume=auto" in refusal(SAME, train, capfd)
+    assert "outputs/sweeps/two already contains a sweep. Use resume=auto" in refusal(SAME, train, capfd)
     assert sorted(path.name for path in earlier.iterdir()) == ["0", "multirun.yaml"]
 
 
 def test_going_on_with_other_jobs_is_refused(earlier: Path, train: Command, capfd: pytest.CaptureFixture[str]) -> None:
     other = [*SAME[:3], "model.optimizer.lr=1e-3,3e-3", "name=two", "resume=auto"]
-    assert "holds a sweep of other jobs" in refusal(other, train, capfd)
+    assert "contains a sweep of other jobs" in refusal(other, train, capfd)
 
 
 WRONG = {

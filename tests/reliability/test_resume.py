@@ -179,7 +179,7 @@ def test_case_30_last_is_the_last_and_best_the_best(fork: Forker) -> None:
 def test_case_32_going_on_from_nothing_is_an_error_or_said(fork: Forker) -> None:
     status, said = fork.run(*TINY_VAE, *SHORT, "name=new", "resume=true")
     assert status == 2
-    assert "last.ckpt to go on from" in said
+    assert "last.ckpt to resume from" in said
     assert "resume=auto" in said
     assert not Path("outputs/vae/new").exists()
     status, said = fork.run(*TINY_VAE, *SHORT, "name=new", "resume=auto")

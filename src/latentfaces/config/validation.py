@@ -183,8 +183,6 @@ def check_words(cfg: DictConfig, typed: Sequence[str]) -> None:
     Raises:
         UserError: naming the key and the remedy.
     """
-    if str(cfg.trainer.precision).startswith("16"):
-        raise UserError("trainer.precision=16-mixed overflows here: take bf16-mixed, which has float32's range")
     if "max_skipped_steps" in typed and cfg.on_nonfinite == "fail":
         raise UserError("max_skipped_steps has no effect without on_nonfinite=skip")
     if cfg.requeue and cfg.resume.lower() != "auto":
