@@ -184,7 +184,7 @@ def test_case_32_going_on_from_nothing_is_an_error_or_said(fork: Forker) -> None
     assert not Path("outputs/vae/new").exists()
     status, said = fork.run(*TINY_VAE, *SHORT, "name=new", "resume=auto")
     assert status == 0, said
-    assert "a fresh start" in said
+    assert "starting from scratch" in said
 
 
 @pytest.fixture(scope="module")
