@@ -1,6 +1,7 @@
 """Muon and AdamW as one optimiser: each weight gets exactly the step of its own."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from latentfaces.diffusion import Denoiser, DiT, RectifiedFlow, UNet
 from latentfaces.training import MuonAdamW
 from latentfaces.training.optimizers import adopt, is_hidden_matrix
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
 def tiny_denoiser() -> Denoiser:
@@ -83,7 +86,7 @@ def test_stored_and_loaded_it_goes_on_as_if_never_stopped() -> None:
     first, second = MuonAdamW(one.named_parameters()), MuonAdamW(other.named_parameters())
     for step in range(4):
         if step == 2:
-            other.load_state_dict(one.state_dict())
+            other.load_state_dict(copy.deepcopy(one.state_dict()))
             second.load_state_dict(copy.deepcopy(first.state_dict()))
         give_gradients(one, step)
         first.step()
@@ -145,3 +148,42 @@ def test_how_an_optimiser_computes_follows_what_was_chosen_and_not_the_checkpoin
     assert many.state[weight]["step"].device.type == "cpu"
     many.step()
     assert many.state[weight]["step"] == 2
+
+
+def fused_adamw(network: nn.Module) -> Any:
+    """AdamW as training creates it."""
+    return AdamW(network.parameters(), lr=1e-2, fused=True)
+
+
+def muon(network: nn.Module) -> Any:
+    """Muon as training creates it."""
+    return MuonAdamW(network.named_parameters(), lr=1e-2)
+
+
+@pytest.mark.parametrize("make", [fused_adamw, muon])
+@pytest.mark.parametrize("formats", [FORMATS, FORMATS[::-1]])
+def test_a_checkpoint_resumes_in_another_memory_format(make: Any, formats: list[torch.memory_format]) -> None:
+    def network(memory_format: torch.memory_format) -> Any:
+        convolutions = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 4, 1))
+        return convolutions.to(memory_format=memory_format)  # type: ignore[call-overload]
+
+    def step(part: nn.Module, optimizer: Any) -> None:
+        part(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 8, 8)
+    first, second = network(formats[0]), network(formats[1])
+    one, other = make(first), make(second)
+    chosen = [dict(group) for group in other.param_groups]
+    for _ in range(3):
+        step(first, one)
+    second.load_state_dict(first.state_dict())
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    for group, settings in zip(other.param_groups, chosen, strict=True):
+        adopt(group, settings, other.state)
+    for part, optimizer in ((first, one), (second, other)):
+        step(part, optimizer)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=2e-4 if make is muon else 1e-6)  # Muon computes in bfloat16

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from latentfaces.training.distributed.sharding import placed_like
+
 OUTER = ("embed", "stem", "head", "auxiliary_head", "out", "norm")
 """First and last layers, where rows and columns mean something by themselves."""
 
@@ -16,17 +18,24 @@ COMPUTING = ("params", "lr", "initial_lr", "fused", "foreach", "capturable", "di
 
 
 def adopt(group: dict[str, Any], chosen: dict[str, Any], state: Mapping[Tensor, dict[str, Any]]) -> None:
-    """Let a group that came from a checkpoint learn by the values that were chosen, but for its learning rate.
+    """Apply the chosen settings, except the learning rate, to a parameter group loaded from a checkpoint.
+
+    The state of each parameter gets its memory format: fused kernels read both in the order of memory.
 
     Args:
-        group: of parameters.
-        chosen: its values as it was made.
-        state: of the optimiser, by parameter.
+        group: parameter group of the optimizer.
+        chosen: settings of the group when it was created.
+        state: state of the optimizer, by parameter.
     """
     group.update({key: value for key, value in chosen.items() if key not in COMPUTING})
+    for parameter in group["params"]:
+        own = state.get(parameter, {})
+        for key, value in own.items():
+            if key != "step" and isinstance(value, Tensor) and value.shape == parameter.shape:
+                own[key] = placed_like(value, parameter)
     if "fused" in group and chosen["fused"] != group["fused"]:
         group["fused"] = chosen["fused"]
-        for parameter in group["params"]:  # one kernel counts the steps where the weights are, many on the CPU
+        for parameter in group["params"]:  # the fused kernel counts steps on the device, the others on the CPU
             if "step" in (own := state.get(parameter, {})):
                 own["step"] = own["step"].to(parameter.device if chosen["fused"] else "cpu")
 
@@ -40,6 +49,14 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
 def as_matrix(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
     """(out, in, k, k) -> (out, in k k), in the order of the parameter's memory: a view of it, not a copy."""
     return (tensor if parameter.is_contiguous() else tensor.permute(0, 2, 3, 1)).flatten(1)
+
+
+def as_kernel(matrix: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Return a matrix of `as_matrix` in the parameter's shape."""
+    if parameter.is_contiguous():
+        return matrix.reshape(parameter.shape)
+    _, in_channels, height, width = parameter.shape
+    return matrix.unflatten(1, (height, width, in_channels)).permute(0, 3, 1, 2)
 
 
 class MuonAdamW(Optimizer):
@@ -96,12 +113,28 @@ class MuonAdamW(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         groups = [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
-        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict(), "param_groups": groups, "state": {}}
+        muon = self.muon.state_dict()
+        # In the shape of the weights: the order of a matrix depends on the memory format.
+        muon["state"] = {
+            number: {"momentum_buffer": as_kernel(state["momentum_buffer"], self.matrices[number])}
+            for number, state in muon["state"].items()
+        }
+        return {"muon": muon, "adamw": self.adamw.state_dict(), "param_groups": groups, "state": {}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for inner, stored in ((self.muon, state_dict["muon"]), (self.adamw, state_dict["adamw"])):
+        muon = dict(state_dict["muon"])
+        muon["state"] = {
+            number: {"momentum_buffer": self.momentum(state["momentum_buffer"], self.matrices[number])}
+            for number, state in muon["state"].items()
+        }
+        for inner, stored in ((self.muon, muon), (self.adamw, state_dict["adamw"])):
             chosen = dict(inner.param_groups[0])
             inner.load_state_dict(stored)
             adopt(inner.param_groups[0], chosen, inner.state)
         for group, stored in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(stored)
+
+    @staticmethod
+    def momentum(stored: Tensor, parameter: nn.Parameter) -> Tensor:
+        """Return the momentum of a checkpoint as a matrix, which earlier versions stored it as."""
+        return as_matrix(stored, parameter) if stored.shape == parameter.shape else stored

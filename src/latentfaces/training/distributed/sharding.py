@@ -14,12 +14,17 @@ def rows_of(tensor: Tensor, rank: int, num_ranks: int) -> Tensor:
 
 
 def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A tensor on the device of another of its shape and, where that one is sharded, sharded likewise."""
-    if not isinstance(other, DTensor) or isinstance(tensor, DTensor):
+    """Return the tensor with the device, memory format and sharding of another one of its shape."""
+    if isinstance(tensor, DTensor):
         return tensor.to(other.device)
-    mesh = other.device_mesh
-    rows = rows_of(tensor, mesh.get_local_rank(), mesh.size()).to(other.device, copy=True)
-    return sharded(rows, tensor.shape, mesh)
+    if isinstance(other, DTensor):
+        mesh = other.device_mesh
+        rows = rows_of(tensor, mesh.get_local_rank(), mesh.size())
+        # A shard is contiguous, also where the checkpoint is of a run with channels_last.
+        return sharded(rows.to(other.device, copy=True).contiguous(), tensor.shape, mesh)
+    if (tensor.device, tensor.stride()) == (other.device, other.stride()):
+        return tensor
+    return torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
 
 
 def sharded(rows: Tensor, shape: torch.Size, mesh: DeviceMesh) -> DTensor:
