@@ -41,6 +41,27 @@ class Hangs(OnOneRank):
         time.sleep(1000)
 
 
+class Broadcasts(Callback):
+    """Count the objects that are broadcast while steps are taken."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.count = Path(path), 0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        strategy: Any = trainer.strategy
+        broadcast = strategy.broadcast
+
+        def counted(*arguments: Any) -> Any:
+            self.count += 1
+            return broadcast(*arguments)
+
+        strategy.broadcast = counted
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.path.write_text(str(self.count))
+
+
 class Draws(Callback):
     """Writes what each rank has seen in each step: pictures, and the next numbers of the stream it has drawn from."""
 

@@ -105,6 +105,14 @@ def test_36_a_rank_that_fails_ends_all_and_says_why(failing: int, fork: Forker) 
 
 
 @pytest.mark.ddp
+def test_a_time_limit_broadcasts_nothing_in_a_step(fork: Forker) -> None:
+    steps = ["trainer.max_steps=8", "trainer.val_check_interval=100", "trainer.log_every_n_steps=100"]
+    for name, limit in (("timed", ["trainer.max_time=00:01:00:00"]), ("counted", [])):
+        run_on(2, fork, *SMALL, *steps, *limit, f"name={name}", *probe("Broadcasts", path=f"{name}.txt"))
+    assert Path("timed.txt").read_text() == Path("counted.txt").read_text()
+
+
+@pytest.mark.ddp
 def test_38_a_rank_that_hangs_ends_all(fork: Forker) -> None:
     patience = ["strategy=ddp", "trainer.strategy.timeout_minutes=0.05"]
     ranks = start_on(2, fork, *SMALL, *patience, "name=stuck", *probe("Hangs"))

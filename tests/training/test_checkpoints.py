@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from latentfaces.training import AtomicCheckpointIO
+from latentfaces.training import AtomicCheckpointIO, TimeLimit
 from latentfaces.training.callbacks import BestCheckpoint, LastCheckpoint
 
 CLOCK = "latentfaces.training.callbacks.checkpoints.time"
@@ -184,7 +184,7 @@ def test_max_time_is_the_sum_over_resumes(tmp_path: Path, monkeypatch: pytest.Mo
             now += 1
 
     def steps(max_time: str, **options: Any) -> int:
-        trainer = fit(Second(), max_time=max_time, limit_val_batches=0, **options)
+        trainer = fit(Second(), TimeLimit(max_time), limit_val_batches=0, **options)
         trainer.save_checkpoint(tmp_path / "last.ckpt")
         return trainer.global_step
 

@@ -1,14 +1,12 @@
 """What the LightningModules add to the parts: statistics, seeds, guards."""
 
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
 from latentfaces.annealing import Constant, Linear, WarmupDecay
@@ -16,7 +14,7 @@ from latentfaces.autoencoder import VAE, VAELoss
 from latentfaces.diffusion import Denoiser, DenoisingLoss, EulerSampler, LogitNormalTime, RectifiedFlow, UNet
 from latentfaces.errors import UserError
 from latentfaces.evaluation import reconstruction_metrics
-from latentfaces.training import LatentDiffusionModule, NonFiniteError, VAEModule
+from latentfaces.training import LatentDiffusionModule, NonFiniteError, TimeLimit, VAEModule
 from latentfaces.training.vae_module import require_range
 
 
@@ -190,21 +188,21 @@ def test_draws_differ_over_ranks_and_batches_and_come_again(
 
 
 def test_ranks_go_by_one_clock(vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    timer = Timer(timedelta(hours=1))
+    timer = TimeLimit("00:01:00:00")
     monkeypatch.setattr(timer, "time_elapsed", lambda stage="train": 900.0)
-    loop = SimpleNamespace(
-        epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(ready=0))), max_epochs=-1
-    )
-    vae_module._trainer = SimpleNamespace(  # type: ignore[assignment]
-        fit_loop=loop, world_size=2, callbacks=[timer], max_steps=-1, max_epochs=-1
-    )
+    trainer = SimpleNamespace(
+        world_size=2, callbacks=[timer], max_steps=-1, max_epochs=-1, should_stop=False,
+        strategy=SimpleNamespace(root_device=None),
+    )  # fmt: skip
+    vae_module._trainer = trainer  # type: ignore[assignment]
     assert vae_module.progress() == 0.25
-    monkeypatch.setattr(
-        vae_module.clock, "all_reduce_max", lambda seconds, device: seconds + 900
-    )  # another rank's is ahead
-    monkeypatch.setattr(type(vae_module), "global_rank", 0)
-    vae_module.on_train_batch_start(None, 0)
-    assert vae_module.progress() == 0.5
+    # The clock of another rank is ahead.
+    for ahead, share in ((900, 0.5), (2700, 1.0)):
+        monkeypatch.setattr(timer.clock, "all_reduce_max", lambda seconds, device, ahead=ahead: seconds + ahead)
+        timer.on_train_batch_start(trainer)  # type: ignore[arg-type]
+        assert vae_module.progress() == share
+        timer.on_train_batch_end(trainer)  # type: ignore[arg-type]
+        assert trainer.should_stop == (share == 1)
 
 
 def test_the_vae_of_stage_2_is_frozen_and_its_latents_are_normalised(monkeypatch: pytest.MonkeyPatch) -> None:

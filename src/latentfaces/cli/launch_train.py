@@ -166,7 +166,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
     from lightning.pytorch.loggers import WandbLogger
 
     from latentfaces.nn import weights_hash
-    from latentfaces.training import AtomicCheckpointIO, NonFiniteGuard
+    from latentfaces.training import AtomicCheckpointIO, NonFiniteGuard, TimeLimit
     from latentfaces.training.callbacks import ExactResume
 
     quiet_libraries()
@@ -178,10 +178,11 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
     module.finite = NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped_steps)
     check_optimizers(module)
     words = apply_choices(choices, module.network, training_device(cfg.trainer))
+    limit = [TimeLimit(cfg.trainer.max_time)] if cfg.trainer.max_time else []
     trainer: Any = instantiate(
         cfg.trainer,
         # The first and last whatever was chosen: no choice of callbacks should cost a run, or make its resume another.
-        callbacks=[ExactResume(), *instantiate(cfg.callbacks).values(), stop],
+        callbacks=[ExactResume(), *instantiate(cfg.callbacks).values(), *limit, stop],
         logger=list(instantiate(cfg.logger).values()),
         plugins=[AtomicCheckpointIO(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,

@@ -7,6 +7,7 @@ from latentfaces.training.fit import fit_and_test
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 from latentfaces.training.nan_guard import NonFiniteError, NonFiniteGuard
 from latentfaces.training.optimizers import MuonAdamW
+from latentfaces.training.time_limit import TimeLimit
 from latentfaces.training.vae_module import VAEModule
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "NonFiniteError",
     "NonFiniteGuard",
     "ResumableCSVLogger",
+    "TimeLimit",
     "VAEModule",
     "damage",
     "fit_and_test",

@@ -8,17 +8,18 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from latentfaces.annealing import WarmupDecay
-from latentfaces.ranks import DelayedAllReduce, whole
+from latentfaces.ranks import whole
 from latentfaces.training.distributed.sharding import shard
 from latentfaces.training.nan_guard import NonFiniteGuard, Photos
 from latentfaces.training.optimizers import adopt
+from latentfaces.training.time_limit import TimeLimit
 
 GRADIENT = "the gradient's norm"
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
@@ -55,9 +56,6 @@ class BaseModule(LightningModule, ABC):
         """When this session of the training began, and how long the earlier ones took."""
         self.chosen: list[dict[str, Any]] = []
         """The optimiser's groups of parameters as they were made."""
-        self.clock = DelayedAllReduce()
-        self.elapsed: float | None = None
-        """Seconds of `trainer.max_time` that are over, by the clock of that of several ranks which is ahead."""
 
     @property
     @abstractmethod
@@ -116,14 +114,12 @@ class BaseModule(LightningModule, ABC):
             batches_per_epoch = max(trainer.num_training_batches, 1)
             batch = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
             shares.append((trainer.current_epoch + batch / batches_per_epoch) / trainer.max_epochs)
-        for timer in self.timers():
-            if timer._duration is not None:
-                shares.append((timer.time_elapsed() if self.elapsed is None else self.elapsed) / timer._duration)
+        shares += [limit.progress for limit in self.time_limits()]
         return min(max(shares), 1.0)
 
-    def timers(self) -> list[Timer]:
-        """Return the timers that end training after `trainer.max_time`."""
-        return [callback for callback in self.trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    def time_limits(self) -> list[TimeLimit]:
+        """Return the callback of `trainer.max_time`, if there is one."""
+        return [callback for callback in self.trainer.callbacks if isinstance(callback, TimeLimit)]  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         # A checkpoint brings its learning rate, weight decay and the like; those that were chosen since are to count.
@@ -141,9 +137,6 @@ class BaseModule(LightningModule, ABC):
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         mixed = (self.seed * 1_000_003 + self.global_rank) * 1_000_000_007 + batches
         seed_draws(mixed % 2**63, self.device)
-        if self.trainer.world_size > 1:  # or one might lower its learning rate, or gather its weights, a step before
-            for timer in self.timers():
-                self.elapsed = self.clock.all_reduce_max(timer.time_elapsed(), self.device)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         # 1, or NaN where the loss is no number: then no gradient is one either, on any rank.

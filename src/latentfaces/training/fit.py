@@ -42,7 +42,7 @@ def fit_and_test(
         module.seconds_before = 60 * json.loads((run_dir / RESULT).read_text())["minutes"]
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.global_step == module.resumed_at and (run_dir / RESULT).exists():
-        late = any(left is not None and left <= 0 for left in (timer.time_remaining() for timer in module.timers()))
+        late = any(limit.progress >= 1 for limit in module.time_limits())
         if trainer.is_global_zero and (late or not trainer.should_stop):  # early stopping has its own words
             limit = "trainer.max_time" if late else "trainer.max_steps"
             print(f"{run_dir} is finished, at step {trainer.global_step}: to train it further raise {limit}")
