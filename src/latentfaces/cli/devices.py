@@ -155,7 +155,7 @@ def num_processes(trainer: DictConfig) -> int:
 
 
 def check_strategy(cfg: DictConfig) -> None:
-    """Reject what strategy=fsdp cannot do, and validation by the clock on several ranks.
+    """Reject what strategy=fsdp cannot do, and validation by the clock on several ranks; fsdp is channels first.
 
     Raises:
         UserError: naming the key and the fix.
@@ -174,3 +174,6 @@ def check_strategy(cfg: DictConfig) -> None:
         )
     if str(model.optimizer._target_).endswith("MuonAdamW"):
         raise UserError("model/optimizer=muon needs complete matrices, which strategy=fsdp splits. Use strategy=ddp.")
+    if cfg.device.channels_last is True:
+        raise UserError("device.channels_last=true conflicts with strategy=fsdp, whose weights are contiguous.")
+    cfg.device.channels_last = False  # the default on GPUs is true

@@ -17,8 +17,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from latentfaces.cli.devices import Launcher
-from latentfaces.ranks import is_main_process, whole
+from latentfaces.cli.compute import device_choices
+from latentfaces.cli.devices import Launcher, check_strategy
+from latentfaces.config.compose import compose_config
+from latentfaces.nn import DeviceChoices
+from latentfaces.ranks import is_main_process, local, whole
 from latentfaces.training.distributed.sharding import placed_like, rows_of
 
 FULL = [*SHORT, *ON_CPU, "data.batch_size=4", "callbacks.tensor_stats.every_n_steps=1"]
@@ -26,6 +29,7 @@ STAGES = {
     "vae": [*TINY_VAE, *FULL, "model.loss.equivariance_weight=0.1", "model.autoencoder.skip_connections=true"],
     "ldm": [*TINY_LDM, *FULL, "callbacks.ema.snapshots=4", "callbacks.guide.share=0.5"],
 }
+GPU = DeviceChoices("32-true", None, None, channels_last=True, compile=False, fused_optimizer=True)
 WATCH = ["+callbacks.probe._target_=helpers.device_probes.Weights"]
 
 
@@ -165,11 +169,34 @@ def test_a_tensor_is_placed_as_another_is(mesh: DeviceMesh) -> None:
     assert placed_like(tensor, torch.zeros(3, 2)) is tensor
 
 
+def test_a_tensor_of_another_memory_format_is_placed(mesh: DeviceMesh) -> None:
+    kernel = torch.randn(4, 3, 2, 2)
+    stored = kernel.to(memory_format=torch.channels_last)
+    shard = placed_like(stored, distribute_tensor(torch.zeros(4, 3, 2, 2), mesh, [Shard(0)]))
+    assert local(shard).is_contiguous()
+    for tensor, other in ((stored, kernel), (kernel, stored)):
+        placed = placed_like(tensor, other)
+        assert placed.stride() == other.stride()
+        assert torch.equal(placed, kernel)
+
+
+def test_fsdp_turns_off_channels_last_which_gpus_have_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeviceChoices, "fastest", lambda device: GPU)
+    for strategy, channels_last in (("ddp", True), ("fsdp", False)):
+        cfg = compose_config("train", [*TINY_VAE, f"strategy={strategy}"])
+        check_strategy(cfg)
+        assert device_choices(cfg).channels_last is channels_last
+
+
 REFUSED = {
     "an adversary in parts": (["strategy=fsdp", "data.resolution=32", "model/loss=adversarial"], "strategy=ddp"),
     "matrices in parts": (
         ["strategy=fsdp", "model.optimizer._target_=latentfaces.training.MuonAdamW"],
         "model/optimizer=muon needs complete matrices",
+    ),
+    "channels last in parts": (
+        ["strategy=fsdp", "device.channels_last=true"],
+        "device.channels_last=true conflicts with strategy=fsdp",
     ),
     "validation by the clock on two ranks": (
         [*ON_CPU, "trainer.devices=2", 'trainer.val_check_interval="00:00:01:00"'],
