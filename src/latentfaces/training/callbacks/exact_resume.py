@@ -30,6 +30,7 @@ class ExactResume(Callback):
             due = validation.ready > validation.completed
         else:
             at_step = trainer.training and steps.processed > steps.completed  # type: ignore[attr-defined]
+            # Only Lightning's own rule knows whether a validation follows this step.
             due = at_step and epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
         if due:
             self.put_before_validation(checkpoint["loops"]["fit_loop"])

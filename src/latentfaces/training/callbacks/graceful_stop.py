@@ -95,6 +95,7 @@ class GracefulStop(Checkpoint):
 
     def check_between_steps(self, trainer: Trainer) -> None:
         """End here, unless gradients have been added for a step that is still to be taken: no checkpoint holds them."""
+        # Lightning has no public name for whether this batch completes a step.
         if not (self.saving and trainer.fit_loop.epoch_loop._should_accumulate()):
             self.end_by(self.told.all_reduce_max(self.received, trainer.strategy.root_device))
 

@@ -33,6 +33,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
     watch: RankWatch | None = None
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        # Lightning's `launch` with its observer replaced: the two private calls below are the rest of it.
         environment = self.cluster_environment
         environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not environment.creates_processes_externally:
@@ -51,6 +52,7 @@ class Watched(ParallelStrategy):
         assert self.cluster_environment is not None
         assert self.parallel_devices is not None
         num_nodes: int = self.num_nodes  # type: ignore[attr-defined]
+        # Lightning's strategies choose their launcher here; there is no argument for it.
         self._launcher = WatchedLauncher(self.cluster_environment, len(self.parallel_devices), num_nodes)
 
     @property
@@ -106,6 +108,7 @@ class FSDP(Watched, ModelParallelStrategy):
         super().__init__(timeout=backend_timeout(timeout_minutes))
 
     def setup_environment(self) -> None:
+        # Known only here. Lightning's "auto" is tensor parallel within a machine; here all ranks are data parallel.
         self._data_parallel_size, self._tensor_parallel_size = self.world_size, 1
         super().setup_environment()
 

@@ -87,6 +87,7 @@ class RankWatch(threading.Thread):
     @property
     def store(self) -> dist.Store:
         """Store in which ranks report failures."""
+        # torch has no public name for the store that all ranks share.
         return dist.PrefixStore("rank-watch", dist.distributed_c10d._get_default_store())
 
     def trouble(self) -> str | None:
