@@ -26,7 +26,7 @@ def no_room(error: BaseException | None) -> str | None:
 
 
 def warn(sentence: str) -> None:
-    """Tell the person, and go on."""
+    """Print a warning to stderr."""
     print(f"warning: {sentence}", file=sys.stderr)
 
 

@@ -57,7 +57,7 @@ def add_trained_vae(cfg: DictConfig) -> Run:
 
 
 def is_chosen_resolution(data: DictConfig) -> bool:
-    """Whether a person, or a recipe, said how large the pictures are, rather than nobody."""
+    """Return whether the user or a recipe chose the resolution."""
     defaults: Any = [OmegaConf.load(path) for path in (CONF / "data").glob("*.yaml")]
     usual = {choice.get("_target_"): choice.get("resolution") for choice in defaults}
     return "data.resolution" in overridden_keys() or data.resolution != usual.get(data._target_)

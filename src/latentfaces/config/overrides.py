@@ -24,7 +24,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value in nested containers, with its whole key."""
+    """Yield the dotted key and the value of each leaf of nested containers."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             yield from leaves(value, f"{key}.{name}" if key else str(name))
@@ -36,5 +36,5 @@ def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def leaves_of(cfg: Any, resolve: bool = False) -> Iterator[tuple[str, Any]]:
-    """Each value of a config, with its whole key; references as they are, or what they come to."""
+    """Yield the dotted key and the value of each leaf of a config, with interpolations kept or resolved."""
     return leaves(OmegaConf.to_container(cfg, resolve=resolve))
