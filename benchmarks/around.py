@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from networks import stage1_rivals
@@ -171,11 +170,8 @@ class TrainerCost:
     def shipped(self, logger: str) -> StepClock:
         """Run the training of train.py."""
         clock = StepClock(self.bare())
-        cfg, config_folder = self.config(logger), str(ROOT / "conf")
-        with (
-            initialize_config_dir(config_folder, version_base="1.3"),  # as within hydra.main
-            prepared_training(cfg) as (data, module, trainer, _),
-        ):
+        cfg = self.config(logger)
+        with prepared_training(cfg) as (data, module, trainer, _):
             trainer.callbacks.append(clock)
             trainer.fit(module, datamodule=data)
         return clock

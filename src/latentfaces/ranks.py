@@ -13,7 +13,9 @@ from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)
-"""For one another; where one has failed, torchrun ends them all."""
+"""Time limit of a collective in sampling; torchrun ends all ranks when one fails."""
+RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "GROUP_RANK", "SLURM_PROCID")
+"""Environment variables by which launchers number their processes."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,10 @@ class Ranks:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that prints and writes: rank 0, or the only one."""
+    """Return whether this process prints and writes: rank 0, or the only one."""
     if dist.is_initialized():
         return dist.get_rank() == 0
-    numbers = ("LOCAL_RANK", "NODE_RANK", "RANK", "GROUP_RANK", "SLURM_PROCID")
-    return not any(int(os.environ.get(number, "0")) for number in numbers)
+    return not any(int(os.environ.get(name) or 0) for name in RANK_VARIABLES)
 
 
 def num_ranks() -> int:

@@ -14,10 +14,9 @@ import pytest
 import torch
 import yaml
 from helpers.commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from latentfaces.config.schema import register
+from latentfaces.config.compose import compose_config
 from latentfaces.training.callbacks.median_stop import MedianStop, lowest_until
 
 
@@ -67,7 +66,7 @@ def test_going_on_with_other_jobs_is_refused(earlier: Path, train: Command, capf
 
 
 WRONG = {
-    "pruning without a sweep": (["model=vae", "data=synthetic", "pruning=median"], "train with -m"),
+    "pruning without a sweep": (["model=vae", "data=synthetic", "pruning=median"], "Start one with -m"),
     "pruning by losses that do not compare": (
         ["-m", "model=vae", "data=synthetic", "pruning=median", "model.kl_weight.end=1e-6,1e-5"],
         "model.kl_weight.end changes what the loss is",
@@ -178,14 +177,12 @@ def shipped(name: str) -> Mapping[str, Any]:
 
 
 def test_values_of_shipped_sweeps_surround_the_defaults() -> None:
-    register()
     for name, stage, key in (
         ("sweep_vae_kl", "vae", "model.kl_weight.end"),
         ("sweep_ldm_lr", "ldm", "model.optimizer.lr"),
     ):
         values = [float(value) for value in shipped(name)[key].split(",")]
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = compose("train", [f"model={stage}", "experiment=faces64_cpu"])
+        cfg = compose_config("train", [f"model={stage}", "experiment=faces64_cpu"])
         assert min(values) < OmegaConf.select(cfg, key) < max(values)
         assert OmegaConf.select(cfg, key) in values
 
@@ -195,9 +192,7 @@ def test_the_sweep_for_agents_has_keys_that_exist() -> None:
     typed = [item for item in sweep["command"] if "=" in item]
     assert sweep["command"][-1] == "${args_no_hyphens}"
     first = {key: spec.get("min", spec.get("values", [None])[0]) for key, spec in sweep["parameters"].items()}
-    register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", [*typed, *(f"{key}={value}" for key, value in first.items())])
+    cfg = compose_config("train", [*typed, *(f"{key}={value}" for key, value in first.items())])
     assert all(OmegaConf.select(cfg, key) == value for key, value in first.items())
 
 
@@ -217,10 +212,8 @@ def test_optuna_finds_the_best_of_what_it_tried_and_survives_a_failed_job(train:
 
 @installed("hydra-submitit-launcher")
 def test_slurm_starts_a_process_for_each_gpu() -> None:
-    register()
     options = ["model=vae", "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=4", "trainer.num_nodes=2"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", options, return_hydra_config=True)
+    cfg = compose_config("train", options)
     launcher = cfg.hydra.launcher
     assert (launcher.nodes, launcher.tasks_per_node) == (2, 4)
     assert cfg.trainer.devices == "auto"
@@ -271,3 +264,17 @@ def test_commands_of_the_page_about_sweeps_are_shell_lines() -> None:
     lines = [line.split("#")[0] for line in text.splitlines() if line.startswith(("python ", "wandb "))]
     assert len(lines) >= 6
     assert all(shlex.split(line) for line in lines)
+
+
+def test_a_sweep_has_one_name(train: Command, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "A sweep has one name" in refusal(["-m", "model=vae", "data=synthetic", "name=a,b"], train, capfd)
+
+
+def test_a_page_that_cannot_be_written_fails_the_sweep(
+    train: Command, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentfaces.cli.sweeps.write_page", lambda config: 1 / 0)
+    with pytest.raises(SystemExit) as exit_:
+        train("-m", *TINY_VAE, *SHORT, "trainer.max_steps=1", "seed=0,1", "name=two")
+    assert exit_.value.code == 1
+    assert "ZeroDivisionError" in capfd.readouterr().err

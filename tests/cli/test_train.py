@@ -13,6 +13,7 @@ from helpers.commands import ADVERSARIAL, ROOT, SHORT, TINY_LDM, TINY_VAE, Comma
 from helpers.forked import Forker
 from helpers.states import assert_equal, checkpoint, ema_of
 
+from latentfaces import __version__
 from latentfaces.run import find_run
 
 
@@ -77,6 +78,21 @@ def test_seeds_of_stage_two_see_the_photos_in_their_own_order(train: Command) ->
     for seed in (0, 1):
         train(*TINY_LDM, *SHORT, f"seed={seed}", f"name=seed{seed}")
     assert [find_run(f"seed{seed}", "ldm").config["data"]["seed"] for seed in (0, 1)] == [0, 1]
+
+
+def test_a_new_run_has_the_vae_that_its_config_names(train: Command, workplace: Path) -> None:
+    train(*TINY_VAE, *SHORT, "name=faces")
+    left = workplace / "outputs/ldm/new/checkpoints/best_vae.pth"  # of an attempt that was killed at its start
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"the VAE of an earlier attempt")
+    train(*TINY_LDM, *SHORT, "name=new")
+    assert left.read_bytes() == (workplace / "outputs/vae/faces/checkpoints/best_vae.pth").read_bytes()
+
+
+def test_a_name_is_the_folder_as_it_was_given(train: Command, workplace: Path) -> None:
+    train(*TINY_VAE, *SHORT, "trainer.max_steps=1", "name=2026_11_29")
+    assert [folder.name for folder in (workplace / "outputs/vae").iterdir()] == ["2026_11_29"]
+    assert find_run("2026_11_29", "vae").config["version"] == __version__
 
 
 REFUSED = {

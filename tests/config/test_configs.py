@@ -2,18 +2,15 @@
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from latentfaces.config.schema import register
+from latentfaces.config.compose import compose_config
 from latentfaces.config.validation import check_types
 
 ROOT = Path(__file__).parents[2]
@@ -36,21 +33,13 @@ GROUPS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hydra_home() -> Iterator[None]:
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-
-
 def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def composed(name: str, overrides: list[str]) -> DictConfig:
     """The config, with what only a running job knows filled in."""
-    cfg = compose(name, overrides, return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
+    cfg = compose_config(name, overrides)
     with open_dict(cfg):
         cfg.pop("hydra")
         if name == "train":

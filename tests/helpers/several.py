@@ -21,7 +21,13 @@ def torchrun_environment(rank: int, number: int, port: str) -> dict[str, str]:
 def slurm_environment(rank: int, number: int, port: str) -> dict[str, str]:
     """Return the environment that srun sets for the only process of a machine."""
     here = {"SLURM_PROCID": rank, "SLURM_NODEID": rank, "SLURM_LOCALID": 0}
-    job = {"SLURM_NTASKS": number, "SLURM_NNODES": number, "SLURM_NTASKS_PER_NODE": 1, "SLURM_JOB_ID": 1}
+    job = {
+        "SLURM_NTASKS": number,
+        "SLURM_NNODES": number,
+        "SLURM_STEP_NUM_TASKS": number,
+        "SLURM_NTASKS_PER_NODE": 1,
+        "SLURM_JOB_ID": 1,
+    }
     rest = {"SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "train", "MASTER_PORT": port}
     return {name: str(value) for name, value in (here | job).items()} | rest
 

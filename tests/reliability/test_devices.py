@@ -131,3 +131,19 @@ def test_a_strategy_waits_ten_minutes_unless_told_otherwise(
         train(*SMALL, "strategy=ddp", "trainer.devices=2", "trainer.strategy.timeout_minutes=0")
     assert "timeout_minutes=0" in capfd.readouterr().err
     assert os.environ.get("LOCAL_RANK") is None
+
+
+def test_tasks_of_slurm_without_srun_are_rejected(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> None:
+    for name, value in slurm_environment(0, 2, "1").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    assert "srun did not start this process" in refused("train.py", *TINY_VAE, *SHORT, "name=two")
+
+
+@pytest.mark.parametrize(("variable", "value"), [("RANK", ""), ("NODE_RANK", "1"), ("LOCAL_RANK", "1")])
+def test_ranks_of_an_earlier_launcher_are_ignored(variable: str, value: str, fork: Forker) -> None:
+    status, said = fork.run(*TINY_VAE, *SHORT, "name=alone", **{variable: value})
+    assert status == 0, said
+    assert (f"Ignoring {variable}=1" in said) == bool(value)
+    assert Path("outputs/vae/alone/config.yaml").is_file()
+    assert Path("outputs/vae/alone/checkpoints/last.ckpt").is_file()

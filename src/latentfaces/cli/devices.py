@@ -1,6 +1,7 @@
 """Which devices train, how they share the work, and who starts their processes."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from latentfaces.config.overrides import overridden_keys
 from latentfaces.config.paths import CONF
 from latentfaces.errors import UserError
+from latentfaces.ranks import RANK_VARIABLES
 
 DDP = CONF / "strategy" / "ddp.yaml"
 
@@ -31,31 +33,45 @@ class Launcher:
 
     @classmethod
     def of_this_process(cls) -> "Launcher | None":
-        """By its environment; None where a person, or another process of the training, started it."""
-        environment = os.environ
-        if "TORCHELASTIC_RUN_ID" in environment:
-            return cls.sharing("torchrun", "WORLD_SIZE", int(environment["LOCAL_WORLD_SIZE"]))
-        if int(environment.get("SLURM_NTASKS", "1")) > 1 and not interactive():
-            nodes = int(environment.get("SLURM_NNODES", "1"))
-            return cls.sharing("srun", "SLURM_NTASKS", int(environment["SLURM_NTASKS"]) // nodes)
+        """Return the launcher by the environment, or None if the user or Lightning started this process."""
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            num_devices = variable("LOCAL_WORLD_SIZE")
+            return cls("torchrun", num_devices, variable("WORLD_SIZE") // num_devices)
+        if variable("SLURM_NTASKS") > 1 and not interactive():
+            if "SLURM_STEP_NUM_TASKS" not in os.environ:  # which srun sets, and sbatch does not
+                raise UserError(
+                    f"This job has {variable('SLURM_NTASKS')} tasks, but srun did not start this process. Use "
+                    "`srun python train.py ...`, or request one task (--ntasks=1)."
+                )
+            num_devices = variable("SLURM_NTASKS") // variable("SLURM_NNODES")
+            return cls("srun", num_devices, variable("SLURM_NNODES"))
         return None
 
-    @classmethod
-    def sharing(cls, name: str, total: str, num_devices: int) -> "Launcher":
-        """One that started `total` processes, so many on each machine."""
-        return cls(name, num_devices, int(os.environ[total]) // num_devices)
+
+def variable(name: str) -> int:
+    """Return an environment variable that counts something: 1 if it is not set or empty."""
+    return int(os.environ.get(name) or 1)
 
 
 def interactive() -> bool:
-    """Whether SLURM gave a person a shell, in which Lightning starts further processes itself."""
+    """Return whether this is a shell within SLURM, in which Lightning starts the other ranks itself."""
     return os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
 
 
+def drop_stale_ranks(cfg: DictConfig) -> None:
+    """Remove variables of ranks that another training left in the environment: Lightning would trust them."""
+    if "TORCHELASTIC_RUN_ID" in os.environ or variable("WORLD_SIZE") > 1 or cfg.trainer.num_nodes > 1:
+        return
+    for name in RANK_VARIABLES:
+        if name != "SLURM_PROCID" and (value := os.environ.pop(name, "")) not in ("", "0"):
+            print(f"Ignoring {name}={value} from the environment: this process is the only one.", file=sys.stderr)
+
+
 def resolve_devices(cfg: DictConfig) -> None:
-    """Take devices from what started the processes, and DDP where there are several; refuse what cannot work.
+    """Set devices to those of the launcher, and the strategy to DDP for several; reject what cannot work.
 
     Raises:
-        UserError: naming the key and the remedy.
+        UserError: naming the key and the fix.
     """
     trainer, launcher = cfg.trainer, Launcher.of_this_process()
     if launcher is not None:

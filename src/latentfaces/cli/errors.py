@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from latentfaces.config.overrides import as_text
 from latentfaces.config.secrets import refuse_secret_overrides
 from latentfaces.config.suggestions import format_error
 from latentfaces.errors import UserError, no_room
@@ -44,8 +45,8 @@ def run(main: Callable[[], Any], config: str) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    # Wherever they stand: what follows an option of its own would be unknown to argparse.
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    # First, since argparse would not know an override that follows it.
+    sys.argv[1:] = sorted(map(as_text, sys.argv[1:]), key=lambda argument: argument not in ("-m", "--multirun"))
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     try:
         with errors_raised():
@@ -106,6 +107,11 @@ def explain(error: BaseException) -> str | None:
         return f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}"
     if isinstance(error, OSError) and error.errno in STATE_OF_THE_MACHINE:
         return f"{error.filename or 'a file'}: {error.strerror}: {STATE_OF_THE_MACHINE[error.errno]}"
+    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+        return (
+            f"The checkpoint does not fit the network ({str(error).splitlines()[1].strip()}). It was written by another "
+            "version: resume with that one, or choose another name=..."
+        )
     if not isinstance(error, InstantiationException):
         return None
     cause = error.__cause__

@@ -25,8 +25,11 @@ LOCK, PATIENCE, PATIENCE_OF_A_CLUSTER = ".lock", 10.0, 120.0
 
 NEW_KEYS = {"model.denoiser.network.position_table": "False"}
 """Keys that runs of earlier versions lack, and the values that they had."""
-NOT_COMPARED = ("name", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk", "data.num_workers")
-"""Keys that decide nothing, or that only earlier versions had."""
+NOT_COMPARED = (
+    *("name", "version", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk"),
+    "data.num_workers",  # a key of earlier versions
+)
+"""Keys that do not affect training."""
 HARMLESS = (
     *("on_nonfinite", "max_skipped_steps"),
     *("callbacks.*", "device.*", "model.sampler.*"),
@@ -102,8 +105,8 @@ def claim_run(cfg: DictConfig) -> Path | None:
     checkpoint = newest_whole(there, fall_back=resume == "auto")
     compare_configs(cfg, force=resume == "force")
     if is_main_process():
-        for orphan in folder.rglob("*.partial"):  # of a kill in the middle of a save
-            orphan.unlink()
+        for unfinished in (folder / "checkpoints").rglob("*.partial"):  # from a kill during a save
+            unfinished.unlink()
         print(f"Resuming from {checkpoint}")
     return checkpoint
 

@@ -26,6 +26,7 @@ class SweepReport(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             check_plugins(config)
+            check_name(config)
             check_objective(config)
             check_folder(config)
         except UserError as error:
@@ -50,9 +51,14 @@ class SweepReport(Callback):
         failed = [(path.parent.name, path.read_text()) for path in failures(config)]
         for name, text in failed:
             print(f"job {name} failed: {text.splitlines()[0]}", file=sys.stderr)
-        print(write_page(config))
         if failed:
-            print(f"{len(failed)} jobs failed; the {ERROR_LOG} in each one's folder says more", file=sys.stderr)
+            print(f"{len(failed)} jobs failed. See {ERROR_LOG} in their folders.", file=sys.stderr)
+        try:
+            print(write_page(config))
+        except Exception:  # Hydra turns an exception of a callback into a warning
+            traceback.print_exc()
+            failed.append(("report.html", ""))
+        if failed:
             sys.exit(1)
 
 
@@ -94,6 +100,12 @@ def check_plugins(config: DictConfig) -> None:
         if package in EXTRAS and not is_installed(package):
             choice = config.hydra.runtime.choices[f"hydra/{kind}"]
             raise UserError(f"hydra/{kind}={choice} is an extra: pip install -e '.[{EXTRAS[package]}]'")
+
+
+def check_name(config: DictConfig) -> None:
+    """Reject several names: all jobs of a sweep are in the folder of one."""
+    if "name" in varied_keys(config):
+        raise UserError("A sweep has one name, and each of its jobs a number. Give one name=...")
 
 
 def is_installed(package: str) -> bool:

@@ -63,10 +63,9 @@ def is_chosen_resolution(data: DictConfig) -> bool:
     return "data.resolution" in overridden_keys() or data.resolution != usual.get(data._target_)
 
 
-def copy_vae(run: Run, folder: str | Path) -> Path:
-    """Copy a VAE's weights into the folder of the run that uses them; the copy's path."""
-    target = Path(folder) / "checkpoints" / "best_vae.pth"
-    if not target.exists() and is_main_process():
+def copy_vae(run: Run, folder: str | Path) -> None:
+    """Copy the VAE's weights into the folder of the run that uses them, unless it is that run."""
+    source, target = (Path(of) / "checkpoints" / "best_vae.pth" for of in (run.folder, folder))
+    if source.resolve() != target.resolve():
         with atomic_write(target) as file:
-            file.write((run.folder / "checkpoints" / "best_vae.pth").read_bytes())
-    return target
+            file.write(source.read_bytes())

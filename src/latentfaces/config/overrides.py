@@ -1,24 +1,45 @@
-"""What the person typed."""
+"""Overrides of the command line."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+PATHS = (
+    *("data.root", "data.folder", "vae", "run", "output", "image", "task.to_image", "task.mask"),
+    *("hydra.run.dir", "hydra.sweep.dir"),
+)
+"""Keys whose value is a path, or may be one."""
+NOT_TEXT = re.compile(r"[+-]?[\d._]+(e[+-]?\d+)?|true|false|nan|[+-]?inf", re.IGNORECASE)
+"""Values that Hydra reads as a number or a truth value."""
+
+
+def as_text(override: str) -> str:
+    """Quote an override of a name or a path that Hydra would read as a number, as in name=2026_11_29; expand `~`."""
+    key, equals, value = override.partition("=")
+    if key not in ("name", *PATHS) or not equals:
+        return override
+    text = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    if key in PATHS and text.startswith("~"):
+        return f'{key}="{Path(text).expanduser()}"'
+    return f'{key}="{value}"' if NOT_TEXT.fullmatch(value) else override
+
 
 def key_of(override: str) -> str:
-    """The key of `key=value`, `+key=value` or `~key`."""
+    """Return the key of `key=value`, `+key=value` or `~key`."""
     return override.lstrip("+~").partition("=")[0]
 
 
 def overridden_keys() -> list[str]:
-    """The keys of this command, or of this job of a sweep."""
+    """Return the overridden keys of this command, or of this job of a sweep."""
     return [key_of(override) for override in HydraConfig.get().overrides.task]
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The config as plain containers, every reference resolved."""
+    """Return the config as plain containers with every interpolation resolved."""
     container: Any = OmegaConf.to_container(cfg, resolve=True)
     return container
 

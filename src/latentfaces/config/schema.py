@@ -8,6 +8,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 from pydantic import Field
 
+from latentfaces import __version__
+
 Positive = Annotated[int, Field(ge=1)]
 PositiveOrUnlimited = Literal[-1] | Positive
 Batches = Positive | Annotated[float, Field(gt=0, le=1)] | None
@@ -72,6 +74,7 @@ class DeviceConfig:
 class TrainConfig:
     """train.yaml."""
 
+    version: str = __version__
     stage: str = MISSING
     name: str = MISSING
     seed: int = key(0, Annotated[int, Field(ge=0, lt=2**32)])

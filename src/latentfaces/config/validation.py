@@ -7,14 +7,16 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
+from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import key_of, leaves_of, overridden_keys
 from latentfaces.config.schema import TrainConfig
 from latentfaces.config.suggestions import GROUPS
@@ -100,7 +102,7 @@ def refuse_idle_choices(cfg: DictConfig, typed: Sequence[str]) -> None:
         before: Any = {}
         now: Any = OmegaConf.to_container(OmegaConf.select(cfg, network))
         with contextlib.suppress(ConfigCompositionException):  # what else was typed is for the other kind of network
-            without = compose("train", [override for override in overrides if key_of(override) != group])
+            without = compose_config("train", [override for override in overrides if key_of(override) != group])
             before = OmegaConf.to_container(OmegaConf.select(without, network))
         # It changed nothing, or the recipe's sizes are another kind's.
         if before == now or before.get("_target_") != now["_target_"]:
@@ -189,6 +191,9 @@ def check_words(cfg: DictConfig, typed: Sequence[str]) -> None:
         raise UserError("requeue=true starts the same command again: it needs name=... and resume=auto")
     if cfg.requeue and "SLURM_JOB_ID" not in os.environ:
         raise UserError("requeue=true is for jobs of SLURM, and this is none: leave it out")
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN or (Path(cfg.run_dir).parent / "multirun.yaml").exists()
+    if "median_stop" in (cfg.callbacks or {}) and not in_sweep:
+        raise UserError("pruning=median compares the jobs of a sweep. Start one with -m, or leave it out.")
     if cfg.trainer.sync_batchnorm:
         raise UserError("trainer.sync_batchnorm has no effect: no network here normalises over a batch; leave it out")
     if cfg.trainer.overfit_batches:

@@ -259,7 +259,8 @@ def test_what_contradicts_torchrun_is_refused(
 @pytest.mark.ddp
 def test_srun_trains_over_several_nodes(runs: Forker) -> None:
     said = run_on(2, runs, *TINY_VAE, *SHORT, *ON_CPU, "name=slurm", environment=slurm_environment)
-    assert "a step takes 16 pictures (data.batch_size x devices = 8 x 2); model.optimizer.lr=0.0006 stays" in said
+    assert "a step takes 16 images (data.batch_size=8 x 2 devices" in said
+    assert "model.optimizer.lr=0.0006 is not scaled" in said
     assert Path("outputs/vae/slurm/result.json").exists()
 
 
@@ -276,7 +277,7 @@ def test_torchrun_trains_and_makes_the_faces_that_one_process_makes(runs: Forker
     process.join(150)
     assert process.exitcode == 0, log.read_text()
     said = log.read_text()
-    assert said.count("a step takes 16 pictures (data.batch_size x devices x trainer.accumulate_grad_batches") == 1
+    assert said.count("a step takes 16 images (data.batch_size=") == 1
     assert Path("outputs/vae/elastic/result.json").exists()
     assert runs.run(*faces[1:], "output=alone", name="sample.py")[0] == 0
     assert runs.run(*faces[1:], "task.npz=true", "output=alone_array", name="sample.py")[0] == 0
