@@ -1,0 +1,29 @@
+"""Overrides reach the config as the text that the user gave."""
+
+from pathlib import Path
+
+import pytest
+
+from latentfaces.config.overrides import as_text
+
+HOME = Path.home()
+TEXTS = {
+    "name=2026_11_29": 'name="2026_11_29"',
+    "name=1e-4": 'name="1e-4"',
+    "name=true": 'name="true"',
+    "name=faces": "name=faces",
+    "name='1_0'": "name='1_0'",
+    "data.root=2026_11_28": 'data.root="2026_11_28"',
+    "data.root=~/faces": f'data.root="{HOME}/faces"',
+    "output='~/my faces'": f'output="{HOME}/my faces"',
+    "hydra.run.dir=~/runs/a": f'hydra.run.dir="{HOME}/runs/a"',
+    "vae=null": "vae=null",
+    "model.optimizer.lr=1e-4": "model.optimizer.lr=1e-4",
+    "~callbacks.previews": "~callbacks.previews",
+    "-m": "-m",
+}
+
+
+@pytest.mark.parametrize("override", TEXTS)
+def test_names_and_paths_are_text(override: str) -> None:
+    assert as_text(override) == TEXTS[override]
