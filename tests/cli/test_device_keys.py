@@ -41,7 +41,7 @@ def test_choices_are_applied_and_told_once(
         (["device.attention=plain"], "device.attention has no effect on a network without attention"),
         (
             ["device.fused_optimizer=true", "model.optimizer.fused=true"],
-            "device.fused_optimizer has no effect: torch.optim.AdamW does not ask for it",
+            "device.fused_optimizer has no effect on torch.optim.AdamW",
         ),
     ],
 )

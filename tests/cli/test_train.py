@@ -47,7 +47,7 @@ def test_a_resumed_diffusion_run_goes_on_bit_for_bit(train: Command, workplace: 
     train(*settings, "trainer.max_steps=11", "name=straight")
     train(*settings, "trainer.max_steps=6", "name=two_parts", "vae=faces")
     more = [*settings, "trainer.max_steps=11", "name=two_parts", "resume=auto"]
-    assert "goes on with its own VAE, of outputs/vae/faces" in refused("train.py", *more, "vae=others")
+    assert "was started with the VAE of outputs/vae/faces" in refused("train.py", *more, "vae=others")
     shutil.rmtree("outputs/vae/faces")  # the run has a copy
     train(*more, "vae=faces", "model.sampler.num_steps=3")  # the words of the start, and other previews
     straight, resumed = checkpoint("ldm/straight"), checkpoint("ldm/two_parts")
@@ -107,7 +107,7 @@ REFUSED = {
     ),
     "odd latents to be halved": (
         ["model=vae", "data=synthetic", "data.resolution=20", "model.loss.equivariance_weight=1"],
-        "5x5 is odd",
+        "latents of even size",
     ),
     "blocks for another number of levels": (
         ["model=vae", "data=synthetic", "model.autoencoder.num_blocks=[1,2]"],
@@ -129,7 +129,7 @@ REFUSED = {
         "trainer.limit_train_batches=half is invalid",
     ),
     "the same batch again, which is another each time": ([*TINY_VAE, "trainer.overfit_batches=1"], "data.root="),
-    "a VAE for a VAE": ([*TINY_VAE, "vae=latest"], "model=ldm"),
+    "a VAE for a VAE": ([*TINY_VAE, "vae=latest"], "no effect with model=vae"),
     "a full disk that is to be ignored": ([*TINY_VAE, "on_full_disk=ignore"], "on_full_disk=ignore"),
     "an unknown way to resume": ([*TINY_VAE, "resume=perhaps"], "resume=perhaps"),
     "steps in no number": ([*TINY_VAE, "model.kl_weight.num_steps=0"], "num_steps=0"),
@@ -321,7 +321,7 @@ def test_a_network_beside_a_recipe_that_sizes_its_own_is_refused(
     monkeypatch.chdir(home_with_vae)
     data = ["data=synthetic"] if stage == "vae" else []
     options = [f"model={stage}", *data, f"experiment={experiment}", "hydra.mode=RUN", choice, "name=wrong"]
-    assert f"{choice} would not have its own sizes" in refused("train.py", *options)
+    assert f"{choice} conflicts with experiment={experiment}" in refused("train.py", *options)
 
 
 def test_a_network_beside_a_recipe_counts_where_the_recipe_leaves_a_part_of_it_open(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from helpers.commands import SHORT, TINY_LDM, refused
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, refused
 
 
 def refused_training(*arguments: str) -> str:
@@ -45,7 +45,7 @@ UNCOMPOSED = {
     "trainer.max_steps=1e3": "Error merging override trainer.max_steps=1e3: Value '1000.0' of type 'float'",
     "data.num_images=9": "Unknown key data.num_images. Did you mean data.num_val_images?",
     "model.adversary.weight=1": "Unknown key model.adversary.weight.",
-    "hydra.run.dir=/dev/null": "/dev/null: File exists: name another folder",
+    "hydra.run.dir=/dev/null": "/dev/null: File exists. Choose another folder.",
     "model/denoiser=tiny": "model/denoiser has no effect with the other choices",
 }
 
@@ -69,7 +69,7 @@ WRONG = {
     "trainer.max_steps=abc": "max_steps",
     "data.batch_size=0": "data.batch_size=0 is invalid: input should be greater than or equal to 1",
     "data.num_val_images=0": "data.num_val_images=0 is invalid: input should be greater than or equal to 1",
-    "data.resolution=18": "data.resolution=18 is not a multiple of the VAE's factor 4: take 16",
+    "data.resolution=18": "data.resolution=18 is no multiple of the VAE's factor 4. Use 16",
     "seed=-1": "seed=-1 is invalid: input should be greater than or equal to 0",
     "model.optimizer.lr=-1": "model.optimizer: Invalid learning rate: -1",
     "model.optimizer.betas=[0.9,1.5]": "model.optimizer: Invalid beta",
@@ -79,20 +79,20 @@ WRONG = {
     "trainer.accumulate_grad_batches=0": "accumulate_grad_batches=0 is invalid: input should be greater than or equal",
     "trainer.precision=7": "trainer.precision=7 is invalid: input should be None, 'auto', '32-true',",
     "trainer.max_steps=0": "trainer.max_steps=0 is invalid: input should be -1, or greater than or equal to 1",
-    "trainer.max_time=00:00:00:00": "trainer.max_time=00:00:00:00 must be days:hours:minutes:seconds",
+    "trainer.max_time=00:00:00:00": "trainer.max_time=00:00:00:00 is invalid: use days:hours:minutes:seconds",
     "trainer.val_check_interval=0": "trainer.val_check_interval=0 is invalid: input should be greater than 0",
     "trainer.val_check_interval=soon": "trainer: Invalid time format",
     "trainer.log_every_n_steps=0": "trainer.log_every_n_steps=0 is invalid: input should be greater than or equal to 1",
     "trainer.gradient_clip_val=nan": "trainer.gradient_clip_val=nan is invalid: input should be a finite number",
     "trainer.deterministic=abc": "trainer.deterministic=abc is invalid: input should be a valid boolean",
     "trainer.fast_dev_run=true": "trainer.fast_dev_run leaves no run",
-    "trainer.sync_batchnorm=true": "trainer.sync_batchnorm has no effect",
+    "trainer.sync_batchnorm=true": "Unknown key trainer.sync_batchnorm",
     "data.resolution=4": "data.resolution=4 is invalid: input should be greater than or equal to 8",
     "data.val_every=1": "data.val_every=1 is invalid: input should be greater than or equal to 2",
     "+foo=1": "Unknown key foo.",
     "data.folder=/dev/null": "/dev/null/synthetic",
     "data.num_images=8": "add pictures, or lower data.batch_size",
-    "model.autoencoder=kl_f8": "model.autoencoder is a group of choices: type model/autoencoder=kl_f8",
+    "model.autoencoder=kl_f8": "model.autoencoder is a group. Use model/autoencoder=kl_f8",
     "name=a/b": "name=a/b must name a folder in outputs/vae",
 }
 
@@ -115,7 +115,7 @@ def test_case_02_a_queue_of_slurm_is_refused_where_there_is_none(
 ) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     said = refused_training("model=vae", "data=synthetic", "requeue=true", "resume=auto")
-    assert "requeue=true is for jobs of SLURM" in said
+    assert "requeue=true needs a SLURM job" in said
 
 
 def test_case_02_a_word_that_is_none_of_the_choices_is_told_with_them(workplace: Path) -> None:
@@ -134,7 +134,7 @@ def test_case_04_stage_2_without_a_trained_vae_is_told_the_command_that_makes_on
     ("typed", "clues"),
     [
         ("model.denoiser.network.channels=3", ["model.denoiser.network.channels=3", "have 4 channels"]),
-        ("model.denoiser.network.multipliers=[1,2,2,2]", ["latents of 4x4", "divide by 8"]),
+        ("model.denoiser.network.multipliers=[1,2,2,2]", ["Latents of 4x4", "multiple of 8", "model/denoiser=dit_s"]),
     ],
 )
 def test_case_05_latents_that_the_denoiser_cannot_take_are_told_with_both_sizes(
@@ -143,3 +143,10 @@ def test_case_05_latents_that_the_denoiser_cannot_take_are_told_with_both_sizes(
     monkeypatch.chdir(trained)
     said = refused_training(*TINY_LDM, *SHORT, "name=wrong", typed)
     assert all(clue in said for clue in clues), said
+
+
+def test_a_resolution_that_no_denoiser_of_stage_2_takes_is_reported_before_stage_1(
+    workplace: Path, train: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(*TINY_VAE, *SHORT, "data.resolution=36", "trainer.max_steps=1", "name=odd")
+    assert "data.resolution=36 gives 9. Use 32 or 40." in capfd.readouterr().err

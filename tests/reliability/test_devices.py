@@ -29,7 +29,7 @@ def test_3_more_devices_than_there_are(
         train(*TINY_VAE, *SHORT, devices)
     said = capfd.readouterr().err
     assert exit_.value.code == 2
-    assert "has 2 GPUs: type trainer.devices=2, or" in said
+    assert "has 2 GPUs. Use trainer.devices=2, or" in said
     assert "trainer.accelerator=cpu" in said
     assert "Traceback" not in said
 

@@ -19,7 +19,7 @@ from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import key_of
 from latentfaces.config.schema import TrainConfig
 from latentfaces.config.suggestions import format_error
-from latentfaces.config.validation import ModelLimits, check_keys, check_length, check_types
+from latentfaces.config.validation import check_keys, check_length, check_model, check_types
 from latentfaces.cost.estimate import Plan, report
 from latentfaces.data.pack import FFHQ_SIZE
 from latentfaces.errors import UserError
@@ -77,7 +77,7 @@ def stage_config(stage: str, overrides: Sequence[str]) -> DictConfig:
         check_types(OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=False), key)
     check_keys(cfg, TrainConfig)
     check_length(cfg.trainer)
-    ModelLimits(cfg, [key_of(override) for override in own]).check()
+    check_model(cfg, [key_of(override) for override in own])
     return cfg
 
 

@@ -1,4 +1,4 @@
-"""Which devices train, how they share the work, and who starts their processes."""
+"""Devices of a training and the launcher of its processes."""
 
 import os
 import sys
@@ -80,8 +80,8 @@ def resolve_devices(cfg: DictConfig) -> None:
     check_devices(trainer, launcher)
     if launcher is None and "SLURM_NTASKS" in os.environ and not interactive() and num_processes(trainer) > 1:
         raise UserError(
-            f"this job of SLURM is one task, which trains on one device: type srun --ntasks-per-node="
-            f"{num_devices(trainer)} for trainer.devices={trainer.devices}"
+            f"This SLURM task trains on one device. Use srun --ntasks-per-node={num_devices(trainer)} for "
+            f"trainer.devices={trainer.devices}"
         )
     check_strategy(cfg)
     if trainer.strategy == "auto" and num_processes(trainer) > 1:
@@ -93,27 +93,27 @@ def check_launcher(cfg: DictConfig, launcher: Launcher) -> None:
     trainer = cfg.trainer
     typed = overridden_keys()
     if "name" not in typed and "hydra.run.dir" not in typed:
-        raise UserError(f"{launcher.name} starts processes that must agree on a folder: give the run a name=...")
+        raise UserError(f"The processes of {launcher.name} need one folder. Give the run a name=...")
     for key, wanted, started in (
         ("devices", trainer.devices, launcher.num_devices),
         ("num_nodes", trainer.num_nodes, launcher.num_nodes),
     ):
         if f"trainer.{key}" in typed and str(wanted) not in ("auto", "-1", str(started)):
             raise UserError(
-                f"trainer.{key}={wanted}, but {launcher.name} started processes for {started}: leave trainer.{key} out"
+                f"trainer.{key}={wanted}, but {launcher.name} started processes for {started}. Leave it out."
             )
     data: Any = cfg.data
     if str(data._target_).endswith(".from_ffhq") and data.root is None:
         folder = Path(data.folder)
         if not (folder / "ffhq.zip").exists() and not (folder / f"ffhq-{data.resolution}").exists():
             raise UserError(
-                f"FFHQ is not in {folder} yet, and each process of {launcher.name} would fetch it: fetch it first, "
-                "with python train.py on one device"
+                f"FFHQ is not in {folder}. Run `latentfaces-prepare ffhq --resolution {data.resolution}` before "
+                f"{launcher.name}"
             )
 
 
 def check_devices(trainer: DictConfig, launcher: Launcher | None = None) -> None:
-    """Refuse more devices than there are, rather than start as many processes on one CPU."""
+    """Reject more devices than the machine has: Lightning would start as many processes on one CPU."""
     import torch
 
     wanted, available = num_devices(trainer), torch.cuda.device_count()
@@ -121,25 +121,25 @@ def check_devices(trainer: DictConfig, launcher: Launcher | None = None) -> None
     if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and wanted == 1 and indices is None):
         return
     if launcher is not None and trainer.accelerator == "auto" and not available:
-        trainer.accelerator = "cpu"  # where the launcher's number was chosen for it
+        trainer.accelerator = "cpu"  # the user started this number of processes on CPUs
         return
     highest = max([wanted, *(index + 1 for index in indices or ())])
     if highest > available and trainer.accelerator in ("auto", "gpu", "cuda"):
         of_its_own = available == 1 or (available > 0 and "SLURM_GPUS_PER_TASK" in os.environ)
         if launcher is not None and launcher.name == "srun" and of_its_own:
             raise UserError(
-                f"srun shows each of the {wanted} tasks of a machine {available} GPUs: type --gpus-per-node={wanted} "
-                "in place of --gpus-per-task"
+                f"Each of the {wanted} tasks of a machine sees {available} GPUs. Use --gpus-per-node={wanted} in place "
+                "of --gpus-per-task"
             )
         fewer = f"trainer.devices={available}" if available else "trainer.devices=1 trainer.accelerator=cpu"
         raise UserError(
-            f"trainer.devices={trainer.devices}, but this machine has {available} GPUs: type {fewer}, or for "
+            f"trainer.devices={trainer.devices}, but this machine has {available} GPUs. Use {fewer}, or for "
             f"processes on the CPU trainer.accelerator=cpu trainer.devices={wanted}"
         )
 
 
 def device_indices(trainer: DictConfig) -> list[int] | None:
-    """GPUs by number, as in trainer.devices=[0,2]; None where only their count is given."""
+    """Return the indices of the GPUs, as in trainer.devices=[0,2], or None if only their number is given."""
     devices: Any = trainer.devices
     if isinstance(devices, str) and "," in devices:
         devices = [part for part in devices.split(",") if part]
@@ -150,19 +150,19 @@ def num_devices(trainer: DictConfig) -> int:
     """Return the number of devices of each machine.
 
     Raises:
-        UserError: the key is no number of devices.
+        UserError: the key is not a number of devices.
     """
     import torch
 
-    there = torch.cuda.device_count() if trainer.accelerator in ("auto", "gpu", "cuda") else 1
+    available = torch.cuda.device_count() if trainer.accelerator in ("auto", "gpu", "cuda") else 1
     try:
         indices = device_indices(trainer)
         wanted = len(indices) if indices is not None else int(str(trainer.devices).replace("auto", "-1"))
     except ValueError:
         wanted = 0
     if wanted == 0 or wanted < -1:
-        raise UserError(f"trainer.devices={trainer.devices} is no number of devices: type how many, e.g. 4, or auto")
-    return max(there, 1) if wanted == -1 else wanted
+        raise UserError(f"trainer.devices={trainer.devices} is invalid: use a number, e.g. 4, or auto")
+    return max(available, 1) if wanted == -1 else wanted
 
 
 def num_processes(trainer: DictConfig) -> int:

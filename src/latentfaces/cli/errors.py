@@ -1,4 +1,4 @@
-"""A person's mistake becomes one sentence."""
+"""Errors that the user can fix, printed as one line."""
 
 import contextlib
 import errno
@@ -22,17 +22,17 @@ from latentfaces.errors import UserError, no_room
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 FULL_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
-"""What torch's allocators, CUDA, and the libraries on top of it say."""
+"""Parts of the messages of torch's allocators and of CUDA libraries."""
 STATE_OF_THE_MACHINE = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name another folder, or change who may write there"),
-    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG), "name another folder"),
-    errno.EIO: "look after the disk",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose another folder, or change its permissions."),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG), "Choose another folder."),
+    errno.EIO: "Check the disk.",
 }
-"""What the operating system refuses for reasons that are no fault of the program, and the remedies."""
+"""Errors of the operating system that are no bug of the program, and their fixes."""
 
 
 def run(main: Callable[[], Any], config: str) -> None:
-    """Run a command; what Hydra itself does not refuse, or refuses without a hint, is told here.
+    """Run a command, and print an error of its config as one line.
 
     Args:
         main: the command.
@@ -41,7 +41,9 @@ def run(main: Callable[[], Any], config: str) -> None:
     try:
         refuse_secret_overrides(sys.argv[1:])
         if any(argument.startswith("--experimental-rerun") for argument in sys.argv):
-            raise UserError("--experimental-rerun unpickles a file, which may run anything: type the options instead")
+            raise UserError(
+                "--experimental-rerun unpickles a file, which can run any code. Repeat the overrides instead."
+            )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -55,7 +57,7 @@ def run(main: Callable[[], Any], config: str) -> None:
         print(f"error: {format_error(error, config, overrides)}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
-        if sentence := explain(error):  # of Hydra's own work: the run's folder cannot be made
+        if sentence := explain(error):  # Hydra cannot create the run folder
             print(f"error: {sentence}", file=sys.stderr)
             sys.exit(2)
         traceback.print_exc()
@@ -64,7 +66,7 @@ def run(main: Callable[[], Any], config: str) -> None:
 
 @contextlib.contextmanager
 def errors_raised() -> Iterator[None]:
-    """Within this context Hydra raises what goes wrong, rather than print it in its own way."""
+    """Within this context Hydra raises errors instead of printing them."""
     before = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"
     try:
@@ -77,7 +79,7 @@ def errors_raised() -> Iterator[None]:
 
 
 def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Decorate a command: a person's mistake is printed as one sentence, without a traceback, and exits with 2."""
+    """Decorate a command: an error that the user can fix is printed as one line and exits with status 2."""
 
     @functools.wraps(main)
     def wrapped(cfg: DictConfig) -> Any:
@@ -88,7 +90,7 @@ def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
             if message is None:
                 raise
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise UserError(message) from error  # the other jobs of the sweep go on
+                raise UserError(message) from error  # the other jobs of the sweep continue
             print(f"error: {message}", file=sys.stderr)
             sys.exit(2)
 
@@ -96,28 +98,28 @@ def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
 
 
 def explain(error: BaseException) -> str | None:
-    """The sentence for a person's mistake; None for a fault of the program's."""
+    """Return one line for an error that the user can fix, or None for a bug."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and (reason := no_room(error)) is not None:
-        return f"{error.filename or 'a file could not be written'}: {reason}: make room there"
+        return f"{error.filename or 'A file could not be written'}: {reason}. Free some space there."
     if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} must be given: type {error.full_key}=..."
+        return f"{error.full_key} is missing. Add {error.full_key}=..."
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}"
     if isinstance(error, OSError) and error.errno in STATE_OF_THE_MACHINE:
-        return f"{error.filename or 'a file'}: {error.strerror}: {STATE_OF_THE_MACHINE[error.errno]}"
+        return f"{error.filename or 'a file'}: {error.strerror}. {STATE_OF_THE_MACHINE[error.errno]}"
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         return (
-            f"The checkpoint does not fit the network ({str(error).splitlines()[1].strip()}). It was written by another "
-            "version: resume with that one, or choose another name=..."
+            f"The checkpoint does not fit the network ({str(error).splitlines()[1].strip()}). It is of another "
+            "version: resume with that version, or choose another name=..."
         )
     if not isinstance(error, InstantiationException):
         return None
     cause = error.__cause__
     if isinstance(cause, UserError):
         return str(cause)
-    # Lightning has a class of its own for what was typed wrong.
+    # MisconfigurationException is Lightning's class for wrong arguments.
     if isinstance(cause, ValueError | TypeError | ImportError) or type(cause).__name__ == "MisconfigurationException":
         _, nested, key = str(error).rpartition("full_key: ")
         return f"{key.splitlines()[0]}: {cause}" if nested else str(cause)
@@ -125,36 +127,36 @@ def explain(error: BaseException) -> str | None:
 
 
 def out_of_memory(error: BaseException, cfg: DictConfig) -> str | None:
-    """The sentence for memory that is full: how much there is, what was asked for, and what takes less."""
+    """Return one line for an out-of-memory error: the device, its memory, and options that need less."""
     full = next((cause for cause in causes(error) if isinstance(cause, MemoryError) or is_full_memory(cause)), None)
     if full is None:
         return None
     device, size = device_of(full)
     if "trainer" not in cfg:
-        remedies = [f"lower batch_size={cfg.batch_size}", "take precision=bf16" * (cfg.precision.name == "fp32")]
+        remedies = [f"lower batch_size={cfg.batch_size}", "use precision=bf16" * (cfg.precision.name == "fp32")]
     else:
         steps = cfg.trainer.accumulate_grad_batches
         remedies = [
-            f"lower data.batch_size={cfg.data.batch_size} (and raise trainer.accumulate_grad_batches={steps} to keep "
-            "what a step learns from)",
-            "take trainer.precision=bf16-mixed" * (not str(cfg.trainer.precision).startswith("bf16")),
-            "turn on model.autoencoder.gradient_checkpointing=true"
+            f"lower data.batch_size={cfg.data.batch_size} (raise trainer.accumulate_grad_batches={steps} to keep the "
+            "images of a step)",
+            "use trainer.precision=bf16-mixed" * (not str(cfg.trainer.precision).startswith("bf16")),
+            "use model.autoencoder.gradient_checkpointing=true"
             * (cfg.stage == "vae" and not cfg.model.autoencoder.gradient_checkpointing),
             "choose a smaller model/denoiser" * (cfg.stage == "ldm"),
         ]
     choices = [remedy for remedy in remedies if remedy]
-    return f"out of memory: {device} has {size / 2**30:.1f} GiB in all; {', or '.join(choices)}"
+    return f"Out of memory: {device} has {size / 2**30:.1f} GiB. To use less, {', or '.join(choices)}."
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and what led to it."""
+    """Yield an error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def is_full_memory(error: BaseException) -> bool:
-    """Whether it is torch's way to say so: a class of its own on a GPU, words elsewhere."""
+    """Return whether this is torch's error of full memory: a class on a GPU, a message elsewhere."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
@@ -162,7 +164,7 @@ def is_full_memory(error: BaseException) -> bool:
 
 
 def device_of(error: BaseException) -> tuple[str, int]:
-    """Name and bytes of the memory that was full."""
+    """Return the name and the bytes of the memory that was full."""
     import torch
 
     if torch.cuda.is_available() and not isinstance(error, MemoryError) and "CPU" not in str(error):

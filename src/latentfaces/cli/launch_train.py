@@ -116,6 +116,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
         logger=list(instantiate(cfg.logger).values()),
         plugins=[AtomicCheckpointIO(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,
+        use_distributed_sampler=False,  # the data module distributes batches, which makes a resume exact
         val_check_interval=batches_between_validations(cfg.trainer),
     )
     data = instantiate(cfg.data)  # downloads and packs, so it comes after all that can fail without it
@@ -189,7 +190,7 @@ def described(cfg: DictConfig, trainer: Any, computed: str) -> str:
 
 @contextlib.contextmanager
 def one_job() -> Iterator[None]:
-    """Within a job of a sweep, let the ranks that Lightning starts run this job only, not the whole sweep.
+    """Within a job of a sweep, let the ranks that Lightning starts run only this job.
 
     Lightning starts them with this process's command line and environment (Lightning issue 11300).
     """

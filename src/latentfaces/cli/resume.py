@@ -14,27 +14,27 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from latentfaces.config.overrides import leaves_of
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, warn
 from latentfaces.ranks import is_main_process
 from latentfaces.run import MOVED, RESULT, resume_command, train_program
 
 CANDIDATES = ("last", "last.previous", "best")
-"""Checkpoints to go on from, the newest first."""
+"""Checkpoints to resume from, the newest first."""
 LOCK, PATIENCE, PATIENCE_OF_A_CLUSTER = ".lock", 10.0, 120.0
-"""The file that a training holds in its folder, and seconds to wait for one that is about to end."""
+"""The lock file of a training, and seconds to wait for a training that is about to end."""
 
 NEW_KEYS = {"model.denoiser.network.position_table": "False"}
 """Keys that runs of earlier versions lack, and the values that they had."""
 NOT_COMPARED = (
     *("name", "version", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk"),
-    "data.num_workers",  # a key of earlier versions
+    *("data.num_workers", "trainer.sync_batchnorm", "trainer.use_distributed_sampler"),  # keys of earlier versions
 )
 """Keys that do not affect training."""
 HARMLESS = (
     *("on_nonfinite", "max_skipped_steps"),
     *("callbacks.*", "device.*", "model.sampler.*"),
     *("data.folder", "data.num_val_images"),
-    *(f"trainer.{key}" for key in ("accelerator", "strategy*", "devices*", "num_nodes", "sync_batchnorm")),
+    *(f"trainer.{key}" for key in ("accelerator", "strategy*", "devices*", "num_nodes")),
     *(f"trainer.{key}" for key in ("precision", "deterministic", "benchmark", "detect_anomaly", "profiler")),
     *(
         f"trainer.{key}"
@@ -42,23 +42,22 @@ HARMLESS = (
     ),
     *(f"trainer.{key}" for key in ("val_check_interval", "check_val_every_n_epoch", "limit_val*", "limit_test*")),
 )
-"""Keys that may change at a resume: how long, where, how fast, and what is shown; all others change what is learned."""
+"""Keys that may change at a resume. All others affect the trained weights."""
 
 
 @contextlib.contextmanager
 def trained_alone(cfg: DictConfig) -> Iterator[None]:
-    """Within this context no other process trains in the run's folder.
+    """Within this context no other process trains in the run folder.
 
     Raises:
-        UserError: one does.
+        UserError: another process does.
     """
     if not is_main_process():
         yield
         return
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    # A while, since loading processes of a training that was killed end a few seconds after it, and a file server
-    # holds on to what a machine that was lost had locked for some ninety.
+    # A killed training ends within seconds. A file server keeps the locks of a lost machine for about 90 seconds.
     patience = PATIENCE_OF_A_CLUSTER if "SLURM_JOB_ID" in os.environ else PATIENCE
     lock = FileLock(folder / LOCK, timeout=patience)
     try:
@@ -71,7 +70,7 @@ def trained_alone(cfg: DictConfig) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if [entry.name for entry in folder.iterdir()] == [LOCK]:  # it left nothing: see drop_if_empty
+        if [entry.name for entry in folder.iterdir()] == [LOCK]:  # so that drop_if_empty can remove the folder
             (folder / LOCK).unlink()
         raise
     finally:
@@ -79,11 +78,11 @@ def trained_alone(cfg: DictConfig) -> Iterator[None]:
 
 
 def claim_run(cfg: DictConfig) -> Path | None:
-    """Decide what the run's folder is for: the checkpoint to go on from, or None for a fresh start.
+    """Return the checkpoint to resume from, or None to start from scratch.
 
     Raises:
-        UserError: the folder already contains a run and resume=false, or the reverse; or its checkpoint is
-            damaged; or the config has changed.
+        UserError: the folder contains a run and resume=false, or contains none and resume=true or force; or the
+            checkpoint is damaged; or the config has changed.
     """
     folder, resume = Path(cfg.run_dir), cfg.resume.lower()
     there = [path for name in CANDIDATES if (path := folder / "checkpoints" / f"{name}.ckpt").is_file()]
@@ -102,7 +101,7 @@ def claim_run(cfg: DictConfig) -> Path | None:
         if is_main_process():
             print(f"No checkpoint in {folder}: starting from scratch")
         return None
-    checkpoint = newest_whole(there, fall_back=resume == "auto")
+    checkpoint = newest_intact(there, fall_back=resume == "auto")
     compare_configs(cfg, force=resume == "force")
     if is_main_process():
         for unfinished in (folder / "checkpoints").rglob("*.partial"):  # from a kill during a save
@@ -111,11 +110,11 @@ def claim_run(cfg: DictConfig) -> Path | None:
     return checkpoint
 
 
-def newest_whole(checkpoints: list[Path], fall_back: bool) -> Path:
-    """The first that is not damaged.
+def newest_intact(checkpoints: list[Path], fall_back: bool) -> Path:
+    """Return the newest checkpoint that is not damaged.
 
     Raises:
-        UserError: it is not the first of all, unless to fall back is allowed; or all are damaged.
+        UserError: the newest of all is damaged and `fall_back` is false, or all are damaged.
     """
     from latentfaces.training import damage
 
@@ -125,24 +124,24 @@ def newest_whole(checkpoints: list[Path], fall_back: bool) -> Path:
             break
         found.append(f"{path} is damaged ({problem})")
     else:
-        raise UserError(f"{'; '.join(found)}: restore one of them, or start again under another name=...")
+        raise UserError(f"{'; '.join(found)}. Restore one of them, or start again with another name=...")
     if found and not fall_back:
-        raise UserError(f"{'; '.join(found)}: restore it, or resume from {path} with resume=auto")
+        raise UserError(f"{'; '.join(found)}. Restore it, or resume from {path} with resume=auto")
     if found and is_main_process():
-        print(f"WARNING: {'; '.join(found)}. The steps since {path.name} are done again.", file=sys.stderr)
+        warn(f"{'; '.join(found)}. The steps since {path.name} are repeated.")
     return path
 
 
 def compare_configs(cfg: DictConfig, force: bool) -> None:
-    """Tell each key that has another value than when the run was begun.
+    """Print each key whose value has changed since the run started.
 
     Raises:
-        UserError: one of them changes what is learned, and nobody said to force it.
+        UserError: one of them affects the trained weights, and `force` is false.
     """
     path = Path(cfg.run_dir) / ".hydra" / "config.yaml"
     if not path.exists():
         return
-    # References are compared as such: where one key follows another, only the one that a person changed is told.
+    # Interpolations are not resolved: of two linked keys, only the one that was changed is reported.
     before, now = (
         {key: str(MOVED.get(value, value)) for key, value in leaves_of(config)}
         for config in (OmegaConf.load(path), cfg)
@@ -163,7 +162,7 @@ def compare_configs(cfg: DictConfig, force: bool) -> None:
 
 
 def matches(key: str, patterns: tuple[str, ...]) -> bool:
-    """Whether one of the patterns is for the key."""
+    """Return whether one of the patterns matches the key."""
     return any(fnmatch(key, pattern) for pattern in patterns)
 
 
@@ -179,9 +178,9 @@ def command_to_resume(cfg: DictConfig) -> str:
 
 
 def requeue() -> None:
-    """Hand this SLURM job back to the queue, which starts it anew with the same command."""
+    """Return this SLURM job to the queue, which starts the same command again."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-    print(f"job {job} is in the queue again" if done.returncode == 0 else f"scontrol requeue {job}: {done.stderr}")
+    print(f"Job {job} is queued again" if done.returncode == 0 else f"scontrol requeue {job}: {done.stderr}")

@@ -1,4 +1,4 @@
-"""What surrounds the jobs of a sweep: what is refused before the first, what a failed one leaves, the page of all."""
+"""Checks before a sweep, the log of a failed job, and the report of all jobs."""
 
 import contextlib
 import importlib.metadata
@@ -21,7 +21,7 @@ CHANGING_ON_RESUME = ("resume", "trainer.max_")
 
 
 class SweepReport(Callback):
-    """A failed job leaves `error.log` and the others go on; when all is over, the page and an exit status of 1."""
+    """Hydra callback: a failed job writes `error.log`, the others continue, and the sweep ends with status 1."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -42,15 +42,15 @@ class SweepReport(Callback):
         if job_return.status == JobStatus.FAILED:
             error = job_return._return_value  # the property raises it
             leave_error(error, config)
-            # To Hydra the job has ended like any other: else it would drop all results, and the page with them.
+            # Reported to Hydra as completed: it would otherwise end the sweep and drop all results.
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
-        with contextlib.suppress(UserError, FileNotFoundError):  # written over by a job that ended at the same moment
+        with contextlib.suppress(UserError, FileNotFoundError):  # another job writes it at the same time
             write_page(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         failed = [(path.parent.name, path.read_text()) for path in failures(config)]
         for name, text in failed:
-            print(f"job {name} failed: {text.splitlines()[0]}", file=sys.stderr)
+            print(f"Job {name} failed: {text.splitlines()[0]}", file=sys.stderr)
         if failed:
             print(f"{len(failed)} jobs failed. See {ERROR_LOG} in their folders.", file=sys.stderr)
         try:
@@ -63,7 +63,7 @@ class SweepReport(Callback):
 
 
 def write_page(config: DictConfig) -> Path:
-    """Write the page of the sweep; its path."""
+    """Write the report of the sweep and return its path."""
     from latentfaces.report import write_sweep_report
 
     return write_sweep_report(Path(config.hydra.sweep.dir))
@@ -76,7 +76,7 @@ def failures(config: DictConfig) -> list[Path]:
 
 
 def leave_error(error: BaseException, config: DictConfig) -> None:
-    """Write what went wrong, in one sentence and for a fault of the program's its traceback, into the job's folder."""
+    """Write an error into the job's folder: one line, and a traceback if it is a bug."""
     from latentfaces.cli.errors import explain
 
     folder = Path(config.hydra.runtime.output_dir)
@@ -87,19 +87,19 @@ def leave_error(error: BaseException, config: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ERROR_LOG).write_text(sentence + "\n")
     overrides = folder / ".hydra" / "overrides.yaml"
-    if not overrides.exists():  # refused before it began
+    if not overrides.exists():  # it failed before its training started
         overrides.parent.mkdir(exist_ok=True)
         OmegaConf.save(config.hydra.overrides.task, overrides)
-    print(f"job {folder.name} failed: {sentence.splitlines()[0]}", file=sys.stderr)
+    print(f"Job {folder.name} failed: {sentence.splitlines()[0]}", file=sys.stderr)
 
 
 def check_plugins(config: DictConfig) -> None:
-    """Refuse a sweeper or launcher that is not installed."""
+    """Reject a sweeper or launcher that is not installed."""
     for kind in ("sweeper", "launcher"):
         package = str(config.hydra[kind]._target_).split(".")[1]
         if package in EXTRAS and not is_installed(package):
             choice = config.hydra.runtime.choices[f"hydra/{kind}"]
-            raise UserError(f"hydra/{kind}={choice} is an extra: pip install -e '.[{EXTRAS[package]}]'")
+            raise UserError(f"hydra/{kind}={choice} needs an extra: pip install -e '.[{EXTRAS[package]}]'")
 
 
 def check_name(config: DictConfig) -> None:
@@ -109,7 +109,7 @@ def check_name(config: DictConfig) -> None:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package of this name is there, without importing it."""
+    """Return whether a package is installed, without importing it."""
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -128,20 +128,18 @@ def varied_keys(config: DictConfig) -> list[str]:
 
 
 def check_objective(config: DictConfig) -> None:
-    """Refuse to choose by a loss that means something else in each job."""
+    """Reject a search or a pruning by losses that are not comparable between jobs."""
     from latentfaces.report.sweep_page import changes_loss
 
     chosen = "optuna" in config.hydra.sweeper._target_
     pruned = "median_stop" in config.callbacks
     if (chosen or pruned) and (keys := changes_loss(varied_keys(config))):
         choice = f"hydra/sweeper={config.hydra.runtime.choices['hydra/sweeper']}" if chosen else "pruning=median"
-        raise UserError(
-            f"{keys[0]} changes what the loss is, so that it does not say which job is better: leave out {choice}"
-        )
+        raise UserError(f"{keys[0]} changes the loss, so the losses of the jobs are not comparable. Leave out {choice}")
 
 
 def check_folder(config: DictConfig) -> None:
-    """Refuse a folder that holds another sweep, or this one when nobody said to go on."""
+    """Reject a folder that contains another sweep, or this one without resume=auto."""
     folder = Path(config.hydra.sweep.dir)
     if not any(folder.glob("*/.hydra/overrides.yaml")):
         return

@@ -1,4 +1,4 @@
-"""The run of stage 1 that a run of stage 2 builds on."""
+"""Choice of the trained VAE that stage 2 uses."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from latentfaces.run import CONFIG, DATA, Run, check_targets, find_run, folders_
 
 
 def add_trained_vae(cfg: DictConfig) -> Run:
-    """Give stage 2 the VAE of a run of stage 1 and, unless other data were chosen, that run's data.
+    """Set the VAE of stage 2 and, unless other data is chosen, the data that it was trained on.
 
     Returns:
-        The run that has the VAE: one of stage 1, or the run itself when it goes on, from its own copy.
+        The run that has the VAE: one of stage 1, or at a resume the run itself, which has a copy.
     """
     own_data = cfg.data if "_target_" in cfg.data else None
     resolution_chosen = own_data is not None and is_chosen_resolution(own_data)
@@ -29,16 +29,16 @@ def add_trained_vae(cfg: DictConfig) -> Run:
     if cfg.resume.lower() != "false" and (Path(cfg.run_dir) / CONFIG).exists():
         run = open_run(cfg.run_dir)
         trained = run.config["vae"]
-        if cfg.vae not in (None, "latest"):  # the same words as at the start, though that run may be gone by now
-            meant = [folder.resolve() for folder in folders_named(cfg.vae, "vae")]
-            if Path(trained).resolve() not in meant:
-                raise UserError(f"{cfg.run_dir} goes on with its own VAE, of {trained}: leave out vae={cfg.vae}")
+        if cfg.vae not in (None, "latest"):  # repeated from the first command; that run may be gone
+            named = [folder.resolve() for folder in folders_named(cfg.vae, "vae")]
+            if Path(trained).resolve() not in named:
+                raise UserError(f"{cfg.run_dir} was started with the VAE of {trained}. Leave out vae={cfg.vae}")
     else:
         run = find_run(cfg.vae or "latest", "vae", suits=suits)
         if run.stage != "vae":
-            raise UserError(f"vae={cfg.vae} is a run of stage 2: name one of stage 1")
+            raise UserError(f"vae={cfg.vae} is a run of stage 2. Choose one of stage 1.")
         trained = str(run.folder)
-    check_targets(run.config["model"]["autoencoder"])  # from here on they are taken for what was typed
+    check_targets(run.config["model"]["autoencoder"])  # a stored config is not trusted
     if own_data is None:
         check_targets(run.config["data"], DATA)
     with open_dict(cfg):
@@ -47,8 +47,8 @@ def add_trained_vae(cfg: DictConfig) -> Run:
         if own_data is None:
             cfg.data = OmegaConf.merge(run.config["data"], cfg.data)
             if "data.seed" not in overridden_keys() and (run.stage == "vae" or cfg.seed != run.config["seed"]):
-                cfg.data.seed = cfg.seed  # the order of this training's batches, not of the VAE's
-        elif not resolution_chosen:  # other photos, for the same VAE
+                cfg.data.seed = cfg.seed  # batches in the order of this run's seed
+        elif not resolution_chosen:  # other images at the VAE's resolution
             cfg.data.resolution = run.config["data"]["resolution"]
     if is_main_process():
         size = run.config["data"]["resolution"]

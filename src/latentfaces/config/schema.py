@@ -1,4 +1,4 @@
-"""Types of what train.yaml and sample.yaml hold: Hydra refuses a value of another type, and a key that is not here."""
+"""Schema of train.yaml and sample.yaml: Hydra rejects other keys and values of another type."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,7 +23,7 @@ def key(default: Any, valid: Any) -> Any:
 
 @dataclass
 class TrainerConfig:
-    """Arguments of Lightning's Trainer that a person may set; its documentation says what each does."""
+    """Arguments of Lightning's Trainer; its documentation describes them."""
 
     _target_: str = "lightning.pytorch.Trainer"
     accelerator: str = "auto"
@@ -52,16 +52,14 @@ class TrainerConfig:
     gradient_clip_algorithm: str | None = None
     deterministic: Any = key(None, bool | Literal["warn"] | None)
     benchmark: bool | None = None
-    use_distributed_sampler: bool = True
     profiler: str | None = None
     detect_anomaly: bool = False
-    sync_batchnorm: bool = False
     inference_mode: bool = True
 
 
 @dataclass
 class DeviceConfig:
-    """Keys `device.*`: how networks are computed. `latentfaces.cli.compute` lists their values."""
+    """Keys `device.*`: how networks are computed. `latentfaces.cli.compute` has their values."""
 
     attention: str = "auto"
     phased_upsampling: Any = "auto"
@@ -96,7 +94,7 @@ class TrainConfig:
 
 
 class Precision(Enum):
-    """Precision of sample.py: with fp32 an image is the same to one level of 255 for any batch size; bf16 is faster."""
+    """Precision of sample.py. fp32 gives the same image for any batch size, to one level of 255; bf16 is faster."""
 
     fp32 = 32
     bf16 = 16
@@ -121,7 +119,7 @@ class SampleConfig:
 
 
 def register() -> None:
-    """Make the schemas known to Hydra."""
+    """Register the schemas with Hydra."""
     store = ConfigStore.instance()
     store.store("train_schema", TrainConfig)
     store.store("sample_schema", SampleConfig)

@@ -1,4 +1,4 @@
-"""What is checked before a training starts: types, ranges, words."""
+"""Checks of a composed config."""
 
 import contextlib
 import inspect
@@ -20,7 +20,7 @@ from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import key_of, leaves_of, overridden_keys
 from latentfaces.config.schema import TrainConfig
 from latentfaces.config.suggestions import GROUPS
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, warn
 
 
 def check_types(node: Any, key: str = "") -> None:
@@ -58,78 +58,127 @@ def check_value(key: str, value: Any, valid: Any) -> None:
         raise UserError(f"{key}={value} is invalid: {expected[0].lower()}{expected[1:]}.") from None
 
 
-def check_keys(cfg: DictConfig, schema: type) -> None:
-    """Check the top-level and `trainer.*` keys against the valid values that the schema states, and for NaN.
+def check_keys(cfg: DictConfig, schema: Any, prefix: str = "") -> None:
+    """Check the top-level and `trainer.*` keys against the valid values that the schema states.
 
     Raises:
-        UserError: naming key, value and what is expected; or a key that was added with a plus.
+        UserError: naming key, value and what is expected; or a key that was added with a plus; or a number that is
+            not finite.
     """
-    known = schema.__dataclass_fields__  # type: ignore[attr-defined]
+    fields = schema.__dataclass_fields__
     for name in map(str, cfg):
-        if name not in known and name != "hydra":
+        if name not in fields and name != "hydra":
             raise UserError(f"Unknown key {name}.")
-    for name, field in known.items():
+    for name, field in fields.items():
         if is_dataclass(field.default_factory):
-            check_nested(cfg[name], field.default_factory, name)
+            check_keys(cfg[name], field.default_factory, f"{name}.")
         elif "valid" in field.metadata:
-            check_value(name, cfg[name], field.metadata["valid"])
+            check_value(prefix + name, cfg[name], field.metadata["valid"])
     for key, value in leaves_of(cfg):
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}={value} is invalid: a number must be finite.")
+            raise UserError(f"{prefix}{key}={value} is invalid: a number must be finite.")
 
 
-def check_nested(cfg: DictConfig, schema: Any, key: str) -> None:
-    """Check the keys of a nested part of the schema."""
-    for name, field in schema.__dataclass_fields__.items():
-        if "valid" in field.metadata:
-            check_value(f"{key}.{name}", cfg[name], field.metadata["valid"])
+def type_hints(target: str) -> dict[str, Any]:
+    """Return the types of the arguments of one of our classes or class methods; of others, none."""
+    if not target.startswith("latentfaces."):
+        return {}
+    made = get_object(target)
+    factory: Any = made.__self__ if inspect.ismethod(made) else made  # **options of a class method go to __init__
+    hints = get_type_hints(factory.__init__, include_extras=True)
+    return hints | get_type_hints(made, include_extras=True) if inspect.ismethod(made) else hints
+
+
+def check_training(cfg: DictConfig) -> None:
+    """Check a composed config of train.py before anything is built.
+
+    Raises:
+        UserError: naming the key and the fix.
+    """
+    overridden = overridden_keys()
+    check_groups(cfg, overridden)
+    check_types(OmegaConf.to_container(cfg, resolve=True))
+    check_keys(cfg, TrainConfig)
+    check_run(cfg, overridden)
+    check_length(cfg.trainer)
+    check_model(cfg, overridden)
 
 
 NETWORKS = {"model/autoencoder": "model.autoencoder", "model/denoiser": "model.denoiser.network"}
-"""The groups of networks, and the keys whose values they are."""
+"""Groups of networks, and where their values are in the config."""
 
 
-def refuse_idle_choices(cfg: DictConfig, typed: Sequence[str]) -> None:
-    """A recipe sizes its own network, and counts more than a network that was chosen beside it.
+def check_groups(cfg: DictConfig, overridden: Sequence[str]) -> None:
+    """Reject a group that is written with dots, and a network whose values an experiment replaces.
 
     Raises:
-        UserError: naming both.
+        UserError: naming the override and the fix.
     """
     choices, overrides = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
-    for group, network in NETWORKS.items():
-        if group not in typed or choices.get("experiment") is None:
-            continue
-        before: Any = {}
-        now: Any = OmegaConf.to_container(OmegaConf.select(cfg, network))
-        with contextlib.suppress(ConfigCompositionException):  # what else was typed is for the other kind of network
-            without = compose_config("train", [override for override in overrides if key_of(override) != group])
-            before = OmegaConf.to_container(OmegaConf.select(without, network))
-        # It changed nothing, or the recipe's sizes are another kind's.
-        if before == now or before.get("_target_") != now["_target_"]:
-            raise UserError(
-                f"{group}={choices[group]} would not have its own sizes, for experiment={choices['experiment']} sizes "
-                f"the network: leave one out, or change single values with {network}.KEY=..."
-            )
-
-
-def refuse_values_of_groups(overrides: Sequence[str]) -> None:
-    """A group is chosen with slashes; with dots its choice would be taken for a value.
-
-    Raises:
-        UserError: naming key and remedy.
-    """
     for override in overrides:
         key, _, value = override.partition("=")
         group = key.replace(".", "/")
         if "." in key and group in GROUPS and re.fullmatch(r"\w+", value) and value != "null":
-            raise UserError(f"{key} is a group of choices: type {group}={value}")
+            raise UserError(f"{key} is a group. Use {group}={value}")
+    for group, network in NETWORKS.items():
+        if group not in overridden or choices.get("experiment") is None:
+            continue
+        without: Any = {}
+        chosen: Any = OmegaConf.to_container(OmegaConf.select(cfg, network))
+        with contextlib.suppress(ConfigCompositionException):  # other overrides are for the chosen network
+            others = compose_config("train", [override for override in overrides if key_of(override) != group])
+            without = OmegaConf.to_container(OmegaConf.select(others, network))
+        if without == chosen or without.get("_target_") != chosen["_target_"]:
+            raise UserError(
+                f"{group}={choices[group]} conflicts with experiment={choices['experiment']}, which sets the network "
+                f"size. Leave one out, or set single values with {network}.KEY=..."
+            )
+
+
+def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
+    """Check the top-level keys and those of the Trainer that need others, or that this project replaces.
+
+    Raises:
+        UserError: naming the key and the fix.
+    """
+    if not cfg.name.strip() or "/" in cfg.name or cfg.name in (".", ".."):
+        raise UserError(f"name={cfg.name} must name a folder in outputs/{cfg.stage}. Elsewhere, use hydra.run.dir=...")
+    if cfg.stage == "vae" and cfg.vae is not None:
+        raise UserError("vae=... has no effect with model=vae, which trains one. Leave it out.")
+    for key in overridden:
+        if key.startswith("annealing."):
+            raise UserError(f"{key} has no effect. Use model.kl_weight.{key.removeprefix('annealing.')}=...")
+    if "max_skipped_steps" in overridden and cfg.on_nonfinite == "fail":
+        raise UserError("max_skipped_steps has no effect without on_nonfinite=skip")
+    if cfg.requeue and cfg.resume.lower() != "auto":
+        raise UserError("requeue=true repeats the command. It needs name=... and resume=auto")
+    if cfg.requeue and "SLURM_JOB_ID" not in os.environ:
+        raise UserError("requeue=true needs a SLURM job. Leave it out.")
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN or (Path(cfg.run_dir).parent / "multirun.yaml").exists()
+    if "median_stop" in (cfg.callbacks or {}) and not in_sweep:
+        raise UserError("pruning=median compares the jobs of a sweep. Start one with -m, or leave it out.")
+    if cfg.trainer.overfit_batches:
+        raise UserError(
+            "trainer.overfit_batches is not supported. Use a small folder with data.root=..., or data=synthetic "
+            "data.num_images=..."
+        )
+
+
+def check_length(trainer: DictConfig) -> None:
+    """Check the limits of a training.
+
+    Raises:
+        UserError: naming the key and the fix.
+    """
+    if trainer.fast_dev_run:
+        raise UserError("trainer.fast_dev_run leaves no run. Use trainer.max_steps=2 trainer.val_check_interval=1")
+    time = trainer.max_time
+    if time is not None and not (re.fullmatch(r"\d+(:\d+){3}", time) and re.search("[1-9]", time)):
+        raise UserError(f"trainer.max_time={time} is invalid: use days:hours:minutes:seconds, e.g. 00:01:30:00")
 
 
 def check_optimizers(module: Any) -> None:
-    """Build the optimisers once and throw them away: what they refuse would else be told when training begins.
-
-    Args:
-        module: of either stage.
+    """Build the optimizers of a LightningModule once, so that their errors come before the data is prepared.
 
     Raises:
         UserError: naming the key.
@@ -146,161 +195,86 @@ def check_optimizers(module: Any) -> None:
             raise UserError(f"{key}.lr={optimizer.param_groups[0]['lr']} must be above 0")
 
 
-def type_hints(target: str) -> dict[str, Any]:
-    """Types of the arguments of a class of ours, or of a class method that makes one; others state too little."""
-    if not target.startswith("latentfaces."):
-        return {}
-    made = get_object(target)
-    maker: Any = made.__self__ if inspect.ismethod(made) else made  # a class method's **options are the constructor's
-    hints = get_type_hints(maker.__init__, include_extras=True)
-    return hints | get_type_hints(made, include_extras=True) if inspect.ismethod(made) else hints
-
-
-def check_training(cfg: DictConfig) -> None:
-    """Check combinations of keys.
-
-    Raises:
-        UserError: naming the key and the remedy.
-    """
-    typed = overridden_keys()
-    refuse_values_of_groups(HydraConfig.get().overrides.task)
-    refuse_idle_choices(cfg, typed)
-    check_types(OmegaConf.to_container(cfg, resolve=True))
-    check_keys(cfg, TrainConfig)
-    for key in typed:
-        if key.startswith("annealing."):
-            raise UserError(f"{key} has no effect here: type model.kl_weight.{key.removeprefix('annealing.')}=...")
-    if not cfg.name.strip() or "/" in cfg.name or cfg.name in (".", ".."):
-        raise UserError(f"name={cfg.name} must name a folder in outputs/{cfg.stage}; for others, hydra.run.dir=FOLDER")
-    if cfg.stage == "vae" and cfg.vae is not None:
-        raise UserError("vae=... is for model=ldm; with model=vae the VAE is what is trained")
-    check_words(cfg, typed)
-    check_length(cfg.trainer)
-    ModelLimits(cfg, typed).check()
-
-
-def check_words(cfg: DictConfig, typed: Sequence[str]) -> None:
-    """Refuse words that are none of the choices, and switches that do nothing here.
-
-    Raises:
-        UserError: naming the key and the remedy.
-    """
-    if "max_skipped_steps" in typed and cfg.on_nonfinite == "fail":
-        raise UserError("max_skipped_steps has no effect without on_nonfinite=skip")
-    if cfg.requeue and cfg.resume.lower() != "auto":
-        raise UserError("requeue=true starts the same command again: it needs name=... and resume=auto")
-    if cfg.requeue and "SLURM_JOB_ID" not in os.environ:
-        raise UserError("requeue=true is for jobs of SLURM, and this is none: leave it out")
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN or (Path(cfg.run_dir).parent / "multirun.yaml").exists()
-    if "median_stop" in (cfg.callbacks or {}) and not in_sweep:
-        raise UserError("pruning=median compares the jobs of a sweep. Start one with -m, or leave it out.")
-    if cfg.trainer.sync_batchnorm:
-        raise UserError("trainer.sync_batchnorm has no effect: no network here normalises over a batch; leave it out")
-    if cfg.trainer.overfit_batches:
-        raise UserError(
-            "trainer.overfit_batches would not keep to the same batches here: give a small folder with data.root=..., "
-            "or data=synthetic data.num_images=..."
-        )
-    if cfg.trainer.use_distributed_sampler:
-        raise UserError("trainer.use_distributed_sampler must be false: the data module shares batches out itself")
-
-
-def check_length(trainer: DictConfig) -> None:
-    """Refuse a training that would have no step.
-
-    Raises:
-        UserError: naming the key.
-    """
-    if trainer.fast_dev_run:
-        raise UserError("trainer.fast_dev_run leaves no run: type trainer.max_steps=2 trainer.val_check_interval=1")
-    time = trainer.max_time
-    if time is not None and not (re.fullmatch(r"\d+(:\d+){3}", time) and re.search("[1-9]", time)):
-        raise UserError(f"trainer.max_time={time} must be days:hours:minutes:seconds, as 00:01:30:00, and not nothing")
-
-
-class ModelLimits:
-    """Sizes that must divide one another, and options that need one another.
+def check_model(cfg: DictConfig, overridden: Sequence[str]) -> None:
+    """Check that sizes divide one another and that each overridden option has an effect.
 
     Args:
         cfg: the composed config of a training.
-        typed: the keys that the person typed.
+        overridden: its overridden keys.
+
+    Raises:
+        UserError: naming the key and the fix.
     """
+    shape, resolution = cfg.model.autoencoder, cfg.data.resolution
+    factor = shape.patch_size * 2 ** (len(shape.multipliers) - 1)
+    nearest = factor * max(1, round(resolution / factor))
+    if resolution % factor:
+        raise UserError(
+            f"data.resolution={resolution} is no multiple of the VAE's factor {factor}. Use {nearest}, or another "
+            "model/autoencoder"
+        )
+    if cfg.stage == "ldm":
+        check_denoiser(cfg, overridden, resolution // factor)
+        return
+    check_loss(cfg, overridden, resolution // factor)
+    if resolution // factor % 2:
+        warn(
+            f"the denoisers of stage 2 need latents of even size, and data.resolution={resolution} gives "
+            f"{resolution // factor}. Use {resolution - factor} or {resolution + factor}."
+        )
 
-    def __init__(self, cfg: DictConfig, typed: Sequence[str]) -> None:
-        self.cfg = cfg
-        shape = cfg.model.autoencoder
-        self.typed = typed
-        self.downsampling = shape.patch_size * 2 ** (len(shape.multipliers) - 1)
 
-    def check(self) -> None:
-        """Raise the first that does not fit."""
-        resolution = self.cfg.data.resolution
-        if resolution % self.downsampling:
-            nearest = self.downsampling * max(1, round(resolution / self.downsampling))
+def check_loss(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> None:
+    """Check the options of stage 1."""
+    model = cfg.model
+    if model.loss.equivariance_weight and latent_size % 2:
+        raise UserError(
+            f"model.loss.equivariance_weight needs latents of even size, and these have {latent_size}. Set it to 0, or "
+            "change data.resolution"
+        )
+    if model.adversary is not None:
+        smallest = 3 * 2**model.adversary.discriminator.num_layers
+        if cfg.data.resolution < smallest:
             raise UserError(
-                f"data.resolution={resolution} is not a multiple of the VAE's factor {self.downsampling}: "
-                f"take {nearest}, or another model/autoencoder"
+                f"The discriminator needs data.resolution={smallest} or more. Lower "
+                "model.adversary.discriminator.num_layers"
             )
-        if self.cfg.stage == "vae":
-            self.check_loss(resolution // self.downsampling)
-        else:
-            self.check_denoiser(resolution // self.downsampling)
+    for key in overridden:
+        if "skip_dropout" in key and not model.autoencoder.skip_connections:
+            raise UserError(f"{key} has no effect without model.autoencoder.skip_connections=true")
+        schedule, _, part = key.rpartition(".")
+        annealed = schedule in ("model.kl_weight", "model.skip_dropout") and part in ("start", "num_steps")
+        if annealed and OmegaConf.select(cfg, schedule)._target_ == "latentfaces.annealing.Constant":
+            raise UserError(f"{key} has no effect on a constant. Leave it out, or choose another annealing")
+        if key == "model.loss.perceptual_weight" and model.loss.perceptual is None:
+            raise UserError(f"{key} has no effect without a perceptual loss. Use model/loss=perceptual")
 
-    def check_loss(self, latent_side: int) -> None:
-        """Options of the loss that the chosen parts cannot use."""
-        model = self.cfg.model
-        if model.loss.equivariance_weight and latent_side % 2:
-            raise UserError(
-                f"model.loss.equivariance_weight halves latents, and {latent_side}x{latent_side} is odd: "
-                "set it to 0, or choose another data.resolution"
-            )
-        if model.adversary is not None:
-            smallest = 3 * 2**model.adversary.discriminator.num_layers
-            if self.cfg.data.resolution < smallest:
-                raise UserError(
-                    f"the discriminator needs data.resolution={smallest} or more: lower "
-                    "model.adversary.discriminator.num_layers"
-                )
-        self.check_idle()
 
-    def check_idle(self) -> None:
-        """Keys that were typed and that the chosen parts do not look at."""
-        model = self.cfg.model
-        for key in self.typed:
-            if "skip_dropout" in key and not model.autoencoder.skip_connections:
-                raise UserError(f"{key} has no effect without model.autoencoder.skip_connections=true")
-            schedule, _, part = key.rpartition(".")
-            annealed = schedule in ("model.kl_weight", "model.skip_dropout") and part in ("start", "num_steps")
-            if annealed and OmegaConf.select(self.cfg, schedule)._target_ == "latentfaces.annealing.Constant":
-                raise UserError(f"{key} has no effect on a constant: leave it out, or choose another annealing")
-            if key == "model.loss.perceptual_weight" and model.loss.perceptual is None:
-                raise UserError(f"{key} has no effect without a perceptual loss: type model/loss=perceptual")
-
-    def check_denoiser(self, latent_side: int) -> None:
-        """The sizes are the chosen network's; its own factor must divide the latent."""
-        network = self.cfg.model.denoiser.network
-        known = inspect.signature(get_object(network["_target_"])).parameters
-        if foreign := [str(key) for key in network if key not in known and not str(key).startswith("_")]:
-            raise UserError(f"a {network['_target_'].rpartition('.')[2]} has no {', '.join(foreign)}: leave it out")
-        latent_channels = self.cfg.model.autoencoder.latent_channels
-        if network.channels != latent_channels:
-            raise UserError(
-                f"model.denoiser.network.channels={network.channels}, but the latents of this VAE have "
-                f"{latent_channels} channels: leave it out"
-            )
-        factor = network.patch_size if "patch_size" in network else 2 ** (len(network.multipliers) - 1)
-        if latent_side % factor:
-            raise UserError(
-                f"latents of {latent_side}x{latent_side} do not divide by {factor}, as model.denoiser.network needs: "
-                "choose another model/denoiser, or another data.resolution for the VAE"
-            )
-        if "model.loss.auxiliary_weight" in self.typed and not network.get("auxiliary_depth", 0):
-            raise UserError(
-                "model.loss.auxiliary_weight has no effect without a second head: set "
-                "model.denoiser.network.auxiliary_depth, of a DiT"
-            )
-        if (network.label_channels > 0) != (self.cfg.model.augmentation is not None):
-            raise UserError(
-                "model.denoiser.network.label_channels and model.augmentation go together: "
-                "type model/augmentation=nonleaky or =none"
-            )
+def check_denoiser(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> None:
+    """Check the options of stage 2."""
+    network, channels = cfg.model.denoiser.network, cfg.model.autoencoder.latent_channels
+    arguments = inspect.signature(get_object(network["_target_"])).parameters
+    if unknown := [str(key) for key in network if key not in arguments and not str(key).startswith("_")]:
+        raise UserError(f"{network['_target_'].rpartition('.')[2]} has no option {', '.join(unknown)}. Leave it out.")
+    if network.channels != channels:
+        raise UserError(
+            f"model.denoiser.network.channels={network.channels}, but the latents of this VAE have {channels} "
+            "channels. Leave it out."
+        )
+    factor = network.patch_size if "patch_size" in network else 2 ** (len(network.multipliers) - 1)
+    if latent_size % factor:
+        fix = "model/denoiser=dit_s" + " model.denoiser.network.patch_size=1" * (latent_size % 2)
+        raise UserError(
+            f"Latents of {latent_size}x{latent_size} are no multiple of {factor}, which model.denoiser.network needs. "
+            f"Use {fix}, or a VAE of another data.resolution"
+        )
+    if "model.loss.auxiliary_weight" in overridden and not network.get("auxiliary_depth", 0):
+        raise UserError(
+            "model.loss.auxiliary_weight has no effect without a second head. Set "
+            "model.denoiser.network.auxiliary_depth of a DiT"
+        )
+    if (network.label_channels > 0) != (cfg.model.augmentation is not None):
+        raise UserError(
+            "model.denoiser.network.label_channels and model.augmentation need each other. Use "
+            "model/augmentation=nonleaky or =none"
+        )
