@@ -8,12 +8,14 @@ from typing import IO, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 FilterName = Literal["auto", "box", "bilinear", "bicubic", "lanczos"]
 
+MAX_PIXELS = 2**28  # FFHQ in the wild has at most 2^26
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow rejects photos of 179 megapixels, with other words
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26  # editors store their history as text
 SRGB = ImageCms.createProfile("sRGB")
@@ -32,8 +34,6 @@ UPRIGHT = {  # EXIF orientation -> what turns the picture upright (EXIF 2.32, ta
 MINUS_ONE = torch.tensor(-1.0)
 PER_LEVEL = float(np.nextafter(np.float32(1 / 127.5), np.float32(0)))  # rounded down, so that 255 gives no more than 1
 
-MAX_PIXELS = 2**28  # more is a decompression bomb: FFHQ in the wild has at most 2^26
-
 
 class Picture(NamedTuple):
     """A picture as it is packed."""
@@ -50,10 +50,17 @@ def open_image(file: str | Path | IO[bytes]) -> Image.Image:
     """Open an image in one of `FORMATS`. For others, such as PostScript, Pillow may start a program.
 
     Raises:
-        OSError: the format is another one.
-        ValueError: the pixels have no range that is known.
+        OSError: the file is not an image of these formats.
+        ValueError: the image has too many pixels, or pixels without a known range.
     """
-    image = Image.open(file, formats=FORMATS)
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"not a {', '.join(FORMATS)} image") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
     bits, kind = (16,), (1,)
     if image.format == "TIFF":
         bits, kind = (image.tag_v2.get(tag, usual) for tag, usual in ((258, bits), (339, kind)))  # type: ignore[attr-defined]
@@ -138,16 +145,14 @@ def decode(data: bytes, resolution: int, resize_filter: FilterName = "auto") -> 
         Exception: of many kinds: damaged, cut short, no picture, or a decompression bomb.
     """
     with open_image(io.BytesIO(data)) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width}x{height} pixels are more than {MAX_PIXELS:,}")
+        enlarged = min(image.size) < resolution
         image.decodermaxblock = len(data)  # type: ignore[attr-defined]  # Pillow decodes 64 kB at a time, and each pause costs
         if resize_filter == "auto":
             # A JPEG can be decoded at a half, a quarter or an eighth, in half the time. From 512 to 256 pixels that
             # differs from the mean of the full picture by half a level in 255 (50 dB): less than the choice of filter.
             image.draft(None, (resolution, resolution))
         pixels = center_square(image, resolution, resize_filter)
-    return Picture(pixels, min(width, height) < resolution, digest(data))
+    return Picture(pixels, enlarged, digest(data))
 
 
 def digest(data: bytes) -> str:
