@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
@@ -79,33 +80,38 @@ def orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def to_srgb(image: Image.Image) -> Image.Image:
-    """Convert the colors from the embedded ICC profile to sRGB; a profile that cannot be used is ignored."""
-    data = image.info.get("icc_profile")
-    if not data or image.mode not in ("RGB", "RGBA", "L", "CMYK"):
-        return image
+@lru_cache(maxsize=16)
+def transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the conversion of images with this ICC profile, None where it only rounds or the profile is unusable."""
     try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        if "sRGB" in ImageCms.getProfileDescription(profile):  # the conversion would only round
-            return image
-        mode = image.mode if image.mode == "RGBA" else "RGB"
-        return ImageCms.profileToProfile(image, profile, SRGB, outputMode=mode) or image
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(source, SRGB, mode, "RGB")
+        # The description proves nothing: there are profiles called sRGB with a linear curve.
+        probe = Image.frombytes("RGB", (16, 16), np.random.default_rng(0).bytes(16 * 16 * 3)).convert(mode)
+        changes = np.asarray(ImageCms.applyTransform(probe, transform), int) - np.asarray(probe.convert("RGB"), int)
+        return transform if np.abs(changes).max() > 1 else None
     except (ImageCms.PyCMSError, OSError):
-        return image
+        return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB: 16 bit scaled to 8, ICC profiles to sRGB, transparency on white."""
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
-    image = to_srgb(image)
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
         # Pillow clips 16-bit values at 255, which turns nearly every picture white.
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    elif image.mode in ("P", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    if alpha is not None:
+        image = image.convert(image.mode[:-1])
+    if profile and image.mode in ("L", "RGB", "CMYK") and (transform := transform_to_srgb(profile, image.mode)):
+        image = ImageCms.applyTransform(image, transform) or image
+    image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    if alpha is None:
+        return image
+    image.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def turned_upright(image: Image.Image) -> Image.Image:
