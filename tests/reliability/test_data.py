@@ -75,7 +75,7 @@ def test_case_08_a_download_that_lost_the_network_goes_on_and_never_bears_the_na
 ) -> None:
     kaggle.send = send_half
     said = pack("ffhq")
-    assert "try again" in said
+    assert "Try again" in said
     assert "data.root=" in said
     assert not Path("data/ffhq.zip").exists()
     found: list[int] = []
@@ -114,7 +114,7 @@ def test_case_09_a_zip_that_is_cut_or_has_a_flipped_bit_is_told_with_its_size_an
     assert not list(Path().rglob("*.bmp"))
 
     kaggle.send = send_truncated  # the client thinks it is done
-    assert "holds no whole .zip: delete it and try again" in pack("ffhq")
+    assert "contains no complete .zip. Delete it and try again" in pack("ffhq")
     assert not Path("data/ffhq.zip").exists()
 
 

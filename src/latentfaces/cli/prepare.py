@@ -9,7 +9,7 @@ from latentfaces.data.kaggle import LICENCE, download_ffhq
 from latentfaces.data.pack import Pack, open_pack
 from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.sources import Photos
-from latentfaces.data.verify import damaged_pictures
+from latentfaces.data.verify import damaged_files
 from latentfaces.errors import UserError, escape_stdout
 from latentfaces.signals import Stopped, handle_signals, stop
 
@@ -39,7 +39,7 @@ def verified(pack: Pack, source: Photos) -> Pack:
     Raises:
         UserError: naming each that is not.
     """
-    damaged = damaged_pictures(pack, source)
+    damaged = list(damaged_files(pack, source))
     if damaged:
         remedy = f"{len(damaged)} damaged. Fetch them again, delete {pack.folder} and run again."
         raise UserError("\n".join([*damaged, remedy]))
