@@ -18,7 +18,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from latentfaces.config.overrides import as_text
 from latentfaces.config.secrets import refuse_secret_overrides
 from latentfaces.config.suggestions import format_error
-from latentfaces.errors import UserError, no_room
+from latentfaces.errors import UserError, escape_stdout, no_room
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 FULL_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
@@ -38,8 +38,12 @@ def run(main: Callable[[], Any], config: str) -> None:
         main: the command.
         config: the name of its config.
     """
+    escape_stdout()
     try:
         refuse_secret_overrides(sys.argv[1:])
+        for argument in sys.argv[1:]:
+            if config == "train" and argument.encode(errors="replace").decode() != argument:
+                raise UserError(f"{argument} is not in UTF-8. Rename the file or folder.")
         if any(argument.startswith("--experimental-rerun") for argument in sys.argv):
             raise UserError(
                 "--experimental-rerun unpickles a file, which can run any code. Repeat the overrides instead."

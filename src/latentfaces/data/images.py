@@ -2,24 +2,27 @@
 
 import hashlib
 import io
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 FilterName = Literal["auto", "box", "bilinear", "bicubic", "lanczos"]
 
+MAX_PIXELS = 2**28  # FFHQ in the wild has at most 2^26
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow rejects photos of 179 megapixels, with other words
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26  # editors store their history as text
 SRGB = ImageCms.createProfile("sRGB")
 
 ORIENTATION_TAG = 0x0112
-UPRIGHT = {  # EXIF orientation -> what turns the picture upright (EXIF 2.32, tag 274)
+UPRIGHT = {  # EXIF 2.32, tag 274
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,18 +33,16 @@ UPRIGHT = {  # EXIF orientation -> what turns the picture upright (EXIF 2.32, ta
 }
 
 MINUS_ONE = torch.tensor(-1.0)
-PER_LEVEL = float(np.nextafter(np.float32(1 / 127.5), np.float32(0)))  # rounded down, so that 255 gives no more than 1
-
-MAX_PIXELS = 2**28  # more is a decompression bomb: FFHQ in the wild has at most 2^26
+PER_LEVEL = float(np.nextafter(np.float32(1 / 127.5), np.float32(0)))  # rounded down: 255 gives at most 1
 
 
 class Picture(NamedTuple):
-    """A picture as it is packed."""
+    """A decoded image."""
 
     pixels: Pixels
     """(3, R, R) uint8."""
     enlarged: bool
-    """Whether it was smaller than R."""
+    """Whether the file had fewer than R pixels on a side."""
     sha256: str
     """The first 32 hexadecimal digits of the hash of the file's bytes."""
 
@@ -50,10 +51,17 @@ def open_image(file: str | Path | IO[bytes]) -> Image.Image:
     """Open an image in one of `FORMATS`. For others, such as PostScript, Pillow may start a program.
 
     Raises:
-        OSError: the format is another one.
-        ValueError: the pixels have no range that is known.
+        OSError: the file is not an image of these formats.
+        ValueError: the image has too many pixels, or pixels without a known range.
     """
-    image = Image.open(file, formats=FORMATS)
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"not a {', '.join(FORMATS)} image") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
     bits, kind = (16,), (1,)
     if image.format == "TIFF":
         bits, kind = (image.tag_v2.get(tag, usual) for tag, usual in ((258, bits), (339, kind)))  # type: ignore[attr-defined]
@@ -72,33 +80,38 @@ def orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def to_srgb(image: Image.Image) -> Image.Image:
-    """Convert the colors from the embedded ICC profile to sRGB; a profile that cannot be used is ignored."""
-    data = image.info.get("icc_profile")
-    if not data or image.mode not in ("RGB", "RGBA", "L", "CMYK"):
-        return image
+@lru_cache(maxsize=16)
+def transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the conversion of images with this ICC profile, None where it only rounds or the profile is unusable."""
     try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        if "sRGB" in ImageCms.getProfileDescription(profile):  # the conversion would only round
-            return image
-        mode = image.mode if image.mode == "RGBA" else "RGB"
-        return ImageCms.profileToProfile(image, profile, SRGB, outputMode=mode) or image
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(source, SRGB, mode, "RGB")
+        # The description proves nothing: there are profiles called sRGB with a linear curve.
+        probe = Image.frombytes("RGB", (16, 16), np.random.default_rng(0).bytes(16 * 16 * 3)).convert(mode)
+        changes = np.asarray(ImageCms.applyTransform(probe, transform), int) - np.asarray(probe.convert("RGB"), int)
+        return transform if np.abs(changes).max() > 1 else None
     except (ImageCms.PyCMSError, OSError):
-        return image
+        return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB: 16 bit scaled to 8, ICC profiles to sRGB, transparency on white."""
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
-    image = to_srgb(image)
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
-        # Pillow clips 16-bit values at 255, which turns nearly every picture white.
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        # Pillow clips 16-bit values at 255, which turns most images white.
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    elif image.mode in ("P", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    if alpha is not None:
+        image = image.convert(image.mode[:-1])
+    if profile and image.mode in ("L", "RGB", "CMYK") and (transform := transform_to_srgb(profile, image.mode)):
+        image = ImageCms.applyTransform(image, transform) or image
+    image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    if alpha is None:
+        return image
+    image.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def turned_upright(image: Image.Image) -> Image.Image:
@@ -111,9 +124,9 @@ def turned_upright(image: Image.Image) -> Image.Image:
 
 
 def center_square(image: Image.Image, resolution: int, resize_filter: FilterName = "auto") -> Pixels:
-    """Upright, RGB, the largest centred square, resized: (3, resolution, resolution) uint8.
+    """Rotate, convert to RGB, crop the largest central square and resize it: (3, resolution, resolution) uint8.
 
-    The filter "auto" is the mean of the pixels where the factor is whole, Lanczos otherwise; the others are Pillow's.
+    The filter "auto" is the mean of the pixels for integer factors, else Lanczos. The others are Pillow's.
     """
     image = to_rgb(turned_upright(image))
     side = min(image.size)
@@ -122,52 +135,49 @@ def center_square(image: Image.Image, resolution: int, resize_filter: FilterName
     if image.size == (resolution, resolution):
         small = image
     elif resize_filter == "auto" and side % resolution == 0:
-        # Rounded once. Pillow's BOX rounds halves up in each direction, which brightens pictures by half a level.
+        # Pillow's BOX rounds up in each direction, which brightens images by half a level. This rounds once.
         small = image.reduce(side // resolution, box=box)
     else:
         resample = Image.Resampling["LANCZOS" if resize_filter == "auto" else resize_filter.upper()]
         small = image.resize((resolution, resolution), resample, box=box)
-    planes = b"".join(small.tobytes("raw", band) for band in "RGB")  # four times as fast as to transpose an array
+    planes = b"".join(small.tobytes("raw", band) for band in "RGB")  # 4 times as fast as a transpose
     return np.frombuffer(planes, np.uint8).reshape(3, resolution, resolution)
 
 
 def decode(data: bytes, resolution: int, resize_filter: FilterName = "auto") -> Picture:
-    """An encoded picture, squared and resized; with the filter "auto" large JPEGs are decoded at reduced scale.
+    """Decode an image to a square. The filter "auto" decodes large JPEGs at reduced scale.
 
     Raises:
-        Exception: of many kinds: damaged, cut short, no picture, or a decompression bomb.
+        Exception: of many kinds, where the image is damaged or not one that `open_image` reads.
     """
     with open_image(io.BytesIO(data)) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width}x{height} pixels are more than {MAX_PIXELS:,}")
-        image.decodermaxblock = len(data)  # type: ignore[attr-defined]  # Pillow decodes 64 kB at a time, and each pause costs
+        enlarged = min(image.size) < resolution
+        image.decodermaxblock = len(data)  # type: ignore[attr-defined]  # faster than Pillow's 64 kB at a time
         if resize_filter == "auto":
-            # A JPEG can be decoded at a half, a quarter or an eighth, in half the time. From 512 to 256 pixels that
-            # differs from the mean of the full picture by half a level in 255 (50 dB): less than the choice of filter.
+            # Half the time at 1/2, 1/4 or 1/8. From 512 to 256 pixels it differs from the mean by half a level of 255.
             image.draft(None, (resolution, resolution))
         pixels = center_square(image, resolution, resize_filter)
-    return Picture(pixels, min(width, height) < resolution, digest(data))
+    return Picture(pixels, enlarged, digest(data))
 
 
 def digest(data: bytes) -> str:
-    """The first 32 hexadecimal digits of the SHA-256 of some bytes."""
+    """Return the first 32 hexadecimal digits of the SHA-256."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
 def to_float(images: Tensor, mirrored: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """uint8 images (b, c, h, w) -> float32 in [-1, 1]; those of `mirrored` (b,) mirrored; into `out` where given."""
+    """Convert uint8 images (b, c, h, w) to float32 in [-1, 1] in `out`, if given, and flip those of `mirrored` (b,)."""
     floats = torch.empty(images.shape, device=images.device) if out is None else out
     if images.device.type != "cpu":
         torch.add(MINUS_ONE, floats.copy_(images), alpha=PER_LEVEL, out=floats)
         return floats if mirrored is None else torch.where(mirrored[:, None, None, None], floats.flip(-1), floats)
     flags = [False] * len(images) if mirrored is None else mirrored.tolist()
-    # One picture at a time stays in the processor's cache for the second pass.
-    for picture, image, flip in zip(floats, images, flags, strict=True):
-        torch.add(MINUS_ONE, picture.copy_(image.flip(-1) if flip else image), alpha=PER_LEVEL, out=picture)
+    # One image at a time stays in the CPU cache.
+    for target, image, flip in zip(floats, images, flags, strict=True):
+        torch.add(MINUS_ONE, target.copy_(image.flip(-1) if flip else image), alpha=PER_LEVEL, out=target)
     return floats
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float in [-1, 1] -> uint8, rounded, values outside clipped."""
+    """Convert floats in [-1, 1] to uint8, rounded and clipped."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Silent damage, found by checksums: a photo that decodes can still be the wrong photo."""
+"""Verification of images and packs by checksum."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,16 +8,11 @@ from rich.progress import track
 from latentfaces.data.images import digest
 from latentfaces.data.pack import Pack
 from latentfaces.data.packing import file_sha256
-from latentfaces.data.sources import Photos
+from latentfaces.data.sources import BadImageError, Photos
 
 
-def damaged_pictures(pack: Pack, source: Photos) -> list[str]:
-    """A sentence for the pack and for each photo whose bytes are not those that were packed, or not FFHQ's (by MD5)."""
-    return list(faults(pack, source))
-
-
-def faults(pack: Pack, source: Photos) -> Iterator[str]:
-    """Yield what `damaged_pictures` lists, one by one."""
+def damaged_files(pack: Pack, source: Photos) -> Iterator[str]:
+    """Yield a message for the pack and for each image that changed since it was packed, or is not FFHQ's by MD5."""
     if file_sha256(pack.folder / "images.npy") != pack.sha256:
         yield f"{pack.folder / 'images.npy'} has changed since it was written"
     official = source.checksums()
@@ -25,8 +20,8 @@ def faults(pack: Pack, source: Photos) -> Iterator[str]:
     for name, sha256 in track(list(packed), f"Verifying {source.name}"):
         try:
             data = source.file_bytes(name)
-        except Exception as error:
-            yield f"{source.root / name} cannot be read ({error})"
+        except BadImageError as error:
+            yield str(error)
             continue
         if digest(data) != sha256:
             yield f"{source.root / name} has changed since it was packed"
