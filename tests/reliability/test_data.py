@@ -247,7 +247,7 @@ LAYOUTS = {
     "too few": (
         photos(["few/1.png", "few/2.png"]),
         "few",
-        "1 pictures to train on and 1 held out, but a batch takes 8",
+        "1 training and 1 held-out images, but an optimizer step takes 8",
     ),
 }
 

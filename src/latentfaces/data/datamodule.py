@@ -82,7 +82,7 @@ class FFHQDataModule(LightningDataModule):
         self.train_dataset: Dataset[Tensor]
         self.val_dataset: Dataset[Tensor]
         self.test_dataset: Dataset[Tensor]
-        self.position = {"epoch": 0, "batch": 0}
+        self.position = {"epoch": 0, "taken": 0}
         self.floats = torch.empty(0)
         self.names: list[str] = []
         self.rows = np.zeros(0, np.int64)
@@ -133,12 +133,16 @@ class FFHQDataModule(LightningDataModule):
         return pack
 
     def require_batch(self, name: str, num_train: int, num_val: int) -> None:
-        """Refuse fewer pictures than a batch of all devices takes."""
-        needed = self.batch_size * self.num_ranks
+        """Reject fewer images than an optimizer step or a validation of all devices needs."""
+        needed = self.batch_size * self.num_ranks * self.accumulate
         if num_train < needed or num_val < self.num_ranks:
             raise UserError(
-                f"{name} has {num_train} pictures to train on and {num_val} held out, but a batch takes {needed}: add "
-                "pictures, or lower data.batch_size"
+                f"{name} has {num_train} training and {num_val} held-out images, but an optimizer step takes {needed} "
+                "(data.batch_size x devices x trainer.accumulate_grad_batches). Add images or lower data.batch_size."
+            )
+        if self.num_val_images < self.num_ranks:
+            raise UserError(
+                f"data.num_val_images={self.num_val_images} is fewer than the {self.num_ranks} devices. Raise it."
             )
 
     def prepare_data(self) -> None:
@@ -192,10 +196,11 @@ class FFHQDataModule(LightningDataModule):
     def num_ranks(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
+    @property
+    def accumulate(self) -> int:
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
+
     def train_dataloader(self) -> Iterable[ImageBatch | LatentBatch]:
-        together = self.batch_size * self.num_ranks
-        # The last run may have had other batches, or another number of devices.
-        done = self.position.get("pictures", self.position["batch"] * together)
         self.train_batches = TrainBatches(
             len(self.train_dataset),  # type: ignore[arg-type]
             self.batch_size,
@@ -203,10 +208,28 @@ class FFHQDataModule(LightningDataModule):
             self.horizontal_flip,
             self.rank,
             self.num_ranks,
-            self.position["epoch"],
-            done // together,
+            self.accumulate,
+            **self.position,
         )
+        if self.trainer is not None and self.trainer.fit_loop.restarting:
+            self.renumber_batches()
         return self.loader(self.train_dataset, self.train_batches)
+
+    def renumber_batches(self) -> None:
+        """Set the trainer's batch counts to those of this batch size and number of ranks."""
+        assert self.trainer is not None
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        # A checkpoint of the end of an epoch has the position of the next one.
+        batches = self.train_batches
+        first = batches.first if batches.taken(batches.first) else len(batches)
+        shifts = {
+            "current": first - progress.current.processed if progress.current.processed else 0,  # type: ignore[attr-defined]
+            "total": -(progress.total.processed % self.accumulate),  # type: ignore[attr-defined]
+        }
+        for name, shift in shifts.items():
+            counts = getattr(progress, name)
+            for count in ("ready", "started", "processed", "completed"):
+                setattr(counts, count, getattr(counts, count) + shift)
 
     def val_dataloader(self) -> Iterable[ImageBatch | LatentBatch]:
         return self.loader(self.val_dataset, self.val_batches(self.val_dataset))
@@ -251,14 +274,17 @@ class FFHQDataModule(LightningDataModule):
         return to_float(batch.images, batch.mirrored, self.floats)
 
     def state_dict(self) -> dict[str, int]:
-        """Position in the data, from which a resumed run continues with the next batch."""
+        """Return the position in the data: the epoch, and how many of its images were taken."""
         assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        if not self.train_batches.started:
+            return self.position
+        done = int(self.trainer.fit_loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
         # The trainer's own count of epochs runs ahead where training ends in the middle of one.
-        epoch = self.train_batches.epoch - 1
+        epoch = self.train_batches.epoch
         if done >= self.trainer.num_training_batches:
-            epoch, done = epoch + 1, 0
-        return {"epoch": epoch, "batch": int(done), "pictures": int(done) * self.batch_size * self.num_ranks}
+            return {"epoch": epoch + 1, "taken": 0}
+        return {"epoch": epoch, "taken": self.train_batches.taken(done)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.position = state_dict
+        # Earlier versions called it "pictures".
+        self.position = {"epoch": state_dict["epoch"], "taken": state_dict.get("taken", state_dict.get("pictures", 0))}

@@ -88,17 +88,21 @@ class LatentDataset(Dataset[Tensor]):
 
 
 class TrainBatches(Sampler[Draws]):
-    """Endless epochs of shuffled whole batches; order and mirroring are functions of (seed, epoch, index) alone.
+    """Endless epochs of shuffled full batches. Order and mirroring depend only on (seed, epoch, index).
+
+    A position is a number of items, not of batches. A run that resumes with another batch size or number of ranks
+    then neither skips nor repeats items.
 
     Args:
         num_items: size of the dataset.
-        batch_size: items a batch, per rank.
-        seed: of order and mirroring.
-        mirror: mirror half of the items, chosen anew each epoch.
-        rank: this process; ranks share an epoch out without overlap.
+        batch_size: items per batch and rank.
+        seed: seed of order and mirroring.
+        mirror: mirror a random half of the items in each epoch.
+        rank: this process; ranks get disjoint batches.
         num_ranks: number of processes.
-        epoch: the epoch that the next `iter` gives.
-        start: the batch that it starts with, to go on in the middle of an epoch.
+        accumulate: batches per optimizer step; the number of batches is truncated to a multiple of it.
+        epoch: the epoch of the first `iter`.
+        taken: items of that epoch that were taken before.
     """
 
     def __init__(
@@ -109,26 +113,41 @@ class TrainBatches(Sampler[Draws]):
         mirror: bool,
         rank: int = 0,
         num_ranks: int = 1,
+        accumulate: int = 1,
         epoch: int = 0,
-        start: int = 0,
+        taken: int = 0,
     ) -> None:
         self.num_items, self.batch_size, self.seed, self.mirror = num_items, batch_size, seed, mirror
-        self.rank, self.num_ranks = rank, num_ranks
-        self.epoch, self.start = epoch, start
+        self.rank, self.num_ranks, self.accumulate, self.epoch = rank, num_ranks, accumulate, epoch
+        if taken and not self.num_batches(num_items - taken):
+            self.epoch, taken = epoch + 1, 0
+        # Batches of an epoch are numbered so that the last one always has the number len(self) - 1.
+        self.first = len(self) - self.num_batches(num_items - taken)
+        self.offset = taken - self.first * batch_size * num_ranks
+        self.started = False
+
+    def num_batches(self, num_items: int) -> int:
+        """Return the number of batches in full optimizer steps of some items."""
+        return num_items // (self.batch_size * self.num_ranks * self.accumulate) * self.accumulate
 
     def __len__(self) -> int:
-        return self.num_items // (self.batch_size * self.num_ranks)
+        return self.num_batches(self.num_items)
+
+    def taken(self, num_batches: int) -> int:
+        """Return the items of this epoch that were taken when `num_batches` batches are over."""
+        return self.offset + num_batches * self.batch_size * self.num_ranks
 
     def __iter__(self) -> Iterator[Draws]:
-        epoch, start = self.epoch, self.start
-        self.epoch, self.start = epoch + 1, 0
-        # Mixing the numbers in a seed sequence keeps neighbouring seeds and epochs unrelated.
-        rng = np.random.default_rng([self.seed, epoch])
+        if self.started:
+            self.epoch, self.first, self.offset = self.epoch + 1, 0, 0
+        self.started = True
+        # Mixing the numbers in a seed sequence keeps neighboring seeds and epochs unrelated.
+        rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.num_items)
         mirrored = rng.random(self.num_items) < (0.5 if self.mirror else 0.0)
-        for batch in range(start, len(self)):
-            first = (batch * self.num_ranks + self.rank) * self.batch_size
-            items = order[first : first + self.batch_size]
+        for batch in range(self.first, len(self)):
+            start = self.taken(batch) + self.rank * self.batch_size
+            items = order[start : start + self.batch_size]
             yield Draws(items, mirrored[items])
 
 
