@@ -191,6 +191,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
     data = instantiate(cfg.data)  # downloads and packs: after everything whose mistakes can be told without
     with open_dict(cfg):
         cfg.pack = str(data.folder)
+    data.trainer = trainer  # too few images for its devices are reported before other ranks start
     data.pack()  # one process does, and the others wait without a limit, which a process group would not
     if vae_run is not None:
         module.autoencoder.load_state_dict(vae_run.module("autoencoder", "best_vae").state_dict())
