@@ -159,8 +159,9 @@ def test_bytes_become_floats_on_the_device_and_latents_stay_what_they_are(make_d
     assert (halves.dtype, halves.tolist()) == (torch.float32, [0.5, 3.0])
 
 
-def test_latents_come_in_the_order_of_the_pictures(make_data: MakeData) -> None:
-    data = make_data(horizontal_flip=True)
+@pytest.mark.parametrize("flip", [False, True])
+def test_latents_come_in_the_order_of_the_pictures(make_data: MakeData, flip: bool) -> None:
+    data = make_data(horizontal_flip=flip)
     images = floats(data)
     data.use_latents("key", encode)
     data.prepare_data()
@@ -168,6 +169,7 @@ def test_latents_come_in_the_order_of_the_pictures(make_data: MakeData) -> None:
     moments = floats(data)
     assert torch.allclose(moments[:, 0], encode(images)[0], atol=1e-3)
     assert (moments[:, 1] == 1).all()
+    assert data.train_dataset.moments.shape[1] == 1 + flip  # type: ignore[attr-defined]
 
 
 def test_filter_reaches_the_pack(photos: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_gpu_makes_the_same_floats(images: NDArray[np.uint8]) -> None:
 
 def test_latent_batch_takes_the_view_that_is_asked_for() -> None:
     moments = np.arange(4 * 2 * 2 * 3, dtype=np.float16).reshape(4, 2, 2, 3, 1, 1)
-    dataset = LatentDataset(moments.reshape(8, 2, 3, 1, 1), np.array([3, 1]))
+    dataset = LatentDataset(moments, np.array([3, 1]))
     batch = dataset.__getitems__(draws((0, True), (1, False)))
     assert np.array_equal(batch.moments.numpy(), np.stack([moments[3, 1], moments[1, 0]]))
     assert batch.rows.tolist() == [3, 1]

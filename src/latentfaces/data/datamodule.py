@@ -146,37 +146,40 @@ class FFHQDataModule(LightningDataModule):
             )
 
     def prepare_data(self) -> None:
-        """Pack and encode, on one process of each machine."""
+        """Pack and create the latent cache, on one process of each machine."""
         pack = self.pack()
         if self.encoder is not None:
-            LatentCache(pack, *self.encoder).begin(self.device)
+            self.cache(pack).begin(self.device)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open what `prepare_data` made."""
+        """Open the pack or, with an encoder, the latent cache."""
         pack = self.pack()
-        held_out = pack.val_indices
-        spaced = held_out[
-            np.linspace(0, len(held_out) - 1, min(self.num_val_images, len(held_out))).round().astype(int)
-        ]
-        views = self.encoded(LatentCache(pack, *self.encoder)) if self.encoder is not None else None
-        self.names = pack.manifest["names"]
+        held_out, self.names = pack.val_indices, pack.manifest["names"]
+        num_val = min(self.num_val_images, len(held_out))
+        spaced = held_out[np.linspace(0, len(held_out) - 1, num_val).round().astype(int)]
+        moments = self.encoded(self.cache(pack)) if self.encoder is not None else None
 
         def dataset(indices: NDArray[np.int64]) -> Dataset[Tensor]:
-            return FFHQDataset(pack.images, indices) if views is None else LatentDataset(views, indices)
+            return FFHQDataset(pack.images, indices) if moments is None else LatentDataset(moments, indices)
 
         self.train_dataset, self.val_dataset = dataset(pack.train_indices), dataset(spaced)
         self.test_dataset = dataset(held_out)
 
+    def cache(self, pack: Pack) -> LatentCache:
+        """Return the latent cache of the encoder."""
+        assert self.encoder is not None
+        return LatentCache(pack, *self.encoder, mirrored=self.horizontal_flip)
+
     def encoded(self, cache: LatentCache) -> NDArray[np.float16]:
-        """The whole cache, each rank encoding its share of what is missing."""
-        # In the precision of the training, as the VAE learned: on a CPU with bfloat16 several times as fast.
+        """Return the complete cache; each rank encodes its part of what is missing."""
+        # In the precision of the training, as the VAE was trained: on a CPU with bfloat16 several times as fast.
         with self.trainer.precision_plugin.forward_context() if self.trainer else contextlib.nullcontext():
             cache.fill(self.device, self.rank, self.num_ranks)
         self.wait()
         if self.rank == 0:
             cache.finish()
         self.wait()
-        return cache.views()
+        return cache.open()
 
     def wait(self) -> None:
         """For the other ranks."""

@@ -65,26 +65,25 @@ class FFHQDataset(Dataset[Tensor]):
 
 
 class LatentDataset(Dataset[Tensor]):
-    """Cached posteriors (2, c, h, w) float16 by index; a `LatentBatch` by `__getitems__`, which the loader calls.
+    """Cached posteriors (2, c, h, w) float16 by index. The loader calls `__getitems__` for a `LatentBatch`.
 
     Args:
-        views: (2 N, 2, c, h, w) float16, in memory or on disk: each picture as it is, and then mirrored.
-        indices: which of the N pictures are in this dataset, in order.
+        moments: (N, V, 2, c, h, w) float16, in memory or mapped: unchanged and, if V is 2, mirrored.
+        indices: which of the N images are in this dataset, in order.
     """
 
-    def __init__(self, views: NDArray[np.float16], indices: NDArray[np.int64]) -> None:
-        self.views, self.indices = views, indices
+    def __init__(self, moments: NDArray[np.float16], indices: NDArray[np.int64]) -> None:
+        self.moments, self.indices = moments, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(self.views[2 * self.indices[index]].copy())
+        return torch.from_numpy(self.moments[self.indices[index], 0].copy())
 
     def __getitems__(self, draws: Draws) -> LatentBatch:
-        """A batch in one gather."""
         rows = self.indices[draws.items]
-        return LatentBatch(torch.from_numpy(self.views[2 * rows + draws.mirrored]), rows)
+        return LatentBatch(torch.from_numpy(self.moments[rows, draws.mirrored.view(np.uint8)]), rows)
 
 
 class TrainBatches(Sampler[Draws]):
