@@ -292,3 +292,12 @@ def test_resume_on_another_number_of_devices_neither_skips_nor_repeats_images(
     expected = [image for _ in range(3) for batch in straight for image in batch.rows]
     assert taken == expected[: len(taken)]
     assert len(taken) > 36
+
+
+def test_use_of_the_pack_alone_is_printed(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = {"folder": tmp_path / "data", "resolution": 8, "batch_size": 2}
+    first = FFHQDataModule.from_photos(photos, **options).pack()
+    photos.rename(tmp_path / "elsewhere")
+    alone = FFHQDataModule.from_photos(photos, **options)
+    assert f"{photos} does not exist: using the pack {first.folder} alone" in capsys.readouterr().out
+    assert alone.pack().sha256 == first.sha256

@@ -359,9 +359,8 @@ def test_disk_that_is_full_at_the_manifest_costs_no_image(
 def test_cut_packing_is_no_pack(folder: Path) -> None:
     interrupted(40, folder, 17)
     assert not folder.exists()
-    for place in (folder, partial_of(folder)):
-        with pytest.raises(UserError, match="is not a complete pack"):
-            open_pack(place)
+    with pytest.raises(UserError, match="is not a complete pack"):
+        open_pack(partial_of(folder))
 
 
 def test_cut_packing_of_other_pictures_is_thrown_away(folder: Path, tmp_path: Path) -> None:

@@ -30,30 +30,31 @@ from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.prefetch import Prefetched
 from latentfaces.data.sources import DrawnFaces, Photos, Source, TakenAlong
 from latentfaces.errors import UserError
+from latentfaces.ranks import is_main_process
 
 
 def identity(batch: Any) -> Any:
-    """The dataset gives whole batches: nothing is left to collate."""
+    """Return the batch: the dataset returns complete ones, so there is nothing to collate."""
     return batch
 
 
 class FFHQDataModule(LightningDataModule):
-    """Pictures packed once, then batches of images (stage 1) or, with an encoder, of cached posteriors (stage 2).
+    """Images, packed once. Batches are images (stage 1) or, with an encoder, cached posteriors (stage 2).
 
-    A batch is images (b, 3, R, R) float in [-1, 1], or moments (b, 2, c, h, w) float: mean and standard deviation.
-    Pictures go to the device as uint8, and are mirrored and made floats there.
+    A batch is images (b, 3, R, R) float in [-1, 1], or moments (b, 2, c, h, w) float: mean and std. Images move to the
+    device as uint8, and are mirrored and converted to float there.
 
     Args:
-        source: the pictures.
-        folder: where packs lie; this one is `folder/<source name>-<resolution>`.
+        source: the images.
+        folder: folder of packs; this one is `folder/<source name>-<resolution>`.
         resolution: height and width in pixels.
-        batch_size: items a batch on each device.
-        seed: of order and mirroring.
-        horizontal_flip: mirror half of the training pictures.
-        on_bad_image: "fail" or "skip" (see `find_or_write_pack`).
-        val_every: one picture (or person) of so many is held out.
-        num_val_images: at most so many held-out pictures in a validation, evenly spaced; the test takes all.
-        filter: how pictures are made smaller: "auto" (the mean for whole factors, Lanczos otherwise), or one by name.
+        batch_size: items per batch and device.
+        seed: seed of order and mirroring.
+        horizontal_flip: mirror a random half of the training images.
+        on_bad_image: "fail" or "skip"; see `find_or_write_pack`.
+        val_every: one of this many images (or identities) is held out.
+        num_val_images: maximum number of held-out images in a validation, evenly spaced; the test takes all.
+        filter: resize filter; "auto" is the mean for integer factors, Lanczos otherwise.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class FFHQDataModule(LightningDataModule):
         self.resolution, self.batch_size, self.seed = resolution, batch_size, seed
         self.horizontal_flip, self.on_bad_image, self.val_every = horizontal_flip, on_bad_image, val_every
         self.num_val_images, self.filter = num_val_images, filter
+        self.opened: Pack | None = None
         self.encoder: tuple[str, Encode] | None = None
         self.train_dataset: Dataset[Tensor]
         self.val_dataset: Dataset[Tensor]
@@ -86,51 +88,54 @@ class FFHQDataModule(LightningDataModule):
         self.floats = torch.empty(0)
         self.names: list[str] = []
         self.rows = np.zeros(0, np.int64)
-        """What the batch that was handed out last is made of, by places in the pack."""
+        """Indices in the pack of the images of the current batch."""
 
     @classmethod
     def from_photos(cls, root: str | Path, licence: str | None = None, **options: Any) -> "FFHQDataModule":
-        """From a folder or .zip of photos; `options` as for the class."""
+        """Create from a folder or .zip of photos; `options` as for the class. The pack alone is enough."""
         if Path(root).expanduser().exists():
             return cls(Photos(root, licence), **options)
         pack = Path(options["folder"]) / f"{Path(root).name.removesuffix('.zip')}-{options['resolution']}"
         if pack.exists():
+            if is_main_process():
+                print(f"{root} does not exist: using the pack {pack} alone")
             return cls(TakenAlong(open_pack(pack)), **options)
-        raise UserError(f"data.root={root} does not exist: give a folder or .zip of photos")
+        raise UserError(f"data.root={root} does not exist. Give a folder or .zip of photos.")
 
     @classmethod
     def from_ffhq(cls, root: str | Path | None, folder: str | Path, **options: Any) -> "FFHQDataModule":
-        """FFHQ in `root`, or else fetched from Kaggle once; `options` as for the class."""
+        """Create from FFHQ in `root`, by default downloaded from Kaggle once; `options` as for the class."""
         if root is None:
             root = Path(folder) / "ffhq.zip"
-            if not Path(folder, f"ffhq-{options['resolution']}").exists():  # where only the pack was taken along
+            if not Path(folder, f"ffhq-{options['resolution']}").exists():  # the pack alone is enough
                 download_ffhq(root)
         return cls.from_photos(root, LICENCE, folder=folder, **options)
 
     @classmethod
     def from_drawn_faces(cls, num_images: int, **options: Any) -> "FFHQDataModule":
-        """From faces that our own code draws; `options` as for the class."""
+        """Create from synthetic faces; `options` as for the class."""
         return cls(DrawnFaces(num_images), **options)
 
     def use_latents(self, key: str, encode: Encode) -> None:
-        """Give cached posteriors of `encode` from now on; `key` names its weights."""
+        """Return cached posteriors of `encode` from now on; `key` is the hash of its weights."""
         self.encoder = key, encode
 
     def pack(self) -> Pack:
-        """The pack, made now if need be.
+        """Return the pack, which is written if there is none.
 
         Raises:
-            UserError: the pictures cannot be packed, or are too few for a batch.
+            UserError: the images cannot be packed, or are too few.
         """
-        if not self.folder.exists():  # what is too little should not be packed first
-            names = self.source.names
-            num_val = len(hold_out(names, self.source.identities(), self.val_every)[1])
-            self.require_batch(self.source.name, len(names) - num_val, num_val)
-        pack = find_or_write_pack(
-            self.source, self.folder, self.resolution, self.on_bad_image, self.val_every, self.filter
-        )
-        self.require_batch(str(pack.folder), len(pack.train_indices), len(pack.val_indices))
-        return pack
+        if self.opened is None:
+            if not self.folder.exists():  # reject too few images before packing them
+                names = self.source.names
+                num_val = len(hold_out(names, self.source.identities(), self.val_every)[1])
+                self.require_batch(self.source.name, len(names) - num_val, num_val)
+            self.opened = find_or_write_pack(
+                self.source, self.folder, self.resolution, self.on_bad_image, self.val_every, self.filter
+            )
+        self.require_batch(str(self.folder), len(self.opened.train_indices), len(self.opened.val_indices))
+        return self.opened
 
     def require_batch(self, name: str, num_train: int, num_val: int) -> None:
         """Reject fewer images than an optimizer step or a validation of all devices needs."""
@@ -182,13 +187,13 @@ class FFHQDataModule(LightningDataModule):
         return cache.open()
 
     def wait(self) -> None:
-        """For the other ranks."""
+        """Wait for the other ranks."""
         if self.trainer:
             self.trainer.strategy.barrier()
 
     @property
     def device(self) -> torch.device:
-        """Device of this process."""
+        """Return the device of this process."""
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     @property
@@ -241,14 +246,14 @@ class FFHQDataModule(LightningDataModule):
         return self.loader(self.test_dataset, self.val_batches(self.test_dataset))
 
     def val_batches(self, dataset: Dataset[Tensor]) -> ValBatches:
-        """All of `dataset` once, over the ranks."""
+        """Return batches of the whole dataset, once over all ranks."""
         return ValBatches(len(dataset), self.batch_size, self.rank, self.num_ranks)  # type: ignore[arg-type]
 
     def loader(self, dataset: Dataset[Tensor], batches: Sampler[Draws]) -> Iterable[ImageBatch | LatentBatch]:
-        """Load batches, the next one while the last one is used."""
+        """Return a loader that prepares the next batch while the last one is used."""
         loader = DataLoader(
             dataset,
-            batch_sampler=batches,  # type: ignore[arg-type] # a batch is two arrays rather than a list
+            batch_sampler=batches,  # type: ignore[arg-type] # a batch is two arrays and not a list
             collate_fn=identity,
             pin_memory=torch.cuda.is_available(),
             # Its own generator: making an iterator must not draw from the global one, or a resumed run drifts.
@@ -257,11 +262,11 @@ class FFHQDataModule(LightningDataModule):
         return Prefetched(loader)
 
     def photos(self, rows: NDArray[np.int64]) -> list[str]:
-        """The names of the photos at these places in the pack."""
+        """Return the names of the images with these indices in the pack."""
         return [self.names[row] for row in rows]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        # The library looks through a batch for what to move: 0.2 ms a step, for nothing where it is.
+        # Lightning searches a batch for tensors to move, which costs 0.2 ms a step.
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: ImageBatch | LatentBatch, dataloader_idx: int) -> Tensor:
@@ -270,8 +275,8 @@ class FFHQDataModule(LightningDataModule):
             return batch.moments.float()
         if batch.images.device.type != "cpu":
             return to_float(batch.images, batch.mirrored)
-        # On a CPU fresh memory for the floats costs twice the work on them. A step is over before the next batch is
-        # made into floats, so one buffer serves them all; who keeps a batch for longer must copy it.
+        # On a CPU the allocation takes longer than the conversion. A step is over before the next batch is converted,
+        # so that one buffer is enough. Code that keeps a batch for longer must copy it.
         if self.floats.shape != batch.images.shape:
             self.floats = torch.empty(batch.images.shape)
         return to_float(batch.images, batch.mirrored, self.floats)
