@@ -183,13 +183,6 @@ def test_filter_reaches_the_pack(photos: Path, tmp_path: Path) -> None:
         FFHQDataModule.from_photos(photos, **options | {"folder": tmp_path / "box"}).pack()
 
 
-@pytest.mark.parametrize("key", ["batch_size", "resolution", "val_every"])
-def test_number_below_one_is_refused_by_its_key(tmp_path: Path, key: str) -> None:
-    options: dict[str, Any] = {"folder": tmp_path, "resolution": 8, "batch_size": 2} | {key: 0}
-    with pytest.raises(UserError, match=rf"data\.{key}=0 must be at least 1"):
-        FFHQDataModule.from_drawn_faces(40, **options)
-
-
 def test_batch_larger_than_the_pictures_is_refused(tmp_path: Path) -> None:
     data = FFHQDataModule.from_drawn_faces(40, folder=tmp_path / "data", resolution=16, batch_size=37)
     with pytest.raises(UserError, match=r"36 training and 4 held-out images.*data\.batch_size"):
@@ -243,7 +236,7 @@ def fit(
     data: FFHQDataModule, folder: Path, checkpoint: Path | None = None, max_steps: int = 16, **options: Any
 ) -> Recorder:
     """Train with a validation after each second step; `folder` gets a checkpoint of each, and of the last step."""
-    settings = {"accumulate_grad_batches": 1} | options
+    settings: dict[str, Any] = {"accumulate_grad_batches": 1} | options
     module = Recorder(data)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=-1,
@@ -256,17 +249,18 @@ def fit(
     return module
 
 
-def test_validations_and_checkpoints_under_accumulation_come_after_full_steps(
-    make_data: MakeData, tmp_path: Path
+@pytest.mark.parametrize("settings", [{"accumulate_grad_batches": 2}, {"limit_train_batches": 4}])
+def test_validations_and_checkpoints_come_after_full_steps_and_resume_exactly(
+    make_data: MakeData, tmp_path: Path, settings: dict[str, int]
 ) -> None:
     options = {"batch_size": 5, "horizontal_flip": True}  # 7 batches an epoch, of which 6 make full steps of two
-    straight = fit(make_data(**options), tmp_path / "straight", accumulate_grad_batches=2)
+    straight = fit(make_data(**options), tmp_path / "straight", **settings)
     assert [step for step, _ in straight.validated] == list(range(2, 17, 2))
     assert all(batches % 2 == 0 for _, batches in straight.validated)
     checkpoints = sorted((tmp_path / "straight").glob("best_*.ckpt"))
     assert len(checkpoints) == 8
     for checkpoint in checkpoints[:-1]:
-        resumed = fit(make_data(**options), tmp_path / checkpoint.stem, checkpoint, accumulate_grad_batches=2)
+        resumed = fit(make_data(**options), tmp_path / checkpoint.stem, checkpoint, **settings)
         assert resumed.taken == straight.taken[-len(resumed.taken) :]
         assert resumed.validated == straight.validated[-len(resumed.validated) :]
         assert torch.equal(resumed.scale, straight.scale)

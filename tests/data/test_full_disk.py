@@ -1,4 +1,4 @@
-"""A disk that fills up at any write of a packing or a latent cache: after making room both are resumed without damage."""
+"""A disk that is full at any write of a packing or a latent cache: with room again, both are resumed without damage."""
 
 import errno
 import subprocess
@@ -73,7 +73,7 @@ def test_file_that_a_full_disk_interrupted_is_completed_without_damage(
         try:
             path = write(folder)
         except OSError as error:
-            assert error.errno == errno.ENOSPC
+            assert error.errno == errno.ENOSPC  # noqa: PT017
             outcomes.append(False)
         else:
             assert path.read_bytes() == expected

@@ -71,9 +71,6 @@ class FFHQDataModule(LightningDataModule):
         filter: FilterName = "auto",
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("resolution", resolution), ("val_every", val_every)):
-            if value < 1:
-                raise UserError(f"data.{name}={value} must be at least 1")
         self.source = source
         self.folder = Path(folder) / f"{source.name}-{resolution}"
         self.resolution, self.batch_size, self.seed = resolution, batch_size, seed
@@ -224,20 +221,18 @@ class FFHQDataModule(LightningDataModule):
         return self.loader(self.train_dataset, self.train_batches)
 
     def renumber_batches(self) -> None:
-        """Set the trainer's batch counts to those of this batch size and number of ranks."""
+        """Adapt the batch counts of a resumed trainer to this batch size and number of ranks."""
         assert self.trainer is not None
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        progress, batches = self.trainer.fit_loop.epoch_loop.batch_progress, self.train_batches
+        done, total = progress.current.processed, progress.total.processed  # type: ignore[attr-defined]
         # A checkpoint of the end of an epoch has the position of the next one.
-        batches = self.train_batches
         first = batches.first if batches.taken(batches.first) else len(batches)
-        shifts = {
-            "current": first - progress.current.processed if progress.current.processed else 0,  # type: ignore[attr-defined]
-            "total": -(progress.total.processed % self.accumulate),  # type: ignore[attr-defined]
-        }
-        for name, shift in shifts.items():
-            counts = getattr(progress, name)
-            for count in ("ready", "started", "processed", "completed"):
-                setattr(counts, count, getattr(counts, count) + shift)
+        if done:
+            progress.is_last_batch = first == len(batches)
+        shifts = ((progress.current, first - done if done else 0), (progress.total, -(total % self.accumulate)))
+        for counts, shift in shifts:
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(counts, name, getattr(counts, name) + shift)
 
     def val_dataloader(self) -> Iterable[ImageBatch | LatentBatch]:
         return self.loader(self.val_dataset, self.val_batches(self.val_dataset))
