@@ -48,7 +48,7 @@ def floats(data: FFHQDataModule) -> Tensor:
 
 
 def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Give block means, and one as the deviation."""
+    """Give block means, and one as the std."""
     mean = F.avg_pool2d(images, 8)
     return mean, torch.ones_like(mean)
 
@@ -79,7 +79,7 @@ def test_mirroring_follows_the_seed_too(make_data: MakeData) -> None:
 
     assert torch.equal(stream(horizontal_flip=True), stream(horizontal_flip=True))
     differs = (stream(horizontal_flip=True) != stream(horizontal_flip=False)).flatten(1).any(1)
-    assert 9 < differs.sum() < 27  # 18 of 36, to 3 deviations
+    assert 9 < differs.sum() < 27  # 18 of 36, to 3 standard errors
     assert torch.equal(stream(horizontal_flip=True)[differs], stream(horizontal_flip=False)[differs].flip(-1))
 
 

@@ -21,13 +21,13 @@ CPU = torch.device("cpu")
 
 
 def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Give latents that know where left and right are: block means of red and green, and a ramp as deviation."""
+    """Return latents that differ for mirror images: block means of red and green, and a std that depends on them."""
     mean = F.avg_pool2d(images, 2)[:, :2]
     return mean, 3 + mean.abs()
 
 
 def write_latents(pack: Pack, key: str, encode: Encode, device: torch.device, batch_size: int = 64) -> Path:
-    """Make the whole cache in this process, as one rank does; return its path."""
+    """Fill the cache in this process, as one rank does; return its path."""
     cache = LatentCache(pack, key, encode, batch_size)
     cache.begin(device)
     cache.fill(device)
@@ -159,7 +159,7 @@ def test_shares_of_the_ranks_together_are_what_one_rank_makes(pack: Pack, num_ra
 
 
 def test_a_rank_writes_no_byte_of_anothers_rows(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A memory map would write whole pages, and on a file system of several machines undo the other's."""
+    """A memory map would write pages, and overwrite rows of other machines on a shared file system."""
     written: dict[int, list[tuple[int, int]]] = {}
     pwrite = os.pwrite
 

@@ -56,7 +56,7 @@ class Numbered(DrawnFaces):
 
 
 def packed_names(pack: Pack) -> list[str]:
-    """Return the names in the manifest, after checking that each stands for its own pixels and hash."""
+    """Return the names in the manifest, after a check of each image's pixels and hash."""
     names: list[str] = pack.manifest["names"]
     root = Path(pack.folder).parents[1] / "photos"
     for pixels, name, sha256 in zip(pack.images, names, pack.manifest["sha256_of_sources"], strict=True):
@@ -75,7 +75,7 @@ def assert_same_pack(folder: Path, other: Path) -> None:
 
 
 def partial_of(folder: Path) -> Path:
-    """Return where a packing into `folder` lies while it is not whole."""
+    """Return the folder of an incomplete packing into `folder`."""
     return folder.with_name(folder.name + ".partial")
 
 

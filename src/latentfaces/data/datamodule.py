@@ -32,10 +32,7 @@ from latentfaces.data.sources import DrawnFaces, Photos, Source, TakenAlong
 from latentfaces.errors import UserError
 from latentfaces.ranks import is_main_process
 
-
-def identity(batch: Any) -> Any:
-    """Return the batch: the dataset returns complete ones, so there is nothing to collate."""
-    return batch
+Batches = Iterable[ImageBatch | LatentBatch]
 
 
 class FFHQDataModule(LightningDataModule):
@@ -177,16 +174,12 @@ class FFHQDataModule(LightningDataModule):
         # In the precision of the training, as the VAE was trained: on a CPU with bfloat16 several times as fast.
         with self.trainer.precision_plugin.forward_context() if self.trainer else contextlib.nullcontext():
             cache.fill(self.device, self.rank, self.num_ranks)
-        self.wait()
+        barrier = self.trainer.strategy.barrier if self.trainer else lambda: None
+        barrier()
         if self.rank == 0:
             cache.finish()
-        self.wait()
+        barrier()
         return cache.open()
-
-    def wait(self) -> None:
-        """Wait for the other ranks."""
-        if self.trainer:
-            self.trainer.strategy.barrier()
 
     @property
     def device(self) -> torch.device:
@@ -205,16 +198,11 @@ class FFHQDataModule(LightningDataModule):
     def accumulate(self) -> int:
         return self.trainer.accumulate_grad_batches if self.trainer else 1
 
-    def train_dataloader(self) -> Iterable[ImageBatch | LatentBatch]:
+    def train_dataloader(self) -> Batches:
+        ranks = self.rank, self.num_ranks, self.accumulate
+        num_items = len(self.train_dataset)  # type: ignore[arg-type]
         self.train_batches = TrainBatches(
-            len(self.train_dataset),  # type: ignore[arg-type]
-            self.batch_size,
-            self.seed,
-            self.horizontal_flip,
-            self.rank,
-            self.num_ranks,
-            self.accumulate,
-            **self.position,
+            num_items, self.batch_size, self.seed, self.horizontal_flip, *ranks, **self.position
         )
         if self.trainer is not None and self.trainer.fit_loop.restarting:
             self.renumber_batches()
@@ -234,24 +222,21 @@ class FFHQDataModule(LightningDataModule):
             for name in ("ready", "started", "processed", "completed"):
                 setattr(counts, name, getattr(counts, name) + shift)
 
-    def val_dataloader(self) -> Iterable[ImageBatch | LatentBatch]:
-        return self.loader(self.val_dataset, self.val_batches(self.val_dataset))
+    def val_dataloader(self) -> Batches:
+        return self.loader(self.val_dataset)
 
-    def test_dataloader(self) -> Iterable[ImageBatch | LatentBatch]:
-        return self.loader(self.test_dataset, self.val_batches(self.test_dataset))
+    def test_dataloader(self) -> Batches:
+        return self.loader(self.test_dataset)
 
-    def val_batches(self, dataset: Dataset[Tensor]) -> ValBatches:
-        """Return batches of the whole dataset, once over all ranks."""
-        return ValBatches(len(dataset), self.batch_size, self.rank, self.num_ranks)  # type: ignore[arg-type]
-
-    def loader(self, dataset: Dataset[Tensor], batches: Sampler[Draws]) -> Iterable[ImageBatch | LatentBatch]:
-        """Return a loader that prepares the next batch while the last one is used."""
+    def loader(self, dataset: Dataset[Tensor], batches: Sampler[Draws] | None = None) -> Batches:
+        """Return a loader that prepares the next batch while the last one is used; by default of all items once."""
+        num_items = len(dataset)  # type: ignore[arg-type]
         loader = DataLoader(
             dataset,
-            batch_sampler=batches,  # type: ignore[arg-type] # a batch is two arrays and not a list
-            collate_fn=identity,
+            batch_sampler=batches or ValBatches(num_items, self.batch_size, self.rank, self.num_ranks),  # type: ignore[arg-type] # a batch is two arrays
+            collate_fn=lambda batch: batch,
             pin_memory=torch.cuda.is_available(),
-            # Its own generator: making an iterator must not draw from the global one, or a resumed run drifts.
+            # A new iterator must not draw from the global generator, or a resumed run differs.
             generator=torch.Generator().manual_seed(self.seed),
         )
         return Prefetched(loader)
@@ -283,10 +268,9 @@ class FFHQDataModule(LightningDataModule):
             return self.position
         done = int(self.trainer.fit_loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
         # The trainer's own count of epochs runs ahead where training ends in the middle of one.
-        epoch = self.train_batches.epoch
         if done >= self.trainer.num_training_batches:
-            return {"epoch": epoch + 1, "taken": 0}
-        return {"epoch": epoch, "taken": self.train_batches.taken(done)}
+            return {"epoch": self.train_batches.epoch + 1, "taken": 0}
+        return {"epoch": self.train_batches.epoch, "taken": self.train_batches.taken(done)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         # Earlier versions called it "pictures".

@@ -1,4 +1,4 @@
-"""A pack as a dataset: single images for people, whole batches for training."""
+"""Datasets of images and of latents, and the order of their batches."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,36 +16,36 @@ class Draws(NamedTuple):
     """Indices and mirror flags of a batch."""
 
     items: NDArray[np.int64]
-    """(b,) places in the dataset."""
+    """(b,) indices in the dataset."""
     mirrored: NDArray[np.bool_]
-    """(b,) which of them are to be mirrored."""
+    """(b,) which of them are mirrored."""
 
 
 class ImageBatch(NamedTuple):
-    """Pictures on their way to the device, which makes floats of them and mirrors them: `to_float`."""
+    """Images that `to_float` mirrors and converts on the device."""
 
     images: Tensor
-    """(b, 3, R, R) uint8, a quarter of the bytes that floats would move."""
+    """(b, 3, R, R) uint8, a quarter of the bytes of float32."""
     mirrored: Tensor
-    """(b,) bool: which are to be mirrored."""
+    """(b,) bool."""
     rows: NDArray[np.int64]
-    """(b,) their places in the pack."""
+    """(b,) indices in the pack."""
 
 
 class LatentBatch(NamedTuple):
-    """Cached posteriors on their way to the device."""
+    """Cached posteriors."""
 
     moments: Tensor
-    """(b, 2, c, h, w) float16, mean and standard deviation."""
+    """(b, 2, c, h, w) float16: mean and std."""
     rows: NDArray[np.int64]
-    """(b,) the places of their pictures in the pack."""
+    """(b,) indices of the images in the pack."""
 
 
 class FFHQDataset(Dataset[Tensor]):
-    """Images (3, R, R) float in [-1, 1] by index; an `ImageBatch` by `__getitems__`, which the loader calls.
+    """Images (3, R, R) float in [-1, 1] by index. The loader calls `__getitems__` for an `ImageBatch`.
 
     Args:
-        images: (N, 3, R, R) uint8, in memory or on disk.
+        images: (N, 3, R, R) uint8, in memory or mapped.
         indices: which of the N are in this dataset, in order.
     """
 
@@ -59,7 +59,6 @@ class FFHQDataset(Dataset[Tensor]):
         return to_float(torch.from_numpy(self.images[self.indices[index]].copy()))
 
     def __getitems__(self, draws: Draws) -> ImageBatch:
-        """A batch in one gather."""
         rows = self.indices[draws.items]
         return ImageBatch(torch.from_numpy(self.images[rows]), torch.from_numpy(draws.mirrored), rows)
 
@@ -151,14 +150,14 @@ class TrainBatches(Sampler[Draws]):
 
 
 class ValBatches(Sampler[Draws]):
-    """The whole dataset once, in order, never mirrored, shared out over the ranks; the last may be smaller."""
+    """All items once, in order, not mirrored, over the ranks. The last batch may be smaller."""
 
     def __init__(self, num_items: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> None:
         together = batch_size * num_ranks
         rounds = [np.arange(first, min(first + together, num_items)) for first in range(0, num_items, together)]
         if len(rounds) > 1 and len(rounds[-1]) < num_ranks:
             rounds[-2:] = [np.concatenate(rounds[-2:])]
-        # A last round is split evenly: ranks that wait for one another must not have different numbers of batches.
+        # The last round is split evenly: ranks that wait for each other need the same number of batches.
         items = [np.array_split(each, num_ranks)[rank] for each in rounds]
         self.batches = [Draws(batch, np.zeros(len(batch), bool)) for batch in items if len(batch)]
 

@@ -1,5 +1,6 @@
 """Packs: a folder with `images.npy` (N, 3, R, R) uint8, which is mapped, and `manifest.json`, which describes it."""
 
+import contextlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,10 +90,7 @@ def open_pack(folder: Path) -> Pack:
             f"{folder} is a pack of format {manifest.get('format')}, not {FORMAT}. Delete it and run again."
         )
     pack = Pack(folder, manifest)
-    try:
-        complete = len(pack.images) == manifest["num_images"]
-    except UserError:
-        complete = False
-    if not complete:
-        raise UserError(f"{folder} is not a complete pack (images.npy is missing or damaged). Delete it and run again.")
-    return pack
+    with contextlib.suppress(UserError):
+        if len(pack.images) == manifest["num_images"]:
+            return pack
+    raise UserError(f"{folder} is not a complete pack (images.npy is missing or damaged). Delete it and run again.")

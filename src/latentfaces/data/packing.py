@@ -20,12 +20,10 @@ from latentfaces.errors import UserError
 from latentfaces.files import atomic_write, file_lock, require_space
 
 MAX_SKIPPED = 0.01
-HOW = {
-    True: "upright, ICC profiles converted to sRGB, largest centered square; JPEGs decoded at 1/2, 1/4 or 1/8 where "
-    "that leaves enough pixels; mean for integer factors, Lanczos otherwise",
-    False: "upright, ICC profiles converted to sRGB, largest centered square, decoded in full and resized with the "
-    "filter",
-}
+HOW = (
+    "upright, ICC profiles converted to sRGB, largest centered square; filter=auto: JPEGs decoded at 1/2, 1/4 or 1/8 "
+    "where that leaves enough pixels, mean for integer factors, Lanczos otherwise"
+)
 AT_ONCE = 16  # images per task of the pool: one task per image costs 1 % of the time
 NUM_COMPARED, NUM_NEWER_COMPARED = 32, 128
 """Files to compare with an existing pack: evenly spaced ones, and some of those that changed after the packing."""
@@ -59,7 +57,9 @@ def find_or_write_pack(
     settings = {"resolution": resolution, "val_every": val_every, "filter": resize_filter}
     if not folder.exists():
         packing = Packing(source, folder, settings, on_bad_image)
-        packing.check_space()  # before anything is written
+        if not packing.array.is_begun:  # before anything is written
+            num_bytes, remedy = len(source.names) * 3 * resolution**2, "make room, or lower data.resolution"
+            require_space(folder, num_bytes, f"packing {source.name}", remedy)
         with file_lock(folder):
             if not folder.exists():  # another process may have written it meanwhile
                 return packing.run()
@@ -117,13 +117,6 @@ class Packing:
         self.array = ResumableArray(self.partial / "images.npy", len(self.names), origin, RECORD)
         self.faults: dict[int, str] = {}
 
-    def check_space(self) -> None:
-        """Reject a disk that is too small for the images, unless their file is there."""
-        if not self.array.is_begun:
-            num_bytes = len(self.names) * 3 * self.resolution**2
-            remedy = "make room, or lower data.resolution"
-            require_space(self.folder, num_bytes, f"packing {self.source.name}", remedy)
-
     def run(self) -> Pack:
         """Decode and resize the pending images, then write the manifest and rename the folder."""
         if unread := self.source.unread():
@@ -138,7 +131,7 @@ class Packing:
         tasks = [pending[first : first + AT_ONCE] for first in range(0, len(pending), AT_ONCE)]
         with ThreadPoolExecutor(num_threads()) as pool:
             try:
-                done = pool.map(self.convert_some, tasks)
+                done = pool.map(self.convert, tasks)
                 for _ in track(done, f"Packing {len(self.names):,} images of {self.source.name}", total=len(tasks)):
                     pass
             except BaseException:
@@ -146,31 +139,24 @@ class Packing:
                 raise
         return self.finish()
 
-    def convert_some(self, indices: list[int]) -> None:
-        """Pack some images."""
+    def convert(self, indices: list[int]) -> None:
+        """Pack some images. Skip damaged ones if `on_bad_image` allows it."""
         for index in indices:
-            self.convert(index)
-
-    def convert(self, index: int) -> None:
-        """Pack one image."""
-        try:
-            image = self.source.read(index, self.resolution, self.settings["filter"])
-        except BadImageError as error:
-            self.leave_out(index, error)
-            return
-        record = (image.sha256, ENLARGED if image.enlarged else WRITTEN)
-        self.array.write(index, image.pixels[None], np.array([record], RECORD))
-
-    def leave_out(self, index: int, error: BadImageError) -> None:
-        """Skip a damaged image if `on_bad_image` allows it."""
-        if self.on_bad_image == "fail":
-            raise UserError(f"{error}: repair or remove it, or skip such files with data.on_bad_image=skip") from error
-        self.faults[index] = str(error)
-        if len(self.faults) > max(1, MAX_SKIPPED * len(self.names)):
-            raise UserError(
-                f"{len(self.faults)} of {len(self.names)} images cannot be read, more than on_bad_image=skip leaves "
-                f"out; the last: {error}"
-            ) from error
+            try:
+                image = self.source.read(index, self.resolution, self.settings["filter"])
+            except BadImageError as error:
+                if self.on_bad_image == "fail":
+                    remedy = "repair or remove it, or skip such files with data.on_bad_image=skip"
+                    raise UserError(f"{error}: {remedy}") from error
+                self.faults[index] = str(error)
+                if len(self.faults) > max(1, MAX_SKIPPED * len(self.names)):
+                    raise UserError(
+                        f"{len(self.faults)} of {len(self.names)} images cannot be read, more than on_bad_image=skip "
+                        f"leaves out; the last: {error}"
+                    ) from error
+            else:
+                record = (image.sha256, ENLARGED if image.enlarged else WRITTEN)
+                self.array.write(index, image.pixels[None], np.array([record], RECORD))
 
     def finish(self) -> Pack:
         """Write the manifest and rename the folder."""
@@ -190,15 +176,11 @@ class Packing:
         report_copies(names, hashes, val)
         manifest = {
             "format": FORMAT,
-            "source": {
-                "name": self.source.name,
-                "fingerprint": self.source.fingerprint,
-                "licence": self.source.licence,
-            },
+            "source": {name: getattr(self.source, name) for name in ("name", "fingerprint", "licence")},
             "settings": self.settings,
             "resolution": self.resolution,
             "num_images": len(kept),
-            "how": HOW[self.settings["filter"] == "auto"],
+            "how": HOW,
             "sha256": file_sha256(self.array.path if self.faults else self.array.partial),
             "split": {"rule": rule, "val": val},
             "enlarged": num_enlarged,
