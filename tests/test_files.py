@@ -1,22 +1,24 @@
-"""A file is the old one or the new one, whole, whatever happens while it is written."""
+"""Atomic writes: a path has the old or the new content, complete. Locks: a wait is printed and limited."""
 
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from latentfaces.files import atomic_write
+from latentfaces.errors import UserError
+from latentfaces.files import atomic_write, file_lock
 
 
 def test_the_file_appears_when_it_is_complete_and_nothing_else_stays(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     with atomic_write(path) as file:
-        file.write(b"whole")
+        file.write(b"new")
         assert not path.exists()
-    assert path.read_bytes() == b"whole"
+    assert path.read_bytes() == b"new"
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -41,8 +43,8 @@ def test_bytes_are_on_the_disk_before_the_name_is_given(tmp_path: Path, monkeypa
     synced: list[tuple[int, bool]] = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_size, path.exists())))
     with atomic_write(path) as file:
-        file.write(b"whole")
-    assert synced == [(5, False)]
+        file.write(b"new")
+    assert synced == [(3, False)]
 
 
 def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
@@ -51,7 +53,8 @@ def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
-from latentfaces.files import atomic_write
+from latentfaces.errors import UserError
+from latentfaces.files import atomic_write, file_lock
 with atomic_write(Path(sys.argv[1])) as file:
     file.write(b"hal")
     file.flush()
@@ -64,3 +67,37 @@ with atomic_write(Path(sys.argv[1])) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Path]:
+    """Return a path that another process holds for a second."""
+    path = tmp_path / "faces-64"
+    code = f"""
+import time
+from pathlib import Path
+from latentfaces.files import file_lock
+with file_lock(Path({str(path)!r})):
+    print("locked", flush=True)
+    time.sleep(1)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield path
+
+
+def test_wait_for_a_lock_is_printed(
+    locked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("latentfaces.files.LOCK_NOTICE", 0.1)
+    with file_lock(locked):
+        pass
+    assert f"Waiting for another process that writes {locked}" in capsys.readouterr().out
+
+
+def test_wait_for_a_lock_is_limited(locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentfaces.files.LOCK_NOTICE", 0.1)
+    monkeypatch.setattr("latentfaces.files.LOCK_LIMIT", 0.1)
+    with pytest.raises(UserError, match=r"\.faces-64\.lock was held for .*End the process"), file_lock(locked):
+        pass

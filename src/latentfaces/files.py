@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and made by one process at a time."""
+"""Atomic writes, locks between processes, and free space."""
 
 import contextlib
 import os
@@ -8,20 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from filelock import BaseFileLock, FileLock
+from filelock import FileLock, Timeout
 
 from latentfaces.errors import UserError
+
+LOCK_NOTICE, LOCK_LIMIT = 5, 24 * 60 * 60
+"""Seconds after which a wait for a lock is printed, and ended."""
 
 
 @contextmanager
 def atomic_write(path: Path, previous: Path | None = None) -> Iterator[IO[bytes]]:
-    """A file to write, which bears the name `path` only once it is complete and on the disk.
+    """Open a file that gets the name `path` only when it is complete and on the disk.
 
-    Until then it is `<path>.partial`: after a kill, a full disk or an error `path` is the old file, or is not there.
+    Until then it is `<path>.partial`. A kill, a full disk or an error leaves the old file.
 
     Args:
         path: the file.
-        previous: the name that the old file gets, if it is to be kept.
+        previous: name that the old file gets, if it is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -38,17 +41,35 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[IO[bytes]
         raise
 
 
-def file_lock(path: Path) -> BaseFileLock:
-    """A context that other processes wait for, such as jobs of a sweep that need the same file or folder `path`."""
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Let one process at a time write the file or folder `path`. A process that ends releases its lock.
+
+    Raises:
+        UserError: another process has held the lock for `LOCK_LIMIT`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(LOCK_NOTICE)
+    except Timeout:
+        print(f"Waiting for another process that writes {path} (it holds {lock.lock_file})", flush=True)
+        try:
+            lock.acquire(LOCK_LIMIT)
+        except Timeout:
+            hours = LOCK_LIMIT / 3600
+            raise UserError(f"{lock.lock_file} was held for {hours:g} h. End the process that writes {path}.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_space(path: Path, num_bytes: float, purpose: str, remedy: str = "make room") -> None:
-    """Refuse to begin what the disk of `path`, which need not exist yet, cannot hold.
+    """Check that the disk of `path`, which need not exist yet, has enough free space.
 
     Raises:
-        UserError: saying what is needed and what is free.
+        UserError: it has less; with both sizes.
     """
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
@@ -59,10 +80,10 @@ def require_space(path: Path, num_bytes: float, purpose: str, remedy: str = "mak
 
 
 def drop_if_empty(folder: str | Path) -> None:
-    """Take away the folder that Hydra made for a run that was refused, and those above, to outputs/, while empty."""
+    """Remove the folder that Hydra created for a rejected run, and its parents up to outputs/, while they are empty."""
     path = Path(folder)
     names = [parent.name for parent in path.parents]
     above = path.parents[: names.index("outputs") + 1] if "outputs" in names else ()
-    with contextlib.suppress(OSError):  # not there, or not empty
+    with contextlib.suppress(OSError):  # missing or not empty
         for empty in (path, *above):
             empty.rmdir()

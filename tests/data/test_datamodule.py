@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 
+from latentfaces.cli.launch_train import batches_between_validations
 from latentfaces.data import FFHQDataModule
 from latentfaces.data.datasets import ImageBatch, LatentBatch
 from latentfaces.data.prefetch import Prefetched
 from latentfaces.errors import UserError
+from latentfaces.training.callbacks import BestCheckpoint, ExactResume, LastCheckpoint
 
 MakeData = Callable[..., FFHQDataModule]
 
@@ -44,7 +48,7 @@ def floats(data: FFHQDataModule) -> Tensor:
 
 
 def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Give block means, and one as the deviation."""
+    """Give block means, and one as the std."""
     mean = F.avg_pool2d(images, 8)
     return mean, torch.ones_like(mean)
 
@@ -75,7 +79,7 @@ def test_mirroring_follows_the_seed_too(make_data: MakeData) -> None:
 
     assert torch.equal(stream(horizontal_flip=True), stream(horizontal_flip=True))
     differs = (stream(horizontal_flip=True) != stream(horizontal_flip=False)).flatten(1).any(1)
-    assert 9 < differs.sum() < 27  # 18 of 36, to 3 deviations
+    assert 9 < differs.sum() < 27  # 18 of 36, to 3 standard errors
     assert torch.equal(stream(horizontal_flip=True)[differs], stream(horizontal_flip=False)[differs].flip(-1))
 
 
@@ -96,7 +100,7 @@ def test_state_goes_on_in_the_middle_of_an_epoch(make_data: MakeData) -> None:
     straight, resumed = make_data(), make_data()
     loader = straight.train_dataloader()
     epochs = [list(loader) for _ in range(2)]
-    resumed.load_state_dict({"epoch": 1, "batch": 4})
+    resumed.load_state_dict({"epoch": 1, "taken": 24})
     assert pictures(resumed, list(resumed.train_dataloader())) == pictures(straight, epochs[1][4:])
 
 
@@ -126,7 +130,7 @@ def test_resume_finds_the_next_batch_whatever_has_been_made_ahead(make_data: Mak
     straight, resumed = make_data(), make_data()
     loader = straight.train_dataloader()
     epochs = [pictures(straight, loader) for _ in range(3)]
-    resumed.load_state_dict({"epoch": 1, "batch": 4})
+    resumed.load_state_dict({"epoch": 1, "taken": 24})
     loader = resumed.train_dataloader()
     assert [pictures(resumed, loader) for _ in range(2)] == [epochs[1][24:], epochs[2]]
 
@@ -155,8 +159,9 @@ def test_bytes_become_floats_on_the_device_and_latents_stay_what_they_are(make_d
     assert (halves.dtype, halves.tolist()) == (torch.float32, [0.5, 3.0])
 
 
-def test_latents_come_in_the_order_of_the_pictures(make_data: MakeData) -> None:
-    data = make_data(horizontal_flip=True)
+@pytest.mark.parametrize("flip", [False, True])
+def test_latents_come_in_the_order_of_the_pictures(make_data: MakeData, flip: bool) -> None:
+    data = make_data(horizontal_flip=flip)
     images = floats(data)
     data.use_latents("key", encode)
     data.prepare_data()
@@ -164,6 +169,7 @@ def test_latents_come_in_the_order_of_the_pictures(make_data: MakeData) -> None:
     moments = floats(data)
     assert torch.allclose(moments[:, 0], encode(images)[0], atol=1e-3)
     assert (moments[:, 1] == 1).all()
+    assert data.train_dataset.moments.shape[1] == 1 + flip  # type: ignore[attr-defined]
 
 
 def test_filter_reaches_the_pack(photos: Path, tmp_path: Path) -> None:
@@ -177,19 +183,115 @@ def test_filter_reaches_the_pack(photos: Path, tmp_path: Path) -> None:
         FFHQDataModule.from_photos(photos, **options | {"folder": tmp_path / "box"}).pack()
 
 
-@pytest.mark.parametrize("key", ["batch_size", "resolution", "val_every"])
-def test_number_below_one_is_refused_by_its_key(tmp_path: Path, key: str) -> None:
-    options: dict[str, Any] = {"folder": tmp_path, "resolution": 8, "batch_size": 2} | {key: 0}
-    with pytest.raises(UserError, match=rf"data\.{key}=0 must be at least 1"):
-        FFHQDataModule.from_drawn_faces(40, **options)
-
-
 def test_batch_larger_than_the_pictures_is_refused(tmp_path: Path) -> None:
     data = FFHQDataModule.from_drawn_faces(40, folder=tmp_path / "data", resolution=16, batch_size=37)
-    with pytest.raises(UserError, match=r"36 pictures to train on and 4 held out.*data\.batch_size"):
+    with pytest.raises(UserError, match=r"36 training and 4 held-out images.*data\.batch_size"):
         data.pack()
+
+
+def test_fewer_validation_images_than_devices_are_rejected(
+    make_data: MakeData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FFHQDataModule, "num_ranks", 2)
+    with pytest.raises(UserError, match=r"data\.num_val_images=1 is fewer than the 2 devices"):
+        make_data(num_val_images=1)
+
+
+def test_fewer_images_than_an_accumulated_step_are_rejected(make_data: MakeData, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"36 training .* an optimizer step takes 48"):
+        fit(make_data(), tmp_path, accumulate_grad_batches=8)
 
 
 def test_photos_that_are_not_there_are_refused_by_key(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.root=.*nowhere does not exist"):
         FFHQDataModule.from_photos(tmp_path / "nowhere", folder=tmp_path, resolution=8, batch_size=2)
+
+
+# Trainings that are resumed
+
+
+class Recorder(LightningModule):
+    """Records the images of each batch, and the step and batch of each validation."""
+
+    def __init__(self, data: FFHQDataModule) -> None:
+        super().__init__()
+        self.scale, self.data = nn.Parameter(torch.ones(3)), data
+        self.taken: list[int] = []
+        self.validated: list[tuple[int, int]] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.1)
+
+    def training_step(self, images: Tensor, batch_idx: int) -> Tensor:
+        self.taken += self.data.rows.tolist()
+        return ((images.mean((0, 2, 3)) - self.scale) ** 4).sum()
+
+    def validation_step(self, images: Tensor, batch_idx: int) -> None:
+        if batch_idx == 0 and not self.trainer.sanity_checking:
+            self.validated.append((self.global_step, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready))
+        self.log("val/loss", self.scale.sum())
+
+
+def fit(
+    data: FFHQDataModule, folder: Path, checkpoint: Path | None = None, max_steps: int = 16, **options: Any
+) -> Recorder:
+    """Train with a validation after each second step; `folder` gets a checkpoint of each, and of the last step."""
+    settings: dict[str, Any] = {"accumulate_grad_batches": 1} | options
+    module = Recorder(data)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=-1,
+        check_val_every_n_epoch=None, max_steps=max_steps,
+        val_check_interval=batches_between_validations(OmegaConf.create({"val_check_interval": 2} | settings)),
+        callbacks=[ExactResume(), LastCheckpoint(folder, max_steps), BestCheckpoint(folder, save_top_k=-1)],
+        **settings,
+    )  # fmt: skip
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    return module
+
+
+@pytest.mark.parametrize("settings", [{"accumulate_grad_batches": 2}, {"limit_train_batches": 4}])
+def test_validations_and_checkpoints_come_after_full_steps_and_resume_exactly(
+    make_data: MakeData, tmp_path: Path, settings: dict[str, int]
+) -> None:
+    options = {"batch_size": 5, "horizontal_flip": True}  # 7 batches an epoch, of which 6 make full steps of two
+    straight = fit(make_data(**options), tmp_path / "straight", **settings)
+    assert [step for step, _ in straight.validated] == list(range(2, 17, 2))
+    assert all(batches % 2 == 0 for _, batches in straight.validated)
+    checkpoints = sorted((tmp_path / "straight").glob("best_*.ckpt"))
+    assert len(checkpoints) == 8
+    for checkpoint in checkpoints[:-1]:
+        resumed = fit(make_data(**options), tmp_path / checkpoint.stem, checkpoint, **settings)
+        assert resumed.taken == straight.taken[-len(resumed.taken) :]
+        assert resumed.validated == straight.validated[-len(resumed.validated) :]
+        assert torch.equal(resumed.scale, straight.scale)
+
+
+@pytest.mark.parametrize("layouts", [[(1, 2), (2, 7)], [(2, 1), (1, 2), (1, 9)], [(2, 3), (1, 8)], [(1, 6), (2, 9)]])
+def test_resume_on_another_number_of_devices_neither_skips_nor_repeats_images(
+    make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layouts: list[tuple[int, int]]
+) -> None:
+    """Each layout is a number of devices and the step at which the run ends."""
+    checkpoint, taken = None, list[int]()
+    for number, (num_ranks, max_steps) in enumerate(layouts):
+        monkeypatch.setattr(FFHQDataModule, "num_ranks", num_ranks)
+        ranks = []
+        for rank in range(num_ranks):  # one after the other
+            monkeypatch.setattr(FFHQDataModule, "rank", rank)
+            ranks.append(fit(make_data(), tmp_path / f"{number}-{rank}", checkpoint, max_steps).taken)
+        batches = [np.reshape(rank, (-1, 6)) for rank in ranks]
+        taken += np.concatenate(batches, axis=1).flatten().tolist()
+        checkpoint = tmp_path / f"{number}-0" / "last.ckpt"
+    monkeypatch.undo()
+    straight = make_data().train_dataloader()
+    expected = [image for _ in range(3) for batch in straight for image in batch.rows]
+    assert taken == expected[: len(taken)]
+    assert len(taken) > 36
+
+
+def test_use_of_the_pack_alone_is_printed(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = {"folder": tmp_path / "data", "resolution": 8, "batch_size": 2}
+    first = FFHQDataModule.from_photos(photos, **options).pack()
+    photos.rename(tmp_path / "elsewhere")
+    alone = FFHQDataModule.from_photos(photos, **options)
+    assert f"{photos} does not exist: using the pack {first.folder} alone" in capsys.readouterr().out
+    assert alone.pack().sha256 == first.sha256

@@ -21,13 +21,13 @@ CPU = torch.device("cpu")
 
 
 def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Give latents that know where left and right are: block means of red and green, and a ramp as deviation."""
+    """Return latents that differ for mirror images: block means of red and green, and a std that depends on them."""
     mean = F.avg_pool2d(images, 2)[:, :2]
     return mean, 3 + mean.abs()
 
 
 def write_latents(pack: Pack, key: str, encode: Encode, device: torch.device, batch_size: int = 64) -> Path:
-    """Make the whole cache in this process, as one rank does; return its path."""
+    """Fill the cache in this process, as one rank does; return its path."""
     cache = LatentCache(pack, key, encode, batch_size)
     cache.begin(device)
     cache.fill(device)
@@ -86,9 +86,23 @@ def failing_at(number: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 def test_second_call_does_not_encode_again(pack: Pack) -> None:
     calls: list[int] = []
     write_latents(pack, "key", counting(calls), CPU, batch_size=4)
-    assert calls == [1, 4, 4, 3, 3]  # the first tells the shape
+    assert calls == [1, 1, 4, 4, 3, 3]  # the first image gives the shape
     write_latents(pack, "key", counting(calls), CPU, batch_size=4)
-    assert calls == [1, 4, 4, 3, 3]
+    assert calls == [1, 1, 4, 4, 3, 3]
+
+
+def test_without_mirroring_only_the_images_themselves_are_encoded(pack: Pack) -> None:
+    calls: list[int] = []
+    cache = LatentCache(pack, "key", counting(calls), batch_size=4, mirrored=False)
+    cache.begin(CPU)
+    cache.fill(CPU)
+    cache.finish()
+    assert calls == [1, 4, 3]
+    moments = cache.open()
+    write_latents(pack, "key", encode, CPU)
+    both = LatentCache(pack, "key", encode).open()
+    assert np.array_equal(moments, both[:, :1])
+    assert np.array_equal(LatentCache(pack, "key", encode, mirrored=False).open(), both)
 
 
 def test_other_weights_make_another_file_and_leave_the_first(pack: Pack) -> None:
@@ -111,7 +125,7 @@ def test_other_pixels_make_another_file_and_leave_the_first(pack: Pack) -> None:
 
 def test_encoder_that_fails_midway_leaves_no_cache_and_the_next_call_makes_it_whole(pack: Pack) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
-        write_latents(pack, "key", failing_at(4), CPU, batch_size=2)
+        write_latents(pack, "key", failing_at(5), CPU, batch_size=2)
     cache = LatentCache(pack, "key", encode)
     assert not cache.path.exists()
     write_latents(pack, "key", encode, CPU, batch_size=2)
@@ -119,7 +133,7 @@ def test_encoder_that_fails_midway_leaves_no_cache_and_the_next_call_makes_it_wh
     assert sorted(path.name for path in pack.folder.glob("[!.]*")) == ["images.npy", "latents-key-01234567.npy"]
 
 
-@pytest.mark.parametrize("failing_call", [4, 5])  # the second batch as it is, and mirrored
+@pytest.mark.parametrize("failing_call", [5, 6])  # the second batch as it is, and mirrored
 def test_encoding_that_was_cut_goes_on_with_what_is_missing(pack: Pack, failing_call: int) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         write_latents(pack, "key", failing_at(failing_call), CPU, batch_size=2)
@@ -140,12 +154,12 @@ def test_shares_of_the_ranks_together_are_what_one_rank_makes(pack: Pack, num_ra
         shared.fill(CPU, rank, num_ranks)
         assert not shared.path.exists()
     shared.finish()
-    assert sum(sizes) == 1 + 2 * 7
+    assert sum(sizes) == 2 + 2 * 7
     assert shared.path.read_bytes() == write_latents(pack, "alone", encode, CPU, batch_size).read_bytes()
 
 
 def test_a_rank_writes_no_byte_of_anothers_rows(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A memory map would write whole pages, and on a file system of several machines undo the other's."""
+    """A memory map would write pages, and overwrite rows of other machines on a shared file system."""
     written: dict[int, list[tuple[int, int]]] = {}
     pwrite = os.pwrite
 
@@ -178,7 +192,7 @@ def test_beginning_twice_loses_nothing(pack: Pack) -> None:
     cache.begin(CPU)
     cache.fill(CPU)
     cache.finish()
-    assert sum(calls) == 1 + 2 * 7
+    assert sum(calls) == 2 + 2 * 7
     assert cache.path.read_bytes() == before == write_latents(pack, "straight", encode, CPU, batch_size=2).read_bytes()
 
 
@@ -186,7 +200,7 @@ def test_beginning_twice_loses_nothing(pack: Pack) -> None:
 def test_file_of_another_shape_is_refused_by_name(pack: Pack, shape: tuple[int, ...]) -> None:
     cache = LatentCache(pack, "key", encode)
     np.save(cache.path, np.zeros(shape, np.float16))
-    with pytest.raises(UserError, match=rf"{cache.path.name} has shape .*delete it"):
+    with pytest.raises(UserError, match=rf"{cache.path.name} has shape .*Delete it"):
         cache.open()
 
 

@@ -33,6 +33,11 @@ def test_missing_or_truncated_images_are_reported_when_the_pack_is_opened(
         open_pack(folder)
 
 
+def test_missing_folder_is_reported_as_missing_and_not_as_damaged(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"The images of this run are not here: .*faces-8 does not exist"):
+        open_pack(tmp_path / "faces-8")
+
+
 def numbered(count: int, start: int = 0) -> list[str]:
     """Return names as FFHQ's."""
     return [f"images1024x1024/{i // 1000 * 1000:05d}/{i:05d}.png" for i in range(start, start + count)]
@@ -90,5 +95,5 @@ def test_pack_from_before_settings_were_noted_is_refused_in_a_sentence(photos: P
     manifest = find_or_write_pack(Photos(photos), folder, 8).manifest
     old = {key: value for key, value in manifest.items() if key not in ("settings", "sha256_of_sources")}
     (folder / "manifest.json").write_text(json.dumps(old | {"format": 1}))
-    with pytest.raises(UserError, match=rf"{folder.name}.*delete"):
+    with pytest.raises(UserError, match=rf"{folder.name}.*Delete"):
         find_or_write_pack(Photos(photos), folder, 8)

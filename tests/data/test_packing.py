@@ -7,9 +7,10 @@ import io
 import itertools
 import json
 import os
+import shutil
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ import pytest
 
 from latentfaces.data.images import FilterName, Picture, decode, digest
 from latentfaces.data.pack import Pack, open_pack
-from latentfaces.data.packing import find_or_write_pack
+from latentfaces.data.packing import find_or_write_pack, num_threads
 from latentfaces.data.sources import BadImageError, DrawnFaces, Photos
 from latentfaces.errors import UserError
+from latentfaces.files import atomic_write
 
 SIDE = 8
 WritePhoto = Callable[..., None]
@@ -54,7 +56,7 @@ class Numbered(DrawnFaces):
 
 
 def packed_names(pack: Pack) -> list[str]:
-    """Return the names in the manifest, after checking that each stands for its own pixels and hash."""
+    """Return the names in the manifest, after a check of each image's pixels and hash."""
     names: list[str] = pack.manifest["names"]
     root = Path(pack.folder).parents[1] / "photos"
     for pixels, name, sha256 in zip(pack.images, names, pack.manifest["sha256_of_sources"], strict=True):
@@ -73,7 +75,7 @@ def assert_same_pack(folder: Path, other: Path) -> None:
 
 
 def partial_of(folder: Path) -> Path:
-    """Return where a packing into `folder` lies while it is not whole."""
+    """Return the folder of an incomplete packing into `folder`."""
     return folder.with_name(folder.name + ".partial")
 
 
@@ -111,7 +113,23 @@ def test_enlarged_pictures_are_counted_and_told(
     for number in (3, 5):
         write_photo(photos / f"{number}.png", number, side=6)
     assert find_or_write_pack(Photos(photos), folder, SIDE).manifest["enlarged"] == 2
-    assert "2 of 12 pictures are smaller than 8 pixels" in capsys.readouterr().out
+    assert "2 of 12 images are smaller than 8 pixels" in capsys.readouterr().out
+
+
+def test_copies_of_training_images_that_are_held_out_are_reported(
+    photos: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_or_write_pack(Photos(photos), folder, SIDE)
+    assert "identical" not in capsys.readouterr().out
+    shutil.copy(photos / "10.png", photos / "4.png")
+    shutil.copy(photos / "3.png", photos / "5.png")  # both are training images
+    find_or_write_pack(Photos(photos), folder.with_name("copies-8"), SIDE)
+    assert "1 held-out images are identical to training images, such as 10.png and 4.png" in capsys.readouterr().out
+
+
+def test_packing_uses_the_cores_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 7, 9}, raising=False)
+    assert num_threads() == 3
 
 
 def test_people_of_the_listing_are_kept_apart_in_the_pack(photos: Path, folder: Path) -> None:
@@ -195,7 +213,7 @@ def test_skipping_moves_the_people_along_with_their_pictures(photos: Path, folde
 def test_more_than_a_few_bad_pictures_are_too_many_to_skip(photos: Path, folder: Path) -> None:
     for number in (2, 4):
         (photos / f"{number}.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match="2 of 12 pictures cannot be read"):
+    with pytest.raises(UserError, match="2 of 12 images cannot be read"):
         find_or_write_pack(Photos(photos), folder, SIDE, on_bad_image="skip")
     assert not folder.exists()
 
@@ -209,7 +227,7 @@ def test_one_in_a_hundred_may_be_skipped(folder: Path) -> None:
 
 
 def test_more_than_one_in_a_hundred_may_not(folder: Path) -> None:
-    with pytest.raises(UserError, match="4 of 300 pictures cannot be read"):
+    with pytest.raises(UserError, match="4 of 300 images cannot be read"):
         find_or_write_pack(Numbered(300, bad=(7, 8, 9, 299)), folder, SIDE, on_bad_image="skip")
     assert not folder.exists()
 
@@ -222,8 +240,31 @@ def test_pack_of_other_pictures_is_refused_with_the_folder_to_delete(
 ) -> None:
     find_or_write_pack(Photos(photos), folder, SIDE)
     write_photo(photos / "12.png", 12)
-    with pytest.raises(UserError, match=rf"{folder.name} was packed from photos .* delete that folder"):
+    with pytest.raises(
+        UserError, match=rf"{folder.name} was packed from other images than those in photos .*Delete that folder"
+    ):
         find_or_write_pack(Photos(photos), folder, SIDE)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("changed", [range(60), [1]])
+def test_pack_of_other_images_with_the_same_names_and_sizes_is_rejected(
+    photos: Path, folder: Path, write_photo: WritePhoto, changed: Iterable[int], zipped: bool
+) -> None:
+    def source() -> Photos:
+        return Photos(shutil.make_archive(str(photos), "zip", photos) if zipped else photos)
+
+    for number in range(60):
+        write_photo(photos / f"{number}.bmp", number)
+    find_or_write_pack(source(), folder, SIDE)
+    for number in changed:
+        path = photos / f"{number}.bmp"
+        time, size = path.stat().st_mtime_ns, path.stat().st_size
+        write_photo(path, number + 60)
+        os.utime(path, ns=(time, time))  # as a copy that keeps its time of modification
+        assert path.stat().st_size == size
+    with pytest.raises(UserError, match=rf"{folder.name} was packed from other images .*\d\.bmp has changed"):
+        find_or_write_pack(source(), folder, SIDE)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +279,7 @@ def test_pack_of_another_setting_is_refused_by_its_key_and_both_values(
     photos: Path, folder: Path, resolution: int, val_every: int, resize_filter: FilterName, message: str
 ) -> None:
     find_or_write_pack(Photos(photos), folder, SIDE, "fail", 5, "box")
-    with pytest.raises(UserError, match=rf"{folder.name} was packed with {message}: .*leave data\.\w+ as it was"):
+    with pytest.raises(UserError, match=rf"{folder.name} was packed with {message}\..*leave data\.\w+ as it was"):
         find_or_write_pack(Photos(photos), folder, resolution, "fail", val_every, resize_filter)
 
 
@@ -295,12 +336,31 @@ def test_packing_that_filled_the_disk_is_resumed_without_a_hole(
     assert_same_pack(folder, tmp_path / "straight")
 
 
+@pytest.mark.parametrize("bad", [(11,), ()])
+def test_disk_that_is_full_at_the_manifest_costs_no_image(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...]
+) -> None:
+    """The second run also finds the image that the first one left out, where it was repaired meanwhile."""
+
+    def full(path: Path) -> Any:
+        return atomic_write(Path("/dev/full/manifest.json") if path.name == "manifest.json" else path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("latentfaces.data.packing.atomic_write", full)
+        with pytest.raises(OSError, match="/dev/full"):
+            find_or_write_pack(Numbered(300, bad=(11,)), folder, SIDE, "skip")
+    source = Numbered(300, bad=bad)
+    find_or_write_pack(source, folder, SIDE, "skip")
+    assert source.read_indices == [11]
+    find_or_write_pack(Numbered(300, bad=bad), tmp_path / "straight", SIDE, "skip")
+    assert_same_pack(folder, tmp_path / "straight")
+
+
 def test_cut_packing_is_no_pack(folder: Path) -> None:
     interrupted(40, folder, 17)
     assert not folder.exists()
-    for place in (folder, partial_of(folder)):
-        with pytest.raises(UserError, match="is not a complete pack"):
-            open_pack(place)
+    with pytest.raises(UserError, match="is not a complete pack"):
+        open_pack(partial_of(folder))
 
 
 def test_cut_packing_of_other_pictures_is_thrown_away(folder: Path, tmp_path: Path) -> None:

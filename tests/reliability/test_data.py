@@ -251,7 +251,7 @@ LAYOUTS = {
     "too few": (
         photos(["few/1.png", "few/2.png"]),
         "few",
-        "1 pictures to train on and 1 held out, but a batch takes 8",
+        "1 training and 1 held-out images, but an optimizer step takes 8",
     ),
 }
 
@@ -302,11 +302,11 @@ def test_case_15_a_damaged_photo_is_named_or_left_out_and_counted_up_to_a_cap(pa
     assert "data.on_bad_image=skip" in said
     assert not Path("data/photos-16").exists()
     skipping = ("photos", "--on-bad-image", "skip")
-    assert "1 of 12 pictures cannot be read: left out, and listed in data/photos-6/manifest.json" in pack(*skipping)
+    assert "1 of 12 images cannot be read: left out, and listed in data/photos-6/manifest.json" in pack(*skipping)
     assert open_pack(Path("data/photos-6")).manifest["num_images"] == 11
     shutil.rmtree("data")
     (Path("photos") / "8.png").write_bytes(b"<html>")
-    assert "2 of 12 pictures cannot be read, more than on_bad_image=skip leaves out" in pack(*skipping)
+    assert "2 of 12 images cannot be read, more than on_bad_image=skip leaves out" in pack(*skipping)
     # Pillow would paint what is missing of a photo black.
     sources = list((Path(__file__).parents[2] / "src").rglob("*.py"))
     assert not any("LOAD_TRUNCATED" in path.read_text() for path in sources)
@@ -347,7 +347,7 @@ def test_case_17_photos_of_every_kind_are_converted_by_their_rules(pack: Prepare
         "7_small.png": encoded(Image.new("RGB", (2, 2), (40, 50, 60))),
     }
     write_folder(Path("photos"), files)
-    assert "1 of 7 pictures are smaller than 6 pixels: enlarged" in pack("photos")
+    assert "1 of 7 images are smaller than 6 pixels: enlarged" in pack("photos")
     packed = open_pack(Path("data/photos-6"))
     assert packed.manifest["names"] == list(files)
     uniform = {0: (100, 100, 100), 1: (100, 100, 100), 2: (204, 204, 204), 3: (255, 0, 0), 5: (10, 20, 30)}

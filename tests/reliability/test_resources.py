@@ -1,4 +1,4 @@
-"""What the machine or the network lacks (cases 22 and 24): the keys that need less of it, or going on without."""
+"""Too little memory (case 22): the error names keys that need less. No network (case 24): the training continues."""
 
 import os
 import socket
@@ -74,7 +74,7 @@ FOLDER = Path("outputs/vae/logged")
 
 
 def logged_offline() -> bool:
-    """Whether the run came to its end, with W&B's files beside the log."""
+    """Whether the run is complete, with W&B's files next to the log."""
     assert (FOLDER / "result.json").exists()
     assert "val/loss" in (FOLDER / "metrics.csv").read_text()
     return bool(list(FOLDER.glob("wandb/offline-run-*/*.wandb")))
@@ -90,7 +90,7 @@ def test_case_24_without_an_account_wandb_logs_offline_and_says_so(fork: Forker,
 
 
 def online(address: str) -> dict[str, str]:
-    """The environment of somebody who has an account on W&B, at this address."""
+    """Return the environment of a user with a W&B account at this address."""
     return {"WANDB_MODE": "online", "WANDB_API_KEY": KEY, "WANDB_BASE_URL": address, "WANDB_INIT_TIMEOUT": "1"}
 
 

@@ -122,6 +122,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
     data = instantiate(cfg.data)  # downloads and packs, so it comes after all that can fail without it
     with open_dict(cfg):
         cfg.pack = str(data.folder)
+    data.trainer = trainer  # too few images for its devices are reported before other ranks start
     data.pack()  # before the process group exists, whose time limit the waiting ranks would exceed
     if vae_run is not None:
         module.autoencoder.load_state_dict(vae_run.module("autoencoder", "best_vae").state_dict())

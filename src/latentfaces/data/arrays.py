@@ -1,4 +1,4 @@
-"""Arrays on disk: mapped for reading, and written row by row so that a killed process can be resumed."""
+"""Arrays on disk, mapped for reading, and written row by row so that a killed process can be resumed."""
 
 import json
 import os
@@ -44,10 +44,9 @@ def write_at(file: FileIO, values: NDArray[Any], offset: int) -> None:
 class ResumableArray:
     """An .npy file that is written row by row, and resumed after a kill.
 
-    Until `finish`, the rows are in `<stem>.partial.npy`. `<stem>.state.npy` holds one record per row. Its last
-    byte is zero while the row, or a part of the record, is missing. Rows are written at their offsets and not through a
-    memory map. Ranks on several machines can then fill rows that share a page, and a full disk raises OSError instead
-    of killing the process.
+    Until `finish`, the rows are in `<stem>.partial.npy`, and `<stem>.state.npy` has one record per row, whose last byte
+    is zero while any of it is missing. Rows are written at their offsets, not through a memory map: ranks on several
+    machines can fill rows of one page, and a full disk raises OSError instead of killing the process.
 
     Args:
         path: the complete file.
@@ -66,10 +65,8 @@ class ResumableArray:
     @property
     def has_origin(self) -> bool:
         """Whether the file on disk, if there is one, has the same origin."""
-        if not self.origin_path.exists():
-            return True
         try:
-            return json.loads(self.origin_path.read_text()) == self.origin
+            return not self.origin_path.exists() or json.loads(self.origin_path.read_text()) == self.origin
         except ValueError:
             return False
 
@@ -103,27 +100,23 @@ class ResumableArray:
         self.files = FileIO(self.partial, "r+"), FileIO(self.state_path, "r+")
 
     def resume(self) -> int:
-        """Open an incomplete file, enlarged to `num_rows`; return how many rows from the first one on are there."""
+        """Open an incomplete file, extended to `num_rows`, and return its number of leading complete rows."""
         if self.path.exists():
             return self.num_rows
         if not self.is_begun:
             return 0
-        state = open_array(self.state_path)
-        if len(state) < self.num_rows:
-            self.enlarge(state)
+        missing = self.num_rows - len(self.records)
+        if missing > 0:
+            rows = open_array(self.partial)
+            header = {"descr": npy.dtype_to_descr(rows.dtype), "fortran_order": False}
+            with self.partial.open("r+b") as file:
+                # NumPy leaves room for the digits of the first axis, so that the header keeps its length.
+                npy.write_array_header_1_0(file, header | {"shape": (self.num_rows, *rows.shape[1:])})
+                assert file.tell() == rows.offset
+                file.truncate(rows.offset + self.num_rows * rows[:1].nbytes)
+            self.write_state(np.append(self.records, np.zeros(missing, self.record)))
         self.open()
         return int(np.append(self.done, False).argmin())
-
-    def enlarge(self, state: NDArray[Any]) -> None:
-        """Add empty rows."""
-        rows = open_array(self.partial)
-        header = {"descr": npy.dtype_to_descr(rows.dtype), "fortran_order": False}
-        with self.partial.open("r+b") as file:
-            # NumPy leaves room for the digits of the first axis, so that the header keeps its length.
-            npy.write_array_header_1_0(file, header | {"shape": (self.num_rows, *rows.shape[1:])})
-            assert file.tell() == rows.offset
-            file.truncate(rows.offset + self.num_rows * rows[:1].nbytes)
-        self.write_state(np.append(state, np.zeros(self.num_rows - len(state), self.record)))
 
     @property
     def records(self) -> NDArray[Any]:
@@ -132,7 +125,7 @@ class ResumableArray:
 
     @property
     def done(self) -> NDArray[np.bool_]:
-        """(N,) which rows of the incomplete file are there."""
+        """(N,) whether each row of the incomplete file is complete."""
         records = self.records
         return records.view(np.uint8).reshape(len(records), -1)[:, -1] != 0
 
@@ -140,7 +133,7 @@ class ResumableArray:
         """Write rows from `start` on; the first call creates the file if it is not open."""
         if self.files is None:
             with file_lock(self.path):
-                if not self.is_begun:  # not by another process meanwhile
+                if not self.is_begun:  # another process may have created it
                     self.create(rows.shape[1:], rows.dtype)
             self.open()
         assert self.files is not None
@@ -159,17 +152,13 @@ class ResumableArray:
             os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """Give the complete file its name, unless another process has done so."""
+        """Rename the complete file, unless another process has done so, and remove the rest."""
         if not self.path.exists():
             self.flush()
             self.partial.replace(self.path)
-        self.discard()
-
-    def discard(self) -> None:
-        """Remove everything except the complete file."""
         for path in (self.state_path, self.origin_path, self.partial):
             path.unlink(missing_ok=True)
 
     def read(self) -> NDArray[Any]:
-        """Map all rows, of the incomplete file too; a change to them stays in memory."""
+        """Map all rows, also of the incomplete file. Changes to them stay in memory."""
         return npy.open_memmap(self.path if self.path.exists() else self.partial, mode="c")

@@ -30,30 +30,28 @@ from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.prefetch import Prefetched
 from latentfaces.data.sources import DrawnFaces, Photos, Source, TakenAlong
 from latentfaces.errors import UserError
+from latentfaces.ranks import is_main_process
 
-
-def identity(batch: Any) -> Any:
-    """The dataset gives whole batches: nothing is left to collate."""
-    return batch
+Batches = Iterable[ImageBatch | LatentBatch]
 
 
 class FFHQDataModule(LightningDataModule):
-    """Pictures packed once, then batches of images (stage 1) or, with an encoder, of cached posteriors (stage 2).
+    """Images, packed once. Batches are images (stage 1) or, with an encoder, cached posteriors (stage 2).
 
-    A batch is images (b, 3, R, R) float in [-1, 1], or moments (b, 2, c, h, w) float: mean and standard deviation.
-    Pictures go to the device as uint8, and are mirrored and made floats there.
+    A batch is images (b, 3, R, R) float in [-1, 1], or moments (b, 2, c, h, w) float: mean and std. Images move to the
+    device as uint8, and are mirrored and converted to float there.
 
     Args:
-        source: the pictures.
-        folder: where packs lie; this one is `folder/<source name>-<resolution>`.
+        source: the images.
+        folder: folder of packs; this one is `folder/<source name>-<resolution>`.
         resolution: height and width in pixels.
-        batch_size: items a batch on each device.
-        seed: of order and mirroring.
-        horizontal_flip: mirror half of the training pictures.
-        on_bad_image: "fail" or "skip" (see `find_or_write_pack`).
-        val_every: one picture (or person) of so many is held out.
-        num_val_images: at most so many held-out pictures in a validation, evenly spaced; the test takes all.
-        filter: how pictures are made smaller: "auto" (the mean for whole factors, Lanczos otherwise), or one by name.
+        batch_size: items per batch and device.
+        seed: seed of order and mirroring.
+        horizontal_flip: mirror a random half of the training images.
+        on_bad_image: "fail" or "skip"; see `find_or_write_pack`.
+        val_every: one of this many images (or identities) is held out.
+        num_val_images: maximum number of held-out images in a validation, evenly spaced; the test takes all.
+        filter: resize filter; "auto" is the mean for integer factors, Lanczos otherwise.
     """
 
     def __init__(
@@ -70,118 +68,122 @@ class FFHQDataModule(LightningDataModule):
         filter: FilterName = "auto",
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("resolution", resolution), ("val_every", val_every)):
-            if value < 1:
-                raise UserError(f"data.{name}={value} must be at least 1")
         self.source = source
         self.folder = Path(folder) / f"{source.name}-{resolution}"
         self.resolution, self.batch_size, self.seed = resolution, batch_size, seed
         self.horizontal_flip, self.on_bad_image, self.val_every = horizontal_flip, on_bad_image, val_every
         self.num_val_images, self.filter = num_val_images, filter
+        self.opened: Pack | None = None
         self.encoder: tuple[str, Encode] | None = None
         self.train_dataset: Dataset[Tensor]
         self.val_dataset: Dataset[Tensor]
         self.test_dataset: Dataset[Tensor]
-        self.position = {"epoch": 0, "batch": 0}
+        self.position = {"epoch": 0, "taken": 0}
         self.floats = torch.empty(0)
         self.names: list[str] = []
         self.rows = np.zeros(0, np.int64)
-        """What the batch that was handed out last is made of, by places in the pack."""
+        """Indices in the pack of the images of the current batch."""
 
     @classmethod
     def from_photos(cls, root: str | Path, licence: str | None = None, **options: Any) -> "FFHQDataModule":
-        """From a folder or .zip of photos; `options` as for the class."""
+        """Create from a folder or .zip of photos; `options` as for the class. The pack alone is enough."""
         if Path(root).expanduser().exists():
             return cls(Photos(root, licence), **options)
         pack = Path(options["folder"]) / f"{Path(root).name.removesuffix('.zip')}-{options['resolution']}"
         if pack.exists():
+            if is_main_process():
+                print(f"{root} does not exist: using the pack {pack} alone")
             return cls(TakenAlong(open_pack(pack)), **options)
-        raise UserError(f"data.root={root} does not exist: give a folder or .zip of photos")
+        raise UserError(f"data.root={root} does not exist. Give a folder or .zip of photos.")
 
     @classmethod
     def from_ffhq(cls, root: str | Path | None, folder: str | Path, **options: Any) -> "FFHQDataModule":
-        """FFHQ in `root`, or else fetched from Kaggle once; `options` as for the class."""
+        """Create from FFHQ in `root`, by default downloaded from Kaggle once; `options` as for the class."""
         if root is None:
             root = Path(folder) / "ffhq.zip"
-            if not Path(folder, f"ffhq-{options['resolution']}").exists():  # where only the pack was taken along
+            if not Path(folder, f"ffhq-{options['resolution']}").exists():  # the pack alone is enough
                 download_ffhq(root)
         return cls.from_photos(root, LICENCE, folder=folder, **options)
 
     @classmethod
     def from_drawn_faces(cls, num_images: int, **options: Any) -> "FFHQDataModule":
-        """From faces that our own code draws; `options` as for the class."""
+        """Create from synthetic faces; `options` as for the class."""
         return cls(DrawnFaces(num_images), **options)
 
     def use_latents(self, key: str, encode: Encode) -> None:
-        """Give cached posteriors of `encode` from now on; `key` names its weights."""
+        """Return cached posteriors of `encode` from now on; `key` is the hash of its weights."""
         self.encoder = key, encode
 
     def pack(self) -> Pack:
-        """The pack, made now if need be.
+        """Return the pack, which is written if there is none.
 
         Raises:
-            UserError: the pictures cannot be packed, or are too few for a batch.
+            UserError: the images cannot be packed, or are too few.
         """
-        if not self.folder.exists():  # what is too little should not be packed first
-            names = self.source.names
-            num_val = len(hold_out(names, self.source.identities(), self.val_every)[1])
-            self.require_batch(self.source.name, len(names) - num_val, num_val)
-        pack = find_or_write_pack(
-            self.source, self.folder, self.resolution, self.on_bad_image, self.val_every, self.filter
-        )
-        self.require_batch(str(pack.folder), len(pack.train_indices), len(pack.val_indices))
-        return pack
+        if self.opened is None:
+            if not self.folder.exists():  # reject too few images before packing them
+                names = self.source.names
+                num_val = len(hold_out(names, self.source.identities(), self.val_every)[1])
+                self.require_batch(self.source.name, len(names) - num_val, num_val)
+            self.opened = find_or_write_pack(
+                self.source, self.folder, self.resolution, self.on_bad_image, self.val_every, self.filter
+            )
+        self.require_batch(str(self.folder), len(self.opened.train_indices), len(self.opened.val_indices))
+        return self.opened
 
     def require_batch(self, name: str, num_train: int, num_val: int) -> None:
-        """Refuse fewer pictures than a batch of all devices takes."""
-        needed = self.batch_size * self.num_ranks
+        """Reject fewer images than an optimizer step or a validation of all devices needs."""
+        needed = self.batch_size * self.num_ranks * self.accumulate
         if num_train < needed or num_val < self.num_ranks:
             raise UserError(
-                f"{name} has {num_train} pictures to train on and {num_val} held out, but a batch takes {needed}: add "
-                "pictures, or lower data.batch_size"
+                f"{name} has {num_train} training and {num_val} held-out images, but an optimizer step takes {needed} "
+                "(data.batch_size x devices x trainer.accumulate_grad_batches). Add images or lower data.batch_size."
+            )
+        if self.num_val_images < self.num_ranks:
+            raise UserError(
+                f"data.num_val_images={self.num_val_images} is fewer than the {self.num_ranks} devices. Raise it."
             )
 
     def prepare_data(self) -> None:
-        """Pack and encode, on one process of each machine."""
+        """Pack and create the latent cache, on one process of each machine."""
         pack = self.pack()
         if self.encoder is not None:
-            LatentCache(pack, *self.encoder).begin(self.device)
+            self.cache(pack).begin(self.device)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open what `prepare_data` made."""
+        """Open the pack or, with an encoder, the latent cache."""
         pack = self.pack()
-        held_out = pack.val_indices
-        spaced = held_out[
-            np.linspace(0, len(held_out) - 1, min(self.num_val_images, len(held_out))).round().astype(int)
-        ]
-        views = self.encoded(LatentCache(pack, *self.encoder)) if self.encoder is not None else None
-        self.names = pack.manifest["names"]
+        held_out, self.names = pack.val_indices, pack.manifest["names"]
+        num_val = min(self.num_val_images, len(held_out))
+        spaced = held_out[np.linspace(0, len(held_out) - 1, num_val).round().astype(int)]
+        moments = self.encoded(self.cache(pack)) if self.encoder is not None else None
 
         def dataset(indices: NDArray[np.int64]) -> Dataset[Tensor]:
-            return FFHQDataset(pack.images, indices) if views is None else LatentDataset(views, indices)
+            return FFHQDataset(pack.images, indices) if moments is None else LatentDataset(moments, indices)
 
         self.train_dataset, self.val_dataset = dataset(pack.train_indices), dataset(spaced)
         self.test_dataset = dataset(held_out)
 
+    def cache(self, pack: Pack) -> LatentCache:
+        """Return the latent cache of the encoder."""
+        assert self.encoder is not None
+        return LatentCache(pack, *self.encoder, mirrored=self.horizontal_flip)
+
     def encoded(self, cache: LatentCache) -> NDArray[np.float16]:
-        """The whole cache, each rank encoding its share of what is missing."""
-        # In the precision of the training, as the VAE learned: on a CPU with bfloat16 several times as fast.
+        """Return the complete cache; each rank encodes its part of what is missing."""
+        # In the precision of the training, as the VAE was trained: on a CPU with bfloat16 several times as fast.
         with self.trainer.precision_plugin.forward_context() if self.trainer else contextlib.nullcontext():
             cache.fill(self.device, self.rank, self.num_ranks)
-        self.wait()
+        barrier = self.trainer.strategy.barrier if self.trainer else lambda: None
+        barrier()
         if self.rank == 0:
             cache.finish()
-        self.wait()
-        return cache.views()
-
-    def wait(self) -> None:
-        """For the other ranks."""
-        if self.trainer:
-            self.trainer.strategy.barrier()
+        barrier()
+        return cache.open()
 
     @property
     def device(self) -> torch.device:
-        """Device of this process."""
+        """Return the device of this process."""
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     @property
@@ -192,50 +194,59 @@ class FFHQDataModule(LightningDataModule):
     def num_ranks(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
-    def train_dataloader(self) -> Iterable[ImageBatch | LatentBatch]:
-        together = self.batch_size * self.num_ranks
-        # The last run may have had other batches, or another number of devices.
-        done = self.position.get("pictures", self.position["batch"] * together)
+    @property
+    def accumulate(self) -> int:
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
+
+    def train_dataloader(self) -> Batches:
+        ranks = self.rank, self.num_ranks, self.accumulate
+        num_items = len(self.train_dataset)  # type: ignore[arg-type]
         self.train_batches = TrainBatches(
-            len(self.train_dataset),  # type: ignore[arg-type]
-            self.batch_size,
-            self.seed,
-            self.horizontal_flip,
-            self.rank,
-            self.num_ranks,
-            self.position["epoch"],
-            done // together,
+            num_items, self.batch_size, self.seed, self.horizontal_flip, *ranks, **self.position
         )
+        if self.trainer is not None and self.trainer.fit_loop.restarting:
+            self.renumber_batches()
         return self.loader(self.train_dataset, self.train_batches)
 
-    def val_dataloader(self) -> Iterable[ImageBatch | LatentBatch]:
-        return self.loader(self.val_dataset, self.val_batches(self.val_dataset))
+    def renumber_batches(self) -> None:
+        """Adapt the batch counts of a resumed trainer to this batch size and number of ranks."""
+        assert self.trainer is not None
+        progress, batches = self.trainer.fit_loop.epoch_loop.batch_progress, self.train_batches
+        done, total = progress.current.processed, progress.total.processed  # type: ignore[attr-defined]
+        # A checkpoint of the end of an epoch has the position of the next one.
+        first = batches.first if batches.taken(batches.first) else len(batches)
+        if done:
+            progress.is_last_batch = first == len(batches)
+        shifts = ((progress.current, first - done if done else 0), (progress.total, -(total % self.accumulate)))
+        for counts, shift in shifts:
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(counts, name, getattr(counts, name) + shift)
 
-    def test_dataloader(self) -> Iterable[ImageBatch | LatentBatch]:
-        return self.loader(self.test_dataset, self.val_batches(self.test_dataset))
+    def val_dataloader(self) -> Batches:
+        return self.loader(self.val_dataset)
 
-    def val_batches(self, dataset: Dataset[Tensor]) -> ValBatches:
-        """All of `dataset` once, over the ranks."""
-        return ValBatches(len(dataset), self.batch_size, self.rank, self.num_ranks)  # type: ignore[arg-type]
+    def test_dataloader(self) -> Batches:
+        return self.loader(self.test_dataset)
 
-    def loader(self, dataset: Dataset[Tensor], batches: Sampler[Draws]) -> Iterable[ImageBatch | LatentBatch]:
-        """Load batches, the next one while the last one is used."""
+    def loader(self, dataset: Dataset[Tensor], batches: Sampler[Draws] | None = None) -> Batches:
+        """Return a loader that prepares the next batch while the last one is used; by default of all items once."""
+        num_items = len(dataset)  # type: ignore[arg-type]
         loader = DataLoader(
             dataset,
-            batch_sampler=batches,  # type: ignore[arg-type] # a batch is two arrays rather than a list
-            collate_fn=identity,
+            batch_sampler=batches or ValBatches(num_items, self.batch_size, self.rank, self.num_ranks),  # type: ignore[arg-type] # a batch is two arrays
+            collate_fn=lambda batch: batch,
             pin_memory=torch.cuda.is_available(),
-            # Its own generator: making an iterator must not draw from the global one, or a resumed run drifts.
+            # A new iterator must not draw from the global generator, or a resumed run differs.
             generator=torch.Generator().manual_seed(self.seed),
         )
         return Prefetched(loader)
 
     def photos(self, rows: NDArray[np.int64]) -> list[str]:
-        """The names of the photos at these places in the pack."""
+        """Return the names of the images with these indices in the pack."""
         return [self.names[row] for row in rows]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        # The library looks through a batch for what to move: 0.2 ms a step, for nothing where it is.
+        # Lightning searches a batch for tensors to move, which costs 0.2 ms a step.
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: ImageBatch | LatentBatch, dataloader_idx: int) -> Tensor:
@@ -244,21 +255,23 @@ class FFHQDataModule(LightningDataModule):
             return batch.moments.float()
         if batch.images.device.type != "cpu":
             return to_float(batch.images, batch.mirrored)
-        # On a CPU fresh memory for the floats costs twice the work on them. A step is over before the next batch is
-        # made into floats, so one buffer serves them all; who keeps a batch for longer must copy it.
+        # On a CPU the allocation takes longer than the conversion. A step is over before the next batch is converted,
+        # so that one buffer is enough. Code that keeps a batch for longer must copy it.
         if self.floats.shape != batch.images.shape:
             self.floats = torch.empty(batch.images.shape)
         return to_float(batch.images, batch.mirrored, self.floats)
 
     def state_dict(self) -> dict[str, int]:
-        """Position in the data, from which a resumed run continues with the next batch."""
+        """Return the position in the data: the epoch, and how many of its images were taken."""
         assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        if not self.train_batches.started:
+            return self.position
+        done = int(self.trainer.fit_loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
         # The trainer's own count of epochs runs ahead where training ends in the middle of one.
-        epoch = self.train_batches.epoch - 1
         if done >= self.trainer.num_training_batches:
-            epoch, done = epoch + 1, 0
-        return {"epoch": epoch, "batch": int(done), "pictures": int(done) * self.batch_size * self.num_ranks}
+            return {"epoch": self.train_batches.epoch + 1, "taken": 0}
+        return {"epoch": self.train_batches.epoch, "taken": self.train_batches.taken(done)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.position = state_dict
+        # Earlier versions called it "pictures".
+        self.position = {"epoch": state_dict["epoch"], "taken": state_dict.get("taken", state_dict.get("pictures", 0))}

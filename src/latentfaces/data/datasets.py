@@ -1,4 +1,4 @@
-"""A pack as a dataset: single images for people, whole batches for training."""
+"""Datasets of images and of latents, and the order of their batches."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,36 +16,36 @@ class Draws(NamedTuple):
     """Indices and mirror flags of a batch."""
 
     items: NDArray[np.int64]
-    """(b,) places in the dataset."""
+    """(b,) indices in the dataset."""
     mirrored: NDArray[np.bool_]
-    """(b,) which of them are to be mirrored."""
+    """(b,) which of them are mirrored."""
 
 
 class ImageBatch(NamedTuple):
-    """Pictures on their way to the device, which makes floats of them and mirrors them: `to_float`."""
+    """Images that `to_float` mirrors and converts on the device."""
 
     images: Tensor
-    """(b, 3, R, R) uint8, a quarter of the bytes that floats would move."""
+    """(b, 3, R, R) uint8, a quarter of the bytes of float32."""
     mirrored: Tensor
-    """(b,) bool: which are to be mirrored."""
+    """(b,) bool."""
     rows: NDArray[np.int64]
-    """(b,) their places in the pack."""
+    """(b,) indices in the pack."""
 
 
 class LatentBatch(NamedTuple):
-    """Cached posteriors on their way to the device."""
+    """Cached posteriors."""
 
     moments: Tensor
-    """(b, 2, c, h, w) float16, mean and standard deviation."""
+    """(b, 2, c, h, w) float16: mean and std."""
     rows: NDArray[np.int64]
-    """(b,) the places of their pictures in the pack."""
+    """(b,) indices of the images in the pack."""
 
 
 class FFHQDataset(Dataset[Tensor]):
-    """Images (3, R, R) float in [-1, 1] by index; an `ImageBatch` by `__getitems__`, which the loader calls.
+    """Images (3, R, R) float in [-1, 1] by index. The loader calls `__getitems__` for an `ImageBatch`.
 
     Args:
-        images: (N, 3, R, R) uint8, in memory or on disk.
+        images: (N, 3, R, R) uint8, in memory or mapped.
         indices: which of the N are in this dataset, in order.
     """
 
@@ -59,46 +59,48 @@ class FFHQDataset(Dataset[Tensor]):
         return to_float(torch.from_numpy(self.images[self.indices[index]].copy()))
 
     def __getitems__(self, draws: Draws) -> ImageBatch:
-        """A batch in one gather."""
         rows = self.indices[draws.items]
         return ImageBatch(torch.from_numpy(self.images[rows]), torch.from_numpy(draws.mirrored), rows)
 
 
 class LatentDataset(Dataset[Tensor]):
-    """Cached posteriors (2, c, h, w) float16 by index; a `LatentBatch` by `__getitems__`, which the loader calls.
+    """Cached posteriors (2, c, h, w) float16 by index. The loader calls `__getitems__` for a `LatentBatch`.
 
     Args:
-        views: (2 N, 2, c, h, w) float16, in memory or on disk: each picture as it is, and then mirrored.
-        indices: which of the N pictures are in this dataset, in order.
+        moments: (N, V, 2, c, h, w) float16, in memory or mapped: unchanged and, if V is 2, mirrored.
+        indices: which of the N images are in this dataset, in order.
     """
 
-    def __init__(self, views: NDArray[np.float16], indices: NDArray[np.int64]) -> None:
-        self.views, self.indices = views, indices
+    def __init__(self, moments: NDArray[np.float16], indices: NDArray[np.int64]) -> None:
+        self.moments, self.indices = moments, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(self.views[2 * self.indices[index]].copy())
+        return torch.from_numpy(self.moments[self.indices[index], 0].copy())
 
     def __getitems__(self, draws: Draws) -> LatentBatch:
-        """A batch in one gather."""
         rows = self.indices[draws.items]
-        return LatentBatch(torch.from_numpy(self.views[2 * rows + draws.mirrored]), rows)
+        return LatentBatch(torch.from_numpy(self.moments[rows, draws.mirrored.view(np.uint8)]), rows)
 
 
 class TrainBatches(Sampler[Draws]):
-    """Endless epochs of shuffled whole batches; order and mirroring are functions of (seed, epoch, index) alone.
+    """Endless epochs of shuffled full batches. Order and mirroring depend only on (seed, epoch, index).
+
+    A position is a number of items, not of batches. A run that resumes with another batch size or number of ranks
+    then neither skips nor repeats items.
 
     Args:
         num_items: size of the dataset.
-        batch_size: items a batch, per rank.
-        seed: of order and mirroring.
-        mirror: mirror half of the items, chosen anew each epoch.
-        rank: this process; ranks share an epoch out without overlap.
+        batch_size: items per batch and rank.
+        seed: seed of order and mirroring.
+        mirror: mirror a random half of the items in each epoch.
+        rank: this process; ranks get disjoint batches.
         num_ranks: number of processes.
-        epoch: the epoch that the next `iter` gives.
-        start: the batch that it starts with, to go on in the middle of an epoch.
+        accumulate: batches per optimizer step; the number of batches is truncated to a multiple of it.
+        epoch: the epoch of the first `iter`.
+        taken: items of that epoch that were taken before.
     """
 
     def __init__(
@@ -109,38 +111,53 @@ class TrainBatches(Sampler[Draws]):
         mirror: bool,
         rank: int = 0,
         num_ranks: int = 1,
+        accumulate: int = 1,
         epoch: int = 0,
-        start: int = 0,
+        taken: int = 0,
     ) -> None:
         self.num_items, self.batch_size, self.seed, self.mirror = num_items, batch_size, seed, mirror
-        self.rank, self.num_ranks = rank, num_ranks
-        self.epoch, self.start = epoch, start
+        self.rank, self.num_ranks, self.accumulate, self.epoch = rank, num_ranks, accumulate, epoch
+        if taken and not self.num_batches(num_items - taken):
+            self.epoch, taken = epoch + 1, 0
+        # Batches of an epoch are numbered so that the last one always has the number len(self) - 1.
+        self.first = len(self) - self.num_batches(num_items - taken)
+        self.offset = taken - self.first * batch_size * num_ranks
+        self.started = False
+
+    def num_batches(self, num_items: int) -> int:
+        """Return the number of batches in full optimizer steps of some items."""
+        return num_items // (self.batch_size * self.num_ranks * self.accumulate) * self.accumulate
 
     def __len__(self) -> int:
-        return self.num_items // (self.batch_size * self.num_ranks)
+        return self.num_batches(self.num_items)
+
+    def taken(self, num_batches: int) -> int:
+        """Return the items of this epoch that were taken when `num_batches` batches are over."""
+        return self.offset + num_batches * self.batch_size * self.num_ranks
 
     def __iter__(self) -> Iterator[Draws]:
-        epoch, start = self.epoch, self.start
-        self.epoch, self.start = epoch + 1, 0
-        # Mixing the numbers in a seed sequence keeps neighbouring seeds and epochs unrelated.
-        rng = np.random.default_rng([self.seed, epoch])
+        if self.started:
+            self.epoch, self.first, self.offset = self.epoch + 1, 0, 0
+        self.started = True
+        # Mixing the numbers in a seed sequence keeps neighboring seeds and epochs unrelated.
+        rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.num_items)
         mirrored = rng.random(self.num_items) < (0.5 if self.mirror else 0.0)
-        for batch in range(start, len(self)):
-            first = (batch * self.num_ranks + self.rank) * self.batch_size
-            items = order[first : first + self.batch_size]
+        for batch in range(self.first, len(self)):
+            start = self.taken(batch) + self.rank * self.batch_size
+            items = order[start : start + self.batch_size]
             yield Draws(items, mirrored[items])
 
 
 class ValBatches(Sampler[Draws]):
-    """The whole dataset once, in order, never mirrored, shared out over the ranks; the last may be smaller."""
+    """All items once, in order, not mirrored, over the ranks. The last batch may be smaller."""
 
     def __init__(self, num_items: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> None:
         together = batch_size * num_ranks
         rounds = [np.arange(first, min(first + together, num_items)) for first in range(0, num_items, together)]
         if len(rounds) > 1 and len(rounds[-1]) < num_ranks:
             rounds[-2:] = [np.concatenate(rounds[-2:])]
-        # A last round is split evenly: ranks that wait for one another must not have different numbers of batches.
+        # The last round is split evenly: ranks that wait for each other need the same number of batches.
         items = [np.array_split(each, num_ranks)[rank] for each in rounds]
         self.batches = [Draws(batch, np.zeros(len(batch), bool)) for batch in items if len(batch)]
 

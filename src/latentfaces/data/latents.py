@@ -1,4 +1,4 @@
-"""Every picture encoded once: stage 2 then never runs the encoder again."""
+"""Latent cache: each image is encoded once, and stage 2 trains without the encoder."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from latentfaces.files import file_lock, require_space
 PIXELS_AT_ONCE = 64 * 256**2
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Images (b, 3, R, R) float in [-1, 1] -> mean and standard deviation of the posterior, each (b, c, h, w)."""
+"""Images (b, 3, R, R) float in [-1, 1] -> mean and std of the posterior, each (b, c, h, w)."""
 
 
 def images_at_once(resolution: int) -> int:
@@ -26,32 +26,37 @@ def images_at_once(resolution: int) -> int:
 
 
 class LatentCache:
-    """The posteriors of all pictures of a pack under one encoder, as they are and mirrored, float16 on disk.
+    """Posteriors of all images of a pack under one encoder, float16 on disk.
 
-    The file's name holds the hashes of the encoder's weights and of the pack's pixels, so that other weights or pixels
-    make another file. FFHQ at 256 pixels and 32x32x4 latents takes 70,000 x 2 x 2 x 8 kB = 2.3 GB.
+    The hashes of the encoder's weights and of the pack's pixels are in the file name. FFHQ at 256 pixels and 32x32x4
+    latents takes 70,000 x 2 x 2 x 8 kB = 2.3 GB.
 
     Args:
-        pack: the pictures.
+        pack: the images.
         key: the hash of the encoder's weights.
         encode: the encoder.
-        batch_size: pictures at once; see `images_at_once`.
+        batch_size: images per batch; see `images_at_once`.
+        mirrored: also encode the mirror images. A cache that has them is used in any case.
     """
 
-    def __init__(self, pack: Pack, key: str, encode: Encode, batch_size: int | None = None) -> None:
+    def __init__(
+        self, pack: Pack, key: str, encode: Encode, batch_size: int | None = None, mirrored: bool = True
+    ) -> None:
         self.pack, self.encode = pack, encode
         self.batch_size = batch_size or images_at_once(pack.images.shape[-1])
         self.path = pack.folder / f"latents-{key}-{pack.sha256[:8]}.npy"
+        self.views: tuple[bool, ...] = (False, True)
+        if not mirrored and not self.path.exists():
+            self.path, self.views = self.path.with_stem(f"{self.path.stem}-unmirrored"), (False,)
         self.array = ResumableArray(self.path, len(pack.images))
 
     def begin(self, device: torch.device) -> None:
-        """Create the empty file unless there is one, complete or not; only one process calls this."""
-        if self.path.exists():  # perhaps where nothing may be written, not even a lock
+        """Create the empty file if there is none; only one process calls this."""
+        if self.path.exists():  # perhaps in a read-only folder, where a lock fails
             return
         with file_lock(self.path):
             if not self.path.exists() and not self.array.is_begun:
-                mean, _ = self.encode_batch(slice(0, 1), device, mirrored=False)
-                shape = (2, 2, *mean.shape[1:])
+                shape = self.encode_batch(slice(0, 1), device).shape[1:]
                 num_rows = self.array.num_rows
                 require_space(self.path, 2.0 * num_rows * np.prod(shape), f"the cache of {num_rows} latents")
                 self.array.create(shape, np.float16)
@@ -70,11 +75,8 @@ class LatentCache:
         starts = list(range(rank * self.batch_size, len(done), num_ranks * self.batch_size))
         for start in track(starts, f"Encoding {self.pack.folder.name}", disable=rank > 0):
             batch = slice(start, start + self.batch_size)
-            if done[batch].all():
-                continue
-            views = [torch.stack(self.encode_batch(batch, device, mirrored), dim=1) for mirrored in (False, True)]
-            rows = torch.stack(views, dim=1).float().cpu().numpy().astype(np.float16)
-            self.array.write(start, rows)
+            if not done[batch].all():
+                self.array.write(start, self.encode_batch(batch, device).float().cpu().numpy().astype(np.float16))
         self.array.flush()
 
     def finish(self) -> None:
@@ -85,23 +87,21 @@ class LatentCache:
             self.array.finish()
 
     @torch.no_grad()
-    def encode_batch(self, batch: slice, device: torch.device, mirrored: bool) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of a few pictures."""
+    def encode_batch(self, batch: slice, device: torch.device) -> Tensor:
+        """Return rows (b, V, 2, c, h, w) of the cache."""
         images = to_float(torch.from_numpy(self.pack.images[batch].copy()).to(device))
-        return self.encode(images.flip(-1) if mirrored else images)
+        encoded = [self.encode(images.flip(-1) if mirrored else images) for mirrored in self.views]
+        return torch.stack([torch.stack(moments, dim=1) for moments in encoded], dim=1)
 
     def open(self) -> NDArray[np.float16]:
-        """(N, 2, 2, c, h, w) float16, mapped from disk: picture, as it is or mirrored, mean or standard deviation.
+        """Map the cache: (N, V, 2, c, h, w) float16.
+
+        The axes are image, view (unchanged and, if V is 2, mirrored), and mean or std.
 
         Raises:
-            UserError: the file is not of this pack.
+            UserError: the file is damaged or of another pack.
         """
         moments: NDArray[np.float16] = open_array(self.path)
-        if moments.ndim != 6 or moments.shape[:3] != (self.pack.manifest["num_images"], 2, 2):
-            raise UserError(f"{self.path} has shape {moments.shape}, which is not this pack's: delete it and run again")
+        if moments.ndim != 6 or moments.shape[:3] != (self.pack.manifest["num_images"], len(self.views), 2):
+            raise UserError(f"{self.path} has shape {moments.shape}, not that of this pack. Delete it and run again.")
         return moments
-
-    def views(self) -> NDArray[np.float16]:
-        """Return the array of `open` as (2 N, 2, c, h, w)."""
-        moments = self.open()
-        return moments.reshape(-1, *moments.shape[2:])

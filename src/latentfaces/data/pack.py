@@ -1,8 +1,6 @@
-"""Pictures -> one uint8 array on disk, made once and then read at the speed of memory.
+"""Packs: a folder with `images.npy` (N, 3, R, R) uint8, which is mapped, and `manifest.json`, which describes it."""
 
-A pack is a folder: `images.npy` (N, 3, R, R) uint8 and `manifest.json`, which says what the pixels are.
-"""
-
+import contextlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,12 +35,12 @@ class Pack:
 
     @cached_property
     def val_indices(self) -> NDArray[np.int64]:
-        """Pictures held out, in order."""
+        """Held-out images, in order."""
         return np.asarray(self.manifest["split"]["val"], dtype=np.int64)
 
     @cached_property
     def train_indices(self) -> NDArray[np.int64]:
-        """Pictures to learn from, in order."""
+        """Training images, in order."""
         return np.setdiff1d(np.arange(self.manifest["num_images"]), self.val_indices)
 
     @property
@@ -52,15 +50,15 @@ class Pack:
 
 
 def is_whole_ffhq(names: list[str]) -> bool:
-    """Whether the pictures are 00000 to 69999, of any kind, in whatever folders."""
+    """Whether the names are 00000 to 69999, in any format and folders."""
     return len(names) == FFHQ_SIZE and all(Path(name).stem == f"{i:05d}" for i, name in enumerate(names))
 
 
 def hold_out(names: list[str], identities: list[str] | None, every: int) -> tuple[str, list[int]]:
     """Return the validation split of named images: the rule as text, and the indices.
 
-    By person where the people are known, so that nobody is both learned from and tested on; FFHQ's official split
-    (Karras et al. 2019: the last 10,000 of 70,000) where the set is whole; otherwise every `every`-th picture.
+    Known identities are split, so that no person is in both parts. The complete FFHQ has its official split (Karras et
+    al. 2019: the last 10,000 of 70,000). Otherwise every `every`-th image is held out.
     """
     if identities is not None:
         held_out = set(sorted(set(identities), key=lambda i: (len(i), i))[::every])
@@ -74,8 +72,13 @@ def open_pack(folder: Path) -> Pack:
     """Open the pack in `folder`.
 
     Raises:
-        UserError: the folder is not a pack of this format.
+        UserError: the folder is missing, or not a complete pack of this format.
     """
+    if not folder.is_dir():
+        raise UserError(
+            f"The images of this run are not here: {folder} does not exist. Run the command where the run was "
+            f"trained, or copy the pack to {folder.absolute()}."
+        )
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, json.JSONDecodeError):
@@ -83,12 +86,11 @@ def open_pack(folder: Path) -> Pack:
             f"{folder} is not a complete pack (no readable manifest.json). Delete it and run again."
         ) from None
     if manifest.get("format") != FORMAT:
-        raise UserError(f"{folder} is a pack of format {manifest.get('format')}, not {FORMAT}: delete it and run again")
+        raise UserError(
+            f"{folder} is a pack of format {manifest.get('format')}, not {FORMAT}. Delete it and run again."
+        )
     pack = Pack(folder, manifest)
-    try:
-        complete = len(pack.images) == manifest["num_images"]
-    except UserError:
-        complete = False
-    if not complete:
-        raise UserError(f"{folder} is not a complete pack (images.npy is missing or damaged). Delete it and run again.")
-    return pack
+    with contextlib.suppress(UserError):
+        if len(pack.images) == manifest["num_images"]:
+            return pack
+    raise UserError(f"{folder} is not a complete pack (images.npy is missing or damaged). Delete it and run again.")

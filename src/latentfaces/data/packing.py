@@ -1,4 +1,4 @@
-"""A source's pictures -> a pack, on all cores; a killed packing goes on where it was."""
+"""Pack the images of a source on all cores. A packing that was killed is resumed."""
 
 import hashlib
 import json
@@ -7,26 +7,27 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from rich.progress import track
 
 from latentfaces.data.arrays import ResumableArray
-from latentfaces.data.images import FilterName
+from latentfaces.data.images import FilterName, digest
 from latentfaces.data.pack import FORMAT, Pack, hold_out, open_pack
-from latentfaces.data.sources import BadImageError, Source
+from latentfaces.data.sources import BadImageError, Photos, Source
 from latentfaces.errors import UserError
 from latentfaces.files import atomic_write, file_lock, require_space
 
 MAX_SKIPPED = 0.01
-HOW = {
-    True: "upright, ICC profiles converted to sRGB, largest centered square; JPEGs decoded at 1/2, 1/4 or 1/8 where "
-    "that leaves enough pixels; mean for integer factors, Lanczos otherwise",
-    False: "upright, ICC profiles converted to sRGB, largest centered square, decoded in full and resized with the "
-    "filter",
-}
-AT_ONCE = 16  # pictures: to hand over each by itself costs as much as a hundredth of the work
+HOW = (
+    "upright, ICC profiles converted to sRGB, largest centered square; filter=auto: JPEGs decoded at 1/2, 1/4 or 1/8 "
+    "where that leaves enough pixels, mean for integer factors, Lanczos otherwise"
+)
+AT_ONCE = 16  # images per task of the pool: one task per image costs 1 % of the time
+NUM_COMPARED, NUM_NEWER_COMPARED = 32, 128
+"""Files to compare with an existing pack: evenly spaced ones, and some of those that changed after the packing."""
+
 WRITTEN, ENLARGED = 1, 2
 RECORD = np.dtype([("sha256", "S32"), ("state", np.uint8)])
 """Record of a packed image: the hash of its file, and WRITTEN or ENLARGED."""
@@ -40,165 +41,163 @@ def find_or_write_pack(
     val_every: int = 10,
     resize_filter: FilterName = "auto",
 ) -> Pack:
-    """The pack of `source` in `folder`, made now if it is not there yet.
+    """Return the pack of `source` in `folder`, which is written if there is none.
 
     Args:
-        source: the pictures.
-        folder: where the pack lies; it must be this source's.
+        source: the images.
+        folder: the folder of the pack.
         resolution: height and width in pixels.
-        on_bad_image: stop at a damaged picture, or leave it out (at most 1 % of all) and list it in the manifest.
-        val_every: one picture (or person) of so many is held out for validation.
-        resize_filter: how pictures are made smaller (see `images.center_square`).
+        on_bad_image: "fail" at a damaged image, or "skip" it (at most 1 % of all) and list it in the manifest.
+        val_every: one of this many images (or identities) is held out for validation.
+        resize_filter: see `images.center_square`.
 
     Raises:
-        UserError: the pack there is another source's, or was made with other settings; or it cannot be made.
+        UserError: the pack is of other images or settings, or it cannot be written.
     """
+    settings = {"resolution": resolution, "val_every": val_every, "filter": resize_filter}
     if not folder.exists():
-        packing = Packing(source, folder, resolution, on_bad_image, val_every, resize_filter)
-        packing.check_space()  # what is refused is refused before anything is written
+        packing = Packing(source, folder, settings, on_bad_image)
+        if not packing.array.is_begun:  # before anything is written
+            num_bytes, remedy = len(source.names) * 3 * resolution**2, "make room, or lower data.resolution"
+            require_space(folder, num_bytes, f"packing {source.name}", remedy)
         with file_lock(folder):
-            if not folder.exists():  # not by another process meanwhile
+            if not folder.exists():  # another process may have written it meanwhile
                 return packing.run()
     pack = open_pack(folder)
-    if pack.manifest["source"]["fingerprint"] != source.fingerprint:
+    changed = "its list of files has changed"
+    if pack.manifest["source"]["fingerprint"] != source.fingerprint or (changed := changed_image(pack, source)):
         raise UserError(
-            f"{folder} was packed from {pack.manifest['source']['name']} as it was then, which is not what "
-            f"{source.name} is now: delete that folder to pack again"
+            f"{folder} was packed from other images than those in {source.name} now ({changed}). Delete that folder to "
+            "pack again."
         )
-    wanted = {"resolution": resolution, "val_every": val_every, "filter": resize_filter}
-    for key, value in wanted.items():
+    for key, value in settings.items():
         if pack.manifest["settings"][key] != value:
             raise UserError(
-                f"{folder} was packed with data.{key}={pack.manifest['settings'][key]}, not {value}: "
-                f"delete that folder to pack again, or leave data.{key} as it was"
+                f"{folder} was packed with data.{key}={pack.manifest['settings'][key]}, not {value}. "
+                f"Delete that folder to pack again, or leave data.{key} as it was."
             )
     return pack
 
 
-class Packing:
-    """A pack in the making; arguments as `find_or_write_pack`.
+def changed_image(pack: Pack, source: Source) -> str:
+    """Return which file differs from the one that was packed, or "". Only some are read: see `NUM_COMPARED`."""
+    if not isinstance(source, Photos):
+        return ""
+    names, packed_at = pack.manifest["names"], (pack.folder / "manifest.json").stat().st_mtime_ns
+    stats = [source.root.stat()] * len(names) if source.archive else [(source.root / name).stat() for name in names]
+    # The time of the last change of the inode also shows a copy that kept its time of modification.
+    newer = [i for i, stat in enumerate(stats) if max(stat.st_mtime_ns, stat.st_ctime_ns) >= packed_at]
+    for indices, count in ((range(len(names)), NUM_COMPARED), (newer, NUM_NEWER_COMPARED)):
+        for i in indices[:: -(-len(indices) // count) or 1]:
+            try:
+                if digest(source.file_bytes(names[i])) != pack.manifest["sha256_of_sources"][i]:
+                    return f"{names[i]} has changed"
+            except Exception as error:  # as in `Photos.read`
+                return f"{names[i]} cannot be read: {error}"
+    return ""
 
-    Nothing bears the final name before it is whole: pictures go into `folder.partial`, beside a byte per picture that
-    says what became of it. A run that finds such a folder of the same source and settings goes on with what is pending.
+
+class Packing:
+    """A pack that is being written.
+
+    Until it is complete, it is in `<folder>.partial`, with one record per image. A later run of the same source and
+    settings resumes it.
+
+    Args:
+        source, folder, on_bad_image: see `find_or_write_pack`.
+        settings: the other arguments of `find_or_write_pack`.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        folder: Path,
-        resolution: int,
-        on_bad_image: str,
-        val_every: int,
-        resize_filter: FilterName,
-    ) -> None:
-        self.source, self.folder, self.resolution = source, folder, resolution
-        self.on_bad_image, self.resize_filter = on_bad_image, resize_filter
-        self.settings = {"resolution": resolution, "val_every": val_every, "filter": resize_filter}
+    def __init__(self, source: Source, folder: Path, settings: dict[str, Any], on_bad_image: str) -> None:
+        self.source, self.folder, self.settings, self.on_bad_image = source, folder, settings, on_bad_image
+        self.resolution: int = settings["resolution"]
         self.names = source.names
         self.partial = folder.with_name(folder.name + ".partial")
-        origin = {"format": FORMAT, "fingerprint": source.fingerprint, **self.settings}
+        origin = {"format": FORMAT, "fingerprint": source.fingerprint, **settings}
         self.array = ResumableArray(self.partial / "images.npy", len(self.names), origin, RECORD)
         self.faults: dict[int, str] = {}
 
     def run(self) -> Pack:
-        """Read, square and resize what is pending; write the manifest; give the folder its name."""
+        """Decode and resize the pending images, then write the manifest and rename the folder."""
         for files in self.source.left_out():
             print(f"Left out of {self.source.name}: {files}")
         if not self.array.is_begun:
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True)
             self.array.create((3, self.resolution, self.resolution), np.uint8)
+        self.array.path.unlink(missing_ok=True)  # of a run that was killed while it left out images
         self.array.resume()
         pending = np.flatnonzero(~self.array.done).tolist()
-        some = [pending[first : first + AT_ONCE] for first in range(0, len(pending), AT_ONCE)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        tasks = [pending[first : first + AT_ONCE] for first in range(0, len(pending), AT_ONCE)]
+        with ThreadPoolExecutor(num_threads()) as pool:
             try:
-                done = pool.map(self.convert_some, some)
-                for _ in track(done, f"Packing {len(self.names):,} pictures of {self.source.name}", total=len(some)):
+                done = pool.map(self.convert, tasks)
+                for _ in track(done, f"Packing {len(self.names):,} images of {self.source.name}", total=len(tasks)):
                     pass
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
         return self.finish()
 
-    def check_space(self) -> None:
-        """Refuse a disk that is too small for the arrays, unless they are there."""
-        if not self.array.is_begun:
-            num_bytes = len(self.names) * 3 * self.resolution**2
-            remedy = "make room, or lower data.resolution"
-            require_space(self.folder, num_bytes, f"packing {self.source.name}", remedy)
-
-    def convert_some(self, indices: list[int]) -> None:
-        """Pack a few pictures."""
+    def convert(self, indices: list[int]) -> None:
+        """Pack some images. Skip damaged ones if `on_bad_image` allows it."""
         for index in indices:
-            self.convert(index)
-
-    def convert(self, index: int) -> None:
-        """Pack one picture."""
-        try:
-            picture = self.source.read(index, self.resolution, self.resize_filter)
-        except BadImageError as error:
-            self.leave_out(index, error)
-            return
-        record = (picture.sha256, ENLARGED if picture.enlarged else WRITTEN)
-        self.array.write(index, picture.pixels[None], np.array([record], RECORD))
-
-    def leave_out(self, index: int, error: BadImageError) -> None:
-        """Skip a damaged picture, if that was asked for and is still rare."""
-        if self.on_bad_image == "fail":
-            remedy = "repair or remove it, or leave such files out with data.on_bad_image=skip"
-            raise UserError(f"{error}: {remedy}") from error
-        self.faults[index] = str(error)
-        if len(self.faults) > max(1, MAX_SKIPPED * len(self.names)):
-            raise UserError(
-                f"{len(self.faults)} of {len(self.names)} pictures cannot be read, more than on_bad_image=skip leaves "
-                f"out; the last: {error}"
-            ) from error
+            try:
+                image = self.source.read(index, self.resolution, self.settings["filter"])
+            except BadImageError as error:
+                if self.on_bad_image == "fail":
+                    remedy = "repair or remove it, or skip such files with data.on_bad_image=skip"
+                    raise UserError(f"{error}: {remedy}") from error
+                self.faults[index] = str(error)
+                if len(self.faults) > max(1, MAX_SKIPPED * len(self.names)):
+                    raise UserError(
+                        f"{len(self.faults)} of {len(self.names)} images cannot be read, more than on_bad_image=skip "
+                        f"leaves out; the last: {error}"
+                    ) from error
+            else:
+                record = (image.sha256, ENLARGED if image.enlarged else WRITTEN)
+                self.array.write(index, image.pixels[None], np.array([record], RECORD))
 
     def finish(self) -> Pack:
-        """Write the manifest and give the folder its name."""
+        """Write the manifest and rename the folder."""
         kept = np.flatnonzero(self.array.done).tolist()
         records = self.array.records[kept]
+        hashes = [sha256.decode() for sha256 in records["sha256"].tolist()]
+        names = [self.names[i] for i in kept]
+        people = self.source.identities()
+        rule, val = hold_out(names, [people[i] for i in kept] if people else None, self.settings["val_every"])
+        num_enlarged = int((records["state"] == ENLARGED).sum())
         if self.faults:
             self.close_gaps(kept)
-            self.array.discard()
-        else:
-            self.array.finish()
-        people = self.source.identities()
-        val_every = int(self.settings["val_every"])
-        names = [self.names[i] for i in kept]
-        rule, val = hold_out(names, [people[i] for i in kept] if people else None, val_every)
-        if self.faults:
             where = self.folder / "manifest.json"
-            print(f"{len(self.faults)} of {len(self.names)} pictures cannot be read: left out, and listed in {where}")
-        num_enlarged = int((records["state"] == ENLARGED).sum())
+            print(f"{len(self.faults)} of {len(self.names)} images cannot be read: left out, and listed in {where}")
         if num_enlarged:
-            print(f"{num_enlarged} of {len(kept)} pictures are smaller than {self.resolution} pixels: enlarged")
+            print(f"{num_enlarged} of {len(kept)} images are smaller than {self.resolution} pixels: enlarged")
+        report_copies(names, hashes, val)
         manifest = {
             "format": FORMAT,
-            "source": {
-                "name": self.source.name,
-                "fingerprint": self.source.fingerprint,
-                "licence": self.source.licence,
-            },
+            "source": {name: getattr(self.source, name) for name in ("name", "fingerprint", "licence")},
             "settings": self.settings,
             "resolution": self.resolution,
             "num_images": len(kept),
-            "how": HOW[self.resize_filter == "auto"],
-            "sha256": file_sha256(self.partial / "images.npy"),
+            "how": HOW,
+            "sha256": file_sha256(self.array.path if self.faults else self.array.partial),
             "split": {"rule": rule, "val": val},
             "enlarged": num_enlarged,
             "skipped": [self.faults[index] for index in sorted(self.faults)],
             "names": names,
-            "sha256_of_sources": [sha256.decode() for sha256 in records["sha256"].tolist()],
+            "sha256_of_sources": hashes,
             "written_by": f"latentfaces {version('latentfaces')}",
         }
-        (self.partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        # Before the records are removed: a full disk then costs no image.
+        with atomic_write(self.partial / "manifest.json") as file:
+            file.write(json.dumps(manifest, indent=1).encode())
+        self.array.finish()
         self.partial.replace(self.folder)
         return Pack(self.folder, manifest)
 
     def close_gaps(self, kept: list[int]) -> None:
-        """Copy the rows of `kept`, a few at a time since all may not fit into memory."""
+        """Copy the rows of `kept`, some at a time since all may not fit into memory."""
         images = self.array.read()
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(kept), *images.shape[1:])}
         with atomic_write(self.array.path) as file:
@@ -207,7 +206,24 @@ class Packing:
                 file.write(images[kept[start : start + 1024]].data)
 
 
+def num_threads() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def report_copies(names: list[str], hashes: list[str], val: list[int]) -> None:
+    """Print how many held-out images are copies of training images."""
+    held_out = set(val)
+    training = {sha256: name for i, (name, sha256) in enumerate(zip(names, hashes, strict=True)) if i not in held_out}
+    copies = [i for i in val if hashes[i] in training]
+    if copies:
+        print(
+            f"WARNING: {len(copies)} held-out images are identical to training images, such as {names[copies[0]]} and "
+            f"{training[hashes[copies[0]]]}. Metrics on them are too good: remove the copies and pack again."
+        )
+
+
 def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
+    """Return the hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
