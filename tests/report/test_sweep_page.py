@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -66,6 +67,17 @@ def test_what_a_job_was_told_never_becomes_markup(tmp_path: Path) -> None:
     page = write_sweep_report(tmp_path).read_text()
     assert "<script>" not in page
     assert "<b>" not in page
+
+
+def test_links_lead_to_files_whatever_the_folders_are_called(tmp_path: Path) -> None:
+    for name in ("javascript:alert(1)", "50% #1?", '"><b>'):
+        job(tmp_path / name, ["seed=0"])
+        (tmp_path / name / "report.html").touch()
+    links = re.findall('href="(.*?)"', write_sweep_report(tmp_path).read_text())
+    assert len(links) == 3
+    for link in links:
+        assert urlsplit(link).scheme == ""
+        assert (tmp_path / unquote(urlsplit(link).path)).exists()
 
 
 def test_losses_that_do_not_compare_rank_nothing(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import matplotlib
 import numpy as np
@@ -150,7 +151,8 @@ def write_sweep_report(folder: str | Path) -> Path:
     rows = [
         {
             "name": job.name,
-            "link": f"{job.name}/{REPORT}" if (job.folder / REPORT).exists() else None,
+            # Quoted, or a folder called javascript:... would be a link that runs.
+            "link": quote(f"{job.name}/{REPORT}") if (job.folder / REPORT).exists() else None,
             "told": [job.told.get(key, "") for key in varied],
             "came": [f"{job.result[name]:.5g}" if name in job.result else "" for name in shown],
             "state": job.state,
@@ -168,7 +170,7 @@ def write_sweep_report(folder: str | Path) -> Path:
         varied=varied,
         shown=shown,
         rows=rows,
-        picture=embedded(parallel_coordinates(jobs, varied, shown)) if len(jobs) > 1 else None,
+        picture=embedded(parallel_coordinates(jobs, varied, shown)) if len(jobs) > 1 and (varied or shown) else None,
         curves=embedded(figure) if (figure := loss_curves(jobs)) is not None else None,
     )
 
