@@ -2,9 +2,11 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import ADVERSARIAL, SHORT, TINY_VAE, Command
 
 from latentfaces.cli.budget import main, plans
 from latentfaces.cost.estimate import GPU, Plan, report
@@ -126,3 +128,21 @@ def test_devices_are_counted_as_a_training_here_would(
 def test_devices_without_a_number_are_rejected(devices: object) -> None:
     with pytest.raises(UserError, match=rf"trainer\.devices={devices}"):
         plans(["model=vae", f"trainer.devices={devices}"])
+
+
+def test_disk_is_that_of_a_real_run(train: Command, squeezenet: Path) -> None:
+    wide = [*TINY_VAE, *ADVERSARIAL, f"model.loss.perceptual.weights={squeezenet}", "model.autoencoder.channels=32"]
+    dit = ["model=ldm", "model/denoiser=tiny", "model.denoiser.network.depth=2", "data.batch_size=8", "vae=a"]
+    short = [*SHORT, "callbacks.last.every_n_train_steps=2"]
+    ldm = [*dit, *short, "model.sampler.num_steps=2", "callbacks.ema.snapshots=2", "name=b"]
+    train(*wide, *short, "name=a")
+    train(*ldm)
+    written = {
+        folder: sum(path.stat().st_size for path in Path(folder).rglob("*") if path.suffix in (".ckpt", ".pth", ".npy"))
+        for folder in ("data", "outputs/vae/a", "outputs/ldm/b")
+    }
+    ((first,), (second,)) = plans([*wide, *short], 48), plans([*ldm], 48)
+    for plan, folder in ((first, "outputs/vae/a"), (second, "outputs/ldm/b")):
+        counted = plan.disk(plan.cost(bfloat16=False))
+        assert sum(counted.values()) - sum(plan.data.values()) == pytest.approx(written[folder], rel=0.04), folder
+    assert sum(second.data.values()) == pytest.approx(written["data"], rel=0.02)
