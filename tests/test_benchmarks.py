@@ -4,7 +4,9 @@ import dataclasses
 import importlib
 import itertools
 import json
+import mmap
 import sys
+import time
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from pathlib import Path
@@ -282,3 +284,19 @@ def test_a_setting_of_a_peer_that_there_is_not_is_named_before_it_is_trained(
         benchmark("equal_quality").main(["photos.zip", "--vae", "a", "--run", "b", "--theirs", "dpm,ddim 7"])
     assert refusal.value.code == 2
     assert "argument --theirs: ddim 7 is none of ddim 2, ddim 3" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_memory_counts_anonymous_memory_alone(benchmark: Any, tmp_path: Path) -> None:
+    around, size = benchmark("around"), 2**26
+    path = tmp_path / "mapped.bin"
+    path.write_bytes(bytes(size))
+    before = around.anonymous_memory()
+    with around.PeakMemory() as memory, path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        assert sum(mapped[:: mmap.PAGESIZE]) == 0  # every page is resident
+        assert memory.peak - before < size / 4
+        held = b"x" * size
+        time.sleep(0.2)
+        del held
+    assert size <= memory.peak - before + size / 16 < 1.25 * size

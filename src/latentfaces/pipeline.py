@@ -17,6 +17,7 @@ from latentfaces.diffusion import (
     DPMpp2MSampler,
     Guidance,
     NoGuidance,
+    PerSampleNoise,
     Predictor,
     Sampler,
 )
@@ -158,8 +159,7 @@ class FacePipeline:
     def draws(self, names: Sequence[tuple[int, int]]) -> Callable[[], Tensor]:
         """A source of noise (n, c, h, w) for the faces named by (seed, number): each depends on its own name alone."""
         generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for seed, number in names]
-        shape = self.latent_shape
-        return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        return PerSampleNoise(generators, self.latent_shape, self.device)
 
     def noise(self, names: Sequence[tuple[int, int]]) -> Tensor:
         """Start noise (n, c, h, w) of the faces named by (seed, number)."""

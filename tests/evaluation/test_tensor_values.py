@@ -92,6 +92,6 @@ def test_activations_are_seen_within_the_context_only() -> None:
 def test_weights_gradients_and_activations_have_panels_of_their_own_and_shares_only_where_there_are_some() -> None:
     tensors = {"a.weight": torch.ones(4), "a.weight.grad": torch.tensor([0.0, 1.0]), "a.output": torch.full((4,), 2.0)}
     titles = [title for title, _ in track_tensor_values(tensors).panels()]
-    spread = ["mean", "standard deviation", "least and greatest"]
+    spread = ["mean", "standard deviation", "min and max"]
     expected = [f"{kind}, {what}" for kind in ("weights", "gradients", "activations") for what in spread]
-    assert titles == [*expected[:6], "gradients, share of zeros", *expected[6:]]
+    assert titles == [*expected[:6], "gradients, fraction of zeros", *expected[6:]]

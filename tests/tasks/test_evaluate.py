@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.commands import SHORT, TINY_LDM, TINY_VAE, run_command, trained_in
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, refused, run_command, trained_in
 from helpers.forked import Forker
 from helpers.several import run_on
 from PIL import Image
@@ -106,12 +106,19 @@ def test_faces_of_the_run_by_its_own_encoder(home: Path, capsys: pytest.CaptureF
 
 
 def test_reconstructions_of_a_run_of_stage_one(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate("run=outputs/vae/faces", "num_images=500")
+    run_command("sample.py", "task=evaluate", "output=pictures", "run=outputs/vae/faces", "num_images=500")
     told = json.loads(Path("pictures/metrics.json").read_text())
     assert (told["kind"], told["num_images"]) == ("reconstructions", 100)
     assert "memorised" not in told
     assert Path("pictures/grid.png").exists()
     assert list(Path("pictures").glob("memorisation_*.png")) == []
+
+
+@pytest.mark.parametrize("idle", ["guidance=auto", "ema=0.1", "compile=true", "sampler=heun", "sampler.num_steps=9"])
+def test_options_of_samples_are_rejected_for_a_run_of_stage_one(home: Path, idle: str) -> None:
+    error = refused("sample.py", "task=evaluate", "output=pictures", "run=outputs/vae/faces", idle)
+    assert f"{idle.partition('=')[0]}=... has no effect on a run of stage 1" in error
+    assert not Path("pictures").exists()
 
 
 def test_run_in_whose_folder_an_evaluation_lies_tells_it_on_its_own_page(home: Path) -> None:
@@ -121,7 +128,7 @@ def test_run_in_whose_folder_an_evaluation_lies_tells_it_on_its_own_page(home: P
     told = json.loads(metrics.read_text())
     page = Path("outputs/ldm/faces/report.html").read_text()
     shutil.rmtree("outputs/ldm/faces/samples")
-    assert "New faces against photos" in page
+    assert "<h2>Evaluation</h2>" in page
     assert f"{told['kernel_distance']:.4g}" in page
     assert f"{told['training_photos']['kernel_distance']:.4g}" in page
 

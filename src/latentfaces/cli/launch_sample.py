@@ -105,7 +105,7 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     for key, value in {"pack": run.config.get("pack"), "folder": str(run.folder)}.items():
         if key in cfg.task:
             cfg.task[key] = value
-    refuse_idle_options(cfg)
+    refuse_idle_options(cfg, run.stage)
     choices = HydraConfig.get().runtime.choices
     # Inverted noise is wider than N(0, 1) under guidance, and a random sampler cannot be inverted.
     between_photos = cfg.image is not None and "to_image" in cfg.task
@@ -150,8 +150,8 @@ def typed_of(sampler: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     return typed
 
 
-def refuse_idle_options(cfg: DictConfig) -> None:
-    """Name the first option that the task would not use: photos, or what only new faces need."""
+def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
+    """Reject the first option that the task on a run of this stage would not use."""
     task = HydraConfig.get().runtime.choices["task"]
     if cfg.image is not None and "image" not in cfg.task:
         raise UserError(f"image=... has no effect with task={task}, which takes no photo: leave it out")
@@ -159,9 +159,12 @@ def refuse_idle_options(cfg: DictConfig) -> None:
         raise UserError("task.to_seed=... has no effect between photos: leave it out, or leave out image")
     if cfg.ema is not None and task == "tune":
         raise UserError("ema=... has no effect with task=tune, which tries those of task.emas: leave it out")
-    for key in ("ema", "guidance", "compile"):
-        if "sampler" not in cfg.task and cfg[key] is not None and cfg[key] is not False:
-            raise UserError(f"{key}=... has no effect with task={task}, which uses the VAE alone: leave it out")
+    if stage == "vae" or "sampler" not in cfg.task:
+        given = [key for key in ("ema", "guidance", "compile") if cfg[key] is not None and cfg[key] is not False]
+        given += [key for key in overridden_keys() if key.partition(".")[0] == "sampler"]
+        if given:
+            where = f"with task={task}" if "sampler" not in cfg.task else "on a run of stage 1"
+            raise UserError(f"{given[0]}=... has no effect {where}, which uses the VAE alone: leave it out")
 
 
 def described(recipe: Recipe) -> str:

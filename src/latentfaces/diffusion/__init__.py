@@ -5,6 +5,7 @@ from latentfaces.diffusion.denoiser import Denoiser, Predictor, Target
 from latentfaces.diffusion.dit import DiT
 from latentfaces.diffusion.guidance import AutoGuidance, Guidance, InternalGuidance, NoGuidance
 from latentfaces.diffusion.loss import DenoisingLoss, EDMWeighting, MinSNRWeighting, UniformWeighting, Weighting
+from latentfaces.diffusion.noise import PerSampleNoise
 from latentfaces.diffusion.samplers import DDIMSampler, DDPMSampler, DPMpp2MSampler, EulerSampler, HeunSampler, Sampler
 from latentfaces.diffusion.schedule import EDM, NoiseSchedule, RectifiedFlow, VPCosine, VPLinear
 from latentfaces.diffusion.time_sampler import LogitNormalTime, LogNormalNoise, TimeSampler, UniformTime
@@ -30,6 +31,7 @@ __all__ = [
     "MinSNRWeighting",
     "NoGuidance",
     "NoiseSchedule",
+    "PerSampleNoise",
     "Predictor",
     "RectifiedFlow",
     "Sampler",

@@ -1,4 +1,4 @@
-"""Is it good?"""
+"""Metrics and plots of trained runs."""
 
 from latentfaces.evaluation.feature_distance import FeatureDistance
 from latentfaces.evaluation.features import NETWORKS, known_features
