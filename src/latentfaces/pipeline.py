@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,6 +67,8 @@ class FacePipeline:
         self.guidance: Guidance = guidance or NoGuidance()
         self.sampler: Sampler = sampler or DPMpp2MSampler(20, eta=1.0)
         self.ema = ema
+        self.colliding_seeds = False
+        """Draw noise as versions before 0.1 did, to reproduce their images: some (seed, number) shared their noise."""
 
     @classmethod
     def load(
@@ -158,7 +161,10 @@ class FacePipeline:
 
     def draws(self, names: Sequence[tuple[int, int]]) -> Callable[[], Tensor]:
         """A source of noise (n, c, h, w) for the faces named by (seed, number): each depends on its own name alone."""
-        generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for seed, number in names]
+        if self.colliding_seeds:
+            generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for seed, number in names]
+        else:
+            generators = [generator_of(seed, number) for seed, number in names]
         return PerSampleNoise(generators, self.latent_shape, self.device)
 
     def noise(self, names: Sequence[tuple[int, int]]) -> Tensor:
@@ -286,3 +292,12 @@ class FacePipeline:
             raise ValueError(f"num_images={num_images} must be at least 1")
         names = [(seed, number) for number in range(num_images)]
         return torch.cat(list(self.faces(names, sampler or self.sampler, batch_size)))
+
+
+def generator_of(seed: int, number: int) -> torch.Generator:
+    """Return a CPU generator whose complete state is a hash of (seed, number). `manual_seed` keeps 32 bits only."""
+    generator = torch.Generator()
+    state = generator.get_state()
+    # The serialized Mersenne Twister: 24 bytes of header, then 624 words of 32 bits, each stored in 64.
+    state[24 : 24 + 8 * 624].numpy().view(np.uint64)[:] = np.random.SeedSequence((seed, number)).generate_state(624)
+    return generator.set_state(state)

@@ -30,6 +30,8 @@ REMAKING = ("task", "image", "run", "output", "compile", "batch_size")
 SHARED = ("generate", "evaluate")
 """Tasks that several processes can share out."""
 HEUN = CONF / "sampler" / "heun.yaml"
+VERSION = 2
+"""Of recipes. 1, which recipes do not name: other noise for a seed."""
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Recipe:
         precision: "fp32" or "bf16".
         files: SHA-256 of each file that the settings name, 12 digits, by its key.
         weights: names the weights, where the recipe comes from a picture.
+        version: see `VERSION`.
     """
 
     run: str
@@ -55,10 +58,12 @@ class Recipe:
     precision: str = Precision.fp32.name
     files: dict[str, str] = field(default_factory=dict)
     weights: str | None = None
+    version: int = 1
 
     def text(self, weights: str) -> dict[str, Any]:
         """Return the metadata that a PNG carries."""
-        own = {"run": self.run, "weights": weights, "precision": self.precision, "task": self.task}
+        own = {"version": self.version, "run": self.run, "weights": weights}
+        own |= {"precision": self.precision, "task": self.task}
         return {**own, "ema": self.ema, "guidance": self.guidance, "files": self.files, "settings": self.settings}
 
 
@@ -124,7 +129,7 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     settings = plain(cfg.task)
     check_types(settings, "task")
     recipe = Recipe(str(run.folder), choices["task"], settings, config_of(pipeline.guidance), pipeline.ema)
-    recipe.precision, recipe.files = cfg.precision.name, named_files(settings)
+    recipe.precision, recipe.files, recipe.version = cfg.precision.name, named_files(settings), VERSION
     task = instantiate(cfg.task)
     if (own or guidance is None) and is_main_process():
         print(described(recipe))
@@ -136,7 +141,9 @@ def remade(recipe: Recipe) -> tuple[Any, Any]:
     from latentfaces.pipeline import FacePipeline
 
     task, guidance, bfloat16 = built(recipe.settings), built(recipe.guidance), recipe.precision == Precision.bf16.name
-    return task, FacePipeline.load(open_run(recipe.run), bfloat16=bfloat16, ema=recipe.ema, guidance=guidance)
+    pipeline = FacePipeline.load(open_run(recipe.run), bfloat16=bfloat16, ema=recipe.ema, guidance=guidance)
+    pipeline.colliding_seeds = recipe.version == 1
+    return task, pipeline
 
 
 def typed_of(sampler: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
@@ -196,6 +203,8 @@ def remembered(cfg: DictConfig) -> Recipe:
     try:
         index = text.pop("index", None)
         recipe = Recipe(**text)
+        if recipe.version > VERSION:
+            raise UserError(f"image={cfg.image} was made by a newer version of latentfaces. Update it.")
         settings = recipe.settings
         if recipe.task == "generate" and index is not None:  # that face alone
             settings |= {"first": settings.get("first", 0) + index, "num_images": 1}
