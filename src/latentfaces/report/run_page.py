@@ -29,7 +29,7 @@ MEANINGS = {
     "precision": "fraction of faces that look like a real one: higher is better",
     "recall": "fraction of held-out photos that look like a face: low where variety is missing",
     "duplicates": "fraction of faces closer to another face than 99 % of held-out photos are: 0.01 is expected",
-    "memorised": "fraction of faces closer to a training photo than 99 % of held-out photos are: 0.01 is expected",
+    "memorized_fraction": "fraction of faces closer to a training photo than 99 % of held-out photos: 0.01 is usual",
 }
 """Metrics of task=evaluate, in the order of the page."""
 Pictures = list[tuple[str, str]]
