@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.stand_ins import fitted_pipeline, folder_for, write_pack
+from torch import Tensor
 
 from latentfaces.diffusion import EulerSampler
 from latentfaces.errors import UserError
@@ -19,6 +20,28 @@ def test_two_commands_of_one_second_get_two_folders(tmp_path: Path) -> None:
     assert all(folder.is_dir() for folder in folders)
 
 
+def test_tuning_does_not_see_the_images_that_evaluation_reports_on(
+    faces: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = write_pack(tmp_path / "data" / "half-16", faces, val_every=5)
+    assert sorted([*pack.tuning_indices, *pack.test_indices]) == pack.val_indices.tolist()
+    seen: list[Tensor] = []
+
+    def distance(extract: object, real: Tensor) -> None:
+        seen.append(real)
+        raise UserError("stop here")
+
+    monkeypatch.setattr(tune, "open_run", lambda folder: None)
+    monkeypatch.setattr(tune, "features_by_name", lambda *_: None)
+    monkeypatch.setattr(tune, "FeatureDistance", distance)
+    task = Tune("", str(pack.folder), EulerSampler(2), [1.5], [], {}, "encoder", 32, 0, 32)
+    with pytest.raises(UserError, match="stop here"):
+        task(fitted_pipeline(faces), folder_for(tmp_path / "out"))
+    reported = {pack.images[index].tobytes() for index in pack.test_indices}
+    assert len(seen[0]) == 30
+    assert not reported & {image.numpy().tobytes() for image in seen[0]}
+
+
 def test_tuning_with_one_held_out_photo_is_a_one_line_error(
     faces: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -26,5 +49,5 @@ def test_tuning_with_one_held_out_photo_is_a_one_line_error(
     monkeypatch.setattr(tune, "open_run", lambda folder: None)
     monkeypatch.setattr(tune, "features_by_name", lambda *_: None)
     task = Tune("", str(pack.folder), EulerSampler(2), [1.5], [], {}, "encoder", 32, 0, 32)
-    with pytest.raises(UserError, match="has 1 held-out photos"):
+    with pytest.raises(UserError, match="has 1 held-out images"):
         task(fitted_pipeline(faces), folder_for(tmp_path / "out"))

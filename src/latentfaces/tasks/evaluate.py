@@ -39,6 +39,8 @@ FREE = ("num_images", "batch_size", "features", "weights")
 class Evaluate(SamplingTask):
     """Compare `num_images` samples, or reconstructions of a VAE, with held-out images. Writes metrics.json and plots.
 
+    The held-out images are the half that task=tune and callbacks.face_metrics do not see.
+
     The metrics are Frechet and kernel distance, precision and recall. Samples also get the fraction of duplicates, and
     the fraction nearer to a training image, as it is or mirrored, than new images are. The same metrics of as many
     training images are the reference. With features "inception" the Frechet distance is the FID.
@@ -66,13 +68,14 @@ class Evaluate(SamplingTask):
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write and print the metrics. Return the path of the grid."""
         pack, ranks = open_pack(Path(self.pack)), pictures.ranks
-        if len(pack.val_indices) < FEWEST:
+        if len(pack.test_indices) < FEWEST:
             raise UserError(
-                f"{pack.folder} has {len(pack.val_indices)} held-out images. task=evaluate needs at least {FEWEST}."
+                f"{pack.folder} has {len(pack.val_indices)} held-out images. task=evaluate reports on half of them and "
+                f"needs at least {2 * FEWEST}."
             )
         stage_2 = pipeline.denoiser is not None
         kind = "new faces" if stage_2 else "reconstructions"
-        count = self.num_images if stage_2 else min(self.num_images, len(pack.val_indices))
+        count = self.num_images if stage_2 else min(self.num_images, len(pack.test_indices))
         extract = features_by_name(self.features, pipeline.vae, self.weights)
         real = image_features(extract, pack, self.batch_size, ranks)
         mirrored = image_features(extract, pack, self.batch_size, ranks, mirrored=True) if stage_2 else real
@@ -82,7 +85,7 @@ class Evaluate(SamplingTask):
             return pictures.folder
         # A GPU compares all pairs of 50,000 in seconds, two cores of a CPU in half an hour.
         device = pipeline.device if pipeline.device.type == "cuda" else torch.device("cpu")
-        fake, held_out, train = (rows.to(device) for rows in (fake, real[pack.val_indices], real[pack.train_indices]))
+        fake, held_out, train = (rows.to(device) for rows in (fake, real[pack.test_indices], real[pack.train_indices]))
         print(f"comparing {len(fake):,} {kind} with {len(held_out):,} held-out images")
         values = self.named(generator_metrics(held_out, fake))
         figures: list[Figure] = []
@@ -122,7 +125,7 @@ class Evaluate(SamplingTask):
             yield from pipeline.faces(names, self.sampler, self.batch_size)
             return
         for start in range(0, len(numbers), self.batch_size):
-            indices = pack.val_indices[numbers[start : start + self.batch_size]]
+            indices = pack.test_indices[numbers[start : start + self.batch_size]]
             yield to_uint8(pipeline.reconstruct(to_float(torch.from_numpy(pack.images[indices])))).cpu()
 
     def sample_features(

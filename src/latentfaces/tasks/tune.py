@@ -113,10 +113,11 @@ class Tune:
         run = open_run(self.folder)
         pack = open_pack(Path(self.pack))
         look = features_by_name(self.features, pipeline.vae, self.feature_weights, "task.feature_weights")
-        chosen = np.random.default_rng(self.seed).permutation(pack.val_indices)[:MAX_PHOTOS]
+        chosen = np.random.default_rng(self.seed).permutation(pack.tuning_indices)[:MAX_PHOTOS]
         if len(chosen) < 2:
             raise UserError(
-                f"{pack.folder} has {len(chosen)} held-out photos. task=tune needs at least 2: hold out more."
+                f"{pack.folder} has {len(pack.val_indices)} held-out images. task=tune compares with half of them and "
+                "needs at least 3."
             )
         distance = FeatureDistance(look, torch.from_numpy(pack.images[np.sort(chosen)]))
         best_weights, scores = pipeline.denoiser, dict[Choice, float]()
