@@ -31,7 +31,7 @@ SHARED = ("generate", "evaluate")
 """Tasks that several processes can share out."""
 HEUN = CONF / "sampler" / "heun.yaml"
 VERSION = 2
-"""Of recipes. 1, which recipes do not name: other noise for a seed."""
+"""Of recipes. 1, which recipes do not name: other noise for a seed, another scale of task.strength, another inpaint."""
 
 
 @dataclass
@@ -138,11 +138,16 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
 
 def remade(recipe: Recipe) -> tuple[Any, Any]:
     """Build the task and the pipeline of a picture's recipe."""
+    import torch
+
     from latentfaces.pipeline import FacePipeline
 
     task, guidance, bfloat16 = built(recipe.settings), built(recipe.guidance), recipe.precision == Precision.bf16.name
     pipeline = FacePipeline.load(open_run(recipe.run), bfloat16=bfloat16, ema=recipe.ema, guidance=guidance)
-    pipeline.colliding_seeds = recipe.version == 1
+    if recipe.version == 1:
+        pipeline.colliding_seeds = True
+        if recipe.task == "edit":
+            task.strength = float(pipeline.predictor.schedule.condition(torch.tensor(task.strength)))
     return task, pipeline
 
 
@@ -206,6 +211,10 @@ def remembered(cfg: DictConfig) -> Recipe:
         if recipe.version > VERSION:
             raise UserError(f"image={cfg.image} was made by a newer version of latentfaces. Update it.")
         settings = recipe.settings
+        if recipe.version == 1 and recipe.task == "inpaint":
+            raise UserError(f"image={cfg.image} was made by an older version of task=inpaint. It cannot be remade.")
+        if recipe.task == "interpolate":
+            settings.pop("pack", None)  # of an older version
         if recipe.task == "generate" and index is not None:  # that face alone
             settings |= {"first": settings.get("first", 0) + index, "num_images": 1}
         check_types(settings, "task")

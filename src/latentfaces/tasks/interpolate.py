@@ -1,4 +1,4 @@
-"""From one face to another."""
+"""Interpolation between two faces."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
