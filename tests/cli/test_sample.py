@@ -141,6 +141,50 @@ def test_an_image_of_an_earlier_version_is_remade_with_the_noise_of_that_version
     assert "a newer version of latentfaces" in refused("sample.py", "task=remake", "image=new.png", "output=pictures")
 
 
+def test_a_tilde_is_the_home_folder_in_every_path(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("me", "hole"):
+        Image.new("RGB", (16, 16), "white").save(f"{name}.png")
+    paths = ["run='~/outputs/ldm/faces'", "output='~/pictures'", "image='~/me.png'"]
+    few = ["num_images=1", "sampler.num_steps=2"]
+    run_command("sample.py", *paths, *few, "task=inpaint", "task.mask='~/hole.png'")
+    assert (home / "pictures" / "grid.png").exists()
+    assert not Path("~").exists()
+    (home / "pictures" / "00000.png").rename("edit.png")
+    shutil.rmtree("pictures")
+    run_command("sample.py", "task=remake", "image='~/edit.png'", "output='~/pictures'")
+    shutil.rmtree("pictures")
+    run_command("sample.py", *paths, *few, "task=interpolate", "num_images=2", "task.to_image='~/me.png'")
+    network = refused("sample.py", "task=tune", "task.features='~/nowhere.pt'", "output=pictures2")
+    assert f"task.features={home}/nowhere.pt" in network
+
+
+def test_names_that_are_not_utf8_are_printed(sample: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    sample("num_images=1", "output='caf\udce9'")
+    assert capsys.readouterr().out.splitlines()[-1] == "caf\\udce9/grid.png"
+    assert Path("caf\udce9/grid.png").exists()
+
+
+def test_tuning_of_a_run_that_cannot_be_written_keeps_its_result(
+    sample: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tuned = Path("outputs/ldm/faces/tuned.json")
+    blocker = tuned.with_name("tuned.json.partial")  # root may write anywhere, but not onto a folder
+    blocker.mkdir()
+    few = ["num_images=32", "task.weights=[1.5]", "task.emas=[]", "~task.samplers.ddpm", "~task.samplers.dpmpp_2m"]
+    try:
+        sample("task=tune", *few, "output=pictures")
+    finally:
+        blocker.rmdir()
+    printed = capfd.readouterr()
+    result = json.loads(Path("pictures/tuned.json").read_text())
+    assert f"{tuned} cannot be written" in printed.err
+    assert json.dumps(result["guidance"]["_target_"]) in printed.err
+    assert "best:" in printed.out
+    assert Path("pictures/scores.csv").exists()
+    assert not tuned.exists()
+
+
 def test_guidance_and_average_change_the_faces_and_weight_one_does_not(sample: Command) -> None:
     def face(*options: str) -> np.ndarray:
         sample("num_images=1", "output=pictures", *options)

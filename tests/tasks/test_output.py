@@ -1,16 +1,19 @@
 """Folders of outputs."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.stand_ins import fitted_pipeline, folder_for, write_pack
 from torch import Tensor
 
 from latentfaces.diffusion import EulerSampler
 from latentfaces.errors import UserError
+from latentfaces.ranks import Ranks
 from latentfaces.tasks import Tune, tune
-from latentfaces.tasks.output import new_folder
+from latentfaces.tasks.output import ArrayFile, new_folder
 
 
 def test_two_commands_of_one_second_get_two_folders(tmp_path: Path) -> None:
@@ -18,6 +21,28 @@ def test_two_commands_of_one_second_get_two_folders(tmp_path: Path) -> None:
     folders = [new_folder(wanted) for _ in range(3)]
     assert [folder.name for folder in folders] == [wanted.name, f"{wanted.name}_2", f"{wanted.name}_3"]
     assert all(folder.is_dir() for folder in folders)
+
+
+def test_two_commands_do_not_write_into_one_folder_at_a_time(tmp_path: Path) -> None:
+    with (
+        folder_for(tmp_path / "out"),
+        pytest.raises(UserError, match=r"out is in use by another command. Choose another folder."),
+    ):
+        folder_for(tmp_path / "out")
+    with folder_for(tmp_path / "out"):
+        pass
+    with pytest.raises(KeyboardInterrupt), folder_for(tmp_path / "outputs" / "failed"):
+        raise KeyboardInterrupt
+    assert not (tmp_path / "outputs" / "failed").exists()
+
+
+def test_a_rank_that_fails_leaves_no_part_of_an_array(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        file = ArrayFile(tmp_path / "images.npz", (2, 4, 4, 3), Ranks(rank, 2)).__enter__()
+        file.add(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+        with contextlib.suppress(KeyboardInterrupt):
+            file.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tuning_does_not_see_the_images_that_evaluation_reports_on(

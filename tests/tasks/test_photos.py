@@ -68,10 +68,10 @@ def write(path: Path, width: int, height: int, orientation: int = 1) -> str:
 
 
 WARNED = {
-    "wide": ((40, 30, 1), ["me.jpg is not square (40x30)", "10 pixels are cut away at the left and right"]),
+    "wide": ((40, 30, 1), ["me.jpg is not square (40x30)", "10 pixels are cropped at the left and right"]),
     "tall": ((30, 40, 1), ["me.jpg is not square (30x40)", "at the top and bottom"]),
     "tall only when turned upright": ((40, 30, 6), ["me.jpg is not square (30x40)", "at the top and bottom"]),
-    "small": ((12, 12, 1), ["me.jpg has 12x12 pixels, fewer than the model's 16", "enlarged"]),
+    "small": ((12, 12, 1), ["me.jpg has 12x12 pixels and was enlarged to the model's 16"]),
     "square and large": ((32, 32, 1), []),
     "just so": ((16, 16, 3), []),
 }
@@ -104,14 +104,14 @@ def test_what_is_no_photo_is_refused_by_name(album: Path, tmp_path: Path) -> Non
     (tmp_path / "torn.png").write_bytes((album / "0.png").read_bytes()[:60])
     for name, clue in {
         "nowhere.png": "image=.*does not exist",
-        "notes.txt": "neither a picture",
+        "notes.txt": "neither an image",
         "empty": "image=.*holds no pictures",
         "half.zip": "half.zip.*image at a folder",
         "torn.png": "torn.png cannot be read",
     }.items():
         with pytest.raises(UserError, match=clue):
             read_photos(str(tmp_path / name), 16, 1, 0)
-    with pytest.raises(UserError, match=r"task.to_image=.*one picture"):
+    with pytest.raises(UserError, match=r"task.to_image=.*one image"):
         one_photo(16, str(album), 0, key="task.to_image")
     with pytest.raises(UserError, match="image="):
         photos_for(16, None, None, 1, 0)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import io
 import os
 import sys
 import traceback
@@ -37,6 +38,8 @@ def run(main: Callable[[], Any], config: str) -> None:
         main: the command.
         config: the name of its config.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         refuse_secret_overrides(sys.argv[1:])
         if any(argument.startswith("--experimental-rerun") for argument in sys.argv):

@@ -1,4 +1,4 @@
-"""New faces."""
+"""New samples."""
 
 import contextlib
 import math
@@ -18,11 +18,11 @@ MAX_IN_GRID = 400
 
 @dataclass(kw_only=True)
 class Generate(SamplingTask):
-    """`num_images` new faces: a grid of the first 400, and one file each or one for all.
+    """Sample `num_images` faces: a grid of the first 400, and a PNG each or one array.
 
     Args:
-        first: number of the first face: `first=1000` goes on where 1,000 faces ended.
-        npz: write all as one array, images.npz, instead of a PNG each.
+        first: number of the first sample. `first=1000` continues after 1,000 samples.
+        npz: write one array, images.npz, instead of a PNG each.
     """
 
     first: int
@@ -33,13 +33,13 @@ class Generate(SamplingTask):
             raise UserError(f"task.first={self.first} must be at least 0")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
-        """Write the pictures; the grid's path."""
+        """Write the samples. Return the path of the grid."""
         ranks = pictures.ranks
-        batches_here = ranks.share(math.ceil(self.num_images / self.batch_size))  # as one process alone would make them
-        share = range(self.num_images)[batches_here.start * self.batch_size : batches_here.stop * self.batch_size]
-        pictures.count = share.start
-        names = [(self.seed, self.first + number) for number in share]
-        in_grid = len(share[: max(MAX_IN_GRID - share.start, 0)])
+        batches_here = ranks.share(math.ceil(self.num_images / self.batch_size))  # the batches of a single process
+        mine = range(self.num_images)[batches_here.start * self.batch_size : batches_here.stop * self.batch_size]
+        pictures.count = mine.start
+        names = [(self.seed, self.first + number) for number in mine]
+        in_grid = len(mine[: max(MAX_IN_GRID - mine.start, 0)])
         shape = (self.num_images, pipeline.resolution, pipeline.resolution, 3)
         shown = torch.empty(0, 3, *shape[1:3], dtype=torch.uint8)
         with contextlib.ExitStack() as stack:
