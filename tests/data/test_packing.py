@@ -279,7 +279,7 @@ def test_packing_that_filled_the_disk_is_resumed_without_a_hole(
 
     def of_full_disk(file: int, data: memoryview, offset: int) -> int:
         nonlocal left
-        if left == 0:
+        if left <= 0:
             raise OSError(errno.ENOSPC, "No space left on device")
         written = pwrite(file, data[:left], offset)
         left -= written

@@ -108,7 +108,7 @@ def test_broken_zip_is_one_sentence(command: Prepare, tmp_path: Path, capsys: py
     (tmp_path / "faces.zip").write_bytes(b"PK\3\4 and no more")
     status, said = failure(command, capsys, tmp_path / "faces.zip", "--resolution", 8)
     assert status != 0
-    assert said.startswith(f"error: {tmp_path / 'faces.zip'} is not a whole .zip")
+    assert said.startswith(f"error: {tmp_path / 'faces.zip'} (16 bytes) is not a readable .zip")
     assert "\n" not in said.strip()
 
 

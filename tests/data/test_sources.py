@@ -1,14 +1,18 @@
-"""Folders and archives of photos: order, what counts as a picture, what is refused and how."""
+"""Folders and archives of photos: order, what counts as an image, what is left out and what is rejected."""
 
 import hashlib
+import io
 import os
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.photo_files import photos, picture_bytes, rewrite, write_folder, write_zip
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from latentfaces.data.images import decode
 from latentfaces.data.sources import BadImageError, DrawnFaces, Photos, natural_key
@@ -49,11 +53,77 @@ def test_zip_and_folder_give_equal_names_and_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("as_zip", [False, True])
-def test_hidden_files_and_other_files_are_no_pictures(tmp_path: Path, as_zip: bool) -> None:
-    others = ["._1.png", ".trash/1.png", "__MACOSX/._1.png", "__MACOSX/1.png", "notes.txt", "1.png.part", "b/.2.jpg"]
-    files = photos(["1.png", *others])
+def test_files_that_are_left_out_are_counted_by_reason(tmp_path: Path, as_zip: bool) -> None:
+    images = ["1.png", "2.jfif", "3.JPE"]
+    hidden = ["._1.png", ".trash/1.png", "__MACOSX/1.png", "b/.2.jpg", "b/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg"]
+    others = ["a.HEIC", "b/b.heic", "notes.txt", "LICENSE", "identity.csv", ".git/config", "@eaDir/1.heic"]
+    files = photos([*images, *hidden, "Thumbnails/1.jpg", *others])
     root = write_zip(tmp_path / "f.zip", files) if as_zip else write_folder(tmp_path / "f", files)
-    assert Photos(root).names == ["1.png"]
+    source = Photos(root)
+    assert source.names == images
+    assert sorted(source.left_out()) == [
+        "1 files (.txt), such as notes.txt",
+        "1 files (no suffix), such as LICENSE",
+        "2 files (.heic), such as a.HEIC",
+        "6 files (hidden or in a system folder), such as ._1.png",
+    ]
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_runs_and_samples_below_the_root_are_left_out(tmp_path: Path, as_zip: bool) -> None:
+    image, text = Image.new("RGB", (8, 8)), PngInfo()
+    text.add_itxt("latentfaces", "{}")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=text)
+    own = [".hydra/config.yaml", "images/step_1.png"]
+    files = photos(["1.png", "grids/grid.png", "grids/2.png", *(f"outputs/vae/a/{name}" for name in own), "mine/0.png"])
+    files["mine/grid.png"] = buffer.getvalue()
+    root = write_zip(tmp_path / "f.zip", files) if as_zip else write_folder(tmp_path / "f", files)
+    source = Photos(root)
+    assert source.names == ["1.png", "grids/2.png", "grids/grid.png"]
+    assert source.left_out() == ["3 files (written by latentfaces), such as mine/0.png"]
+    if not as_zip:
+        assert len(Photos(root / "mine").names) == 2
+
+
+def test_links_that_are_not_followed_are_counted(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "f", photos(["1.png"]))
+    write_folder(tmp_path / "other", photos(["2.png", "3.png"]))
+    (folder / "2.png").symlink_to(tmp_path / "other" / "2.png")
+    (folder / "linked").symlink_to(tmp_path / "other")
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    source = Photos(folder)
+    assert source.names == ["1.png", "2.png"]
+    assert sorted(source.left_out()) == [
+        "1 files (link to a folder), such as linked",
+        "2 files (dangling link), such as gone.png",
+    ]
+
+
+def test_of_zip_members_of_one_name_the_last_is_read_and_the_others_are_counted(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "f.zip", photos(["1.png"]))
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("1.png", picture_bytes(7))
+    source = Photos(path)
+    assert source.left_out() == ["1 files (same name as a later zip member), such as 1.png"]
+    assert np.array_equal(source.read(0, 6).pixels, decode(picture_bytes(7), 6).pixels)
+
+
+def test_system_folder_without_access_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "f", photos(["1.png", "lost+found/2.png", "b/3.png"]))
+    scandir = os.scandir
+
+    def refuse(path: str, closed: str = "lost+found") -> object:
+        if Path(path).name == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert Photos(folder).names == ["1.png", "b/3.png"]
+    monkeypatch.setattr(os, "scandir", partial(refuse, closed="b"))
+    with pytest.raises(UserError, match=r"/b cannot be read \(Permission denied\)"):
+        Photos(folder).names  # noqa: B018
 
 
 def test_folder_in_a_hidden_place_is_read_all_the_same(tmp_path: Path) -> None:
@@ -79,7 +149,7 @@ def test_no_pictures_are_refused_naming_the_key_and_the_place(tmp_path: Path, as
 def test_the_same_faces_in_two_sizes_are_refused(tmp_path: Path, as_zip: bool) -> None:
     files = photos(["images1024x1024/00000/00000.png", "thumbnails128x128/00000/00000.png"])
     root = write_zip(tmp_path / "f.zip", files) if as_zip else write_folder(tmp_path / "f", files)
-    with pytest.raises(UserError, match=r"images1024x1024 and thumbnails128x128.*give one of them"):
+    with pytest.raises(UserError, match=r"images1024x1024 and thumbnails128x128.*Use one of them"):
         Photos(root).names  # noqa: B018
     if not as_zip:
         assert Photos(root / "thumbnails128x128").names == ["00000/00000.png"]
@@ -109,16 +179,29 @@ def test_picture_damaged_inside_the_zip_is_named(tmp_path: Path, compression: in
 def test_listing_that_declares_too_many_bytes_is_refused_by_name(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "f.zip", {**photos(["1.png"]), "identity.csv": b"name,identity\n1.png,ann\n"})
     rewrite(path, "identity.csv", {b"PK\1\2": 24}, "<I", 2**28 + 1)
-    with pytest.raises(UserError, match=r"identity\.csv in .*f\.zip"):
+    with pytest.raises(UserError, match=r"f\.zip/identity\.csv cannot be read .unpacks to over"):
         Photos(path).identities()
 
 
-def test_encrypted_member_is_named(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "f.zip", photos(["1.png", "b/2.png"]))
-    rewrite(path, "b/2.png", {b"PK\3\4": 6, b"PK\1\2": 8}, "<H", 1)
+UNREADABLE = {
+    "encrypted": ({b"PK\3\4": 6, b"PK\1\2": 8}, 1, "encrypted.*without a password"),
+    "Deflate64": ({b"PK\3\4": 8, b"PK\1\2": 10}, 9, r"compression method is not supported\); write the \.zip"),
+    "damaged": ({b"PK\1\2": 16}, 1, r"Bad CRC-32.*fetch the \.zip"),
+}
+
+
+@pytest.mark.parametrize(("at", "value", "message"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_member_that_cannot_be_read_is_named(tmp_path: Path, at: dict[bytes, int], value: int, message: str) -> None:
+    listing = {"b/identity.csv": b"name,identity\n1.png,ann\n2.png,bob\n"}
+    path = write_zip(tmp_path / "f.zip", {**photos(["b/1.png", "b/2.png"]), **listing})
+    rewrite(path, "b/2.png", at, "<H", value)
     assert Photos(path).read(0, 6).pixels.shape == (3, 6, 6)
-    with pytest.raises(BadImageError, match=r"b/2\.png cannot be read .*encrypted"):
+    with pytest.raises(BadImageError, match=rf"f\.zip/b/2\.png cannot be read .*{message}"):
         Photos(path).read(1, 6)
+    assert Photos(path).identities() == ["ann", "bob"]
+    rewrite(path, "b/identity.csv", at, "<H", value)
+    with pytest.raises(UserError, match=rf"f\.zip/b/identity\.csv cannot be read .*{message}"):
+        Photos(path).identities()
 
 
 @pytest.mark.parametrize("as_zip", [False, True])
@@ -164,6 +247,32 @@ def test_people_are_read_from_one_listing_above_all_folders(tmp_path: Path) -> N
     files = photos(["ann/1.png", "ann/2.png", "bob/1.png"])
     files["identity.csv"] = b"name,identity\nann/1.png,ann\nann/2.png,ann\nbob/1.png,bob\n"
     assert Photos(write_folder(tmp_path / "f", files)).identities() == ["ann", "ann", "bob"]
+
+
+@pytest.mark.parametrize("prefix", ["set\\", "./", ""])
+def test_people_are_read_from_a_zip_of_another_program(tmp_path: Path, prefix: str) -> None:
+    listing = b"name,identity\nb\\1.png,ann\nb\\2.png,bob\n"
+    files = {f"{prefix}b{prefix[-1:] or '/'}{name}": data for name, data in photos(["1.png", "2.png"]).items()}
+    path = write_zip(tmp_path / "f.zip", {"b\\": b"", **files, f"{prefix}identity.csv": listing})
+    source = Photos(path)
+    assert source.left_out() == []
+    assert source.names == ([f"set/b/{n}.png" for n in (1, 2)] if "set" in prefix else ["b/1.png", "b/2.png"])
+    assert source.identities() == ["ann", "bob"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (b"1.png,ann\n2.png\n", r"line 3 needs one identity for 2\.png"),
+        (b"1.png,ann\n2.png,\n", r"line 3 needs one identity for 2\.png"),
+        (b"1.png,ann\n2.png,bob\n1.png,bob\n", r"line 4 needs one identity for 1\.png"),
+        (b"1.png,ann\n2.png," + b"x" * 140_000, r"line \d cannot be read \(field larger"),
+    ],
+)
+def test_row_of_the_listing_without_one_identity_is_named(tmp_path: Path, rows: bytes, message: str) -> None:
+    files = {**photos(["1.png", "2.png"]), "identity.csv": b"name,identity\n" + rows}
+    with pytest.raises(UserError, match=rf"^identity\.csv in .*f: {message}"):
+        Photos(write_folder(tmp_path / "f", files)).identities()
 
 
 def test_listing_in_another_encoding_is_named(tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ def test_what_is_no_photo_is_refused_by_name(album: Path, tmp_path: Path) -> Non
     for name, clue in {
         "nowhere.png": "image=.*does not exist",
         "notes.txt": "neither an image",
-        "empty": "image=.*holds no pictures",
-        "half.zip": "half.zip.*image at a folder",
+        "empty": "image=.*contains no images",
+        "half.zip": "half.zip .* is not a readable .zip",
         "torn.png": "torn.png cannot be read",
     }.items():
         with pytest.raises(UserError, match=clue):

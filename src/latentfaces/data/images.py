@@ -2,18 +2,21 @@
 
 import hashlib
 import io
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 FilterName = Literal["auto", "box", "bilinear", "bicubic", "lanczos"]
 
+MAX_PIXELS = 2**28  # FFHQ in the wild has at most 2^26
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow rejects photos of 179 megapixels, with other words
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26  # editors store their history as text
 SRGB = ImageCms.createProfile("sRGB")
@@ -32,8 +35,6 @@ UPRIGHT = {  # EXIF orientation -> what turns the picture upright (EXIF 2.32, ta
 MINUS_ONE = torch.tensor(-1.0)
 PER_LEVEL = float(np.nextafter(np.float32(1 / 127.5), np.float32(0)))  # rounded down, so that 255 gives no more than 1
 
-MAX_PIXELS = 2**28  # more is a decompression bomb: FFHQ in the wild has at most 2^26
-
 
 class Picture(NamedTuple):
     """A picture as it is packed."""
@@ -50,10 +51,17 @@ def open_image(file: str | Path | IO[bytes]) -> Image.Image:
     """Open an image in one of `FORMATS`. For others, such as PostScript, Pillow may start a program.
 
     Raises:
-        OSError: the format is another one.
-        ValueError: the pixels have no range that is known.
+        OSError: the file is not an image of these formats.
+        ValueError: the image has too many pixels, or pixels without a known range.
     """
-    image = Image.open(file, formats=FORMATS)
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"not a {', '.join(FORMATS)} image") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
     bits, kind = (16,), (1,)
     if image.format == "TIFF":
         bits, kind = (image.tag_v2.get(tag, usual) for tag, usual in ((258, bits), (339, kind)))  # type: ignore[attr-defined]
@@ -72,33 +80,38 @@ def orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def to_srgb(image: Image.Image) -> Image.Image:
-    """Convert the colors from the embedded ICC profile to sRGB; a profile that cannot be used is ignored."""
-    data = image.info.get("icc_profile")
-    if not data or image.mode not in ("RGB", "RGBA", "L", "CMYK"):
-        return image
+@lru_cache(maxsize=16)
+def transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the conversion of images with this ICC profile, None where it only rounds or the profile is unusable."""
     try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        if "sRGB" in ImageCms.getProfileDescription(profile):  # the conversion would only round
-            return image
-        mode = image.mode if image.mode == "RGBA" else "RGB"
-        return ImageCms.profileToProfile(image, profile, SRGB, outputMode=mode) or image
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(source, SRGB, mode, "RGB")
+        # The description proves nothing: there are profiles called sRGB with a linear curve.
+        probe = Image.frombytes("RGB", (16, 16), np.random.default_rng(0).bytes(16 * 16 * 3)).convert(mode)
+        changes = np.asarray(ImageCms.applyTransform(probe, transform), int) - np.asarray(probe.convert("RGB"), int)
+        return transform if np.abs(changes).max() > 1 else None
     except (ImageCms.PyCMSError, OSError):
-        return image
+        return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB: 16 bit scaled to 8, ICC profiles to sRGB, transparency on white."""
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
-    image = to_srgb(image)
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
         # Pillow clips 16-bit values at 255, which turns nearly every picture white.
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    elif image.mode in ("P", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    if alpha is not None:
+        image = image.convert(image.mode[:-1])
+    if profile and image.mode in ("L", "RGB", "CMYK") and (transform := transform_to_srgb(profile, image.mode)):
+        image = ImageCms.applyTransform(image, transform) or image
+    image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    if alpha is None:
+        return image
+    image.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def turned_upright(image: Image.Image) -> Image.Image:
@@ -138,16 +151,14 @@ def decode(data: bytes, resolution: int, resize_filter: FilterName = "auto") -> 
         Exception: of many kinds: damaged, cut short, no picture, or a decompression bomb.
     """
     with open_image(io.BytesIO(data)) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width}x{height} pixels are more than {MAX_PIXELS:,}")
+        enlarged = min(image.size) < resolution
         image.decodermaxblock = len(data)  # type: ignore[attr-defined]  # Pillow decodes 64 kB at a time, and each pause costs
         if resize_filter == "auto":
             # A JPEG can be decoded at a half, a quarter or an eighth, in half the time. From 512 to 256 pixels that
             # differs from the mean of the full picture by half a level in 255 (50 dB): less than the choice of filter.
             image.draft(None, (resolution, resolution))
         pixels = center_square(image, resolution, resize_filter)
-    return Picture(pixels, min(width, height) < resolution, digest(data))
+    return Picture(pixels, enlarged, digest(data))
 
 
 def digest(data: bytes) -> str:

@@ -102,8 +102,8 @@ class Packing:
 
     def run(self) -> Pack:
         """Read, square and resize what is pending; write the manifest; give the folder its name."""
-        if unread := self.source.unread():
-            print(f"{len(unread)} files, as {unread[0]}, are in formats that are not read, and are left out")
+        for files in self.source.left_out():
+            print(f"Left out of {self.source.name}: {files}")
         if not self.array.is_begun:
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True)

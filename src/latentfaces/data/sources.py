@@ -1,4 +1,4 @@
-"""Where pictures come from: a folder, a .zip, or our own pen. All answer the same four questions."""
+"""Sources of images: a folder, a .zip, drawn faces, or a pack whose images are elsewhere."""
 
 import csv
 import hashlib
@@ -7,14 +7,14 @@ import json
 import os
 import re
 import stat
+import struct
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-
-from PIL import UnidentifiedImageError
 
 from latentfaces.data.images import FilterName, Picture, decode, digest
 from latentfaces.data.pack import Pack
@@ -23,62 +23,81 @@ from latentfaces.errors import UserError
 
 FFHQ_JSON = "ffhq-dataset-v2.json"
 FFHQ_FOLDERS = ("images1024x1024", "thumbnails128x128", "in-the-wild-images")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-UNREAD = (".heic", ".heif", ".avif", ".jxl", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw")
-"""Suffixes of what a person may take for photos, and nothing here reads."""
-
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SYSTEM_FOLDERS = {
+    *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
+    *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # of network storages
+    *("thumbnails", "thumbs"),
+}
+"""Folders that other programs add next to images, in lower case. Hidden ones begin with a dot."""
+METADATA = ("identity.csv", FFHQ_JSON)
 MAX_FILE_BYTES = 2**28
+RUN, PNG_TEXT = ".hydra/config.yaml", b"latentfaces\0"
+"""A file in each run folder, and the key of the metadata in each PNG of sample.py."""
 
 
-class BadImageError(Exception):
-    """A picture that cannot be read; the message names it."""
+class BadImageError(UserError):
+    """A file of a source that cannot be read. The message names it."""
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts 2.png before 10.png, as people and FFHQ's numbering do."""
+    """Return a sort key that puts 2.png before 10.png."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def zip_threat(member: zipfile.ZipInfo, is_picture: bool) -> str | None:
-    """Return why a .zip member is rejected, or None.
-
-    Nothing is ever extracted to disk, so that none of it could do harm; but who made such a .zip meant to.
-    """
-    path = PurePosixPath(member.filename.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or member.filename[1:2] == ":":
+def zip_threat(name: str, member: zipfile.ZipInfo) -> str | None:
+    """Return why a .zip is not to be trusted, although nothing is extracted, or None."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or name[1:2] == ":":
         return "climbs out of its folder"
     if stat.S_ISLNK(member.external_attr >> 16):
         return "is a link to another file"
-    if is_picture and member.file_size > MAX_FILE_BYTES:
-        return f"unpacks to over {MAX_FILE_BYTES:,} bytes, as no photo does"
     return None
 
 
-def files_in(folder: Path, above: str = "") -> Iterator[tuple[str, int]]:
-    """Name within `folder` and size of each file in it and in its folders; ten times as fast as `Path.rglob`.
+def member_name(member: zipfile.ZipInfo) -> str:
+    """Return the name of a .zip member with slashes, where Windows may have written backslashes."""
+    return PurePosixPath(member.filename.replace("\\", "/")).as_posix()
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file is hidden, or in a hidden folder or one of `SYSTEM_FOLDERS`."""
+    *folders, file = name.split("/")
+    return any(part.startswith(".") or part.lower() in SYSTEM_FOLDERS for part in folders) or file.startswith(".")
+
+
+def files_in(folder: str | Path, above: str = "") -> Iterator[tuple[str, int, str]]:
+    """Yield name and bytes of each file in a folder and its subfolders, and the reason to leave it out or "".
+
+    It is ten times as fast as `Path.rglob`.
 
     Raises:
-        UserError: naming a folder that may not be read.
+        UserError: a folder cannot be read.
     """
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}): grant it, or give another folder") from error
+        if is_hidden(f"{above}x"):
+            return
+        raise UserError(f"{folder} cannot be read ({error.strerror}). Change its permissions.") from error
     for entry in entries:
-        if entry.is_file():
-            yield above + entry.name, entry.stat().st_size
-        elif entry.is_dir(follow_symlinks=False):
-            yield from files_in(Path(entry.path), f"{above}{entry.name}/")
+        name = above + entry.name
+        if entry.is_symlink() and not Path(entry).is_file():
+            yield name, 0, "link to a folder" if Path(entry).is_dir() else "dangling link"
+        elif entry.is_file():
+            yield name, entry.stat().st_size, ""
+        elif entry.is_dir():
+            yield from files_in(entry.path, f"{name}/")
 
 
 def ffhq_key(path: Path) -> tuple[str, str]:
-    """Return the part of an FFHQ path that identifies the file: the folder of its size, and its name."""
+    """Return what identifies a file of FFHQ: the folder of its size, and its name."""
     sizes = [part for part in path.parts[:-1] if part.startswith(("images", "thumbnails"))]
     return sizes[-1] if sizes else "", path.name
 
 
 class Source(ABC):
-    """Named pictures in a fixed order."""
+    """Named images in a fixed order."""
 
     name: str
     licence: str | None = None
@@ -86,41 +105,41 @@ class Source(ABC):
     @property
     @abstractmethod
     def names(self) -> list[str]:
-        """One name per picture."""
+        """One name per image."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes when the pictures change; cheap to compute."""
+        """A text that changes with the images. It is cheap to compute."""
 
     @abstractmethod
     def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
-        """Picture `index`, squared and resized.
+        """Return one image, cropped to a square and resized.
 
         Raises:
-            BadImageError: the file is damaged or no picture.
+            BadImageError: the file is damaged or not an image.
         """
 
     def identities(self) -> list[str] | None:
-        """The person on each picture, where known."""
+        """Return the identity on each image, where known."""
         return None
 
-    def unread(self) -> list[str]:
-        """Names of what a person may take for pictures of this source, and is left out."""
+    def left_out(self) -> list[str]:
+        """Return a text for each kind of file that is left out."""
         return []
 
 
 class DrawnFaces(Source):
-    """`num_images` faces drawn by our own code from a seed: no download, no person, no licence.
+    """Faces drawn from a seed, with no download and no license.
 
     Args:
-        num_images: how many.
-        seed: picture i is drawn from seed * 1,000,003 + i.
+        num_images: number of faces.
+        seed: image i is drawn from seed * 1,000,003 + i.
     """
 
     def __init__(self, num_images: int, seed: int = 0) -> None:
         if num_images < 2:
-            raise UserError(f"data.num_images={num_images} is too few: training and validation need at least 2")
+            raise UserError(f"data.num_images={num_images} is too few. Training and validation need at least 2.")
         self.num_images, self.seed = num_images, seed
         self.name = f"synthetic-{num_images}" + (f"-seed{seed}" if seed else "")
 
@@ -133,12 +152,12 @@ class DrawnFaces(Source):
         return f"drawn faces, num_images={self.num_images}, seed={self.seed}"
 
     def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
-        pixels = draw_face(self.seed * 1_000_003 + index, resolution)  # drawn at this size: nothing is resized
+        pixels = draw_face(self.seed * 1_000_003 + index, resolution)  # drawn at this size, so the filter has no effect
         return Picture(pixels.transpose(2, 0, 1), False, digest(pixels.tobytes()))
 
 
 class TakenAlong(Source):
-    """The pictures of a pack whose photos are elsewhere, as on a cluster that got only the pack.
+    """Images that exist only in a pack, as on a cluster that got nothing else.
 
     Args:
         pack: the pack.
@@ -161,84 +180,101 @@ class TakenAlong(Source):
 
 
 class Photos(Source):
-    """The pictures of a folder (and all folders in it) or of a .zip.
+    """Images of a folder with its subfolders, or of a .zip.
 
     Args:
         root: the folder or .zip.
-        licence: what the manifest says of the pictures' terms.
+        licence: terms of the images, for the manifest.
     """
 
     def __init__(self, root: str | Path, licence: str | None = None) -> None:
         self.root, self.licence = Path(root).expanduser(), licence
         self.name = self.root.resolve().name.removesuffix(".zip")
         self.archive: zipfile.ZipFile | None = None
-        if self.root.is_file():
-            try:
-                self.archive = zipfile.ZipFile(self.root)
-            except zipfile.BadZipFile:
-                raise UserError(f"{self.root} {self.what_it_is()}") from None
-
-    @cached_property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each picture, by its name."""
-        if self.archive is not None:
-            for member in self.archive.infolist():
-                if problem := zip_threat(member, self.is_picture(member.filename)):
-                    raise UserError(f"{member.filename} in {self.root} {problem}: remove it, or make the .zip anew")
-            members = [i for i in self.archive.infolist() if not i.is_dir() and self.is_picture(i.filename)]
-            found = {i.filename: i.file_size for i in members}
-        else:
-            found = {name: size for name, size in files_in(self.root) if self.is_picture(name)}
-        if not found:
-            raise UserError(f"data.root={self.root} holds no pictures ({', '.join(SUFFIXES)}), {self.what_there_is()}")
-        kinds = [kind for kind in FFHQ_FOLDERS if any(kind in Path(name).parts for name in found)]
-        if len(kinds) > 1:
-            raise UserError(
-                f"data.root={self.root} holds the same faces as {' and '.join(kinds)}, which would be learned from and "
-                f"tested on: give one of them, as {kinds[0]} alone"
-            )
-        return dict(sorted(found.items(), key=lambda item: (natural_key(item[0]), item[0])))
+        self.members: dict[str, zipfile.ZipInfo] = {}
+        if not self.root.is_file():
+            return
+        if self.is_picture(self.root.name):
+            raise UserError(f"{self.root} is one image. Point data.root at a folder or .zip of images.")
+        try:
+            self.archive = zipfile.ZipFile(self.root)
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+            if self.root.suffix.lower() != ".zip":
+                raise UserError(f"{self.root} is neither a folder nor a .zip. Unpack or convert it.") from None
+            size = f"{self.root.stat().st_size:,} bytes"
+            raise UserError(f"{self.root} ({size}) is not a readable .zip ({error}). Fetch it again.") from error
+        self.members = {member_name(member): member for member in self.archive.infolist()}
 
     @staticmethod
     def is_picture(name: str) -> bool:
-        """Whether the name is a picture's; macOS's hidden copies (._photo.jpg) are not."""
-        return name.lower().endswith(SUFFIXES) and not Photos.is_hidden(name)
+        """Return whether a file that is not hidden has the suffix of an image."""
+        return name.lower().endswith(SUFFIXES) and not is_hidden(name)
 
-    @staticmethod
-    def is_hidden(name: str) -> bool:
-        """Whether macOS, or a person, keeps it out of sight."""
-        return any(part.startswith((".", "__MACOSX")) for part in name.split("/") if part != ".")
+    def files(self) -> Iterator[tuple[str, int, str]]:
+        """Yield name and bytes of each file, and the reason to leave it out or "".
 
-    def what_it_is(self) -> str:
-        """In words, what a file is that is no .zip, and the remedy."""
-        if self.is_picture(self.root.name):
-            return "is one photo: point data.root at a folder or .zip of photos"
-        if self.root.suffix.lower() != ".zip":
-            return "is neither a folder nor a .zip: unpack or convert it, and point data.root at the folder of photos"
-        size = self.root.stat().st_size
-        return f"is not a whole .zip ({size:,} bytes): fetch it again, or point data.root at a folder of photos"
+        Raises:
+            UserError: a folder cannot be read, or a .zip is not to be trusted.
+        """
+        if self.archive is None:
+            yield from files_in(self.root)
+            return
+        for member in self.archive.infolist():
+            name = member_name(member)
+            if problem := zip_threat(name, member):
+                raise UserError(f"{member.filename} in {self.root} {problem}. Remove it from the .zip.")
+            if not member.filename.endswith(("/", "\\")):
+                yield name, member.file_size, "" if member is self.members[name] else "same name as a later zip member"
 
-    def unread(self) -> list[str]:
-        """Names of photos in formats that nothing here reads."""
-        return sorted(n for n in self.all_names() if n.lower().endswith(UNREAD) and not self.is_hidden(n))
+    @cached_property
+    def listing(self) -> tuple[dict[str, int], dict[str, list[str]]]:
+        """Bytes of each image by name, and names of the files that are left out by reason."""
+        files = list(self.files())
+        images, others = dict[str, int](), defaultdict[str, list[str]](list)
+        own = self.own_outputs([name for name, _, _ in files])
+        for name, size, reason in files:
+            is_image, file = name.lower().endswith(SUFFIXES), PurePosixPath(name)
+            if is_hidden(name) or name.startswith(own):
+                reason = "hidden or in a system folder" if is_hidden(name) else "written by latentfaces"
+                if is_image:
+                    others[reason].append(name)
+            elif is_image and not reason:
+                images[name] = size
+            elif file.name not in METADATA:
+                others[reason or file.suffix.lower() or "no suffix"].append(name)
+        return dict(sorted(images.items(), key=lambda item: (natural_key(item[0]), item[0]))), others
 
-    def all_names(self) -> list[str]:
-        """Names of all files in the folder or .zip, pictures or not."""
-        if self.archive is not None:
-            return [name for name in self.archive.namelist() if not name.endswith("/")]
-        return [name for name, _ in files_in(self.root)]
+    def own_outputs(self, names: list[str]) -> tuple[str, ...]:
+        """Return the folders below the root that hold a training run or samples, each with a slash at its end."""
+        folders = [name.removesuffix(RUN) for name in names if name.endswith(f"/{RUN}")]
+        for grid in (name for name in names if name.endswith("/grid.png")):
+            with suppress(BadImageError):
+                if PNG_TEXT in self.file_bytes(grid)[:1000]:
+                    folders.append(grid.removesuffix("grid.png"))
+        return tuple(folders)
 
-    def what_there_is(self) -> str:
-        """In words, what a folder or .zip without pictures holds."""
-        names = self.all_names()
-        if not names:
-            return "nor anything else: give a folder or .zip of photos"
-        packed = next((name for name in names if name.lower().endswith(".zip")), None)
-        if packed is not None and self.archive is None:
-            return f"but {packed}: type data.root={self.root / packed}"
-        if unread := self.unread():
-            return f"but {len(unread):,} that are not read, as {unread[0]}: convert them to JPEG"
-        return f"but {len(names):,} other files, as {min(names)}: give the folder that has the photos"
+    def left_out(self) -> list[str]:
+        return [f"{len(names):,} files ({why}), such as {min(names)}" for why, names in self.listing[1].items()]
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each image, by its name.
+
+        Raises:
+            UserError: there are no images, or the same ones in several sizes.
+        """
+        images, others = self.listing
+        if not images:
+            found = f"data.root={self.root} contains no images ({', '.join(SUFFIXES)})"
+            if self.archive is None and ".zip" in others:
+                raise UserError(f"{found}. Use data.root={self.root / min(others['.zip'])}.")
+            left_out = "; ".join(self.left_out()) or "nothing else"
+            raise UserError(f"{found}, but {left_out}. Convert images to JPEG, or choose another folder.")
+        kinds = [kind for kind in FFHQ_FOLDERS if any(kind in Path(name).parts for name in images)]
+        if len(kinds) > 1:
+            both = " and ".join(kinds)
+            raise UserError(f"data.root={self.root} contains the same faces in {both}. Use one of them.")
+        return images
 
     @cached_property
     def names(self) -> list[str]:
@@ -248,33 +284,40 @@ class Photos(Source):
     def fingerprint(self) -> str:
         people = self.identity_csv()
         listing = "\n".join(f"{name} {size}" for name, size in self.sizes.items()) + (people[1] if people else "")
-        return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()  # of names that are no UTF-8
+        return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()  # names need not be UTF-8
 
     def file_bytes(self, name: str) -> bytes:
-        """The bytes of one file in the folder or .zip."""
-        if self.archive is None:
-            with (self.root / name).open("rb", buffering=0) as file:
+        """Return the bytes of one file in the folder or .zip.
+
+        Raises:
+            BadImageError: it is missing, damaged, encrypted, too large or compressed by an unsupported method.
+        """
+        path, member = self.root / name, self.members.get(name)
+        if member is not None and member.file_size > MAX_FILE_BYTES:
+            raise BadImageError(f"{path} cannot be read (unpacks to over {MAX_FILE_BYTES:,} bytes)")
+        try:
+            if self.archive is not None:
+                return self.archive.read(member or name)
+            with path.open("rb", buffering=0) as file:
                 return file.read()
-        if self.archive.getinfo(name).file_size > MAX_FILE_BYTES:
-            raise UserError(f"{name} in {self.root} unpacks to over {MAX_FILE_BYTES:,} bytes: remove it")
-        return self.archive.read(name)
+        except Exception as error:  # zipfile has a dozen ways to say that a member is damaged
+            remedy = ""
+            if isinstance(error, RuntimeError):  # encrypted, or a NotImplementedError
+                remedy = "; write the .zip again with Deflate and without a password"
+            elif self.archive is not None:
+                remedy = f"; fetch the .zip ({self.root.stat().st_size:,} bytes) again"
+            raise BadImageError(f"{path} cannot be read ({error}){remedy}") from error
 
     def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
         name = self.names[index]
+        data = self.file_bytes(name)
         try:
-            return decode(self.file_bytes(name), resolution, resize_filter)
-        except (zipfile.BadZipFile, zlib.error) as error:  # the checksum of a member, most often
-            size = f"{self.root.stat().st_size:,} bytes"
-            raise BadImageError(
-                f"{self.root / name} cannot be read ({error}); fetch the .zip ({size}) again"
-            ) from error
-        except UnidentifiedImageError as error:
-            raise BadImageError(f"{self.root / name} cannot be read (no picture by its bytes)") from error
+            return decode(data, resolution, resize_filter)
         except Exception as error:  # Pillow has a dozen ways to say that a file is damaged
             raise BadImageError(f"{self.root / name} cannot be read ({error})") from error
 
     def checksums(self) -> dict[str, str]:
-        """MD5 of pictures by name, from FFHQ's ffhq-dataset-v2.json beside `root` or in it, where there is one."""
+        """Return the MD5 of images by name, from FFHQ's ffhq-dataset-v2.json in `root` or next to it."""
         path = next((p for p in (self.root / FFHQ_JSON, self.root.parent / FFHQ_JSON) if p.is_file()), None)
         if path is None:
             return {}
@@ -282,33 +325,40 @@ class Photos(Source):
             files = [entry[kind] for entry in json.loads(path.read_text()).values() for kind in ("image", "thumbnail")]
             listed = {ffhq_key(Path(file["file_path"])): file["file_md5"] for file in files}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({type(error).__name__}): fetch it again, or remove it") from error
+            raise UserError(f"{path} is damaged ({type(error).__name__}). Fetch it again or remove it.") from error
         keys = {name: ffhq_key(Path(self.root.name) / name) for name in self.names}
         return {name: listed[key] for name, key in keys.items() if key in listed}
 
     def identity_csv(self) -> tuple[Path, str] | None:
-        """Folder and text of the identity.csv beside the first picture, or above all folders, where there is one."""
-        for folder in dict.fromkeys((Path(self.names[0]).parent, Path())):
+        """Return folder and text of the identity.csv next to the first image or in a folder above it, if any."""
+        for folder in Path(self.names[0]).parents:
             path = (folder / "identity.csv").as_posix()
-            try:
-                return folder, self.file_bytes(path).decode("utf-8-sig")  # spreadsheets put a mark at the beginning
-            except (KeyError, FileNotFoundError):
-                continue
-            except UnicodeDecodeError:
-                raise UserError(f"{path} in {self.root} is not in UTF-8: save it so, or take it away") from None
+            if path in self.members or (self.archive is None and (self.root / path).is_file()):
+                try:
+                    return folder, self.file_bytes(path).decode("utf-8-sig")  # spreadsheets put a mark at the beginning
+                except UnicodeDecodeError:
+                    raise UserError(f"{path} in {self.root} is not in UTF-8. Convert or remove it.") from None
         return None
 
     def identities(self) -> list[str] | None:
-        """From an identity.csv (columns name, identity; names as seen from there), where there is one."""
+        """Return the identities from identity.csv (columns name, identity; names relative to its folder), if any."""
         found = self.identity_csv()
         if found is None:
             return None
-        (folder, text), listing = found, "identity.csv"
-        rows = csv.DictReader(io.StringIO(text))
-        if not {"name", "identity"} <= set(rows.fieldnames or ()):
-            raise UserError(f"{listing} in {self.root} needs the columns name and identity, not {rows.fieldnames}")
-        people = {(folder / row["name"]).as_posix(): row["identity"] for row in rows}
+        (folder, text), people = found, dict[str, str]()
+        where = f"{(folder / 'identity.csv').as_posix()} in {self.root}"
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            if not {"name", "identity"} <= set(rows.fieldnames or ()):
+                raise UserError(f"{where} needs the columns name and identity, not {rows.fieldnames}")
+            for row in rows:
+                name, identity = row["name"], (row["identity"] or "").strip()
+                name = (folder / name.replace("\\", "/")).as_posix()
+                if not identity or people.setdefault(name, identity) != identity:
+                    raise UserError(f"{where}: line {rows.line_num} needs one identity for {name}")
+        except csv.Error as error:
+            raise UserError(f"{where}: line {rows.line_num} cannot be read ({error})") from error
         missing = [name for name in self.names if name not in people]
         if missing:
-            raise UserError(f"{listing} in {self.root} does not name {missing[0]}: complete it, or take it away")
+            raise UserError(f"{where} does not name {missing[0]}. Complete or remove it.")
         return [people[name] for name in self.names]

@@ -8,7 +8,7 @@ from rich.progress import track
 from latentfaces.data.images import digest
 from latentfaces.data.pack import Pack
 from latentfaces.data.packing import file_sha256
-from latentfaces.data.sources import Photos
+from latentfaces.data.sources import BadImageError, Photos
 
 
 def damaged_pictures(pack: Pack, source: Photos) -> list[str]:
@@ -25,8 +25,8 @@ def faults(pack: Pack, source: Photos) -> Iterator[str]:
     for name, sha256 in track(list(packed), f"Verifying {source.name}"):
         try:
             data = source.file_bytes(name)
-        except Exception as error:
-            yield f"{source.root / name} cannot be read ({error})"
+        except BadImageError as error:
+            yield str(error)
             continue
         if digest(data) != sha256:
             yield f"{source.root / name} has changed since it was packed"
