@@ -1,6 +1,5 @@
 """Folders of outputs."""
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,8 @@ from torch import Tensor
 
 from latentfaces.diffusion import EulerSampler
 from latentfaces.errors import UserError
-from latentfaces.ranks import Ranks
 from latentfaces.tasks import Tune, tune
-from latentfaces.tasks.output import ArrayFile, new_folder
+from latentfaces.tasks.output import new_folder, npz_writer
 
 
 def test_two_commands_of_one_second_get_two_folders(tmp_path: Path) -> None:
@@ -36,12 +34,14 @@ def test_two_commands_do_not_write_into_one_folder_at_a_time(tmp_path: Path) -> 
     assert not (tmp_path / "outputs" / "failed").exists()
 
 
-def test_a_rank_that_fails_leaves_no_part_of_an_array(tmp_path: Path) -> None:
-    for rank in (0, 1):
-        file = ArrayFile(tmp_path / "images.npz", (2, 4, 4, 3), Ranks(rank, 2)).__enter__()
-        file.add(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
-        with contextlib.suppress(KeyboardInterrupt):
-            file.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+def test_an_array_that_fails_leaves_no_part(tmp_path: Path) -> None:
+    def write() -> None:
+        with npz_writer(tmp_path / "images.npz", (2, 4, 4, 3)) as append:
+            append(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
     assert list(tmp_path.iterdir()) == []
 
 

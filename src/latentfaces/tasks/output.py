@@ -5,13 +5,11 @@ import fcntl
 import itertools
 import json
 import os
-import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -101,52 +99,24 @@ class PictureFolder:
         return {"latentfaces": json.dumps(self.origin | more)}
 
 
-class ArrayFile:
-    """An .npz with one array `arr_0` (n, H, W, 3) uint8, as evaluation codes read it, written batch by batch.
+@contextlib.contextmanager
+def npz_writer(path: Path, shape: tuple[int, int, int, int]) -> Iterator[Callable[[Tensor], None]]:
+    """Write an .npz with one array `arr_0` of `shape` (n, H, W, 3) uint8, as evaluation codes read it.
 
-    Args:
-        path: the file. It appears when it is complete.
-        shape: (n, H, W, 3).
-        ranks: ranks that write it, each its part.
+    Yields:
+        A function that appends images (b, 3, H, W) uint8.
     """
+    with (
+        atomic_write(path) as target,
+        zipfile.ZipFile(target, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int], ranks: Ranks) -> None:
-        self.path, self.shape, self.ranks = path, shape, ranks
-        self.open = ExitStack()
+        def append(images: Tensor) -> None:
+            file.write(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
 
-    def part_of(self, rank: int) -> Path:
-        """Return the temporary file of a rank other than 0."""
-        return self.path.with_name(f"{self.path.name}.{rank}.partial")
-
-    def __enter__(self) -> Self:
-        self.file: IO[bytes]
-        if self.ranks.rank > 0:
-            self.file = self.open.enter_context(self.part_of(self.ranks.rank).open("wb"))
-            return self
-        archive = self.open.enter_context(zipfile.ZipFile(self.open.enter_context(atomic_write(self.path)), "w"))
-        self.file = self.open.enter_context(archive.open("arr_0.npy", "w", force_zip64=True))
-        header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(self.file, header)
-        return self
-
-    def add(self, images: Tensor) -> None:
-        """Append images (b, 3, H, W) uint8."""
-        self.file.write(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
-
-    def __exit__(self, *raised: Any) -> None:
-        complete = raised[0] is None
-        if complete and self.ranks.rank == 0:
-            self.ranks.wait()
-            for rank in range(1, self.ranks.count):
-                with self.part_of(rank).open("rb") as part:
-                    shutil.copyfileobj(part, self.file)
-                self.part_of(rank).unlink()
-        self.open.__exit__(*raised)
-        if complete and self.ranks.rank > 0:
-            self.ranks.wait()
-        if not complete:
-            with contextlib.suppress(OSError):
-                self.part_of(self.ranks.rank).unlink()
+        yield append
 
 
 def bands(rows: Sequence[Tensor]) -> tuple[Tensor, int]:
