@@ -11,7 +11,7 @@ from PIL import Image
 
 from latentfaces.data.pack import Pack
 from latentfaces.errors import UserError
-from latentfaces.tasks.photos import one_photo, own_photos, photos_for, read_photos
+from latentfaces.tasks.photos import one_photo, photos_for, read_photos
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ WARNED = {
 def test_what_is_cut_or_enlarged_is_said(
     shape: tuple[int, int, int], clues: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own_photos(16, write(tmp_path / "me.jpg", *shape), 1, 0)
+    read_photos(write(tmp_path / "me.jpg", *shape), 16, 1, 0)
     said = capsys.readouterr().err
     assert all(clue in said for clue in clues)
     assert said.count("warning:") == bool(clues)
@@ -91,7 +91,7 @@ def test_many_photos_of_one_fault_are_one_warning(tmp_path: Path, capsys: pytest
     (tmp_path / "album").mkdir()
     for number in range(6):
         write(tmp_path / "album" / f"{number}.jpg", 20, 18)
-    own_photos(16, str(tmp_path / "album"), 6, 0)
+    read_photos(str(tmp_path / "album"), 16, 6, 0)
     said = capsys.readouterr().err
     assert said.count("warning:") == 1
     assert "(as 5 more)" in said

@@ -18,7 +18,7 @@ from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import PhotoTask
 from latentfaces.tasks.masks import feathered, read_mask, shrunk
 from latentfaces.tasks.output import PictureFolder, beside
-from latentfaces.tasks.photos import own_photos
+from latentfaces.tasks.photos import read_photos
 from latentfaces.tasks.variants import Name, check_fraction, check_skips, encode, variants
 
 GRAY = 127
@@ -62,7 +62,7 @@ class Inpaint(PhotoTask):
         assert self.mask is not None
         strength = float(pipeline.vae.skip_connections) if self.skips is None else self.skips
         check_skips(pipeline, strength)
-        photos = own_photos(pipeline.resolution, self.image, self.num_photos, self.seed)
+        photos = read_photos(self.image, pipeline.resolution, self.num_photos, self.seed)
         hole = read_mask(self.mask, photos, pipeline.resolution)
         weight = feathered(hole, pipeline.resolution // 32 if self.feather is None else self.feather)
         visible = hidden(photos.images, hole)

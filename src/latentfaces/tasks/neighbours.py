@@ -77,26 +77,19 @@ class Neighbours(SamplingTask):
         scale, limit = float(usual.median()), usual_limit(usual)
         names = pack.manifest["names"]
         memorized = float((found.distances[:, 0] < limit).float().mean())
-        faces = [
-            {
-                "picture": f"{number:05d}.png",
-                "neighbours": [
-                    {"index": i, "name": names[i], "mirrored": v == 1, "distance": round(d, 4)}
-                    for i, v, d in zip(
-                        indices[number].tolist(),
-                        found.views[number].tolist(),
-                        found.distances[number].tolist(),
-                        strict=True,
-                    )
-                ],
-            }
-            for number in range(self.num_images)
+        rows = zip(indices.tolist(), found.views.tolist(), found.distances.tolist(), strict=True)
+        neighbours = [
+            [
+                {"index": i, "name": names[i], "mirrored": v == 1, "distance": round(d, 4)}
+                for i, v, d in zip(*row, strict=True)
+            ]
+            for row in rows
         ]
         result = {
             "held_out_median_distance": round(scale, 4),
             "held_out_limit": round(limit, 4),
             "memorized_fraction": memorized,
-            "faces": faces,
+            "faces": [{"picture": f"{n:05d}.png", "neighbours": row} for n, row in enumerate(neighbours)],
         }
         (pictures.folder / "neighbours.json").write_text(json.dumps(result, indent=1))
         print(f"median_distance {found.distances[:, 0].median():.4g}")

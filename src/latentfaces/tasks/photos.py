@@ -58,40 +58,24 @@ def photos_for(resolution: int, image: str | None, pack: str | None, num_photos:
     Raises:
         UserError: there is neither `image` nor a pack, or a photo is damaged.
     """
-    if num_photos < 1:
-        raise UserError(f"task.num_photos={num_photos} must be at least 1")
     if image is not None:
-        return own_photos(resolution, image, num_photos, seed).images
+        return read_photos(image, resolution, num_photos, seed).images
     if pack is None:
         raise UserError("This run has no pack with held-out images. Give photos with image=....")
     opened = open_pack(Path(pack))
     return torch.from_numpy(opened.images[choose(opened.val_indices, num_photos, seed)])
 
 
-def own_photos(resolution: int, image: str, num_photos: int, seed: int, key: str = "image") -> OwnPhotos:
-    """Read the user's photos. Warn on stderr of those that are cropped or enlarged.
+def read_photos(image: str, resolution: int, num_photos: int, seed: int, key: str = "image") -> OwnPhotos:
+    """Read the user's photos. Warn of those that are cropped or enlarged.
 
     Args:
-        resolution, image, num_photos, seed: see `photos_for`.
+        image, resolution, num_photos, seed: see `photos_for`.
         key: the key of `image` on the command line.
 
     Raises:
         UserError: the image is missing or damaged.
     """
-    photos = read_photos(image, resolution, num_photos, seed, key)
-    warn_of_shapes(photos.names, photos.sizes, resolution)
-    return photos
-
-
-def one_photo(resolution: int, image: str, seed: int, key: str = "image") -> Tensor:
-    """Read one image, (1, 3, R, R) uint8, for a task that takes no folder."""
-    if not Path(image).is_file() or not Photos.is_picture(Path(image).name):
-        raise UserError(f"{key}={image} must be one image ({', '.join(SUFFIXES)})")
-    return own_photos(resolution, image, 1, seed, key).images
-
-
-def read_photos(image: str, resolution: int, num_photos: int, seed: int, key: str = "image") -> OwnPhotos:
-    """Read an image, a folder or a .zip; arguments and errors as for `own_photos`."""
     source = open_source(image, key)
     wanted = choose(np.arange(len(source.names)), num_photos, seed).tolist()
     names = [source.names[index] for index in wanted]
@@ -99,7 +83,16 @@ def read_photos(image: str, resolution: int, num_photos: int, seed: int, key: st
         pixels = np.stack([source.read(index, resolution).pixels for index in wanted])
     except BadImageError as error:
         raise UserError(f"{error}. Give another {key}=...") from error
-    return OwnPhotos(names, torch.from_numpy(pixels), [upright_size(source.file_bytes(name)) for name in names])
+    sizes = [upright_size(source.file_bytes(name)) for name in names]
+    warn_of_shapes(names, sizes, resolution)
+    return OwnPhotos(names, torch.from_numpy(pixels), sizes)
+
+
+def one_photo(resolution: int, image: str, seed: int, key: str = "image") -> Tensor:
+    """Read one image, (1, 3, R, R) uint8, for a task that takes no folder."""
+    if not Path(image).is_file() or not Photos.is_picture(Path(image).name):
+        raise UserError(f"{key}={image} must be one image ({', '.join(SUFFIXES)})")
+    return read_photos(image, resolution, 1, seed, key).images
 
 
 def open_source(image: str, key: str) -> Photos:
@@ -119,9 +112,11 @@ def open_source(image: str, key: str) -> Photos:
     return source
 
 
-def choose(indices: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Return at most `count` of the indices, in order, selected by the seed."""
-    return np.sort(np.random.default_rng(seed).permutation(indices)[:count])
+def choose(indices: np.ndarray, num_photos: int, seed: int) -> np.ndarray:
+    """Return at most `num_photos` of the indices, in order, selected by the seed."""
+    if num_photos < 1:
+        raise UserError(f"task.num_photos={num_photos} must be at least 1")
+    return np.sort(np.random.default_rng(seed).permutation(indices)[:num_photos])
 
 
 def upright_size(data: bytes) -> Size:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from latentfaces.data.pack import open_pack
-from latentfaces.diffusion import Denoiser, Sampler
+from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError, warn
 from latentfaces.evaluation import FeatureDistance
 from latentfaces.evaluation.features import features_by_name
@@ -126,9 +126,11 @@ class Tune:
 
         def score(choice: Choice) -> float:
             if choice not in scores:
+                pipeline.denoiser = best_weights
                 try:
-                    pipeline.denoiser = self.averaged(run, choice.ema, best_weights)
-                except UserError as error:  # the run's snapshots cannot give this average
+                    if choice.ema is not None:
+                        pipeline.denoiser = run.averaged("denoiser", choice.ema).to(pipeline.device)
+                except UserError as error:  # the snapshots of the run cannot give this average
                     print(error)
                     return math.inf
                 pipeline.guidance = build(choice.guidance_config())
@@ -148,14 +150,6 @@ class Tune:
         self.write(run, best, samplers[best.sampler], scores, pictures)
         plot_scores(scores, best, pictures.folder / "scores.png")
         return pictures.grid(torch.cat([shown[plain], shown[best]]), columns=SHOWN)
-
-    @staticmethod
-    def averaged(run: Run, ema: float | None, best_weights: Denoiser) -> Denoiser:
-        """Return the denoiser with that average."""
-        if ema is None:
-            return best_weights
-        denoiser: Denoiser = run.averaged("denoiser", ema).to(next(best_weights.parameters()).device)
-        return denoiser
 
     def nearby(self, best: Choice) -> list[Choice]:
         """Return choices with weights halfway to the neighbors of the best."""
