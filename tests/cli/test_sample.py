@@ -1,4 +1,4 @@
-"""sample.py as a person uses it."""
+"""sample.py from the command line."""
 
 import csv
 import json
@@ -85,7 +85,7 @@ REFUSED = {
     "an average of no width": (["ema=0.5"], "ema=0.5"),
     "a random sampler run backwards": (["task=invert", "image=me.jpg", "sampler=ddpm"], "sampler=heun"),
     "nothing to be made again": (["task=remake"], "image="),
-    "an option beside what a picture says": (["task=remake", "image=me.jpg", "seed=3"], "seed=... has no effect with"),
+    "an option that the metadata has": (["task=remake", "image=me.jpg", "seed=3"], "seed=... has no effect with"),
     "a photo that sample.py did not make": (["task=remake", "image=me.jpg"], "image=me.jpg"),
     "too few faces to judge by": (["task=tune", "num_images=3"], "num_images=3"),
 }

@@ -32,7 +32,7 @@ def exact_normal(mean: Tensor, covariance: Tensor, n: int = 200) -> Tensor:
 def test_frechet_distance_of_normals_with_one_set_of_axes() -> None:
     a = exact_normal(torch.tensor([0.0, 1.0]).double(), torch.diag(torch.tensor([4.0, 1.0])).double())
     b = exact_normal(torch.tensor([3.0, 1.0]).double(), torch.diag(torch.tensor([1.0, 9.0])).double())
-    # |difference of means|^2 + sum of (difference of deviations)^2
+    # |difference of means|^2 + sum of (difference of stds)^2
     assert frechet_distance(a, b) == pytest.approx(9 + 1 + 4)
 
 

@@ -44,7 +44,7 @@ WRONG = {
     "a photo where none is taken": (["image=me.png"], "image=... has no effect with task=generate"),
     "an average that is not looked at": (["task=tune", "ema=0.1"], "ema=... has no effect with task=tune"),
     "a face before the first": (["task.first=-1"], "task.first=-1 must be at least 0"),
-    "a weight that is no number": (
+    "a weight of NaN": (
         ["guidance=auto", "guidance.weight=nan"],
         "guidance.weight=nan is invalid: a number must be finite",
     ),

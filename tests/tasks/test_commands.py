@@ -1,4 +1,4 @@
-"""The tasks as a person types them."""
+"""Tasks from the command line."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A photo, a little noise and back: near nothing it stays, at the end it is forgotten."""
+"""SDEdit: little noise keeps the photo, full noise forgets it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -79,8 +79,8 @@ def test_strength_means_the_same_for_any_schedule(schedule: NoiseSchedule, photo
     fresh = pipeline.generate(3, 7, TASK.sampler).int().numpy()
     change = np.abs(halfway - read(Path(photo))).mean() / np.abs(fresh - read(Path(photo))).mean()
     assert 0.1 < change < 0.95  # half of the even scale neither keeps nor forgets the photo
-    whole = edits(replace(TASK, image=photo, strength=1.0), pipeline, tmp_path / "whole")
-    assert np.abs(whole - pipeline.generate(3, 7, TASK.sampler).int().numpy()).max() <= 1
+    full = edits(replace(TASK, image=photo, strength=1.0), pipeline, tmp_path / "full")
+    assert np.abs(full - pipeline.generate(3, 7, TASK.sampler).int().numpy()).max() <= 1
 
 
 @pytest.mark.parametrize("sampler", [HeunSampler(4), DDPMSampler(4)])

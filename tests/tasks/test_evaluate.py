@@ -1,4 +1,4 @@
-"""Evaluation through sample.py: figures of known sets, going on after a kill, and what is refused."""
+"""task=evaluate: metrics of known sets, resuming after a kill, and errors."""
 
 import io
 import json
@@ -155,7 +155,7 @@ def test_run_in_whose_folder_an_evaluation_lies_tells_it_on_its_own_page(home: P
 
 
 def watch_faces(patch: pytest.MonkeyPatch, dies_after: int | None = None) -> list[int]:
-    """The numbers of the faces that are made from now on; after so many the power goes out."""
+    """Record the numbers of samples from now on. After `dies_after` of them, raise KeyboardInterrupt."""
     made: list[int] = []
     faces = FacePipeline.faces
 
@@ -184,7 +184,7 @@ def test_an_evaluation_that_was_killed_goes_on_also_to_more_faces_in_other_batch
         made = watch_faces(patch)
         again = evaluate("task.features=colours.pt", "batch_size=7")
     assert made[:28] == list(range(32, 60))
-    assert len(made) <= 28 + 8 + 8  # and those that are shown beside photos, and as pairs
+    assert len(made) <= 28 + 8 + 8  # also the plotted ones
     # Batches of another size differ by one level in a few values.
     before, after = (np.asarray(Image.open(file)).astype(int) for file in (io.BytesIO(grid), "pictures/grid.png"))
     assert np.abs(after - before).max() <= 1

@@ -1,4 +1,4 @@
-"""A person's photos: what is read, what is said of it, what is refused."""
+"""The user's photos: reading, warnings and errors."""
 
 import zipfile
 from pathlib import Path
