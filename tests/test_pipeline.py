@@ -62,6 +62,26 @@ def test_a_picture_above_the_bound_is_taken_alone(pixels_seen: list[int]) -> Non
     assert pixels_seen == [64 * 64] * 3
 
 
+def test_no_two_seeds_share_a_face() -> None:
+    pipeline = FacePipeline(small_vae(), None, 16, CPU)
+    names = [(0, 45_592), (4295, 3), (0, 0), (0, 1), (1, 0), (2**32 - 1, 1)]
+    noise = pipeline.noise(names)
+    assert (torch.cdist(noise.flatten(1), noise.flatten(1)) + 99 * torch.eye(6)).min() > 1
+    assert torch.equal(pipeline.noise(names[1:2]), noise[1:2])
+    many = pipeline.noise([(3, number) for number in range(2000)])
+    assert abs(float(many.mean())) < 0.01
+    assert abs(float(many.std()) - 1) < 0.01
+
+
+def test_images_of_earlier_versions_keep_their_noise() -> None:
+    pipeline = FacePipeline(small_vae(), None, 16, CPU)
+    pipeline.colliding_seeds = True
+    noise = pipeline.noise([(0, 45_592), (4295, 3), (2, 5)])
+    assert torch.equal(noise[0], noise[1])
+    generator = torch.Generator().manual_seed(2 * 1_000_003 + 5)
+    assert torch.equal(noise[2], torch.randn(2, 8, 8, generator=generator))
+
+
 def test_tensors_of_another_shape_are_refused_by_name_and_a_device_may_be_a_word() -> None:
     pipeline = FacePipeline(small_vae(), None, 16, device="cpu")
     assert pipeline.device == CPU

@@ -1,4 +1,4 @@
-"""A trained run as an object: photos to latents, noise to faces."""
+"""FacePipeline: a trained run as an object."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,23 +27,23 @@ from latentfaces.nn import best_device, weights_hash
 from latentfaces.run import GUIDE, Run, build, open_run
 
 PIXELS_AT_ONCE = {"cuda": 2**20, "cpu": 2**18}
-"""Pixels per call of encoder or decoder: on a CPU 4 faces of 256 x 256. More take memory and are hardly faster."""
+"""Pixels per call of encoder or decoder: on a CPU 4 images of 256 x 256. More take memory and are hardly faster."""
 AUTO_WEIGHT = 1.5
-"""Guidance weight of a run that was not tuned and has a guide, as in conf/guidance/auto.yaml."""
+"""Default guidance weight of a run with a guide, as in conf/guidance/auto.yaml."""
 
 
 class FacePipeline:
-    """A VAE and, for new faces, a denoiser in its latents.
+    """VAE of a run and, in stage 2, the denoiser of its latents.
 
     Args:
         vae: the trained VAE.
         denoiser: the trained denoiser; None for a run of stage 1, which can only reconstruct.
         resolution: height and width of the images, in pixels.
-        device: where to compute; the best available by default.
-        bfloat16: compute in bfloat16 where that is safe: faster, but images then depend slightly on the batch size.
-        guide: an early version of the denoiser, for `AutoGuidance`, or a function that reads it when needed.
-        guidance: of the denoiser; none unless given.
-        sampler: from noise to latents, where a call names no other; `DPMpp2MSampler(20, eta=1.0)` unless given.
+        device: device of all networks; the best available by default.
+        bfloat16: use autocast to bfloat16: faster, but images then depend slightly on the batch size.
+        guide: early checkpoint of the denoiser for `AutoGuidance`, or a function that loads it.
+        guidance: guidance of the denoiser; none by default.
+        sampler: default sampler; `DPMpp2MSampler(20, eta=1.0)` by default.
         ema: width of the weights' average; None for that of the best weights.
     """
 
@@ -66,6 +67,8 @@ class FacePipeline:
         self.guidance: Guidance = guidance or NoGuidance()
         self.sampler: Sampler = sampler or DPMpp2MSampler(20, eta=1.0)
         self.ema = ema
+        self.colliding_seeds = False
+        """Draw noise as older versions did, to reproduce their images: some (seed, number) shared their noise."""
 
     @classmethod
     def load(
@@ -77,20 +80,20 @@ class FacePipeline:
         guidance: Guidance | None = None,
         sampler: Sampler | None = None,
     ) -> "FacePipeline":
-        """Load a run's best weights, e.g. from "outputs/ldm/faces".
+        """Load the best weights of a run, as from "outputs/ldm/faces".
 
-        Guidance, sampler and ema are the run's own unless given: those that task=tune found for its best weights, else
-        `AutoGuidance` where the run has a guide and `DPMpp2MSampler(20, eta=1.0)`. A given guidance leaves out the
-        tuned ema too, since the two were found together.
+        Guidance, sampler and ema default to those that task=tune found for the best weights. Without tuning they are
+        `AutoGuidance` if the run has a guide, and `DPMpp2MSampler(20, eta=1.0)`. The tuned ema belongs to the tuned
+        guidance, so another guidance ignores both.
 
         Args:
             run: the run or its folder.
             device, bfloat16: as for the class.
-            ema: width of the weights' average over the training, in (0, 0.28), in place of the best weights.
-            guidance, sampler: in place of the run's own.
+            ema: width of the weights' average, in (0, 0.28), instead of the best weights.
+            guidance, sampler: instead of the run's own.
 
         Raises:
-            UserError: the run lacks what these arguments need.
+            UserError: the run has no weights for these arguments.
         """
         run = run if isinstance(run, Run) else open_run(run)
         vae = run.module("autoencoder", "best_vae")
@@ -106,13 +109,13 @@ class FacePipeline:
             denoiser = run.module("denoiser", "best_denoiser") if ema is None else run.averaged("denoiser", ema)
             guide = partial(run.module, "denoiser", GUIDE) if run.has_weights(GUIDE) else None
         elif ema is not None:
-            raise UserError(f"ema={ema} is for runs of stage 2. Leave it out.")
+            raise UserError(f"ema={ema} has no effect on a run of stage 1. Leave it out.")
         resolution = run.config["data"]["resolution"]
         return cls(vae, denoiser, resolution, device, bfloat16, guide, guidance, sampler, ema)
 
     @cached_property
     def guide(self) -> Denoiser | None:
-        """The early version, read when it is first asked for."""
+        """Early checkpoint of the denoiser, loaded at first access."""
         guide = self.find_guide()
         return guide.to(self.device) if guide is not None else None
 
@@ -123,15 +126,15 @@ class FacePipeline:
 
     @property
     def predictor(self) -> Predictor:
-        """The denoiser under the pipeline's guidance.
+        """Guided denoiser.
 
         Raises:
-            UserError: there is no denoiser, or none that this guidance can use.
+            UserError: there is no denoiser, or the guidance does not fit it.
         """
         if self.denoiser is None:
             raise UserError(
-                "this is a run of stage 1, and noise from its prior decodes to noise by design: "
-                "train stage 2 with `python train.py model=ldm`, then sample that run"
+                "This run is of stage 1, whose prior decodes to noise. Train stage 2 with `python train.py model=ldm` "
+                "and sample that run."
             )
         try:
             return self.guidance(self.denoiser, self.guide_in_use)
@@ -140,46 +143,49 @@ class FacePipeline:
 
     @property
     def weights(self) -> str:
-        """Names the weights: hashes of the VAE, of the denoiser if there is one, of the guide if it is used."""
+        """Hashes of the VAE, of the denoiser if there is one, and of the guide if it is used."""
         parts = (self.vae, self.denoiser, self.guide_in_use)
         return "-".join(weights_hash(part) for part in parts if part is not None)
 
     def compile(self) -> None:
-        """Compile the denoiser when it is first used, which takes minutes on a CPU."""
+        """Compile the denoiser at its first call, which takes minutes on a CPU."""
         for part in (self.denoiser, self.guide_in_use):
             if part is not None:
                 part.compile()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of a latent."""
+        """Shape (c, h, w) of the latents of an image."""
         side = self.resolution // self.vae.downsampling
         return self.vae.latent_channels, side, side
 
     def draws(self, names: Sequence[tuple[int, int]]) -> Callable[[], Tensor]:
-        """A source of noise (n, c, h, w) for the faces named by (seed, number): each depends on its own name alone."""
-        generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for seed, number in names]
+        """Return a source of noise (n, c, h, w) for names (seed, number): each row depends on its own name alone."""
+        if self.colliding_seeds:
+            generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for seed, number in names]
+        else:
+            generators = [generator_of(seed, number) for seed, number in names]
         return PerSampleNoise(generators, self.latent_shape, self.device)
 
     def noise(self, names: Sequence[tuple[int, int]]) -> Tensor:
-        """Start noise (n, c, h, w) of the faces named by (seed, number)."""
+        """Return initial noise (n, c, h, w) for names (seed, number)."""
         return self.draws(names)()
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Compute in bfloat16 within this context if the pipeline does; else as the caller does."""
+        """Return a context with autocast to bfloat16 if the pipeline uses it."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
 
     def parts(self, count: int) -> Iterator[slice]:
-        """So many pictures, a few at a time to bound the memory."""
+        """Yield slices of `count` images, small enough for memory."""
         at_once = max(1, PIXELS_AT_ONCE.get(self.device.type, 2**18) // self.resolution**2)
         return (slice(start, start + at_once) for start in range(0, count, at_once))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images (n, 3, R, R) in [-1, 1] -> normalised latents (n, c, h, w), the posterior's mode.
+        """Encode images (n, 3, R, R) in [-1, 1] to normalized latents (n, c, h, w), the mode of the posterior.
 
         Raises:
-            ValueError: they are of another shape, or no floats.
+            ValueError: the images have another shape or dtype.
         """
         if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0 or not images.is_floating_point():
             raise ValueError(f"images must be (n, 3, R, R) floats in [-1, 1], not {tuple(images.shape)} {images.dtype}")
@@ -189,14 +195,14 @@ class FacePipeline:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
-        """Normalised latents (n, c, h, w) -> images (n, 3, R, R) in [-1, 1].
+        """Decode normalized latents (n, c, h, w) to images (n, 3, R, R) in [-1, 1].
 
         Args:
-            latents: of new faces or of photos.
-            skips: the encoder's features of the photos, if the decoder is to see them (see `VAE.decode`).
+            latents: latents of samples or photos.
+            skips: encoder features for the skip connections, see `VAE.decode`.
 
         Raises:
-            ValueError: the latents are of another shape.
+            ValueError: the latents have another shape.
         """
         if latents.ndim != 4 or latents.shape[1] != self.vae.latent_channels or len(latents) == 0:
             raise ValueError(f"latents must be (n, {self.vae.latent_channels}, h, w), not {tuple(latents.shape)}")
@@ -209,30 +215,30 @@ class FacePipeline:
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, skips: float = 0.0) -> Tensor:
-        """Images (n, 3, R, R) in [-1, 1] -> what the VAE makes of them, likewise.
+        """Encode and decode images (n, 3, R, R) in [-1, 1].
 
         Args:
-            images: the photos.
-            skips: strength, in [0, 1], of the VAE's skip connections: at 0 the latents say everything.
+            images: the images.
+            skips: strength, in [0, 1], of the VAE's skip connections; at 0 the decoder sees the latents alone.
         """
-        made = []
+        reconstructed = []
         with self.autocast():
             for part in self.parts(len(images)):
                 posterior, features = self.vae.encode_with_skips(images[part].to(self.device))
-                seen = [skips * feature for feature in features] if skips else None
-                made.append(self.vae.decode(posterior.mode(), seen))
-        return torch.cat(made)
+                scaled = [skips * feature for feature in features] if skips else None
+                reconstructed.append(self.vae.decode(posterior.mode(), scaled))
+        return torch.cat(reconstructed)
 
     def sample(self, noise: Tensor, sampler: Sampler, fresh: Callable[[], Tensor] | None = None) -> Tensor:
-        """Noise (n, c, h, w) -> normalised latents; `fresh` as for `Sampler`."""
+        """Map noise (n, c, h, w) to normalized latents; `fresh` as for `Sampler`."""
         with self.autocast():
             return sampler(self.predictor, noise, fresh)
 
     def invert(self, images: Tensor, sampler: Sampler) -> Tensor:
-        """Images (n, 3, R, R) in [-1, 1] -> the noise (n, c, h, w) from which `sampler` comes to them, nearly.
+        """Map images (n, 3, R, R) in [-1, 1] to noise (n, c, h, w) from which `sampler` generates them approximately.
 
         Raises:
-            UserError: the sampler cannot be run backwards.
+            UserError: the sampler adds noise, so it cannot be inverted.
         """
         latents = self.encode(images)
         try:
@@ -242,42 +248,42 @@ class FacePipeline:
             raise UserError(str(error)) from error
 
     def faces_from_noise(self, noise: Tensor, sampler: Sampler, batch_size: int = 64) -> Iterator[Tensor]:
-        """Noise (n, c, h, w) -> batches of faces (b, 3, R, R) uint8 on the CPU.
+        """Yield batches of samples (b, 3, R, R) uint8 on the CPU from noise (n, c, h, w).
 
-        A sampler that adds noise on the way takes, for face i, what it would take for face i of seed 0.
+        A sampler that adds noise uses, for row i, that of sample i of seed 0.
         """
         for start in range(0, len(noise), batch_size):
             part = noise[start : start + batch_size]
             draw = self.draws([(0, number) for number in range(start, start + len(part))])
-            draw()  # the first is the start noise
+            draw()  # the first draw is the initial noise
             yield self.images(part, sampler, draw)
 
     def faces(self, names: Sequence[tuple[int, int]], sampler: Sampler, batch_size: int = 64) -> Iterator[Tensor]:
-        """The faces named by (seed, number), in batches (b, 3, R, R) uint8 on the CPU."""
+        """Yield the samples with names (seed, number) in batches (b, 3, R, R) uint8 on the CPU."""
         for start in range(0, len(names), batch_size):
             draw = self.draws(names[start : start + batch_size])
             yield self.images(draw(), sampler, draw)
 
     def images(self, noise: Tensor, sampler: Sampler, fresh: Callable[[], Tensor]) -> Tensor:
-        """Noise (b, c, h, w) -> faces (b, 3, R, R) uint8 on the CPU: the one path from noise to images.
+        """Map noise (b, c, h, w) to samples (b, 3, R, R) uint8 on the CPU: the one path from noise to images.
 
         Args:
-            noise: where sampling begins.
-            sampler: from noise to latents.
-            fresh: further noise of the same shape, for a sampler that adds noise.
+            noise: initial noise.
+            sampler: maps noise to latents.
+            fresh: returns further noise of the same shape, for a sampler that adds noise.
         """
         return to_uint8(self.decode(self.sample(noise, sampler, fresh))).cpu()
 
     def generate(self, num_images: int, seed: int, sampler: Sampler | None = None, batch_size: int = 64) -> Tensor:
-        """Generate faces (num_images, 3, R, R) uint8.
+        """Generate samples (num_images, 3, R, R) uint8.
 
-        Face i depends on (seed, i) alone, to one level of 255 for any batch size.
+        Sample i depends on (seed, i) alone, to one level of 255 for any batch size.
 
         Args:
-            num_images: how many.
-            seed: names the faces.
-            sampler: from noise to latents; the pipeline's unless given.
-            batch_size: faces at once.
+            num_images: number of samples.
+            seed: seed of the noise.
+            sampler: maps noise to latents; the pipeline's by default.
+            batch_size: samples at once.
 
         Raises:
             ValueError: num_images is below 1.
@@ -286,3 +292,12 @@ class FacePipeline:
             raise ValueError(f"num_images={num_images} must be at least 1")
         names = [(seed, number) for number in range(num_images)]
         return torch.cat(list(self.faces(names, sampler or self.sampler, batch_size)))
+
+
+def generator_of(seed: int, number: int) -> torch.Generator:
+    """Return a CPU generator whose complete state is a hash of (seed, number). `manual_seed` keeps 32 bits only."""
+    generator = torch.Generator()
+    state = generator.get_state()
+    # The serialized Mersenne Twister: 24 bytes of header, then 624 words of 32 bits, each stored in 64.
+    state[24 : 24 + 8 * 624].numpy().view(np.uint64)[:] = np.random.SeedSequence((seed, number)).generate_state(624)
+    return generator.set_state(state)

@@ -1,4 +1,4 @@
-"""sample.py as a person uses it."""
+"""sample.py from the command line."""
 
 import csv
 import json
@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command
+from helpers.commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, refused, run_command
 from PIL import Image
 
 from latentfaces.autoencoder import Decoder, Skips
-from latentfaces.diffusion import AutoGuidance, EulerSampler, NoGuidance
+from latentfaces.diffusion import AutoGuidance, DPMpp2MSampler, EulerSampler, NoGuidance
+from latentfaces.evaluation import save_png
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import Run
 
@@ -84,7 +85,7 @@ REFUSED = {
     "an average of no width": (["ema=0.5"], "ema=0.5"),
     "a random sampler run backwards": (["task=invert", "image=me.jpg", "sampler=ddpm"], "sampler=heun"),
     "nothing to be made again": (["task=remake"], "image="),
-    "an option beside what a picture says": (["task=remake", "image=me.jpg", "seed=3"], "seed=... has no effect with"),
+    "an option that the metadata has": (["task=remake", "image=me.jpg", "seed=3"], "seed=... has no effect with"),
     "a photo that sample.py did not make": (["task=remake", "image=me.jpg"], "image=me.jpg"),
     "too few faces to judge by": (["task=tune", "num_images=3"], "num_images=3"),
 }
@@ -121,6 +122,67 @@ def test_a_picture_is_made_again_from_its_own_text(options: list[str], sample: C
     run_command("sample.py", "task=remake", "image=face.png", "output=pictures")
     again = "00002.png" if "task=interpolate" in options else "00000.png"
     assert np.abs(pixels(again) - before).max() <= 1  # in a batch of another size: the last bit
+
+
+def test_an_image_of_an_earlier_version_is_remade_with_the_noise_of_that_version(sample: Command) -> None:
+    sample("seed=5", "num_images=1", "guidance=none", "output=pictures")
+    text = json.loads(Image.open("pictures/00000.png").text["latentfaces"])  # type: ignore[attr-defined]
+    shutil.rmtree("pictures")
+    pipeline = FacePipeline.load("outputs/ldm/faces", guidance=NoGuidance())
+    pipeline.colliding_seeds = True
+    sampler = DPMpp2MSampler(2, eta=1.0)
+    expected = pipeline.generate(1, 5, sampler)[0]
+    assert text.pop("version") == 2
+    save_png(expected, Path("old.png"), {"latentfaces": json.dumps(text)})
+    run_command("sample.py", "task=remake", "image=old.png", "output=pictures")
+    assert np.array_equal(pixels("00000.png"), expected.permute(1, 2, 0).numpy())
+    shutil.rmtree("pictures")
+    save_png(expected, Path("new.png"), {"latentfaces": json.dumps(text | {"version": 3})})
+    assert "a newer version of latentfaces" in refused("sample.py", "task=remake", "image=new.png", "output=pictures")
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("me", "hole"):
+        Image.new("RGB", (16, 16), "white").save(f"{name}.png")
+    paths = ["run='~/outputs/ldm/faces'", "output='~/pictures'", "image='~/me.png'"]
+    few = ["num_images=1", "sampler.num_steps=2"]
+    run_command("sample.py", *paths, *few, "task=inpaint", "task.mask='~/hole.png'")
+    assert (home / "pictures" / "grid.png").exists()
+    assert not Path("~").exists()
+    (home / "pictures" / "00000.png").rename("edit.png")
+    shutil.rmtree("pictures")
+    run_command("sample.py", "task=remake", "image='~/edit.png'", "output='~/pictures'")
+    shutil.rmtree("pictures")
+    run_command("sample.py", *paths, *few, "task=interpolate", "num_images=2", "task.to_image='~/me.png'")
+    network = refused("sample.py", "task=tune", "task.features='~/nowhere.pt'", "output=pictures2")
+    assert f"task.features={home}/nowhere.pt" in network
+
+
+def test_names_that_are_not_utf8_are_printed(sample: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    sample("num_images=1", "output='caf\udce9'")
+    assert capsys.readouterr().out.splitlines()[-1] == "caf\\udce9/grid.png"
+    assert Path("caf\udce9/grid.png").exists()
+
+
+def test_tuning_of_a_run_that_cannot_be_written_keeps_its_result(
+    sample: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tuned = Path("outputs/ldm/faces/tuned.json")
+    blocker = tuned.with_name("tuned.json.partial")  # root may write anywhere, but not onto a folder
+    blocker.mkdir()
+    few = ["num_images=32", "task.weights=[1.5]", "task.emas=[]", "~task.samplers.ddpm", "~task.samplers.dpmpp_2m"]
+    try:
+        sample("task=tune", *few, "output=pictures")
+    finally:
+        blocker.rmdir()
+    printed = capfd.readouterr()
+    result = json.loads(Path("pictures/tuned.json").read_text())
+    assert f"{tuned} cannot be written" in printed.err
+    assert json.dumps(result["guidance"]["_target_"]) in printed.err
+    assert "best:" in printed.out
+    assert Path("pictures/scores.csv").exists()
+    assert not tuned.exists()
 
 
 def test_guidance_and_average_change_the_faces_and_weight_one_does_not(sample: Command) -> None:

@@ -13,7 +13,7 @@ from latentfaces.evaluation.generation import (
     frechet_distance,
     generator_metrics,
     kernel_distance,
-    memorisation,
+    memorization,
     moments,
     nearest,
     precision_and_recall,
@@ -32,7 +32,7 @@ def exact_normal(mean: Tensor, covariance: Tensor, n: int = 200) -> Tensor:
 def test_frechet_distance_of_normals_with_one_set_of_axes() -> None:
     a = exact_normal(torch.tensor([0.0, 1.0]).double(), torch.diag(torch.tensor([4.0, 1.0])).double())
     b = exact_normal(torch.tensor([3.0, 1.0]).double(), torch.diag(torch.tensor([1.0, 9.0])).double())
-    # |difference of means|^2 + sum of (difference of deviations)^2
+    # |difference of means|^2 + sum of (difference of stds)^2
     assert frechet_distance(a, b) == pytest.approx(9 + 1 + 4)
 
 
@@ -75,12 +75,14 @@ def test_kernel_distance_is_unbiased_between_samples_of_one_kind() -> None:
 def test_nothing_depends_on_the_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     real, fake, train = torch.randn(3, 30, 3, generator=generator)
-    whole, found = generator_metrics(real, fake), memorisation(fake, train, real, k=2)
+    whole, found = generator_metrics(real, fake), memorization(fake, train, real, k=2)
     monkeypatch.setattr("latentfaces.evaluation.generation.ROWS_AT_ONCE", 7)
-    assert generator_metrics(real, fake) == pytest.approx(whole)
-    again = memorisation(fake, train, real, k=2)
-    assert torch.equal(again.nearest.indices, found.nearest.indices)
-    assert torch.equal(again.twins.indices, found.twins.indices)
+    for values in (2**24, 6):  # 7 and 2 columns at once
+        monkeypatch.setattr("latentfaces.evaluation.generation.VALUES_AT_ONCE", values)
+        assert generator_metrics(real, fake) == pytest.approx(whole)
+        again = memorization(fake, train, real, k=2)
+        assert torch.equal(again.nearest.indices, found.nearest.indices)
+        assert torch.equal(again.twins.indices, found.twins.indices)
 
 
 class Columns(nn.Module):
@@ -141,25 +143,48 @@ def test_a_generator_of_one_good_face_has_precision_and_no_recall() -> None:
     assert recall <= 0.01
 
 
-def test_memorised_is_the_share_of_repeated_training_samples() -> None:
+def test_memorized_fraction_counts_copies_of_training_images() -> None:
     generator = torch.Generator().manual_seed(0)
     train, held_out, new = torch.randn(3, 400, 6, generator=generator)
     fake = torch.cat([train[:100] + 1e-4, new[:300]])
-    found = memorisation(fake, train, held_out)
-    assert found.memorised == pytest.approx(0.25, abs=0.03)
+    found = memorization(fake, train, held_out)
+    assert found.memorized_fraction == pytest.approx(0.25, abs=0.03)
     assert found.nearest.indices[:100, 0].tolist() == list(range(100))
-    assert memorisation(new, train, held_out).memorised == pytest.approx(0.01, abs=0.02)
+    assert memorization(new, train, held_out).memorized_fraction == pytest.approx(0.01, abs=0.02)
+
+
+def test_copies_in_the_data_do_not_move_the_limit_of_memorization() -> None:
+    generator = torch.Generator().manual_seed(0)
+    train, held_out = torch.randn(400, 6, generator=generator), torch.randn(100, 6, generator=generator)
+    limit = memorization(train, train, held_out).limit
+    held_out[:5] = train[:5]  # images that the data contain twice
+    held_out[5:10] = train[5:10] + 1e-4
+    found = memorization(train + 1e-5, train, held_out)
+    assert found.memorized_fraction == 1
+    assert found.limit == pytest.approx(limit, rel=0.5)
+
+
+def test_the_nearest_view_of_an_item_counts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    train, mirrored, held_out = torch.randn(3, 200, 6, generator=generator)
+    views = torch.stack([train, mirrored], dim=1)
+    found = memorization(mirrored[:50], views, held_out, k=3)
+    assert found.memorized_fraction == 1
+    assert found.nearest.indices[:, 0].tolist() == list(range(50))
+    assert found.nearest.views[:, 0].tolist() == [1] * 50
+    assert all(len(set(row)) == 3 for row in found.nearest.indices.tolist())  # an item is found once
+    assert memorization(mirrored[:50], train, held_out).memorized_fraction < 0.2
 
 
 def test_duplicates_are_faces_that_come_twice() -> None:
     generator = torch.Generator().manual_seed(0)
     held_out, new = torch.randn(2, 100, 6, generator=generator)
-    twice = memorisation(torch.cat([new[:50], new[:50] + 1e-5]), held_out, held_out)
+    twice = memorization(torch.cat([new[:50], new[:50] + 1e-5]), held_out, held_out)
     assert twice.duplicates == 1
     assert twice.twins.indices[:, 0].tolist() == [*range(50, 100), *range(50)]
-    assert memorisation(new, held_out, held_out).duplicates <= 0.05
+    assert memorization(new, held_out, held_out).duplicates <= 0.05
     held_out[1] = held_out[0]  # a photo that the set holds twice hides no duplicates
-    assert memorisation(torch.cat([new[:50], new[:50] + 1e-5]), held_out, held_out).duplicates == 1
+    assert memorization(torch.cat([new[:50], new[:50] + 1e-5]), held_out, held_out).duplicates == 1
 
 
 def test_nearest_distance_leaves_out_the_sample_itself() -> None:

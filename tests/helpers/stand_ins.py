@@ -48,7 +48,7 @@ class PixelVAE(nn.Module):
 
 
 class GaussianDenoiser(Denoiser):
-    """The best denoiser of data N(mean, covariance) over whole latents (c, h, w), by the covariance's axes.
+    """The best denoiser of data N(mean, covariance) over all values of latents (c, h, w), by the covariance's axes.
 
     Args:
         mean: (c, h, w).
@@ -109,7 +109,7 @@ def fitted_pipeline(images: np.ndarray) -> FacePipeline:
 
 
 def white_pipeline(std: float = 0.5, schedule: NoiseSchedule | None = None) -> FacePipeline:
-    """A pipeline whose latents are independent, of deviation `std`."""
+    """A pipeline whose latents are independent, with standard deviation `std`."""
     return FacePipeline(PixelVAE(), White(std, schedule), SIDE, CPU)
 
 

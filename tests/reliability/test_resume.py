@@ -131,7 +131,7 @@ def test_case_27_a_killed_diffusion_run_leaves_the_averages_and_the_guide_of_an_
     assert pipeline.guide is not None
     assert pipeline.denoiser is not None
     assert weights_hash(pipeline.denoiser) == weights_hash(rebuilt)
-    with pytest.raises(UserError, match=r"ema=0\.07 is for runs of stage 2"):
+    with pytest.raises(UserError, match=r"ema=0\.07 has no effect on a run of stage 1"):
         FacePipeline.load("outputs/vae/faces", ema=0.07)
 
 

@@ -44,7 +44,7 @@ WRONG = {
     "a photo where none is taken": (["image=me.png"], "image=... has no effect with task=generate"),
     "an average that is not looked at": (["task=tune", "ema=0.1"], "ema=... has no effect with task=tune"),
     "a face before the first": (["task.first=-1"], "task.first=-1 must be at least 0"),
-    "a weight that is no number": (
+    "a weight of NaN": (
         ["guidance=auto", "guidance.weight=nan"],
         "guidance.weight=nan is invalid: a number must be finite",
     ),
@@ -80,14 +80,14 @@ def test_case_39_a_task_that_is_work_for_one_process_is_refused_several(
     monkeypatch.chdir(trained)
     monkeypatch.setattr(Ranks, "started", lambda: Ranks(rank=1, count=2))
     for task in ("interpolate", "reconstruct", "neighbours", "tune"):
-        assert f"task={task} is work for one process" in refused("sample.py", f"task={task}", "output=pictures")
+        assert f"task={task} runs in one process" in refused("sample.py", f"task={task}", "output=pictures")
     assert not Path("pictures").exists()
 
 
 def test_case_39_tasks_of_srun_do_not_all_do_everything(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
-    assert "type torchrun" in refused("sample.py", "output=pictures")
+    assert "Use torchrun" in refused("sample.py", "output=pictures")
     assert not Path("pictures").exists()
 
 
@@ -170,7 +170,7 @@ def test_case_39_a_photo_that_is_none_is_named(trained: Path, tmp_path: Path, mo
     options = ["task=reconstruct", f"output={tmp_path / 'out'}"]
     assert "image=nowhere.png does not exist" in refused("sample.py", *options, "image=nowhere.png")
     assert "torn.png cannot be read" in refused("sample.py", *options, f"image={torn}")
-    assert "neither a picture" in refused("sample.py", *options, "image=data/synthetic-48-16/images.npy")
+    assert "neither an image" in refused("sample.py", *options, "image=data/synthetic-48-16/images.npy")
 
 
 def test_a_picture_cannot_make_remake_run_a_network_from_a_file(

@@ -1,4 +1,4 @@
-"""The tasks as a person types them."""
+"""Tasks from the command line."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 TASKS = {
     "interpolate": (["image=me.png", "task.to_image=you.png"], ["animation.gif"], 2),
     "invert": ([], ["noise.npy"], 2),
-    "edit": (["image=me.png", "task.strength=0.3", "task.skips=0.5"], [], 2),
+    "edit": (["image=me.png", "task.strength=0.6", "task.skips=0.5"], [], 2),
     "inpaint": (["image=me.png", "task.mask=hole.png", "task.resample=2"], [], 2),
     "variations": (["image=me.png", "task.amount=0.2"], [], 2),
     "neighbours": (["task.num_neighbours=3"], ["distances.png", "neighbours.json"], 2),

@@ -1,10 +1,11 @@
-"""A photo, a little noise and back: near nothing it stays, at the end it is forgotten."""
+"""SDEdit: little noise keeps the photo, full noise forgets it."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.stand_ins import (
     CPU,
     SCHEDULES,
@@ -20,7 +21,7 @@ from helpers.stand_ins import (
 )
 
 from latentfaces.data.pack import Pack
-from latentfaces.diffusion import DDPMSampler, DPMpp2MSampler, HeunSampler, NoiseSchedule, Sampler
+from latentfaces.diffusion import AutoGuidance, DDPMSampler, DPMpp2MSampler, HeunSampler, NoiseSchedule, Sampler
 from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks import Edit
@@ -46,7 +47,7 @@ def edits(task: Edit, pipeline: FacePipeline, folder: Path) -> np.ndarray:
 
 
 def test_nearly_no_noise_leaves_what_the_vae_makes_of_it(pipeline: FacePipeline, photo: str, tmp_path: Path) -> None:
-    made = edits(replace(TASK, image=photo, strength=0.002), pipeline, tmp_path / "out")
+    made = edits(replace(TASK, image=photo, strength=0.002, sampler=HeunSampler(1000)), pipeline, tmp_path / "out")
     assert np.abs(made - read(Path(photo))).max() <= 2
 
 
@@ -68,12 +69,18 @@ def test_more_strength_leads_further_away(pipeline: FacePipeline, photo: str, tm
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_strength_is_a_time_of_any_schedule(schedule: NoiseSchedule, photo: str, tmp_path: Path) -> None:
+def test_strength_means_the_same_for_any_schedule(schedule: NoiseSchedule, photo: str, tmp_path: Path) -> None:
     pipeline = white_pipeline(schedule=schedule)
-    little = edits(replace(TASK, image=photo, strength=1e-5), pipeline, tmp_path / "little")
+    strength = float(schedule.condition(schedule.time_at(torch.tensor(0.004, dtype=torch.float64))))
+    task = replace(TASK, image=photo, strength=strength, sampler=HeunSampler(100, spacing="log_snr"))
+    little = edits(task, pipeline, tmp_path / "little")
     assert np.abs(little - read(Path(photo))).max() <= 3
-    whole = edits(replace(TASK, image=photo, strength=1.0), pipeline, tmp_path / "whole")
-    assert np.abs(whole - pipeline.generate(3, 7, TASK.sampler).int().numpy()).max() <= 1
+    halfway = edits(replace(TASK, image=photo, strength=0.5), pipeline, tmp_path / "half")
+    fresh = pipeline.generate(3, 7, TASK.sampler).int().numpy()
+    change = np.abs(halfway - read(Path(photo))).mean() / np.abs(fresh - read(Path(photo))).mean()
+    assert 0.1 < change < 0.95  # half of the even scale neither keeps nor forgets the photo
+    full = edits(replace(TASK, image=photo, strength=1.0), pipeline, tmp_path / "full")
+    assert np.abs(full - pipeline.generate(3, 7, TASK.sampler).int().numpy()).max() <= 1
 
 
 @pytest.mark.parametrize("sampler", [HeunSampler(4), DDPMSampler(4)])
@@ -107,9 +114,22 @@ def test_skips_hand_on_the_photos_detail(photo: str, tmp_path: Path) -> None:
     pipeline = FacePipeline(skip_vae(), White(1.0), SIDE, CPU)
     image = read_photos(photo, SIDE, 1, 0).images
     for strength in (0.0, 0.5, 1.0):
-        task = replace(TASK, image=photo, strength=0.001, skips=strength, num_images=1)
+        task = replace(TASK, image=photo, strength=0.001, skips=strength, num_images=1, sampler=HeunSampler(2000))
         expected = reconstructions(pipeline, image, strength, 1)[0].int().numpy()
         assert np.abs(edits(task, pipeline, tmp_path / str(strength))[0] - expected).max() <= 2
+
+
+def test_a_strength_or_interval_without_a_sampling_time_is_an_error(
+    pipeline: FacePipeline, photo: str, tmp_path: Path
+) -> None:
+    task = replace(TASK, image=photo, sampler=HeunSampler(10))
+    with pytest.raises(UserError, match=r"task.strength=0.05 is below all of the 10 sampling times"):
+        replace(task, strength=0.05)(pipeline, folder_for(tmp_path / "strength"))
+    guided = white_pipeline()
+    guided.guidance = AutoGuidance(2.0, start=1.0, end=0.6)  # above all times of this edit
+    guided.find_guide = lambda: White(0.5)
+    with pytest.raises(UserError, match=r"guidance.start=1, guidance.end=0.6 contain none"):
+        replace(task, strength=0.5)(guided, folder_for(tmp_path / "interval"))
 
 
 def test_what_makes_no_sense_is_refused_by_key(pipeline: FacePipeline, photo: str, tmp_path: Path) -> None:

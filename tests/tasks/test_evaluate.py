@@ -1,4 +1,4 @@
-"""Evaluation through sample.py: figures of known sets, going on after a kill, and what is refused."""
+"""task=evaluate: metrics of known sets, resuming after a kill, and errors."""
 
 import io
 import json
@@ -22,12 +22,19 @@ from latentfaces.evaluation.features import EncoderFeatures, NetworkFeatures, fe
 from latentfaces.pipeline import FacePipeline
 
 
-class MeanColours(nn.Module):
-    """The simplest features: mean and deviation of each colour."""
+class MeanColors(nn.Module):
+    """Features: mean and std of each color."""
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = images.float().flatten(2) / 255
         return torch.cat([pixels.mean(2), pixels.std(2)], dim=1)
+
+
+class SomePixels(nn.Module):
+    """Features: every fourth pixel."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, :, ::4, ::4].float().flatten(1) / 255
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workplace with runs of both stages on 400 drawn faces, 100 held out, and a network of features."""
     vae = [*TINY_VAE, *SHORT, "data.num_images=400", "name=faces"]
     folder = trained_in(tmp_path_factory.mktemp("evaluated"), vae, [*TINY_LDM, *SHORT, "name=faces"])
-    torch.jit.script(MeanColours()).save(str(folder / "colours.pt"))
+    torch.jit.script(MeanColors()).save(str(folder / "colours.pt"))
+    torch.jit.script(SomePixels()).save(str(folder / "pixels.pt"))
     return folder
 
 
@@ -54,9 +62,10 @@ def evaluate(*options: str) -> dict[str, Any]:
     return told
 
 
-def give_photos(monkeypatch: pytest.MonkeyPatch, which: np.ndarray) -> None:
-    """Let the pipeline "generate" photos of the pack, in turn."""
+def give_photos(monkeypatch: pytest.MonkeyPatch, which: np.ndarray, mirrored: bool = False) -> None:
+    """Let the pipeline "generate" images of the pack, in turn."""
     images = open_pack(next(Path("data").glob("*-16"))).images
+    images = images[..., ::-1].copy() if mirrored else images
 
     def faces(self: FacePipeline, names: list[tuple[int, int]], sampler: object, batch_size: int) -> object:
         for start in range(0, len(names), batch_size):
@@ -69,21 +78,31 @@ def test_training_photos_given_as_new_faces_are_found_out(home: Path, monkeypatc
     pack = open_pack(next(Path("data").glob("*-16")))
     give_photos(monkeypatch, pack.train_indices)
     told = evaluate("task.features=colours.pt")
-    assert told["memorised"] == 1
-    assert {path.name for path in Path("pictures").glob("memorisation_*.png")} == {
-        f"memorisation_{n}.png" for n in (1, 2, 3)
+    assert told["memorized_fraction"] == 1
+    assert {path.name for path in Path("pictures").glob("memorization_*.png")} == {
+        f"memorization_{n}.png" for n in (1, 2, 3)
     }
     assert abs(told["kernel_distance"]) < 0.01
     assert told["precision"] > 0.8
 
 
-def test_held_out_photos_given_as_new_faces_are_perfect_and_not_memorised(
+def test_mirrored_training_images_are_memorized_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = open_pack(next(Path("data").glob("*-16")))
+    give_photos(monkeypatch, pack.train_indices, mirrored=True)
+    assert evaluate("task.features=pixels.pt")["memorized_fraction"] == 1
+    give_photos(monkeypatch, pack.val_indices)
+    shutil.rmtree("pictures")
+    assert evaluate("task.features=pixels.pt")["memorized_fraction"] < 0.1
+
+
+def test_held_out_photos_given_as_new_faces_are_perfect_and_not_memorized(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack = open_pack(next(Path("data").glob("*-16")))
-    give_photos(monkeypatch, pack.val_indices)
+    give_photos(monkeypatch, np.resize(pack.test_indices, 60))
     told = evaluate("task.features=colours.pt")
-    assert (told["precision"], told["memorised"]) == (1.0, pytest.approx(0.01, abs=0.03))
+    assert (told["precision"], told["memorized_fraction"]) == (1.0, pytest.approx(0.01, abs=0.03))
+    assert told["num_photos"] == 50
 
 
 def test_one_face_again_and_again_is_duplicates(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +117,9 @@ def test_faces_of_the_run_by_its_own_encoder(home: Path, capsys: pytest.CaptureF
     page = Path("outputs/ldm/faces/report.html")
     page.unlink(missing_ok=True)
     told = evaluate()
-    assert {"frechet_distance", "kernel_distance", "precision", "recall", "memorised", "duplicates"} <= set(told)
+    assert {"frechet_distance", "kernel_distance", "precision", "recall", "memorized_fraction", "duplicates"} <= set(
+        told
+    )
     assert "fid" not in told  # that name is Inception's
     assert f"kernel_distance {told['kernel_distance']:.4g}" in capsys.readouterr().out
     assert list(Path("data").glob("*/features-encoder-*.npy"))
@@ -108,10 +129,10 @@ def test_faces_of_the_run_by_its_own_encoder(home: Path, capsys: pytest.CaptureF
 def test_reconstructions_of_a_run_of_stage_one(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_command("sample.py", "task=evaluate", "output=pictures", "run=outputs/vae/faces", "num_images=500")
     told = json.loads(Path("pictures/metrics.json").read_text())
-    assert (told["kind"], told["num_images"]) == ("reconstructions", 100)
-    assert "memorised" not in told
+    assert (told["kind"], told["num_images"]) == ("reconstructions", 50)
+    assert "memorized_fraction" not in told
     assert Path("pictures/grid.png").exists()
-    assert list(Path("pictures").glob("memorisation_*.png")) == []
+    assert list(Path("pictures").glob("memorization_*.png")) == []
 
 
 @pytest.mark.parametrize("idle", ["guidance=auto", "ema=0.1", "compile=true", "sampler=heun", "sampler.num_steps=9"])
@@ -134,7 +155,7 @@ def test_run_in_whose_folder_an_evaluation_lies_tells_it_on_its_own_page(home: P
 
 
 def watch_faces(patch: pytest.MonkeyPatch, dies_after: int | None = None) -> list[int]:
-    """The numbers of the faces that are made from now on; after so many the power goes out."""
+    """Record the numbers of samples from now on. After `dies_after` of them, raise KeyboardInterrupt."""
     made: list[int] = []
     faces = FacePipeline.faces
 
@@ -163,7 +184,7 @@ def test_an_evaluation_that_was_killed_goes_on_also_to_more_faces_in_other_batch
         made = watch_faces(patch)
         again = evaluate("task.features=colours.pt", "batch_size=7")
     assert made[:28] == list(range(32, 60))
-    assert len(made) <= 28 + 8 + 8  # and those that are shown beside photos, and as pairs
+    assert len(made) <= 28 + 8 + 8  # also the plotted ones
     # Batches of another size differ by one level in a few values.
     before, after = (np.asarray(Image.open(file)).astype(int) for file in (io.BytesIO(grid), "pictures/grid.png"))
     assert np.abs(after - before).max() <= 1

@@ -23,8 +23,10 @@ from helpers.stand_ins import (
 )
 from PIL import Image
 
+from latentfaces.autoencoder import VAE
 from latentfaces.data.images import to_float
 from latentfaces.diffusion import (
+    AutoGuidance,
     DDPMSampler,
     DPMpp2MSampler,
     EulerSampler,
@@ -37,7 +39,7 @@ from latentfaces.diffusion.schedule import NoiseSchedule
 from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks import Inpaint
-from latentfaces.tasks.inpaint import composed, noised_again
+from latentfaces.tasks.inpaint import composed, grown, hidden, noised_again
 
 HOLE = np.zeros((SIDE, SIDE), bool)
 HOLE[5:12, 3:10] = True
@@ -49,7 +51,6 @@ def task(photo: str, tmp_path: Path) -> Inpaint:
     mask = str(tmp_path / "hole.png")
     return Inpaint(
         sampler=HeunSampler(6),
-        pack=None,
         image=photo,
         mask=mask,
         num_images=3,
@@ -107,6 +108,45 @@ def test_what_was_in_the_hole_is_not_seen(task: Inpaint, pipeline: FacePipeline,
     pixels[:, wider] = 255 - pixels[:, wider]
     other = replace(task, feather=0, image=save_photo(pixels, tmp_path / "other.png"))
     assert np.array_equal(first, filled(other, pipeline, tmp_path / "second"))
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_nothing_in_the_hole_reaches_the_result_through_the_encoder(
+    skips: bool, task: Inpaint, photo: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    vae = skip_vae() if skips else VAE(2, 8, (1, 2), 1, attention=True).eval()
+    pipeline = FacePipeline(vae, White(1.0), SIDE, CPU)
+    pixels = read(Path(photo)).astype(np.uint8)
+    results = []
+    for value in (0, 255):
+        pixels[:, HOLE] = value
+        task = replace(task, image=save_photo(pixels, tmp_path / f"{value}.png"))
+        results.append(filled(task, pipeline, tmp_path / f"out{value}"))
+    assert np.array_equal(*results)
+
+
+def test_the_hole_has_the_mean_color_around_it() -> None:
+    photo = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    photo[..., 8:] = 200
+    hole = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    hole[..., 4:12, 2:6] = True
+    visible = hidden(photo, hole)
+    assert torch.equal(visible[~hole.expand_as(photo)], photo[~hole.expand_as(photo)])
+    assert visible[..., 5:11, 2:4].max() < 60
+    everything = torch.ones_like(hole)
+    assert (hidden(photo, everything) == 127).all()
+    larger = torch.zeros_like(hole)
+    larger[..., 3:13, 1:7] = True
+    assert torch.equal(grown(hole), larger)
+
+
+@pytest.mark.parametrize("resample", [1, 2])
+def test_an_interval_without_a_sampling_time_is_an_error(resample: int, task: Inpaint, tmp_path: Path) -> None:
+    pipeline = white_pipeline()
+    pipeline.guidance, pipeline.find_guide = AutoGuidance(2.0, start=0.95, end=0.9), lambda: White(0.5)
+    with pytest.raises(UserError, match=r"guidance.start=0.95, guidance.end=0.9 contain none"):
+        replace(task, resample=resample)(pipeline, folder_for(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("sampler", [HeunSampler(4), DDPMSampler(4)])

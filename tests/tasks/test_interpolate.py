@@ -16,7 +16,6 @@ from latentfaces.tasks.interpolate import Interpolate, slerp
 
 TASK = Interpolate(
     sampler=HeunSampler(40),
-    pack=None,
     image=None,
     to_image=None,
     num_images=4,

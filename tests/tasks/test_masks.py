@@ -1,4 +1,4 @@
-"""What is white is painted anew: cropped like the photo, never less in latents, and soft at its edge."""
+"""Masks: cropped like the photo, never smaller in latents, feathered at the edge."""
 
 from pathlib import Path
 

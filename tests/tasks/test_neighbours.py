@@ -14,14 +14,18 @@ from latentfaces.data.latents import LatentCache
 from latentfaces.data.pack import Pack
 from latentfaces.diffusion import HeunSampler
 from latentfaces.errors import UserError
+from latentfaces.evaluation import generation
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks import Neighbours, neighbours
-from latentfaces.tasks.neighbours import Normalizer, cached_latents, nearest
+from latentfaces.tasks import Neighbours
+from latentfaces.tasks.neighbours import NormalizedLatents, cached_moments
 
 RNG = np.random.default_rng(0)
 MOMENTS = RNG.normal(size=(30, 2, 2, 12, 2, 2)).astype(np.float16)
 QUERIES = torch.from_numpy(RNG.normal(size=(4, 12, 2, 2)).astype(np.float32))
-NORMALIZE = Normalizer(PixelVAE(mean=0.2, std=0.7))
+
+
+def latents(indices: np.ndarray) -> NormalizedLatents:
+    return NormalizedLatents(PixelVAE(mean=0.2, std=0.7), MOMENTS, indices)  # type: ignore[arg-type]
 
 
 def naive(query: torch.Tensor, candidates: np.ndarray) -> list[tuple[float, int, bool]]:
@@ -35,23 +39,23 @@ def naive(query: torch.Tensor, candidates: np.ndarray) -> list[tuple[float, int,
 def test_nearest_agrees_with_a_loop_however_many_are_read_at_once(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(neighbours, "VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr(generation, "VALUES_AT_ONCE", at_once)
     candidates = np.delete(np.arange(30), [0, 7, 8, 9, 10, 29])
-    found = nearest(QUERIES, MOMENTS, candidates, 5, NORMALIZE)
+    found = latents(candidates).nearest(QUERIES.flatten(1), 5)
     for number, query in enumerate(QUERIES):
         distances, indices, mirrored = zip(*naive(query, candidates)[:5], strict=True)
-        assert found.indices[number].tolist() == list(indices)
-        assert found.mirrored[number].tolist() == list(mirrored)
+        assert candidates[found.indices[number]].tolist() == list(indices)
+        assert found.views[number].bool().tolist() == list(mirrored)
         assert found.distances[number].tolist() == pytest.approx(list(distances), rel=1e-5)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_photos_own_latent_has_itself_at_no_distance(mirrored: bool) -> None:
-    own = NORMALIZE(MOMENTS[[3, 11], int(mirrored), 0])
-    found = nearest(own, MOMENTS, np.arange(30), 2, NORMALIZE)
+    own = latents(np.array([3, 11]))[:][:, int(mirrored)]
+    found = latents(np.arange(30)).nearest(own, 2)
     assert found.indices[:, 0].tolist() == [3, 11]
-    assert found.mirrored[:, 0].tolist() == [mirrored] * 2
-    assert found.distances[:, 0].tolist() == [0.0, 0.0]
+    assert found.views[:, 0].tolist() == [mirrored] * 2
+    assert found.distances[:, 0].tolist() == pytest.approx([0.0, 0.0], abs=1e-7)
     assert (found.distances[:, 1] > 0.5).all()
 
 
@@ -64,10 +68,10 @@ def test_faces_and_their_neighbours_are_shown_and_told(
     task = replace(TASK, pack=str(pack.folder))
     grid = read(task(pipeline, folder_for(tmp_path / "out")))
     told = json.loads((tmp_path / "out" / "neighbours.json").read_text())
-    assert f"median_distance_of_held_out_photos {told['held_out_median_distance']:.3g}" in capsys.readouterr().out
+    assert f"median_distance_of_held_out_images {told['held_out_median_distance']:.3g}" in capsys.readouterr().out
     assert 0 < told["held_out_limit"] < told["held_out_median_distance"] < 1.5
     below = [face["neighbours"][0]["distance"] < told["held_out_limit"] for face in told["faces"]]
-    assert told["share_below_limit"] == pytest.approx(sum(below) / 3)
+    assert told["memorized_fraction"] == pytest.approx(sum(below) / 3)
     assert (tmp_path / "out" / "distances.png").stat().st_size > 2000
     assert grid.shape == (3, 3 * 18 + 2, 3 * 18 + 2)
     assert np.abs(singles(tmp_path / "out") - pipeline.generate(3, 0, task.sampler).numpy().astype(int)).max() <= 1
@@ -97,15 +101,15 @@ def test_a_model_that_repeats_a_training_photo_is_found_out(
 def test_the_cache_is_that_of_training_and_made_once(
     pipeline: FacePipeline, pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moments = cached_latents(pipeline, pack, 64)
+    moments = cached_moments(pipeline, pack, 64)
     expected = pipeline.vae.encode(to_float(torch.from_numpy(pack.images[:4].copy()))).mean
     assert np.allclose(moments[:4, 0, 0], expected, atol=1e-3)
     monkeypatch.setattr(LatentCache, "encode_batch", None)
-    assert np.array_equal(cached_latents(pipeline, pack, 64), moments)
+    assert np.array_equal(cached_moments(pipeline, pack, 64), moments)
 
 
 def test_what_makes_no_sense_is_refused_by_key(pipeline: FacePipeline, pack: Pack, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task.num_neighbours=0"):
         replace(TASK, num_neighbours=0)
-    with pytest.raises(UserError, match=r"task.num_neighbours=241 .* 240 photos"):
+    with pytest.raises(UserError, match=r"task.num_neighbours=241 .* 240 training"):
         replace(TASK, pack=str(pack.folder), num_neighbours=241)(pipeline, folder_for(tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""A person's photos: what is read, what is said of it, what is refused."""
+"""The user's photos: reading, warnings and errors."""
 
 import zipfile
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 
 from latentfaces.data.pack import Pack
 from latentfaces.errors import UserError
-from latentfaces.tasks.photos import one_photo, own_photos, photos_for, read_photos
+from latentfaces.tasks.photos import one_photo, photos_for, read_photos
 
 
 @pytest.fixture
@@ -68,10 +68,10 @@ def write(path: Path, width: int, height: int, orientation: int = 1) -> str:
 
 
 WARNED = {
-    "wide": ((40, 30, 1), ["me.jpg is not square (40x30)", "10 pixels are cut away at the left and right"]),
+    "wide": ((40, 30, 1), ["me.jpg is not square (40x30)", "10 pixels are cropped at the left and right"]),
     "tall": ((30, 40, 1), ["me.jpg is not square (30x40)", "at the top and bottom"]),
     "tall only when turned upright": ((40, 30, 6), ["me.jpg is not square (30x40)", "at the top and bottom"]),
-    "small": ((12, 12, 1), ["me.jpg has 12x12 pixels, fewer than the model's 16", "enlarged"]),
+    "small": ((12, 12, 1), ["me.jpg has 12x12 pixels and was enlarged to the model's 16"]),
     "square and large": ((32, 32, 1), []),
     "just so": ((16, 16, 3), []),
 }
@@ -81,7 +81,7 @@ WARNED = {
 def test_what_is_cut_or_enlarged_is_said(
     shape: tuple[int, int, int], clues: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own_photos(16, write(tmp_path / "me.jpg", *shape), 1, 0)
+    read_photos(write(tmp_path / "me.jpg", *shape), 16, 1, 0)
     said = capsys.readouterr().err
     assert all(clue in said for clue in clues)
     assert said.count("warning:") == bool(clues)
@@ -91,7 +91,7 @@ def test_many_photos_of_one_fault_are_one_warning(tmp_path: Path, capsys: pytest
     (tmp_path / "album").mkdir()
     for number in range(6):
         write(tmp_path / "album" / f"{number}.jpg", 20, 18)
-    own_photos(16, str(tmp_path / "album"), 6, 0)
+    read_photos(str(tmp_path / "album"), 16, 6, 0)
     said = capsys.readouterr().err
     assert said.count("warning:") == 1
     assert "(as 5 more)" in said
@@ -104,14 +104,14 @@ def test_what_is_no_photo_is_refused_by_name(album: Path, tmp_path: Path) -> Non
     (tmp_path / "torn.png").write_bytes((album / "0.png").read_bytes()[:60])
     for name, clue in {
         "nowhere.png": "image=.*does not exist",
-        "notes.txt": "neither a picture",
+        "notes.txt": "neither an image",
         "empty": "image=.*contains no images",
         "half.zip": "half.zip .* is not a readable .zip",
         "torn.png": "torn.png cannot be read",
     }.items():
         with pytest.raises(UserError, match=clue):
             read_photos(str(tmp_path / name), 16, 1, 0)
-    with pytest.raises(UserError, match=r"task.to_image=.*one picture"):
+    with pytest.raises(UserError, match=r"task.to_image=.*one image"):
         one_photo(16, str(album), 0, key="task.to_image")
     with pytest.raises(UserError, match="image="):
         photos_for(16, None, None, 1, 0)

@@ -1,10 +1,11 @@
-"""Between Hydra and the tasks: what sample.py looks up and builds, and how a picture is made again."""
+"""Tasks of sample.py: build what a command asks for, or what the metadata of an image describes."""
 
 import contextlib
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import MutableMapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,26 +26,30 @@ from latentfaces.ranks import is_main_process
 from latentfaces.run import Run, build, config_of, find_run, open_run
 
 FILE_KEYS, PHOTOS = ("image", "to_image", "mask"), ".photos"
-REMAKING = ("task", "image", "run", "output", "compile", "batch_size")
-"""What may be typed to make a picture again; its text says all else."""
+PATH_KEYS = (*FILE_KEYS, "run", "output", "features", "weights", "feature_weights")
+REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size")
+"""Overrides of task=remake. The metadata of the image has everything else."""
 SHARED = ("generate", "evaluate")
-"""Tasks that several processes can share out."""
+"""Tasks that several ranks can share."""
 HEUN = CONF / "sampler" / "heun.yaml"
+VERSION = 2
+"""Version of recipes. Recipes of version 1 do not name it: other noise for a seed, raw task.strength, other inpaint."""
 
 
 @dataclass
 class Recipe:
-    """All that makes a picture, as it is written into it.
+    """Everything that determines an image, as its PNG metadata has it.
 
     Args:
         run: the run's folder.
         task: name of the task.
-        settings: the task's own config.
-        guidance: the config of the guidance.
-        ema: length of the weights' average; None for that of the best weights.
+        settings: config of the task.
+        guidance: config of the guidance.
+        ema: width of the weights' average; None for that of the best weights.
         precision: "fp32" or "bf16".
-        files: SHA-256 of each file that the settings name, 12 digits, by its key.
-        weights: names the weights, where the recipe comes from a picture.
+        files: the first 12 digits of the SHA-256 of each file in the settings, by its key.
+        weights: hashes of the weights; None before they are loaded.
+        version: see `VERSION`.
     """
 
     run: str
@@ -55,15 +60,19 @@ class Recipe:
     precision: str = Precision.fp32.name
     files: dict[str, str] = field(default_factory=dict)
     weights: str | None = None
+    version: int = 1
 
-    def text(self, weights: str) -> dict[str, Any]:
-        """Return the metadata that a PNG carries."""
-        own = {"run": self.run, "weights": weights, "precision": self.precision, "task": self.task}
-        return {**own, "ema": self.ema, "guidance": self.guidance, "files": self.files, "settings": self.settings}
+
+def expand_home(node: MutableMapping[Any, Any]) -> None:
+    """Replace `~` in the paths of a config. Shells do so only in some positions."""
+    for key in PATH_KEYS:
+        if key in node and str(node[key]).startswith("~"):
+            with contextlib.suppress(RuntimeError):  # an unknown user: the path is then reported as missing
+                node[key] = str(Path(node[key]).expanduser())
 
 
 def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
-    """The task of sample.py, the pipeline of the run it asks for, and the folder for its pictures."""
+    """Return the task, the pipeline of its run and the folder of its images."""
     keep_freed_memory()
     from latentfaces.ranks import Ranks
     from latentfaces.tasks.output import PictureFolder, new_folder
@@ -71,13 +80,15 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     refuse_links(cfg)
     refuse_secrets_in(cfg)
     check_keys(cfg, SampleConfig)
-    choices = HydraConfig.get().runtime.choices
+    for node in (cfg, cfg.task):
+        expand_home(node)
+    task_name = HydraConfig.get().runtime.choices["task"]
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not interactive():
-        raise UserError("each task of srun would do all of it: type torchrun ... sample.py, or give srun one task")
+        raise UserError("Each task of srun would do all work. Use torchrun ... sample.py, or give srun one task.")
     ranks = Ranks.started()
-    if ranks.count > 1 and choices["task"] not in SHARED:
-        raise UserError(f"task={choices['task']} is work for one process: type python in place of torchrun")
-    if choices["task"] == "remake":
+    if ranks.count > 1 and task_name not in SHARED:
+        raise UserError(f"task={task_name} runs in one process. Use python instead of torchrun.")
+    if task_name == "remake":
         recipe = remembered(cfg)
         task, pipeline = remade(recipe)
     else:
@@ -87,18 +98,17 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     weights = pipeline.weights
     if recipe.weights not in (None, weights):
         raise UserError(
-            f"image={cfg.image} was made with the weights {recipe.weights}, and {recipe.run} now has "
-            f"{weights}: it cannot be made again"
+            f"image={cfg.image} was made with the weights {recipe.weights}, but {recipe.run} has {weights}. It cannot "
+            "be remade."
         )
-    default = Path(recipe.run) / "samples" / f"{choices['task']}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    pictures = PictureFolder(
-        cfg.output or (new_folder(default) if ranks.rank == 0 else default), recipe.text(weights), ranks
-    )
-    return task, pipeline, pictures
+    recipe.weights = weights
+    default = Path(recipe.run) / "samples" / f"{task_name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder = cfg.output or (new_folder(default) if ranks.rank == 0 else default)
+    return task, pipeline, PictureFolder(folder, asdict(recipe), ranks)
 
 
 def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
-    """Build the task and the pipeline that the command asks for, with the recipe of their pictures."""
+    """Build the task and the pipeline of a command, and the recipe of their images."""
     from latentfaces.diffusion import NoGuidance
     from latentfaces.pipeline import FacePipeline
 
@@ -118,13 +128,21 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     bfloat16 = cfg.precision is Precision.bf16
     pipeline = FacePipeline.load(run, bfloat16=bfloat16, ema=cfg.ema, guidance=guidance, sampler=sampler)
     if own:
-        found = config_of(pipeline.sampler)
+        defaults = config_of(pipeline.sampler)
         with open_dict(cfg):
-            cfg.sampler = found | typed_of(plain(cfg.sampler), found)
+            cfg.sampler = defaults | sampler_overrides(plain(cfg.sampler), defaults)
     settings = plain(cfg.task)
     check_types(settings, "task")
-    recipe = Recipe(str(run.folder), choices["task"], settings, config_of(pipeline.guidance), pipeline.ema)
-    recipe.precision, recipe.files = cfg.precision.name, named_files(settings)
+    recipe = Recipe(
+        str(run.folder),
+        choices["task"],
+        settings,
+        config_of(pipeline.guidance),
+        pipeline.ema,
+        cfg.precision.name,
+        named_files(settings),
+        version=VERSION,
+    )
     task = instantiate(cfg.task)
     if (own or guidance is None) and is_main_process():
         print(described(recipe))
@@ -132,107 +150,116 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
 
 
 def remade(recipe: Recipe) -> tuple[Any, Any]:
-    """Build the task and the pipeline of a picture's recipe."""
+    """Build the task and the pipeline of an image's recipe."""
+    import torch
+
     from latentfaces.pipeline import FacePipeline
 
-    task, guidance, bfloat16 = built(recipe.settings), built(recipe.guidance), recipe.precision == Precision.bf16.name
-    return task, FacePipeline.load(open_run(recipe.run), bfloat16=bfloat16, ema=recipe.ema, guidance=guidance)
+    try:
+        task, guidance = build(recipe.settings), build(recipe.guidance)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The metadata of the image do not fit this version of latentfaces ({error}).") from error
+    bfloat16 = recipe.precision == Precision.bf16.name
+    pipeline = FacePipeline.load(open_run(recipe.run), bfloat16=bfloat16, ema=recipe.ema, guidance=guidance)
+    if recipe.version == 1:
+        pipeline.colliding_seeds = True
+        if recipe.task == "edit":
+            task.strength = float(pipeline.predictor.schedule.condition(torch.tensor(task.strength)))
+    return task, pipeline
 
 
-def typed_of(sampler: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+def sampler_overrides(sampler: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Return the overrides of the run's own sampler."""
-    typed = {key: value for key, value in sampler.items() if f"sampler.{key}" in overridden_keys()}
-    if strange := typed.keys() - found.keys():
-        kind = found["_target_"].rpartition(".")[2]
+    overrides = {key: value for key, value in sampler.items() if f"sampler.{key}" in overridden_keys()}
+    if unknown := overrides.keys() - defaults.keys():
+        kind = defaults["_target_"].rpartition(".")[2]
         raise UserError(
-            f"sampler.{strange.pop()}=... is not an option of {kind}, the run's own sampler. Choose another."
+            f"sampler.{unknown.pop()}=... is not an option of {kind}, the run's own sampler. Choose another sampler=..."
         )
-    return typed
+    return overrides
 
 
 def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
     """Reject the first option that the task on a run of this stage would not use."""
     task = HydraConfig.get().runtime.choices["task"]
     if cfg.image is not None and "image" not in cfg.task:
-        raise UserError(f"image=... has no effect with task={task}, which takes no photo: leave it out")
+        raise UserError(f"image=... has no effect with task={task}. Leave it out.")
     if cfg.image is not None and "task.to_seed" in overridden_keys():
-        raise UserError("task.to_seed=... has no effect between photos: leave it out, or leave out image")
+        raise UserError("task.to_seed=... has no effect between photos. Leave it out, or leave out image.")
     if cfg.ema is not None and task == "tune":
-        raise UserError("ema=... has no effect with task=tune, which tries those of task.emas: leave it out")
+        raise UserError("ema=... has no effect with task=tune, which tries those of task.emas. Leave it out.")
     if stage == "vae" or "sampler" not in cfg.task:
         given = [key for key in ("ema", "guidance", "compile") if cfg[key] is not None and cfg[key] is not False]
         given += [key for key in overridden_keys() if key.partition(".")[0] == "sampler"]
         if given:
             where = f"with task={task}" if "sampler" not in cfg.task else "on a run of stage 1"
-            raise UserError(f"{given[0]}=... has no effect {where}, which uses the VAE alone: leave it out")
+            raise UserError(f"{given[0]}=... has no effect {where}, which uses the VAE alone. Leave it out.")
 
 
 def described(recipe: Recipe) -> str:
-    """Guidance, averaging and sampler in a few words."""
+    """Return guidance, average and sampler as text."""
     sampler = recipe.settings["sampler"]
-    how, by = (str(config["_target_"]).rpartition(".")[2] for config in (recipe.guidance, sampler))
+    guidance, solver = (str(config["_target_"]).rpartition(".")[2] for config in (recipe.guidance, sampler))
     weight = f" with weight {recipe.guidance['weight']:.3g}" if "weight" in recipe.guidance else ""
     average = "best weights" if recipe.ema is None else f"ema={recipe.ema:.3g}"
-    return f"guidance: {how}{weight}, {average}; {sampler['num_steps']} steps of {by}"
+    return f"guidance: {guidance}{weight}, {average}; {sampler['num_steps']} steps of {solver}"
 
 
 def remembered(cfg: DictConfig) -> Recipe:
-    """The recipe that a picture carries in its text; nothing in it is run that is not a part of latentfaces."""
+    """Return the recipe in the metadata of an image. `build` later rejects what is not a part of latentfaces."""
     from PIL import UnidentifiedImageError
 
     from latentfaces.data.images import open_image
 
     if cfg.image is None:
-        raise UserError("task=remake needs the picture: type image=FACE.png")
+        raise UserError("task=remake needs an image. Give image=FACE.png.")
     for key in overridden_keys():
-        if key not in REMAKING and not key.startswith("hydra"):
-            raise UserError(f"{key}=... has no effect with task=remake, for the picture says it all: leave it out")
-    path = Path(cfg.image).expanduser()
+        if key not in REMAKE_KEYS and not key.startswith("hydra"):
+            raise UserError(f"{key}=... has no effect with task=remake, which reads it from the image. Leave it out.")
     try:
-        with open_image(path) as picture:
+        with open_image(Path(cfg.image)) as picture:
             text = json.loads(getattr(picture, "text", {}).get("latentfaces", "null"))
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise UserError(f"image={cfg.image} cannot be read ({error})") from None
     try:
         index = text.pop("index", None)
         recipe = Recipe(**text)
+        if recipe.version > VERSION:
+            raise UserError(f"image={cfg.image} was made by a newer version of latentfaces. Update it.")
+        if recipe.version == 1 and recipe.task == "inpaint":
+            raise UserError(f"image={cfg.image} was made by an older version of task=inpaint. It cannot be remade.")
         settings = recipe.settings
-        if recipe.task == "generate" and index is not None:  # that face alone
+        expand_home(settings)
+        if recipe.task == "interpolate":
+            settings.pop("pack", None)  # of an older version
+        if recipe.task == "generate" and index is not None:  # this image alone
             settings |= {"first": settings.get("first", 0) + index, "num_images": 1}
         check_types(settings, "task")
-        if "batch_size" in overridden_keys():  # of no account for what comes out, but for memory
+        if "batch_size" in overridden_keys():  # changes memory, not the image
             settings["batch_size"] = cfg.batch_size
         now = named_files(settings)
-        if strange := [key for key in now if key not in recipe.files]:  # in another order than now
-            photos = settings[strange[0].removesuffix(PHOTOS)]
+        if unknown := [key for key in now if key not in recipe.files]:  # sorted in another order since
+            photos = settings[unknown[0].removesuffix(PHOTOS)]
             raise UserError(f"image={cfg.image} was made by an older version, from the photos of {photos}")
         for key, digest in recipe.files.items():
             if now.get(key) != digest:
                 state = "has changed since" if key in now else "is no longer there"
                 raise UserError(f"image={cfg.image} was made from {settings[key.removesuffix(PHOTOS)]}, which {state}")
     except (AttributeError, KeyError, TypeError):
-        raise UserError(f"image={cfg.image} does not say how it was made: it is no PNG of sample.py") from None
+        raise UserError(f"image={cfg.image} is not a PNG of sample.py: it has no complete metadata") from None
     if cfg.run != "latest":
         recipe.run = str(find_run(cfg.run, "ldm").folder)  # the run has moved; its weights are compared
     return recipe
 
 
 def named_files(settings: dict[str, Any]) -> dict[str, str]:
-    """The hash of each file among a task's photos and masks; of a folder or .zip of photos, that of names and sizes."""
+    """Return the hash of each photo and mask in the settings; for a folder or .zip also that of names and sizes."""
     from latentfaces.data.sources import Photos
 
-    paths = {key: Path(settings[key]).expanduser() for key in FILE_KEYS if settings.get(key) is not None}
+    paths = {key: Path(settings[key]) for key in FILE_KEYS if settings.get(key) is not None}
     hashes = {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in paths.items() if path.is_file()}
     for key, path in paths.items():
         if path.is_dir() or path.suffix.lower() == ".zip":
-            with contextlib.suppress(UserError):  # the task says what is wrong with it, by its key
+            with contextlib.suppress(UserError):  # the task reports it with its key
                 hashes[key if path.is_dir() else key + PHOTOS] = Photos(path).fingerprint
     return {key: digest[:12] for key, digest in hashes.items()}
-
-
-def built(settings: dict[str, Any]) -> Any:
-    """The object that a picture's text describes."""
-    try:
-        return build(settings)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the picture's text does not describe what this version can make ({error})") from error

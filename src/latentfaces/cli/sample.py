@@ -19,14 +19,10 @@ def sample(cfg: DictConfig) -> None:
 def run_task(cfg: DictConfig) -> None:
     """Build the pipeline and the task, then run the task."""
     from latentfaces.cli.launch_sample import prepared_task  # imports torch: only once the config composes
-    from latentfaces.files import drop_if_empty
 
     task, pipeline, pictures = prepared_task(cfg)
-    try:
+    with pictures:
         path = task(pipeline, pictures)
-    except BaseException:
-        drop_if_empty(pictures.folder)
-        raise
     if pictures.ranks.rank == 0:
         print(path)
 

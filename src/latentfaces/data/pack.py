@@ -38,6 +38,16 @@ class Pack:
         """Held-out images, in order."""
         return np.asarray(self.manifest["split"]["val"], dtype=np.int64)
 
+    @property
+    def tuning_indices(self) -> NDArray[np.int64]:
+        """Half of the held-out images, for choices by a distance: task=tune, callbacks.face_metrics."""
+        return self.val_indices[::2]
+
+    @property
+    def test_indices(self) -> NDArray[np.int64]:
+        """The other half of the held-out images, on which task=evaluate reports."""
+        return self.val_indices[1::2]
+
     @cached_property
     def train_indices(self) -> NDArray[np.int64]:
         """Training images, in order."""

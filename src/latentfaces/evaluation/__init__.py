@@ -2,7 +2,7 @@
 
 from latentfaces.evaluation.feature_distance import FeatureDistance
 from latentfaces.evaluation.features import NETWORKS, known_features
-from latentfaces.evaluation.generation import generator_metrics, kernel_distance, memorisation
+from latentfaces.evaluation.generation import generator_metrics, kernel_distance, memorization
 from latentfaces.evaluation.grids import save_grid, save_png
 from latentfaces.evaluation.latent_health import HEALTHY, LatentHealth, verdict
 from latentfaces.evaluation.metrics import calculate_metrics, reconstruction_metrics
@@ -19,7 +19,7 @@ __all__ = [
     "generator_metrics",
     "kernel_distance",
     "known_features",
-    "memorisation",
+    "memorization",
     "plot_losses",
     "plot_neighbours",
     "reconstruction_metrics",

@@ -1,26 +1,28 @@
-"""How good new faces are, from features (n, d) of them and of real ones, whatever network gives these.
+"""Metrics of generated images, from features (n, d) of them and of real images.
 
-Everything goes through the features a few rows at a time, so that they may be mapped from disk, and all pairs of them
-a square at a time: memory does not grow with their number.
+Features are read in blocks of rows and compared in blocks of pairs. They may be mapped from disk, and memory does not
+grow with their number.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 ROWS_AT_ONCE = 1024
-HELD_OUT_SHARE = 0.01
+VALUES_AT_ONCE = 2**24
+"""Values of one side of a block of pairs."""
+HELD_OUT_FRACTION = 0.01
 COPIES = 1e-2
-"""Photos nearer to one another than this share of what is usual are one picture."""
+"""Distances below this fraction of the median distance are between copies of one image."""
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """Frechet distance of the two normal distributions with the features' means and covariances (Heusel et al. 2017).
+    """Frechet distance of normal distributions with the means and covariances of the features (Heusel et al. 2017).
 
-    The trace of the root of the product comes from the eigenvalues of a symmetric matrix in float64: the usual general
-    matrix root is wrong under some libraries. It is biased upwards, the more the fewer samples there are for d.
+    The eigenvalues of a symmetric matrix in float64 give the trace of the root of the product. The usual general matrix
+    root is wrong under some libraries. The distance is biased upwards, more so with fewer samples.
     """
     (mean, covariance), (other_mean, other_covariance) = moments(real), moments(fake)
     root = symmetric_root(covariance)
@@ -31,7 +33,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and covariance (d, d) of features (n, d), in float64."""
+    """Return mean (d,) and covariance (d, d) of features (n, d), in float64."""
     mean = sum(rows.double().sum(0) for rows in features.split(ROWS_AT_ONCE)) / len(features)
     assert isinstance(mean, Tensor)
     covariance = mean.new_zeros(len(mean), len(mean))
@@ -42,13 +44,13 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:
-    """The positive root of a symmetric matrix (d, d)."""
+    """Return the positive root of a symmetric matrix (d, d)."""
     values, vectors = torch.linalg.eigh(matrix)
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
 def kernel_distance(real: Tensor, fake: Tensor) -> float:
-    """Unbiased squared MMD, cubic kernel, all pairs (Binkowski et al. 2018, eq. 4): about 0 for samples of one kind."""
+    """Unbiased squared MMD, cubic kernel, all pairs (Binkowski et al. 2018, eq. 4); about 0 for equal distributions."""
 
     def total(a: Tensor, b: Tensor) -> float:
         return float(((a.double() @ b.double().T / a.shape[1] + 1) ** 3).sum())
@@ -64,98 +66,118 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
 
 
 def precision_and_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
-    """Shares of fakes among reals and of reals among fakes (Kynkäänniemi et al. 2019, eq. 1 and 2).
+    """Improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2).
 
-    A sample is among others when it is nearer to one of them than that one's k-th nearest neighbour.
+    A sample is in the manifold of a set if it is nearer to one of its samples than that one's k-th nearest neighbor.
     """
-    return among(fake, real, k), among(real, fake, k)
+    return fraction_within(fake, real, k), fraction_within(real, fake, k)
 
 
-def among(inside: Tensor, others: Tensor, k: int) -> float:
-    """Share of `inside` (n, d) in the manifold of `others` (m, d)."""
+def fraction_within(samples: Tensor, others: Tensor, k: int) -> float:
+    """Return the fraction of samples (n, d) in the manifold of others (m, d)."""
     radii = nearest(others, k=min(k, len(others) - 1)).distances[:, -1]
-    hits = torch.zeros(len(inside), dtype=torch.bool, device=inside.device)
-    for row, column, block in distances(inside, others):
-        hits[row : row + len(block)] |= (block <= radii[column : column + block.shape[1]]).any(1)
+    hits = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
+    for row, column, block in distances(samples, others):
+        hits[row : row + len(block)] |= (block[..., 0] <= radii[column : column + block.shape[1]]).any(1)
     return float(hits.float().mean())
 
 
+class Rows(Protocol):
+    """Rows (m, d), or (m, v, d) with v views of each item: a tensor, or an object that reads rows when indexed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
 class Nearest(NamedTuple):
-    """The k nearest of others for each of n samples, nearest first."""
+    """The k nearest items for each of n samples, nearest first."""
 
     distances: Tensor
-    """(n, k), in float64."""
+    """(n, k), Euclidean, in float64."""
     indices: Tensor
     """(n, k)."""
+    views: Tensor
+    """(n, k), the nearest view of each item."""
 
 
-def nearest(samples: Tensor, others: Tensor | None = None, k: int = 1) -> Nearest:
-    """The `k` nearest of `others` or, without any, of the other samples."""
+def nearest(samples: Tensor, others: Rows | None = None, k: int = 1) -> Nearest:
+    """Find the `k` nearest of `others` for samples (n, d). By default, `others` are the other samples."""
     far = torch.full((len(samples), k), torch.inf, dtype=torch.float64, device=samples.device)
-    best = Nearest(far, torch.zeros_like(far, dtype=torch.long))
+    best = Nearest(far, torch.zeros_like(far, dtype=torch.long), torch.zeros_like(far, dtype=torch.long))
     for row, column, block in distances(samples, samples if others is None else others):
-        if others is None and row == column:
-            block.fill_diagonal_(torch.inf)
+        near, views = block.min(2)
+        if others is None:
+            near.diagonal(row - column).fill_(torch.inf)
         rows = slice(row, row + len(block))
-        near = block.topk(min(k, block.shape[1]), largest=False)
-        both = torch.cat([best.distances[rows], near.values], 1)
-        numbers = torch.cat([best.indices[rows], near.indices + column], 1)
+        found = near.topk(min(k, near.shape[1]), largest=False)
+        both = torch.cat([best.distances[rows], found.values], 1)
+        indices = torch.cat([best.indices[rows], found.indices + column], 1)
+        views = torch.cat([best.views[rows], views.gather(1, found.indices)], 1)
         best.distances[rows], order = both.topk(k, largest=False)
-        best.indices[rows] = numbers.gather(1, order)
+        best.indices[rows], best.views[rows] = indices.gather(1, order), views.gather(1, order)
     return best
 
 
-def distances(first: Tensor, second: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Euclidean distances in float64, a square at a time: its first row, its first column, itself."""
+def distances(first: Tensor, second: Rows) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield blocks of Euclidean distances in float64: first row, first column, (rows, columns, views)."""
+    at_once = min(ROWS_AT_ONCE, max(1, VALUES_AT_ONCE // max(1, second[:1].numel())))
     for row in range(0, len(first), ROWS_AT_ONCE):
         rows = first[row : row + ROWS_AT_ONCE].double()
-        for column in range(0, len(second), ROWS_AT_ONCE):
-            yield row, column, torch.cdist(rows, second[column : column + ROWS_AT_ONCE].double())
+        for column in range(0, len(second), at_once):
+            columns = second[column : column + at_once].double()
+            views = columns.reshape(-1, columns.shape[-1])
+            yield row, column, torch.cdist(rows, views).unflatten(1, (len(columns), -1))
 
 
-class Memorisation(NamedTuple):
+class Memorization(NamedTuple):
     """Distances of samples to the training images and to one another."""
 
     nearest: Nearest
-    """Of each face its nearest training photos."""
+    """Nearest training images of each sample."""
     held_out: Tensor
-    """Distance of each held-out photo to its nearest training photo: what is usual for faces that are new."""
+    """Distance of each held-out image to its nearest training image: the scale for new images."""
     twins: Nearest
-    """Of each of the first faces, as many as there are held-out photos, its nearest other one."""
+    """Nearest other sample of each of the first samples, as many as held-out images."""
     held_out_twins: Tensor
-    """Likewise of the held-out photos: distances."""
+    """Distance of each held-out image to its nearest other one."""
 
-    def cpu(self) -> "Memorisation":
+    def cpu(self) -> "Memorization":
         """Return the same on the CPU."""
-        near, twins = (Nearest(found.distances.cpu(), found.indices.cpu()) for found in (self.nearest, self.twins))
-        return Memorisation(near, self.held_out.cpu(), twins, self.held_out_twins.cpu())
+        near, twins = (Nearest(*(part.cpu() for part in found)) for found in (self.nearest, self.twins))
+        return Memorization(near, self.held_out.cpu(), twins, self.held_out_twins.cpu())
 
     @property
     def limit(self) -> float:
         """Return the distance to the training images that 99 % of held-out images exceed."""
-        return float(self.held_out.quantile(HELD_OUT_SHARE))
+        return usual_limit(self.held_out)
 
     @property
-    def memorised(self) -> float:
-        """Share of faces below that limit: 0.01 is what new ones score; 1 is a generator that repeats its photos."""
+    def memorized_fraction(self) -> float:
+        """Return the fraction of samples below that limit: 0.01 for new images, 1 for copies of training images."""
         return float((self.nearest.distances[:, 0] < self.limit).float().mean())
 
     @property
     def twin_limit(self) -> float:
-        """Return the distance to one another that 99 % of held-out images exceed, without copies."""
-        apart = self.held_out_twins[self.held_out_twins > COPIES * self.held_out_twins.median()]
-        return float(apart.quantile(HELD_OUT_SHARE)) if len(apart) else 0.0
+        """Return the distance to one another that 99 % of held-out images exceed."""
+        return usual_limit(self.held_out_twins)
 
     @property
     def duplicates(self) -> float:
-        """Share of faces nearer to another one than that, for as many faces as photos: 0.01 is what new ones score."""
+        """Return the fraction of samples that are nearer to another one: 0.01 for as many new images."""
         return float((self.twins.distances[:, 0] < self.twin_limit).float().mean())
 
 
-def memorisation(fake: Tensor, train: Tensor, held_out: Tensor, k: int = 1) -> Memorisation:
-    """Compare features (n, d) of new faces, of training photos, and of photos that nothing was trained on."""
+def usual_limit(distances: Tensor) -> float:
+    """Return the distance that 99 % of `distances` (n,) exceed. Those of copies, near 0, do not count."""
+    apart = distances[distances > COPIES * distances.median()]
+    return float(apart.quantile(HELD_OUT_FRACTION)) if len(apart) else 0.0
+
+
+def memorization(fake: Tensor, train: Rows, held_out: Tensor, k: int = 1) -> Memorization:
+    """Compare features of samples (n, d), of training images (m, d) or (m, v, d), and of held-out images (l, d)."""
     count = min(len(fake), len(held_out))
-    return Memorisation(
+    return Memorization(
         nearest(fake, train, k),
         nearest(held_out, train).distances[:, 0],
         nearest(fake[:count]),
@@ -164,7 +186,7 @@ def memorisation(fake: Tensor, train: Tensor, held_out: Tensor, k: int = 1) -> M
 
 
 def generator_metrics(real: Tensor, fake: Tensor) -> dict[str, float]:
-    """From features (n, d) of held-out photos and of new faces: two distances, precision and recall."""
+    """Return two distances, precision and recall, from features (n, d) of held-out images and of samples."""
     precision, recall = precision_and_recall(real, fake)
     return {
         "frechet_distance": frechet_distance(real, fake),

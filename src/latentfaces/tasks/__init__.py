@@ -1,4 +1,4 @@
-"""What sample.py can do, one file a task."""
+"""Tasks of sample.py, one file each."""
 
 from latentfaces.tasks.edit import Edit
 from latentfaces.tasks.evaluate import Evaluate

@@ -1,4 +1,4 @@
-"""Pictures one after the other."""
+"""Animations as GIF or MP4."""
 
 import importlib
 import importlib.util
@@ -17,31 +17,31 @@ FASTEST_GIF = 50.0
 
 
 def check_animation(kind: Animation, frames_per_second: float) -> None:
-    """Refuse, before anything is computed, what could not be written.
+    """Check the options of an animation before anything is computed.
 
     Raises:
-        UserError: naming the key and the remedy.
+        UserError: the animation could not be written.
     """
     if frames_per_second <= 0:
         raise UserError(f"task.frames_per_second={frames_per_second} must be above 0")
     if kind == "gif" and frames_per_second > FASTEST_GIF:
         raise UserError(
-            f"task.frames_per_second={frames_per_second} is more than a GIF can show: take at most {FASTEST_GIF:g}, "
-            "or task.animation=mp4"
+            f"task.frames_per_second={frames_per_second} is too fast for a GIF. Use at most {FASTEST_GIF:g}, or "
+            "task.animation=mp4."
         )
     if kind == "mp4" and importlib.util.find_spec("av") is None:
-        raise UserError("task.animation=mp4 needs PyAV: type `pip install av`, or take task.animation=gif")
+        raise UserError("task.animation=mp4 needs PyAV. Run `pip install av`, or use task.animation=gif.")
 
 
 def there_and_back(frames: Tensor) -> Tensor:
-    """Frames (n, 3, H, W) as a loop: to the last and back to the second."""
+    """Return frames (n, 3, H, W) as a loop: to the last and back to the second."""
     return torch.cat([frames, frames[1:-1].flip(0)])
 
 
 def save_animation(frames: Tensor, path: Path, frames_per_second: float, text: str = "") -> None:
-    """Write frames (n, 3, H, W) uint8 as .gif or .mp4, by the suffix, with `text` as the file's comment.
+    """Write frames (n, 3, H, W) uint8 as .gif or .mp4, by the suffix, with `text` as comment.
 
-    A GIF counts time in hundredths of a second: each frame is shown for the nearest whole number of them.
+    The frame times of a GIF are multiples of 10 ms.
     """
     pictures = list(frames.permute(0, 2, 3, 1).contiguous().cpu().numpy())
     if path.suffix == ".mp4":
@@ -53,7 +53,7 @@ def save_animation(frames: Tensor, path: Path, frames_per_second: float, text: s
 
 
 def write_mp4(pictures: list[Any], path: Path, frames_per_second: float, text: str) -> None:
-    """H.264 by PyAV, in the colours that every player knows, which want even sides."""
+    """Write H.264 with PyAV. Its widely supported pixel format needs even sides."""
     av: Any = importlib.import_module("av")
     height, width = pictures[0].shape[:2]
     with av.open(str(path), "w") as file:

@@ -1,4 +1,4 @@
-"""Fields that several tasks share."""
+"""Base classes of the tasks of sample.py."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from latentfaces.diffusion import Sampler
 
 @dataclass(kw_only=True)
 class SamplingTask:
-    """A task that makes faces from noise.
+    """Task that samples.
 
     Args:
-        sampler: from noise to latents.
-        num_images: number of faces, of each photo where there are photos.
-        seed: names the noise: face i of a seed is always the same.
-        batch_size: faces at once. It changes time and memory, and no face by more than one level of 255.
+        sampler: maps noise to latents.
+        num_images: number of samples, per photo where there are photos.
+        seed: selects the noise: image i of a seed is always the same.
+        batch_size: images at once. It changes time and memory, and no pixel by more than one level of 255.
     """
 
     sampler: Sampler
@@ -24,12 +24,21 @@ class SamplingTask:
 
 @dataclass(kw_only=True)
 class PhotoTask(SamplingTask):
-    """A task that changes photos.
+    """Task that edits photos.
 
     Args:
-        pack: the run's pack, whose held-out photos are taken unless `image` is given.
         image: an image, or a folder or .zip of images.
     """
 
-    pack: str | None
     image: str | None
+
+
+@dataclass(kw_only=True)
+class PackTask(PhotoTask):
+    """Task that edits photos, or held-out images of a pack.
+
+    Args:
+        pack: the run's pack, used unless `image` is given.
+    """
+
+    pack: str | None

@@ -1,4 +1,4 @@
-"""A photo drawn anew from the middle of its way to noise (SDEdit: Meng et al. 2022, algorithm 1)."""
+"""SDEdit: add noise to a photo up to some time, then denoise it (Meng et al. 2022, algorithm 1)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,21 +7,22 @@ import torch
 from torch import Tensor
 
 from latentfaces.data.images import to_uint8
+from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import PhotoTask
+from latentfaces.tasks.base import PackTask
 from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.photos import photos_for
-from latentfaces.tasks.variants import Name, check_share, check_skips, encode, variants
+from latentfaces.tasks.variants import Name, check_fraction, check_skips, encode, variants
 
 
 @dataclass(kw_only=True)
-class Edit(PhotoTask):
-    """A line for each photo: the photo, then `num_images` faces that keep what is left of it under the noise.
+class Edit(PackTask):
+    """A row for each photo: the photo, then `num_images` edits of it.
 
     Args:
-        num_photos: at most so many photos.
-        strength: the time, in (0, 1] of the run's schedule, to which the photo is made noise: near 0 it stays what the
-            VAE makes of it, at 1 nothing is left of it. How much is left between depends on the schedule.
+        num_photos: maximum number of photos.
+        strength: time on the schedule's even scale (`NoiseSchedule.condition`), in (0, 1], up to which noise is added:
+            near 0 the result is the VAE's reconstruction, at 1 nothing is left of the photo.
         skips: strength, in [0, 1], of the photo's features where the VAE has skip connections.
     """
 
@@ -30,11 +31,11 @@ class Edit(PhotoTask):
     skips: float
 
     def __post_init__(self) -> None:
-        check_share("task.strength", self.strength, low_included=False)
-        check_share("task.skips", self.skips)
+        check_fraction("task.strength", self.strength, low_included=False)
+        check_fraction("task.skips", self.skips)
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
-        """Write the edits; the grid's path."""
+        """Write the edits. Return the path of the grid."""
         check_skips(pipeline, self.skips)
         photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_photos, self.seed)
         shown = []
@@ -47,11 +48,20 @@ class Edit(PhotoTask):
         return pictures.grid(*beside(photos, torch.cat(shown)))
 
     def edited(self, pipeline: FacePipeline, x0: Tensor, names: list[Name]) -> Tensor:
-        """The photos' latents (b, c, h, w), each with the noise of its name, drawn anew."""
+        """Return latents (b, c, h, w) for the latents x0 of photos, each with the noise of its name."""
         draw, predictor = pipeline.draws(names), pipeline.predictor
+        start = float(predictor.schedule.time_of(torch.tensor(self.strength, dtype=torch.float64)))
         noise = draw()
-        if self.strength >= predictor.first_time:  # some schedules keep a trace of the photo even there
+        if start >= predictor.first_time:  # some schedules keep a trace of the photo even there
             return pipeline.sample(noise, self.sampler, draw)
-        x_t = predictor.schedule.add_noise(x0, noise, x0.new_full((len(x0),), self.strength))
+        times = self.sampler.times(predictor.schedule, predictor.first_time)
+        reached = [t for t in times if 0 < t <= start * (1 + 1e-4)]
+        if not reached:
+            raise UserError(
+                f"task.strength={self.strength:g} is below all of the {len(times) - 1} sampling times. Raise it or "
+                "sampler.num_steps."
+            )
+        predictor.check_times([start, *reached])
+        x_t = predictor.schedule.add_noise(x0, noise, x0.new_full((len(x0),), start))
         with pipeline.autocast():
-            return self.sampler.refine(predictor, x_t, self.strength, draw)
+            return self.sampler.refine(predictor, x_t, start, draw)

@@ -1,8 +1,9 @@
 """Metrics of a finished run."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from latentfaces.data.images import to_float, to_uint8
 from latentfaces.data.pack import Pack, open_pack
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import Features, features_by_name
-from latentfaces.evaluation.generation import Memorisation, generator_metrics, memorisation
+from latentfaces.evaluation.generation import Memorization, generator_metrics, memorization
 from latentfaces.evaluation.plots import plot_distances, plot_neighbours
 from latentfaces.files import require_space
 from latentfaces.pipeline import FacePipeline
@@ -28,32 +29,31 @@ from latentfaces.tasks.output import PictureFolder
 
 SHOWN = 64
 FEWEST = 50
-SUSPECTS, NEIGHBOURS = 8, 4
-"""Faces shown beside their nearest training photos, and how many of these; half as many pairs of twins."""
+SUSPECTS, NEIGHBORS = 8, 4
+"""Samples plotted with their nearest training images, and the number of these; half as many pairs of samples."""
 FREE = ("num_images", "batch_size", "features", "weights")
-"""Settings that change how many faces there are, or what is measured, but no face."""
+"""Settings that change the number of images or the features, but no image."""
 
 
 @dataclass(kw_only=True)
 class Evaluate(SamplingTask):
-    """`num_images` new faces, or a VAE's reconstructions, against held-out photos: metrics.json, plots, a grid.
+    """Compare `num_images` samples, or reconstructions of a VAE, with held-out images. Writes metrics.json and plots.
 
-    Frechet and kernel distance, precision and recall; of new faces also the share that comes twice and the share that
-    is nearer to a training photo than real new photos are, with the faces that come nearest. Beside them stands what
-    as many training photos score. With features "inception" the Frechet distance is the FID against the held-out
-    photos as this project resized them; with others it is not called so.
+    The held-out images are the half that task=tune and callbacks.face_metrics do not see.
 
-    Several processes make the faces, and look at the photos, together; the first one compares.
+    The metrics are Frechet and kernel distance, precision and recall. Samples also get the fraction of duplicates, and
+    the fraction nearer to a training image, as it is or mirrored, than new images are. The same metrics of as many
+    training images are the reference. With features "inception" the Frechet distance is the FID.
 
-    Faces are not kept: their features are written to a file as they are made, so that memory does not grow with
-    `num_images` and a killed evaluation goes on, also towards more faces, when it is given the same `output`. The
-    features of the photos stay with the pack, by the hash of its pixels and of the network.
+    Ranks share the images, and rank 0 compares the features. Images are not kept: their features go to a file, so that
+    memory does not grow with `num_images`. A killed evaluation with the same `output` resumes, also for more images.
+    Features of the pack's images are cached in the pack.
 
     Args:
         pack: the run's pack.
         features: "encoder", one of `latentfaces.evaluation.features.NETWORKS`, or the file of a network.
-        weights: file of that network's weights, where they cannot be fetched.
-        folder: of the run. Its page shows the metrics if the output is inside it.
+        weights: file of that network's weights, for machines without network.
+        folder: the run's folder. Its page shows the metrics if the output is inside it.
     """
 
     pack: str
@@ -63,46 +63,51 @@ class Evaluate(SamplingTask):
 
     def __post_init__(self) -> None:
         if self.num_images < FEWEST:
-            raise UserError(f"num_images={self.num_images} are too few to measure by: take at least {FEWEST}")
+            raise UserError(f"num_images={self.num_images} is too few for metrics. Use at least {FEWEST}.")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write and print the metrics. Return the path of the grid."""
-        pack = open_pack(Path(self.pack))
-        if len(pack.val_indices) < FEWEST:
-            raise UserError(f"{pack.folder} has {len(pack.val_indices)} held-out photos, too few to measure against")
-        look = features_by_name(self.features, pipeline.vae, self.weights)
-        photos = photo_features(look, pack, self.batch_size, pictures.ranks)
-        made = MadePictures(self, pipeline, pack)
-        fakes, shown = made.features(look, pictures)
-        if pictures.ranks.rank > 0:
+        pack, ranks = open_pack(Path(self.pack)), pictures.ranks
+        if len(pack.test_indices) < FEWEST:
+            raise UserError(
+                f"{pack.folder} has {len(pack.val_indices)} held-out images. task=evaluate reports on half of them and "
+                f"needs at least {2 * FEWEST}."
+            )
+        stage_2 = pipeline.denoiser is not None
+        kind = "new faces" if stage_2 else "reconstructions"
+        count = self.num_images if stage_2 else min(self.num_images, len(pack.test_indices))
+        extract = features_by_name(self.features, pipeline.vae, self.weights)
+        real = image_features(extract, pack, self.batch_size, ranks)
+        mirrored = image_features(extract, pack, self.batch_size, ranks, mirrored=True) if stage_2 else real
+        make = partial(self.images, pipeline, pack)
+        fake, shown = self.sample_features(extract, make, count, pictures)
+        if ranks.rank > 0:
             return pictures.folder
         # A GPU compares all pairs of 50,000 in seconds, two cores of a CPU in half an hour.
         device = pipeline.device if pipeline.device.type == "cuda" else torch.device("cpu")
-        fakes, held_out, train = (
-            rows.to(device) for rows in (fakes, photos[pack.val_indices], photos[pack.train_indices])
-        )
-        print(f"comparing {len(fakes):,} {made.kind} with {len(held_out):,} held-out photos")
-        values = self.named(generator_metrics(held_out, fakes))
+        fake, held_out, train = (rows.to(device) for rows in (fake, real[pack.test_indices], real[pack.train_indices]))
+        print(f"comparing {len(fake):,} {kind} with {len(held_out):,} held-out images")
+        values = self.named(generator_metrics(held_out, fake))
         figures: list[Figure] = []
-        if pipeline.denoiser is not None:
-            heart = memorisation(fakes, train, held_out, min(NEIGHBOURS, len(train))).cpu()
-            values |= {"duplicates": heart.duplicates, "memorised": heart.memorised}
-            figures = suspicious(heart, made, pack)
-        alike = train[np.random.default_rng(0).permutation(len(train))[: len(fakes)]]
-        reference = self.named(generator_metrics(held_out, alike))
-        told = {
-            "kind": made.kind,
+        if stage_2:
+            views = torch.stack([train, mirrored[pack.train_indices].to(device)], dim=1)
+            result = memorization(fake, views, held_out, min(NEIGHBORS, len(train))).cpu()
+            values |= {"duplicates": result.duplicates, "memorized_fraction": result.memorized_fraction}
+            figures = suspicious(result, make, pack)
+        alike = train[np.random.default_rng(0).permutation(len(train))[: len(fake)]]
+        metrics = {
+            "kind": kind,
             "features": self.features,
-            "num_images": len(fakes),
+            "num_images": len(fake),
             "num_photos": len(held_out),
             **values,
-            "training_photos": reference,
+            "training_photos": self.named(generator_metrics(held_out, alike)),
         }
-        (pictures.folder / "metrics.json").write_text(json.dumps(told, indent=1))
+        (pictures.folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
         for name, value in values.items():
             print(f"{name} {value:.4g}")
         for number, figure in enumerate(figures, start=1):
-            figure.savefig(pictures.folder / f"memorisation_{number}.png", dpi=120)
+            figure.savefig(pictures.folder / f"memorization_{number}.png", dpi=120)
         if self.folder is not None and Path(self.folder) in pictures.folder.parents:
             write_report(self.folder)
         return pictures.grid(shown, columns=8)
@@ -113,109 +118,99 @@ class Evaluate(SamplingTask):
             return values
         return {"fid": values["frechet_distance"], **{k: v for k, v in values.items() if k != "frechet_distance"}}
 
-
-class MadePictures:
-    """Images under evaluation: samples of a stage 2 run, or reconstructions of held-out images by a VAE.
-
-    Args:
-        task: says which and how many.
-        pipeline: makes them.
-        pack: the photos.
-    """
-
-    def __init__(self, task: Evaluate, pipeline: FacePipeline, pack: Pack) -> None:
-        self.task, self.pipeline, self.pack = task, pipeline, pack
-        self.kind = "reconstructions" if pipeline.denoiser is None else "new faces"
-        self.count = task.num_images
-        if pipeline.denoiser is None:
-            self.count = min(self.count, len(pack.val_indices))
-
-    def make(self, numbers: list[int]) -> Iterator[Tensor]:
-        """Batches (b, 3, R, R) uint8 of the pictures with these numbers."""
-        size = self.task.batch_size
-        if self.pipeline.denoiser is not None:
-            names = [(self.task.seed, number) for number in numbers]
-            yield from self.pipeline.faces(names, self.task.sampler, size)
+    def images(self, pipeline: FacePipeline, pack: Pack, numbers: list[int]) -> Iterator[Tensor]:
+        """Yield batches (b, 3, R, R) uint8 of the samples or reconstructions with these numbers."""
+        if pipeline.denoiser is not None:
+            names = [(self.seed, number) for number in numbers]
+            yield from pipeline.faces(names, self.sampler, self.batch_size)
             return
-        for start in range(0, len(numbers), size):
-            photos = torch.from_numpy(self.pack.images[self.pack.val_indices[numbers[start : start + size]]])
-            yield to_uint8(self.pipeline.reconstruct(to_float(photos))).cpu()
+        for start in range(0, len(numbers), self.batch_size):
+            indices = pack.test_indices[numbers[start : start + self.batch_size]]
+            yield to_uint8(pipeline.reconstruct(to_float(torch.from_numpy(pack.images[indices])))).cpu()
 
-    def features(self, look: Features, pictures: PictureFolder) -> tuple[Tensor, Tensor]:
-        """Features (n, d) of all, mapped from a file that is gone on with, and the first pictures: at process 0."""
+    def sample_features(
+        self, extract: Features, make: Callable[[list[int]], Iterator[Tensor]], count: int, pictures: PictureFolder
+    ) -> tuple[Tensor, Tensor]:
+        """Return features (count, d), mapped from a resumable file, and the first images; both empty above rank 0."""
         ranks = pictures.ranks
         settings = {k: v for k, v in pictures.origin.get("settings", {}).items() if k not in FREE}
         origin = json.loads(json.dumps({**pictures.origin, "settings": settings}))
         # Never finished: a later call may add images.
-        rows = ResumableArray(pictures.folder / f"features-{look.key}.npy", self.count, origin)
+        rows = ResumableArray(pictures.folder / f"features-{extract.key}.npy", count, origin)
         first = ResumableArray(pictures.folder / "first.npy", SHOWN, origin)
         if not (rows.has_origin and first.has_origin):
             raise UserError(f"{pictures.folder} contains features of other images. Choose another output=...")
         done = 0
         if ranks.rank == 0:
-            done = min(rows.resume(), self.count)
+            done = min(rows.resume(), count)
             done = done if first.resume() >= min(done, SHOWN) else 0
         done = ranks.agree(done)
-        shares = ranks.rounds(range(done, self.count), self.task.batch_size)
-        for share in track(shares, "Making", disable=ranks.rank > 0):
-            images = torch.cat([torch.empty(0, dtype=torch.uint8), *self.make(list(share))])
-            show = images[: max(SHOWN - share.start, 0)]
-            gathered = ranks.join(show), ranks.join(look(images) if len(images) else torch.empty(0))
+        for part in track(ranks.rounds(range(done, count), self.batch_size), "Sampling", disable=ranks.rank > 0):
+            images = torch.cat([torch.empty(0, dtype=torch.uint8), *make(list(part))])
+            shown = ranks.join(images[: max(SHOWN - part.start, 0)])
+            features = ranks.join(extract(images) if len(images) else torch.empty(0))
             if ranks.rank == 0:
-                if len(gathered[0]):
-                    first.write(share.start, gathered[0].numpy())
-                rows.write(share.start, gathered[1].numpy())
+                if len(shown):
+                    first.write(part.start, shown.numpy())
+                rows.write(part.start, features.numpy())
         if ranks.rank > 0:
             return torch.empty(0), torch.empty(0)
-        return torch.from_numpy(rows.read()[: self.count]), torch.from_numpy(first.read()[: min(self.count, SHOWN)])
+        return torch.from_numpy(rows.read()[:count]), torch.from_numpy(first.read()[: min(count, SHOWN)])
 
 
-def suspicious(heart: Memorisation, made: MadePictures, pack: Pack) -> list[Figure]:
-    """Plot all distances, the faces closest to training photos, and the faces closest to one another.
+def suspicious(result: Memorization, make: Callable[[list[int]], Iterator[Tensor]], pack: Pack) -> list[Figure]:
+    """Plot all distances, the samples nearest to training images, and the samples nearest to one another.
 
-    Distances below what 99 % of held-out photos keep are red.
+    Distances that 99 % of held-out images exceed are red.
     """
-    worst = heart.nearest.distances[:, 0].argsort()[:SUSPECTS]
-    faces = torch.cat(list(made.make(worst.tolist())))
-    near = torch.from_numpy(pack.images[pack.train_indices[heart.nearest.indices[worst].numpy()]])
-    samples = {made.kind: heart.nearest.distances[:, 0], "held-out photos": heart.held_out}
-    closest = heart.twins.distances[:, 0].argsort()[: 2 * SUSPECTS].tolist()
-    pairs = {tuple(sorted((n, int(heart.twins.indices[n, 0])))) for n in closest}
-    distance = {pair: float(heart.twins.distances[list(pair), 0].max()) for pair in pairs}
-    twins = sorted(distance, key=distance.__getitem__)[: SUSPECTS // 2]
-    shown = torch.cat(list(made.make([number for pair in twins for number in pair]))).unflatten(0, (-1, 2))
-    far = torch.tensor([[distance[pair]] for pair in twins])
+    near, twins = result.nearest, result.twins
+    worst = near.distances[:, 0].argsort()[:SUSPECTS]
+    samples = torch.cat(list(make(worst.tolist())))
+    images = train_images(pack, pack.train_indices[near.indices[worst].numpy()], near.views[worst] == 1)
+    histograms = {"new faces": near.distances[:, 0], "held-out images": result.held_out}
+    closest = twins.distances[:, 0].argsort()[: 2 * SUSPECTS].tolist()
+    pairs = {tuple(sorted((n, int(twins.indices[n, 0])))) for n in closest}
+    distance = {pair: float(twins.distances[list(pair), 0].max()) for pair in pairs}
+    shown = sorted(distance, key=distance.__getitem__)[: SUSPECTS // 2]
+    both = torch.cat(list(make([number for pair in shown for number in pair]))).unflatten(0, (-1, 2))
+    apart = torch.tensor([[distance[pair]] for pair in shown])
     titles = ("new face", "another new face")
     return [
-        plot_distances(samples, heart.limit),
-        plot_neighbours(faces, near, heart.nearest.distances[worst], heart.limit),
-        plot_neighbours(shown[:, 0], shown[:, 1:], far, heart.twin_limit, titles=titles),
+        plot_distances(histograms, result.limit),
+        plot_neighbours(samples, images, near.distances[worst], result.limit),
+        plot_neighbours(both[:, 0], both[:, 1:], apart, result.twin_limit, titles=titles),
     ]
 
 
-def photo_features(look: Features, pack: Pack, batch_size: int, ranks: Ranks) -> Tensor:
-    """Features (N, d) of all photos of a pack, kept beside it under the names of both, mapped from there.
+def train_images(pack: Pack, indices: NDArray[np.int64], mirrored: Tensor) -> Tensor:
+    """Return images (..., 3, R, R) uint8 of a pack for indices (...), flipped where `mirrored` (...)."""
+    images = torch.from_numpy(pack.images[indices])
+    return torch.where(mirrored[..., None, None, None], images.flip(-1), images)
 
-    The processes share them out, and the first one gets them.
+
+def image_features(extract: Features, pack: Pack, batch_size: int, ranks: Ranks, mirrored: bool = False) -> Tensor:
+    """Return features (N, d) of all images of a pack, mapped from its cache; empty above rank 0. Ranks share the work.
 
     Raises:
-        UserError: they cannot be kept.
+        UserError: the cache cannot be written.
     """
     count = pack.manifest["num_images"]
-    path = pack.folder / f"features-{look.key}-{pack.sha256[:8]}.npy"
+    view = "-mirrored" if mirrored else ""
+    path = pack.folder / f"features-{extract.key}{view}-{pack.sha256[:8]}.npy"
     rows = ResumableArray(path, count)
     done = ranks.agree(rows.resume() if ranks.rank == 0 else 0)
-    shares = ranks.rounds(range(done, count), batch_size)
+    parts = ranks.rounds(range(done, count), batch_size)
     try:
-        for share in track(shares, f"Features of {pack.folder.name}", disable=ranks.rank > 0 or not shares):
-            images: NDArray[np.uint8] = pack.images[share.start : share.stop]
-            features = ranks.join(look(torch.from_numpy(images.copy())) if len(images) else torch.empty(0))
+        for part in track(parts, f"Features of {pack.folder.name}{view}", disable=ranks.rank > 0 or not parts):
+            images = torch.from_numpy(pack.images[part.start : part.stop].copy())
+            images = images.flip(-1) if mirrored else images
+            features = ranks.join(extract(images) if len(images) else torch.empty(0))
             if ranks.rank == 0:
-                if share.start == 0:
+                if part.start == 0:
                     require_space(path, 4.0 * count * features.shape[1], f"the file of {count:,} features")
-                rows.write(share.start, features.numpy())
+                rows.write(part.start, features.numpy())
         if ranks.rank == 0:
             rows.finish()
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): make {pack.folder} writable") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}). Make {pack.folder} writable.") from error
     return torch.from_numpy(rows.read()) if ranks.rank == 0 else torch.empty(0)

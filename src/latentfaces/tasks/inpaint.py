@@ -1,4 +1,4 @@
-"""A part of a photo painted anew (RePaint: Lugmayr et al. 2022, algorithm 1)."""
+"""RePaint: fill a masked part of a photo (Lugmayr et al. 2022, algorithm 1)."""
 
 import itertools
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latentfaces.data.images import to_uint8
@@ -17,23 +18,24 @@ from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import PhotoTask
 from latentfaces.tasks.masks import feathered, read_mask, shrunk
 from latentfaces.tasks.output import PictureFolder, beside
-from latentfaces.tasks.photos import own_photos
-from latentfaces.tasks.variants import Name, check_share, check_skips, encode, variants
+from latentfaces.tasks.photos import read_photos
+from latentfaces.tasks.variants import Name, check_fraction, check_skips, encode, variants
 
-GREY = 127
+GRAY = 127
 
 
 @dataclass(kw_only=True)
 class Inpaint(PhotoTask):
-    """A line for each photo: the photo, the photo with its hole, then `num_images` ways to fill it.
+    """A row for each photo: the photo, the photo with its hole, then `num_images` fillings.
 
-    Outside the hole each pixel is exactly the photo's.
+    Pixels outside the hole are exactly the photo's. Pixels inside have no effect: they are replaced by the mean color
+    around them before the photo is encoded, and latents next to the hole are sampled too.
 
     Args:
-        mask: a picture of the photo's shape, of any size: white is painted anew.
-        num_photos: at most so many photos.
-        resample: how often each step is taken: more fit the filling better to what is around it, for as much more time.
-        skips: strength, in [0, 1], of the features of what is kept where the VAE has skip connections; 1 there if None.
+        mask: image of the photo's shape, of any size: white is filled.
+        num_photos: maximum number of photos.
+        resample: repetitions of each step. More fit the filling better to its surroundings and take more time.
+        skips: strength, in [0, 1], of the features outside the hole where the VAE has skip connections; 1 if None.
         feather: pixels inside the hole over which the photo fades into the filling; R / 32 if None.
     """
 
@@ -45,41 +47,42 @@ class Inpaint(PhotoTask):
 
     def __post_init__(self) -> None:
         if self.image is None:
-            raise UserError("task=inpaint needs a photo: type image=PHOTO.png, of which task.mask says what to replace")
+            raise UserError("task=inpaint needs a photo. Give image=PHOTO.png.")
         if self.mask is None:
-            raise UserError("task=inpaint needs task.mask=MASK.png, a picture that is white where to paint anew")
+            raise UserError("task=inpaint needs a mask. Give task.mask=MASK.png, an image that is white where to fill.")
         if self.resample < 1:
             raise UserError(f"task.resample={self.resample} must be at least 1")
         if self.feather is not None and self.feather < 0:
             raise UserError(f"task.feather={self.feather} must be at least 0 pixels")
-        check_share("task.skips", self.skips or 0.0)
+        check_fraction("task.skips", self.skips or 0.0)
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
-        """Write the fillings; the grid's path."""
+        """Write the fillings. Return the path of the grid."""
         assert self.image is not None
         assert self.mask is not None
         strength = float(pipeline.vae.skip_connections) if self.skips is None else self.skips
         check_skips(pipeline, strength)
-        photos = own_photos(pipeline.resolution, self.image, self.num_photos, self.seed)
+        photos = read_photos(self.image, pipeline.resolution, self.num_photos, self.seed)
         hole = read_mask(self.mask, photos, pipeline.resolution)
         weight = feathered(hole, pipeline.resolution // 32 if self.feather is None else self.feather)
+        visible = hidden(photos.images, hole)
         shown = []
-        for which, names in variants(len(photos.images), self.num_images, self.seed, self.batch_size):
-            x0, features = encode(pipeline, photos.images, which)
+        for which, names in variants(len(visible), self.num_images, self.seed, self.batch_size):
+            x0, features = encode(pipeline, visible, which)
             kept = [strength * ~shrunk(hole, *f.shape[-2:]).to(f.device) * f for f in features] if strength else None
-            latents = self.filled(pipeline, x0, shrunk(hole, *x0.shape[-2:]).to(x0.device), names)
+            latents = self.filled(pipeline, x0, grown(shrunk(hole, *x0.shape[-2:])).to(x0.device), names)
             filled = to_uint8(pipeline.decode(latents, kept)).cpu()
             faces = composed(photos.images[which], filled, hole, weight)
             pictures.add(faces)
             shown.append(faces)
-        holes = torch.where(hole, GREY, photos.images)
+        holes = torch.where(hole, GRAY, photos.images)
         return pictures.grid(*beside(photos.images, holes, torch.cat(shown)))
 
     def filled(self, pipeline: FacePipeline, x0: Tensor, hole: Tensor, names: list[Name]) -> Tensor:
-        """Latents (b, c, h, w) that are x0 outside the hole (1, 1, h, w), each filled with the noise of its name."""
+        """Return latents (b, c, h, w) that equal x0 outside the hole (1, 1, h, w), each with the noise of its name."""
         predictor, draw = pipeline.predictor, pipeline.draws(names)
         noise = draw()
-        # What is kept follows one straight path, unless the way is random anyway: then each step draws it anew.
+        # The kept part follows one straight trajectory, unless sampling is random anyway: then each step draws it.
         renewed = self.resample > 1 or self.sampler.is_random
         keep = Keeper(predictor.schedule, x0, hole, draw if renewed else lambda: noise)
         first = x0.new_full((len(x0),), predictor.first_time)
@@ -92,12 +95,12 @@ class Inpaint(PhotoTask):
 
     @torch.no_grad()
     def resampled(self, pipeline: FacePipeline, x: Tensor, draw: Callable[[], Tensor], keep: "Keeper") -> Tensor:
-        """Take each step, but the last, `resample` times, with noise added again between (algorithm 1, lines 3 to 11).
+        """Take each step except the last `resample` times, adding noise again in between (algorithm 1, lines 3 to 11).
 
-        Each step stands alone: a sampler that remembers earlier ones takes them as its first.
+        Each step is independent: a multistep sampler takes all of them as its first.
         """
         predictor = pipeline.predictor
-        for t, t_next in itertools.pairwise(self.sampler.times(predictor.schedule, predictor.first_time)):
+        for t, t_next in itertools.pairwise(self.sampler.checked_times(predictor)):
             for repeat in range(self.resample if t_next > 0 else 1):
                 if repeat > 0:
                     x = noised_again(predictor.schedule, x, t_next, t, draw())
@@ -107,7 +110,7 @@ class Inpaint(PhotoTask):
 
 @dataclass(frozen=True)
 class Keeper:
-    """Puts the photo back where nothing is to change, as noisy as the rest is (algorithm 1, lines 4, 5 and 8)."""
+    """Callback that restores the photo outside the hole, with the noise of x (algorithm 1, lines 4, 5 and 8)."""
 
     schedule: NoiseSchedule
     x0: Tensor
@@ -120,7 +123,7 @@ class Keeper:
 
 
 def noised_again(schedule: NoiseSchedule, x: Tensor, s: float, t: float, noise: Tensor) -> Tensor:
-    """x at s -> x at the noisier t, a draw of q(x_t | x_s) (Kingma et al. 2021, eq. 20 and 21)."""
+    """Draw x at the noisier time t from q(x_t | x_s) (Kingma et al. 2021, eq. 20 and 21)."""
     (alpha_s, alpha_t), (sigma_s, sigma_t) = (
         function(torch.tensor([s, t], dtype=torch.float64)).tolist() for function in (schedule.alpha, schedule.sigma)
     )
@@ -128,7 +131,26 @@ def noised_again(schedule: NoiseSchedule, x: Tensor, s: float, t: float, noise: 
     return ratio * x + max(sigma_t**2 - (ratio * sigma_s) ** 2, 0.0) ** 0.5 * noise
 
 
+def hidden(photos: Tensor, hole: Tensor) -> Tensor:
+    """Replace the hole of photos (n, 3, R, R) uint8 by the mean color around it, from small to large surroundings."""
+    known = ~hole * photos.float()
+    filled, size = torch.full_like(known, GRAY), 1
+    while size <= photos.shape[-1]:
+        weight = F.adaptive_avg_pool2d((~hole).float(), size)
+        mean = F.adaptive_avg_pool2d(known, size) / weight.clamp(min=1e-6)
+        coarse = F.interpolate(filled, size=(size, size), mode="bilinear", antialias=True)
+        filled = torch.where(weight > 0, mean, coarse)
+        size *= 2
+    filled = F.interpolate(filled, size=photos.shape[-2:], mode="bilinear")
+    return torch.where(hole, filled.round().to(torch.uint8), photos)
+
+
+def grown(hole: Tensor) -> Tensor:
+    """Grow a hole (1, 1, h, w) bool by one cell on all sides: the encoder sees some of the hole from there."""
+    return F.max_pool2d(hole.float(), 3, stride=1, padding=1) > 0
+
+
 def composed(photos: Tensor, faces: Tensor, hole: Tensor, weight: Tensor) -> Tensor:
-    """Faces within the hole, photos outside (b, 3, R, R) uint8; `weight` (1, 1, R, R) of the faces."""
+    """Blend faces inside the hole with photos (b, 3, R, R) uint8; `weight` (1, 1, R, R) is that of the faces."""
     mixed = photos.float().lerp(faces.float(), weight).round().to(torch.uint8)
     return torch.where(hole, mixed, photos)

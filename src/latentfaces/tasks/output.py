@@ -1,14 +1,15 @@
-"""Where a task's pictures go."""
+"""Output folders of the tasks."""
 
+import contextlib
+import fcntl
 import itertools
 import json
-import shutil
+import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from latentfaces.errors import UserError
 from latentfaces.evaluation import save_grid, save_png
-from latentfaces.files import atomic_write
+from latentfaces.files import atomic_write, drop_if_empty
 from latentfaces.ranks import Ranks
 
 MAX_COLUMNS = 16
@@ -37,29 +38,51 @@ def new_folder(wanted: Path) -> Path:
 
 
 class PictureFolder:
-    """Writes 00000.png, 00001.png, ... and grid.png, each with what remakes it in its PNG text "latentfaces".
+    """Folder for 00000.png, 00001.png, ... and grid.png, each with the metadata that reproduces it.
+
+    Within its context a failed task leaves no empty folder, and the lock that the constructor takes ends.
 
     Args:
-        folder: where to; it must not hold pictures yet.
-        origin: what all pictures have in common: run, weights, task, seed, ...
-        ranks: the processes that share out the task; only this one unless given.
+        folder: the folder, without images. No other command may be writing to it.
+        origin: metadata of all images: run, weights, task, seed, ...
+        ranks: ranks that share the task; this one alone by default.
     """
 
     def __init__(self, folder: str | Path, origin: dict[str, Any], ranks: Ranks | None = None) -> None:
         self.ranks = ranks or Ranks()
         self.folder, self.origin = Path(self.ranks.agree(folder)), origin
         self.count = 0
-        if any(self.folder.glob("*.png")) or (self.folder / "images.npz").exists():
-            raise UserError(f"output={self.folder} already contains images. Choose another folder.")
-        self.ranks.wait()  # all have looked
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.folder).close()  # found out now, and not when the pictures are made
+            tempfile.TemporaryFile(dir=self.folder).close()  # fail now, not after sampling
+            self.lock = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"output={self.folder} cannot be written ({error.strerror})") from error
+        problem = None
+        if any(self.folder.glob("*.png")) or (self.folder / "images.npz").exists():
+            problem = "already contains images"
+        elif self.ranks.rank == 0:
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                problem = "is in use by another command"
+            except OSError:
+                pass  # a file system without locks
+        if problem is not None:
+            os.close(self.lock)
+            raise UserError(f"output={self.folder} {problem}. Choose another folder.")
+        self.ranks.wait()  # all have checked
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        os.close(self.lock)
+        if raised[0] is not None:
+            drop_if_empty(self.folder)
 
     def add(self, images: Tensor) -> None:
-        """Write images (n, 3, H, W) uint8, numbered on from the last."""
+        """Write images (n, 3, H, W) uint8, numbered from the last one on."""
         for image in images:
             save_png(image, self.folder / f"{self.count:05d}.png", self.text(index=self.count))
             self.count += 1
@@ -72,64 +95,35 @@ class PictureFolder:
         return path
 
     def text(self, **more: Any) -> dict[str, str]:
-        """PNG text."""
+        """Return PNG metadata."""
         return {"latentfaces": json.dumps(self.origin | more)}
 
 
-class ArrayFile:
-    """An .npz with one array `arr_0` (n, H, W, 3) uint8, as evaluations of generators read it, written bit by bit.
+@contextlib.contextmanager
+def npz_writer(path: Path, shape: tuple[int, int, int, int]) -> Iterator[Callable[[Tensor], None]]:
+    """Write an .npz with one array `arr_0` of `shape` (n, H, W, 3) uint8, as evaluation codes read it.
 
-    Args:
-        path: the file, which appears whole.
-        shape: (n, H, W, 3).
-        ranks: the processes that add to it, each its share.
+    Yields:
+        A function that appends images (b, 3, H, W) uint8.
     """
+    with (
+        atomic_write(path) as target,
+        zipfile.ZipFile(target, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int], ranks: Ranks) -> None:
-        self.path, self.shape, self.ranks = path, shape, ranks
-        self.open = ExitStack()
+        def append(images: Tensor) -> None:
+            file.write(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
 
-    def share_of(self, rank: int) -> Path:
-        """The bytes of another process than the first, on their way."""
-        return self.path.with_name(f"{self.path.name}.{rank}.partial")
-
-    def __enter__(self) -> Self:
-        self.file: IO[bytes]
-        if self.ranks.rank > 0:
-            self.file = self.open.enter_context(self.share_of(self.ranks.rank).open("wb"))
-            return self
-        archive = self.open.enter_context(zipfile.ZipFile(self.open.enter_context(atomic_write(self.path)), "w"))
-        self.file = self.open.enter_context(archive.open("arr_0.npy", "w", force_zip64=True))
-        header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(self.file, header)
-        return self
-
-    def add(self, images: Tensor) -> None:
-        """Append images (b, 3, H, W) uint8."""
-        self.file.write(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
-
-    def __exit__(self, *raised: Any) -> None:
-        whole = raised[0] is None
-        if whole and self.ranks.rank == 0:
-            self.ranks.wait()
-            self.add_shares()
-        self.open.__exit__(*raised)
-        if whole and self.ranks.rank > 0:
-            self.ranks.wait()
-
-    def add_shares(self) -> None:
-        """Append what the other processes have made."""
-        for rank in range(1, self.ranks.count):
-            with self.share_of(rank).open("rb") as share:
-                shutil.copyfileobj(share, self.file)
-            self.share_of(rank).unlink()
+        yield append
 
 
 def bands(rows: Sequence[Tensor]) -> tuple[Tensor, int]:
-    """Rows of as many images (n, 3, R, R) each, one below the other; broken where they are longer than 16.
+    """Arrange rows of images (n, 3, R, R) below one another, broken after 16 columns.
 
     Returns:
-        All images in the order of the grid, and its columns.
+        All images in the order of the grid, and the number of columns.
     """
     columns = min(MAX_COLUMNS, len(rows[0]))
     parts = zip(*(row.split(columns) for row in rows), strict=True)
@@ -137,11 +131,10 @@ def bands(rows: Sequence[Tensor]) -> tuple[Tensor, int]:
 
 
 def beside(*columns: Tensor) -> tuple[Tensor, int]:
-    """A line for each photo: columns (n, 3, R, R), and blocks (n * k, 3, R, R) with k pictures of each photo in turn.
+    """Arrange a row per photo: columns (n, 3, R, R), and blocks (n * k, 3, R, R) with k images of each photo in turn.
 
     Returns:
-        All images in the order of the grid, and its columns.
+        All images in the order of the grid, and the number of columns.
     """
-    num_lines = len(columns[0])
-    lines = torch.cat([part.unflatten(0, (num_lines, -1)) for part in columns], dim=1)
-    return lines.flatten(0, 1), lines.shape[1]
+    rows = torch.cat([part.unflatten(0, (len(columns[0]), -1)) for part in columns], dim=1)
+    return rows.flatten(0, 1), rows.shape[1]

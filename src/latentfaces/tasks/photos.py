@@ -1,4 +1,4 @@
-"""A person's photos, for every task that takes `image=`."""
+"""The user's photos, for tasks that take `image=`."""
 
 import io
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Size = tuple[int, int]
 
 
 class OnePhoto(Photos):
-    """A single picture as a source, without a look at the other files beside it."""
+    """Source of a single image, which does not list the other files of the folder."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path.parent)
@@ -33,13 +33,13 @@ class OnePhoto(Photos):
 
 @dataclass(frozen=True)
 class OwnPhotos:
-    """Photos as the model takes them, and what they were before."""
+    """Photos as inputs of the model, with their names and original sizes."""
 
     names: list[str]
     images: Tensor
-    """(n, 3, R, R) uint8: centred squares."""
+    """(n, 3, R, R) uint8: central squares."""
     sizes: list[Size]
-    """Of the upright files."""
+    """Sizes of the upright files."""
 
 
 def photos_for(resolution: int, image: str | None, pack: str | None, num_photos: int, seed: int) -> Tensor:
@@ -47,10 +47,10 @@ def photos_for(resolution: int, image: str | None, pack: str | None, num_photos:
 
     Args:
         resolution: height and width in pixels, R.
-        image: a picture, a folder or a .zip.
+        image: an image, a folder or a .zip.
         pack: the folder of the run's pack.
         num_photos: maximum number of photos.
-        seed: chooses photos where there are more.
+        seed: selects photos where there are more.
 
     Returns:
         (n, 3, R, R) uint8.
@@ -58,94 +58,88 @@ def photos_for(resolution: int, image: str | None, pack: str | None, num_photos:
     Raises:
         UserError: there is neither `image` nor a pack, or a photo is damaged.
     """
-    if num_photos < 1:
-        raise UserError(f"task.num_photos={num_photos} must be at least 1")
     if image is not None:
-        return own_photos(resolution, image, num_photos, seed).images
+        return read_photos(image, resolution, num_photos, seed).images
     if pack is None:
-        raise UserError("This run has no pack with held-out photos. Give photos with image=....")
+        raise UserError("This run has no pack with held-out images. Give photos with image=....")
     opened = open_pack(Path(pack))
-    return torch.from_numpy(opened.images[np.sort(choose(opened.val_indices, num_photos, seed))])
-
-
-def own_photos(resolution: int, image: str, num_photos: int, seed: int, key: str = "image") -> OwnPhotos:
-    """Read the user's photos. Warn on stderr of those that are cropped or enlarged.
-
-    Args:
-        resolution, image, num_photos, seed: see `photos_for`.
-        key: the key under which `image` was typed.
-
-    Raises:
-        UserError: there is no such picture, or it is damaged.
-    """
-    photos = read_photos(image, resolution, num_photos, seed, key)
-    warn_of_shapes(photos.names, photos.sizes, resolution)
-    return photos
-
-
-def one_photo(resolution: int, image: str, seed: int, key: str = "image") -> Tensor:
-    """Read one picture, (1, 3, R, R) uint8, for a task that takes no folder."""
-    if not Path(image).expanduser().is_file() or not Photos.is_picture(Path(image).name):
-        raise UserError(f"{key}={image} must be one picture here ({', '.join(SUFFIXES)})")
-    return own_photos(resolution, image, 1, seed, key).images
+    return torch.from_numpy(opened.images[choose(opened.val_indices, num_photos, seed)])
 
 
 def read_photos(image: str, resolution: int, num_photos: int, seed: int, key: str = "image") -> OwnPhotos:
-    """Read a picture, a folder or a .zip; arguments and errors as for `own_photos`."""
+    """Read the user's photos. Warn of those that are cropped or enlarged.
+
+    Args:
+        image, resolution, num_photos, seed: see `photos_for`.
+        key: the key of `image` on the command line.
+
+    Raises:
+        UserError: the image is missing or damaged.
+    """
     source = open_source(image, key)
-    wanted = np.sort(choose(np.arange(len(source.names)), num_photos, seed)).tolist()
+    wanted = choose(np.arange(len(source.names)), num_photos, seed).tolist()
     names = [source.names[index] for index in wanted]
     try:
         pixels = np.stack([source.read(index, resolution).pixels for index in wanted])
     except BadImageError as error:
-        raise UserError(f"{error}: give {key}= another picture") from error
-    return OwnPhotos(names, torch.from_numpy(pixels), [upright_size(source.file_bytes(name)) for name in names])
+        raise UserError(f"{error}. Give another {key}=...") from error
+    sizes = [upright_size(source.file_bytes(name)) for name in names]
+    warn_of_shapes(names, sizes, resolution)
+    return OwnPhotos(names, torch.from_numpy(pixels), sizes)
+
+
+def one_photo(resolution: int, image: str, seed: int, key: str = "image") -> Tensor:
+    """Read one image, (1, 3, R, R) uint8, for a task that takes no folder."""
+    if not Path(image).is_file() or not Photos.is_picture(Path(image).name):
+        raise UserError(f"{key}={image} must be one image ({', '.join(SUFFIXES)})")
+    return read_photos(image, resolution, 1, seed, key).images
 
 
 def open_source(image: str, key: str) -> Photos:
-    """Open what `image` names. It must hold at least one image."""
-    path = Path(image).expanduser()
+    """Open the source that `image` names, which has at least one image."""
+    path = Path(image)
     if not path.exists():
         raise UserError(f"{key}={image} does not exist")
     if path.is_file() and Photos.is_picture(path.name):
         return OnePhoto(path)
     if path.is_file() and path.suffix.lower() != ".zip":
-        raise UserError(f"{key}={image} is neither a picture ({', '.join(SUFFIXES)}) nor a folder or .zip: convert it")
+        raise UserError(f"{key}={image} is neither an image ({', '.join(SUFFIXES)}) nor a folder or .zip. Convert it.")
     try:
         source = Photos(path)
-        assert source.names  # else it says so itself
+        assert source.names  # else it raises
     except UserError as error:
         raise UserError(str(error).replace("data.root", key)) from error
     return source
 
 
-def choose(indices: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """At most `count` of them, by the seed."""
-    return np.random.default_rng(seed).permutation(indices)[:count]
+def choose(indices: np.ndarray, num_photos: int, seed: int) -> np.ndarray:
+    """Return at most `num_photos` of the indices, in order, selected by the seed."""
+    if num_photos < 1:
+        raise UserError(f"task.num_photos={num_photos} must be at least 1")
+    return np.sort(np.random.default_rng(seed).permutation(indices)[:num_photos])
 
 
 def upright_size(data: bytes) -> Size:
-    """Width and height of an encoded picture, by its header alone."""
+    """Return width and height of an encoded image, from its header alone."""
     with open_image(io.BytesIO(data)) as image:
-        # The size that Pillow tells of a TIFF is the upright one.
-        lies = image.format != "TIFF" and orientation(image) >= 5
-        return (image.height, image.width) if lies else (image.width, image.height)
+        rotated = image.format != "TIFF" and orientation(image) >= 5  # Pillow's size of a TIFF is already upright
+        return (image.height, image.width) if rotated else (image.width, image.height)
 
 
 def warn_of_shapes(names: Sequence[str], sizes: Sequence[Size], resolution: int) -> None:
-    """Say which photos are cropped, and which are enlarged: one sentence each, however many they are."""
+    """Warn once of photos that are cropped, and once of those that are enlarged."""
     oblong = [index for index, (width, height) in enumerate(sizes) if width != height]
     if oblong:
         width, height = sizes[oblong[0]]
         where = "at the left and right" if width > height else "at the top and bottom"
         warn(
-            f"{and_others(names, oblong)} is not square ({width}x{height}), and {abs(width - height)} pixels are cut "
-            f"away {where}: crop it yourself to keep another part"
+            f"{and_others(names, oblong)} is not square ({width}x{height}): {abs(width - height)} pixels are cropped "
+            f"{where}. Crop it yourself to keep another part."
         )
     small = [index for index, size in enumerate(sizes) if min(size) < resolution]
     if small:
         width, height = sizes[small[0]]
         warn(
-            f"{and_others(names, small)} has {width}x{height} pixels, fewer than the model's {resolution}, and was "
-            "enlarged: give a larger photo for a sharper result"
+            f"{and_others(names, small)} has {width}x{height} pixels and was enlarged to the model's {resolution}. "
+            "Give a larger photo for a sharper result."
         )

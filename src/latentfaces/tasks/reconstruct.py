@@ -1,4 +1,4 @@
-"""Photos through the VAE and back."""
+"""Reconstructions by the VAE."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +15,16 @@ from latentfaces.tasks.photos import photos_for
 
 @dataclass
 class Reconstruct:
-    """Photos above what the VAE makes of them, with PSNR and SSIM.
+    """Photos above their reconstructions, with PSNR and SSIM.
 
-    Where the VAE has skip connections, a third row shows what it makes of them with these, and that is what is written
-    as single pictures.
+    With skip connections in the VAE, a third row and the single images show reconstructions that use them.
 
     Args:
-        pack: the run's pack, whose held-out photos are shown unless `image` is given.
-        image: a picture, or a folder or .zip of pictures, centre-cropped to a square.
-        num_images: at most so many.
-        seed: of the choice among more.
-        batch_size: how many at once.
+        pack: the run's pack, whose held-out images are used unless `image` is given.
+        image: an image, or a folder or .zip of images.
+        num_images: maximum number of photos.
+        seed: selects photos where there are more.
+        batch_size: photos at once.
     """
 
     pack: str | None
@@ -35,7 +34,7 @@ class Reconstruct:
     batch_size: int
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
-        """Write originals above reconstructions; the grid's path."""
+        """Write photos above reconstructions. Return the path of the grid."""
         images = photos_for(pipeline.resolution, self.image, self.pack, self.num_images, self.seed)
         rows = [images, reconstructions(pipeline, images, 0.0, self.batch_size)]
         report("", rows[0], rows[1])
@@ -47,12 +46,12 @@ class Reconstruct:
 
 
 def reconstructions(pipeline: FacePipeline, images: Tensor, skips: float, batch_size: int) -> Tensor:
-    """What the VAE makes of images (n, 3, R, R) uint8, likewise; for `skips` see `FacePipeline.reconstruct`."""
+    """Reconstruct images (n, 3, R, R) uint8; for `skips` see `FacePipeline.reconstruct`."""
     batches = images.split(batch_size)
     return torch.cat([to_uint8(pipeline.reconstruct(to_float(batch), skips)).cpu() for batch in batches])
 
 
 def report(suffix: str, images: Tensor, others: Tensor) -> None:
-    """Print PSNR and SSIM of others (n, 3, R, R) uint8."""
+    """Print PSNR and SSIM between two sets of images (n, 3, R, R) uint8."""
     for name, value in calculate_metrics(to_float(images), to_float(others)).items():
         print(f"{name}{suffix} {value:.4g}")

@@ -1,4 +1,4 @@
-"""The guidance, the average and the sampler that make the best faces."""
+"""Search of guidance, EMA width and sampler."""
 
 import csv
 import json
@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from latentfaces.data.pack import open_pack
-from latentfaces.diffusion import Denoiser, Sampler
-from latentfaces.errors import UserError
+from latentfaces.diffusion import Sampler
+from latentfaces.errors import UserError, warn
 from latentfaces.evaluation import FeatureDistance
 from latentfaces.evaluation.features import features_by_name
 from latentfaces.evaluation.panels import COLORS, label_axes
@@ -31,13 +31,13 @@ SHOWN = 16
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to sample a run.
+    """Sampling settings of a run.
 
     Args:
-        sampler: as `named` names it.
+        sampler: name of the sampler, see `named`.
         guidance: "none", "auto" or "internal".
-        weight: of the guidance; 1 for none.
-        ema: length of the average; None for that of the best weights.
+        weight: guidance weight; 1 for none.
+        ema: width of the average; None for that of the best weights.
     """
 
     sampler: str
@@ -56,7 +56,7 @@ class Choice:
 
 
 def named(samplers: Sequence[Sampler]) -> dict[str, Sampler]:
-    """By name and steps, and by what else is unusual: "DPMpp2M 20 eta=1.0"; each once."""
+    """Name samplers by class, steps and options without the default value, as "DPMpp2M 20 eta=1.0"."""
     names = {}
     for sampler in samplers:
         config = config_of(sampler)
@@ -68,24 +68,24 @@ def named(samplers: Sequence[Sampler]) -> dict[str, Sampler]:
 
 @dataclass
 class Tune:
-    """Search of guidance, weight, EMA length and sampler, one after the other: what is best is kept for the next.
+    """Coordinate search of guidance kind and weight, EMA width and sampler.
 
-    Every choice makes the same `num_images` faces (the same seeds); the one whose faces are nearest to held-out photos,
-    by `FeatureDistance`, is written to the run's tuned.json, where later commands find it.
+    Every choice makes `num_images` samples of the same seeds. The best choice has the lowest `FeatureDistance` to one
+    half of the held-out images. It goes to the run's tuned.json, which later commands use.
 
     Args:
         folder: the run's folder.
         pack: the run's pack.
-        sampler: from noise to latents, while guidance and average are searched.
-        weights: of guidance, each above 1.
-        emas: lengths of the average.
-        samplers: others, which are then tried with the best of these.
-        features: as for task=evaluate. The run's own encoder needs no download, and looks more at surfaces than at
-            faces: it prefers somewhat weaker guidance than others do.
-        num_images: faces for each choice; at least 32.
-        seed: of the faces.
-        batch_size: how many at once.
-        feature_weights: file of the weights of `features`, where they cannot be fetched.
+        sampler: sampler during the search of guidance and average.
+        weights: guidance weights, each above 1.
+        emas: widths of the average.
+        samplers: other samplers, tried with the best guidance and average.
+        features: as for task=evaluate. The run's encoder needs no download, but measures texture more than shape and
+            prefers somewhat weaker guidance.
+        num_images: samples per choice; at least 32.
+        seed: seed of the samples.
+        batch_size: samples at once.
+        feature_weights: file of the weights of `features`, for machines without network.
     """
 
     folder: str
@@ -102,32 +102,35 @@ class Tune:
 
     def __post_init__(self) -> None:
         if self.num_images < 32:
-            raise ValueError(f"num_images={self.num_images} must be at least 32 to tell one choice from another")
+            raise ValueError(f"num_images={self.num_images} must be at least 32 to compare choices")
         if any(weight <= 1 for weight in self.weights):
-            raise ValueError(f"weights={list(self.weights)} must all be above 1, which is no guidance")
+            raise ValueError(f"weights={list(self.weights)} must all be above 1 (1 disables guidance)")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
-        """Write tuned.json, scores.csv, scores.png, faces without guidance above the best ones; the grid's path."""
+        """Write tuned.json, scores.csv, scores.png and a grid: samples without guidance above the best ones."""
         if pipeline.denoiser is None:
-            raise UserError("task=tune is for a run of stage 2: type run=RUN")
+            raise UserError("task=tune needs a run of stage 2. Choose another run=...")
         run = open_run(self.folder)
         pack = open_pack(Path(self.pack))
-        look = features_by_name(self.features, pipeline.vae, self.feature_weights, "task.feature_weights")
-        chosen = np.random.default_rng(self.seed).permutation(pack.val_indices)[:MAX_PHOTOS]
+        extract = features_by_name(self.features, pipeline.vae, self.feature_weights, "task.feature_weights")
+        chosen = np.random.default_rng(self.seed).permutation(pack.tuning_indices)[:MAX_PHOTOS]
         if len(chosen) < 2:
             raise UserError(
-                f"{pack.folder} has {len(chosen)} held-out photos. task=tune needs at least 2: hold out more."
+                f"{pack.folder} has {len(pack.val_indices)} held-out images. task=tune compares with half of them and "
+                "needs at least 3."
             )
-        distance = FeatureDistance(look, torch.from_numpy(pack.images[np.sort(chosen)]))
+        distance = FeatureDistance(extract, torch.from_numpy(pack.images[np.sort(chosen)]))
         best_weights, scores = pipeline.denoiser, dict[Choice, float]()
         shown: dict[Choice, Tensor] = {}
         usual, *others = samplers = named([self.sampler, *self.samplers.values()])
 
         def score(choice: Choice) -> float:
             if choice not in scores:
+                pipeline.denoiser = best_weights
                 try:
-                    pipeline.denoiser = self.averaged(run, choice.ema, best_weights)
-                except UserError as error:  # the run's snapshots cannot give this average
+                    if choice.ema is not None:
+                        pipeline.denoiser = run.averaged("denoiser", choice.ema).to(pipeline.device)
+                except UserError as error:  # the snapshots of the run cannot give this average
                     print(error)
                     return math.inf
                 pipeline.guidance = build(choice.guidance_config())
@@ -143,35 +146,32 @@ class Tune:
             best = min([best, *(replace(best, ema=ema) for ema in self.emas)], key=score)
         best = min([best, *(replace(best, sampler=other) for other in others)], key=score)
         best = min([best, *self.nearby(best)], key=score)
+        print(f"best: {best}, {scores[best]:.4f} ({plain}: {scores[plain]:.4f})")
         self.write(run, best, samplers[best.sampler], scores, pictures)
         plot_scores(scores, best, pictures.folder / "scores.png")
-        print(f"best: {best}, {scores[best]:.4f} ({plain}: {scores[plain]:.4f})")
         return pictures.grid(torch.cat([shown[plain], shown[best]]), columns=SHOWN)
 
-    @staticmethod
-    def averaged(run: Run, ema: float | None, best_weights: Denoiser) -> Denoiser:
-        """The denoiser with that average."""
-        if ema is None:
-            return best_weights
-        denoiser: Denoiser = run.averaged("denoiser", ema).to(next(best_weights.parameters()).device)
-        return denoiser
-
     def nearby(self, best: Choice) -> list[Choice]:
-        """Weights halfway to the neighbours of the best."""
+        """Return choices with weights halfway to the neighbors of the best."""
         grid = sorted({1.0, *self.weights})
         if best.guidance == "none" or best.weight not in grid:
             return []
         at = grid.index(best.weight)
-        neighbours = [grid[i] for i in (at - 1, at + 1) if 0 <= i < len(grid)]
-        return [replace(best, weight=round((best.weight + other) / 2, 4)) for other in neighbours]
+        others = [grid[i] for i in (at - 1, at + 1) if 0 <= i < len(grid)]
+        return [replace(best, weight=round((best.weight + other) / 2, 4)) for other in others]
 
     @staticmethod
     def write(run: Run, best: Choice, sampler: Sampler, scores: dict[Choice, float], pictures: PictureFolder) -> None:
-        """tuned.json into the run, scores.csv beside the pictures."""
-        how = {"guidance": best.guidance_config(), "ema": best.ema, "sampler": config_of(sampler)}
-        found = {**how, "score": scores[best], "of": run.stamp("best_denoiser")}
-        with atomic_write(run.folder / TUNED) as file:
-            file.write(json.dumps(found, indent=1).encode())
+        """Write tuned.json to the output folder and to the run, and scores.csv to the output folder."""
+        settings = {"guidance": best.guidance_config(), "ema": best.ema, "sampler": config_of(sampler)}
+        result = {**settings, "score": scores[best], "of": run.stamp("best_denoiser")}
+        text = json.dumps(result, indent=1).encode()
+        for folder in (pictures.folder, run.folder):
+            try:
+                with atomic_write(folder / TUNED) as file:
+                    file.write(text)
+            except OSError as error:  # the search took hours: keep its result
+                warn(f"{folder / TUNED} cannot be written ({error.strerror}). Its content: {text.decode()}")
         with (pictures.folder / "scores.csv").open("w", newline="") as file:
             table = csv.DictWriter(file, [*asdict(best), "distance"])
             table.writeheader()
@@ -180,7 +180,7 @@ class Tune:
 
 
 def plot_scores(scores: dict[Choice, float], best: Choice, output: Path) -> Figure:
-    """The distance over the weight of each kind of guidance, over the averages, and of each sampler at its best."""
+    """Plot the distance over guidance weights, over averages, and of each sampler at its best."""
     figure = Figure(figsize=(12.0, 3.4), layout="constrained")
     by_weight, by_average, by_sampler = figure.subplots(1, 3, sharey=True)
     usual = next(iter(scores)).sampler
@@ -194,12 +194,12 @@ def plot_scores(scores: dict[Choice, float], best: Choice, output: Path) -> Figu
             by_weight.plot(*zip(*line, strict=True), marker="o", color=color, label=f"guidance={kind}")
     average = sorted((c.ema, v) for c, v in scores.items() if c.ema is not None and c.sampler == usual)
     by_average.plot(*zip(*average, strict=True) if average else ([], []), marker="o", color=COLORS[2])
-    compared: dict[str, float] = {}  # the samplers with what was best before them; of the best one also weights nearby
+    compared: dict[str, float] = {}  # with the best settings so far; of the best sampler also nearby weights
     for choice, value in scores.items():
         compared[choice.sampler] = min(value, compared.get(choice.sampler, math.inf))
     by_sampler.plot(list(compared), list(compared.values()), "o", color=COLORS[3])
-    label_axes(by_weight, f"Guidance, best weights, {usual}", "weight (1 is none)", "distance to held-out photos")
-    label_axes(by_average, "Length of the average", "ema")
+    label_axes(by_weight, f"Guidance, best weights, {usual}", "weight (1 is none)", "distance to held-out images")
+    label_axes(by_average, "Width of the average", "ema")
     label_axes(by_sampler, "Sampler, at its best", "")
     if by_weight.get_legend_handles_labels()[1]:
         by_weight.legend(fontsize=8.5, frameon=False)

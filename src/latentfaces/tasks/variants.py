@@ -1,4 +1,4 @@
-"""Several pictures of one photo: which noise belongs to which, and the way from a photo to latents."""
+"""Several results per photo: their noise, and the latents of the photos."""
 
 from collections.abc import Iterator
 
@@ -12,23 +12,23 @@ from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
 
 Name = tuple[int, int]
-"""Seed and number of a face."""
+"""Seed and number of a sample."""
 
 
 def variants(num_photos: int, num_images: int, seed: int, batch_size: int) -> Iterator[tuple[list[int], list[Name]]]:
-    """Batches of (photo, name), `num_images` of each photo in turn.
+    """Yield batches of (photo, name), `num_images` of each photo in turn.
 
-    Variant i of any photo has the noise of face i of the seed: it depends on nothing else.
+    Result i of any photo has the noise of sample i of the seed.
     """
     pairs = [(photo, (seed, number)) for photo in range(num_photos) for number in range(num_images)]
-    for start in track(range(0, len(pairs), batch_size), "Drawing"):
+    for start in track(range(0, len(pairs), batch_size), "Sampling"):
         batch = pairs[start : start + batch_size]
         yield [photo for photo, _ in batch], [name for _, name in batch]
 
 
 @torch.no_grad()
 def encode(pipeline: FacePipeline, images: Tensor, photos: list[int]) -> tuple[Tensor, Skips]:
-    """Normalised latents (b, c, h, w) and encoder features of some images of (n, 3, R, R) uint8, each encoded once."""
+    """Return normalized latents (b, c, h, w) and encoder features of `photos` among images (n, 3, R, R) uint8."""
     unique, where = torch.unique(torch.tensor(photos), return_inverse=True)
     with pipeline.autocast():
         posterior, features = pipeline.vae.encode_with_skips(to_float(images[unique]).to(pipeline.device))
@@ -38,21 +38,13 @@ def encode(pipeline: FacePipeline, images: Tensor, photos: list[int]) -> tuple[T
 
 
 def check_skips(pipeline: FacePipeline, skips: float) -> None:
-    """Refuse `task.skips` where the VAE has none.
-
-    Raises:
-        UserError: naming the key.
-    """
+    """Raise UserError if `task.skips` is set and the VAE has no skip connections."""
     if skips and not pipeline.vae.skip_connections:
-        raise UserError(f"task.skips={skips}: this run's VAE has no skip connections; leave task.skips out")
+        raise UserError(f"task.skips={skips}: this run's VAE has no skip connections. Leave out task.skips.")
 
 
-def check_share(key: str, value: float, low_included: bool = True, high_included: bool = True) -> None:
-    """Refuse what is not a share of 1.
-
-    Raises:
-        UserError: naming the key.
-    """
+def check_fraction(key: str, value: float, low_included: bool = True, high_included: bool = True) -> None:
+    """Raise UserError if the value of `key` is not between 0 and 1."""
     above = value >= 0 if low_included else value > 0
     below = value <= 1 if high_included else value < 1
     if not (above and below):

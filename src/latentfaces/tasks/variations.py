@@ -1,4 +1,4 @@
-"""Faces that are nearly a photo's."""
+"""Samples similar to a photo."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,31 +6,31 @@ from pathlib import Path
 import torch
 
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import PhotoTask
+from latentfaces.tasks.base import PackTask
 from latentfaces.tasks.interpolate import slerp
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.photos import photos_for
-from latentfaces.tasks.variants import check_share, variants
+from latentfaces.tasks.variants import check_fraction, variants
 
 
 @dataclass(kw_only=True)
-class Variations(PhotoTask):
-    """A line for each photo: the photo, then `num_images` faces whose noise lies between its own and fresh noise.
+class Variations(PackTask):
+    """A row for each photo: the photo, then `num_images` samples whose noise mixes its inverted noise with fresh noise.
 
     Args:
-        num_photos: at most so many photos.
-        amount: share, between 0 and 1, of the way to the fresh noise.
+        num_photos: maximum number of photos.
+        amount: fraction of fresh noise, between 0 and 1.
     """
 
     num_photos: int
     amount: float
 
     def __post_init__(self) -> None:
-        check_share("task.amount", self.amount, low_included=False, high_included=False)
+        check_fraction("task.amount", self.amount, low_included=False, high_included=False)
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
-        """Write the variations; the grid's path."""
+        """Write the variations. Return the path of the grid."""
         photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_photos, self.seed)
         own = found_noise(pipeline, photos, self.sampler, self.batch_size)
         shown = []

@@ -140,7 +140,7 @@ def test_a_checkpoint_of_ddp_goes_on_under_fsdp(runs: Forker) -> None:
 
 @pytest.mark.ddp
 def test_ranks_that_share_the_weights_measure_faces_together(runs: Forker) -> None:
-    data = ["data=synthetic", "data.num_images=160", "data.resolution=16", "data.val_every=4", "data.batch_size=4"]
+    data = ["data=synthetic", "data.num_images=256", "data.resolution=16", "data.val_every=4", "data.batch_size=4"]
     measure = ["callbacks=measured", "callbacks.face_metrics.num_images=32", "callbacks.face_metrics.every_n_minutes=0"]
     run_on(2, runs, *STAGES["ldm"], *data, *measure, "vae=outputs/vae/ddp", "strategy=fsdp", "name=measured")
     assert len(columns(Path("outputs/ldm/measured/metrics.csv"))["val/feature_distance"]) == 2

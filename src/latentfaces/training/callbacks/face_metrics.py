@@ -60,9 +60,12 @@ class FaceMetrics(Callback):
         look = features_by_name(self.features, pl_module.autoencoder, self.weights, "callbacks.face_metrics.weights")
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         pack = data.pack()
-        chosen = np.random.default_rng(0).permutation(pack.val_indices)[: self.num_photos]
+        chosen = np.random.default_rng(0).permutation(pack.tuning_indices)[: self.num_photos]
         if len(chosen) < FEWEST:
-            raise UserError(f"{pack.folder} has {len(chosen)} held-out photos, too few for callbacks.face_metrics")
+            raise UserError(
+                f"{pack.folder} has {len(pack.val_indices)} held-out images. callbacks.face_metrics compares with half "
+                f"of them and needs at least {2 * FEWEST}."
+            )
         self.distance = FeatureDistance(look, torch.from_numpy(pack.images[np.sort(chosen)]))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
