@@ -48,6 +48,15 @@ PARTS = {f"{module}.{name}" for module, names in ALLOWED_TARGETS.items() for nam
 DATA = {f"latentfaces.data.FFHQDataModule.{maker}" for maker in ("from_drawn_faces", "from_ffhq", "from_photos")}
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return the content of result.json, or {} if it is missing or unreadable."""
+    try:
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text())
+    except (OSError, ValueError):
+        return {}
+    return result
+
+
 @dataclass(frozen=True)
 class Run:
     """A folder `outputs/<vae|ldm>/<name>` that train.py wrote.
@@ -68,11 +77,11 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether training came to its end."""
-        return (self.folder / RESULT).exists()
+        return bool(self.result())
 
     def result(self) -> dict[str, Any]:
-        """Return the metrics and the verdict of a finished run."""
-        return json.loads((self.folder / RESULT).read_text())
+        """Return the metrics and the verdict of a finished run, or nothing."""
+        return read_result(self.folder)
 
     def tuned(self) -> dict[str, Any] | None:
         """Return "guidance" and "ema" that task=tune found for the present best weights, or None."""

@@ -30,11 +30,11 @@ from latentfaces.cli.devices import resolve_devices
 from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
 from latentfaces.cli.tracking import prepare_wandb
 from latentfaces.cli.vae_run import add_trained_vae, copy_vae
-from latentfaces.config.overrides import plain
+from latentfaces.config.overrides import leaves_of, plain
 from latentfaces.config.secrets import refuse_links, refuse_secrets_in
 from latentfaces.config.validation import check_optimizers, check_training
 from latentfaces.errors import UserError
-from latentfaces.files import drop_if_empty
+from latentfaces.files import atomic_write, drop_if_empty
 from latentfaces.nn import DeviceChoices
 from latentfaces.ranks import is_main_process
 from latentfaces.run import CONFIG, Run
@@ -52,17 +52,23 @@ def record(cfg: DictConfig) -> None:
     folder = Path(cfg.run_dir)
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     hydra = HydraConfig.get()
-    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / ".hydra" / "hydra.yaml")
-    OmegaConf.save(list(hydra.overrides.task), folder / ".hydra" / "overrides.yaml")
-    OmegaConf.save(cfg, folder / CONFIG, resolve=True)
+    save_yaml(cfg, folder / ".hydra" / "config.yaml")
+    save_yaml(OmegaConf.create({"hydra": hydra}), folder / ".hydra" / "hydra.yaml")
+    save_yaml(OmegaConf.create(list(hydra.overrides.task)), folder / ".hydra" / "overrides.yaml")
+    save_yaml(cfg, folder / CONFIG, resolve=True)
     sources = tuple(source.path for source in hydra.runtime.config_sources)
     defaults = copy.deepcopy(defaults_of(cfg.stage, sources))  # for report.html to compare with
     with open_dict(defaults):
         defaults.run_dir = cfg.run_dir
         if cfg.stage == "ldm":  # these come from the VAE's run
             defaults.vae, defaults.data, defaults.model.autoencoder = cfg.vae, cfg.data, cfg.model.autoencoder
-    OmegaConf.save(defaults, folder / ".hydra" / "defaults.yaml", resolve=True)
+    save_yaml(defaults, folder / ".hydra" / "defaults.yaml", resolve=True)
+
+
+def save_yaml(config: Any, path: Path, resolve: bool = False) -> None:
+    """Write a config atomically."""
+    with atomic_write(path) as file:
+        file.write(OmegaConf.to_yaml(config, resolve=resolve).encode())
 
 
 @contextlib.contextmanager
@@ -144,7 +150,6 @@ def quiet_libraries() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*isinstance.treespec, LeafSpec.*",  # the library's own deprecation
-        ".*Previous log files in this directory will be deleted.*",  # not with ResumableCSVLogger
         ".*is smaller than the logging interval.*",
         ".*dataloader is not resumable.*",  # the data module is
         ".*does not have many workers.*",  # packed data is fastest without
@@ -166,6 +171,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
     from lightning.pytorch.loggers import WandbLogger
 
     from latentfaces.nn import weights_hash
+    from latentfaces.report.sweep_page import changes_loss
     from latentfaces.training import AtomicCheckpointIO, NonFiniteGuard, TimeLimit
     from latentfaces.training.callbacks import ExactResume
 
@@ -176,6 +182,8 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
             prepare_wandb(cfg)
     module = instantiate(cfg.model)
     module.finite = NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped_steps)
+    values = dict(leaves_of(cfg, resolve=True))
+    module.objective = {key: str(values[key]) for key in changes_loss(list(values)) if key != "vae"}
     check_optimizers(module)
     words = apply_choices(choices, module.network, training_device(cfg.trainer))
     limit = [TimeLimit(cfg.trainer.max_time)] if cfg.trainer.max_time else []

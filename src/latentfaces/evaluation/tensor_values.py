@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from latentfaces.evaluation.panels import lettered, sheet
+from latentfaces.files import read_csv
 
 STATISTICS = ("mean", "std", "min", "max", "nan", "zero", "saturated")
 COLUMNS = ("step", "tensor", *STATISTICS)
@@ -70,13 +71,8 @@ class TensorValues:
     @classmethod
     def read(cls, path: str | Path) -> "TensorValues":
         """From such a CSV."""
-        with Path(path).open(newline="") as file:
-            return cls(
-                [
-                    {key: value if key == "tensor" else float(value) for key, value in row.items()}
-                    for row in csv.DictReader(file)
-                ]
-            )
+        rows = read_csv(Path(path))
+        return cls([{key: value if key == "tensor" else float(value) for key, value in row.items()} for row in rows])
 
     def plot(self, output: str | Path | None = None) -> Figure:
         """Weights, gradients and activations in rows, a statistic a column, a line for each tensor over the steps.

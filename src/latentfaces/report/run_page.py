@@ -49,7 +49,7 @@ def write_report(folder: str | Path) -> Path:
         UserError: the folder is no run.
     """
     run = open_run(folder)
-    result: dict[str, Any] = run.result() if run.finished else {}
+    result = run.result()
     verdict, healthy = result.pop("verdict", None), result.pop("healthy", True)
     metrics = run.folder / "metrics.csv"
     curves = read_curves(metrics) if metrics.exists() else {}

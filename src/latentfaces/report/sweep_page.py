@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from latentfaces.errors import ERROR_LOG, UserError
 from latentfaces.evaluation.plots import read_curves
 from latentfaces.report.page import REPORT, embedded, write_page
-from latentfaces.run import PRUNING, RESULT
+from latentfaces.run import PRUNING, read_result
 
 LOSS, PSNR = "val/best_loss", "test/psnr"
 SHOWN = (
@@ -25,7 +25,8 @@ SHOWN = (
     *("steps", "minutes"),
 )
 CHANGING_LOSS = (
-    *("data", "data.root", "data.resolution", "data.num_images", "data.val_every", "vae"),
+    *("data", "data.root", "data.resolution", "data.num_images", "data.val_every", "data.num_val_images", "vae"),
+    *("data.filter", "trainer.limit_val_batches"),
     *("model/loss", "model.loss", "model.kl_weight.end", "annealing.end"),
     *("model/schedule", "model/weighting", "model/time_sampler"),
     *("model.denoiser.schedule", "model.denoiser.target"),
@@ -124,7 +125,7 @@ def read_jobs(folder: Path) -> list[Job]:
     for overrides in folder.glob("*/.hydra/overrides.yaml"):
         here = overrides.parents[1]
         told = dict(str(item).lstrip("+").partition("=")[::2] for item in yaml.safe_load(overrides.read_text()))
-        result = json.loads((here / RESULT).read_text()) if (here / RESULT).exists() else {}
+        result = read_result(here)
         pruning = json.loads((here / PRUNING).read_text()) if (here / PRUNING).exists() else {}
         error = (here / ERROR_LOG).read_text().splitlines()[0] if (here / ERROR_LOG).exists() else ""
         jobs.append(Job(here, told, result, error, pruning.get("stopped") or ""))

@@ -21,7 +21,7 @@ from latentfaces.cli.compute import device_choices
 from latentfaces.cli.devices import Launcher, check_strategy
 from latentfaces.config.compose import compose_config
 from latentfaces.nn import DeviceChoices
-from latentfaces.ranks import is_main_process, local, whole
+from latentfaces.ranks import full_tensor, is_main_process, local_tensor
 from latentfaces.training.distributed.sharding import placed_like, rows_of
 
 FULL = [*SHORT, *ON_CPU, "data.batch_size=4", "callbacks.tensor_stats.every_n_steps=1"]
@@ -165,7 +165,7 @@ def test_a_tensor_is_placed_as_another_is(mesh: DeviceMesh) -> None:
     tensor = torch.randn(3, 2)
     placed = placed_like(tensor, other)
     assert placed.placements == other.placements  # type: ignore[attr-defined]
-    assert torch.equal(whole(placed), tensor)
+    assert torch.equal(full_tensor(placed), tensor)
     assert placed_like(tensor, torch.zeros(3, 2)) is tensor
 
 
@@ -173,7 +173,7 @@ def test_a_tensor_of_another_memory_format_is_placed(mesh: DeviceMesh) -> None:
     kernel = torch.randn(4, 3, 2, 2)
     stored = kernel.to(memory_format=torch.channels_last)
     shard = placed_like(stored, distribute_tensor(torch.zeros(4, 3, 2, 2), mesh, [Shard(0)]))
-    assert local(shard).is_contiguous()
+    assert local_tensor(shard).is_contiguous()
     for tensor, other in ((stored, kernel), (kernel, stored)):
         placed = placed_like(tensor, other)
         assert placed.stride() == other.stride()

@@ -1,4 +1,4 @@
-"""What a run looks like on Weights & Biases, where a panel's section is the part of its name before the first slash."""
+"""Weights & Biases: W&B groups panels by the part of their names before the first slash."""
 
 import platform
 import time
@@ -15,18 +15,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
 
+from latentfaces.ranks import local_tensor
 from latentfaces.run import CONFIG, command
 from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks.best_weights import BestWeights
 
 BEST = {"val/loss": "min", "val/psnr": "max", "val/ssim": "max"}
-"""What the table of all runs keeps of a value beside its last."""
+"""Summary of a value in the table of runs, in addition to its last value."""
 ANNEALED = ("kl_weight", "skip_dropout", "adaptive_weight")
 NUM_BINS, MOST_VALUES = 64, 100_000
 
 
 def panel(name: str) -> str:
-    """Where a logged value is shown: `train/kl_weight` -> `annealing/kl_weight`, `lr-AdamW` -> `train/lr-AdamW`."""
+    """Return the panel of a value: `train/kl_weight` -> `annealing/kl_weight`, `lr-AdamW` -> `train/lr-AdamW`."""
     section, _, rest = name.rpartition("/")
     if section == "train" and rest in ANNEALED:
         return f"annealing/{rest}"
@@ -34,15 +35,11 @@ def panel(name: str) -> str:
 
 
 class DashboardLogger(WandbLogger):
-    """Lightning's logger, with every value in its section.
-
-    Args:
-        options: see `WandbLogger`.
-    """
+    """Lightning's W&B logger, with each value in its section."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._wandb_init.pop("anonymous", None)  # W&B warns of what the library always passes
+        self._wandb_init.pop("anonymous", None)  # W&B warns about this argument, which Lightning always passes
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -50,11 +47,11 @@ class DashboardLogger(WandbLogger):
 
 
 class Dashboard(Callback):
-    """Adds to a run on W&B what the log has not: command, environment, speed, histograms, best values, best weights.
+    """Add command, environment, speed, histograms, best values and best weights to a run on W&B.
 
     Args:
-        folder: the run's.
-        upload_weights: keep the best weights and the config as one artifact, `<name>-<stage>`.
+        folder: folder of the run.
+        upload_weights: upload the best weights and the config as one artifact, `<name>-<stage>`.
     """
 
     def __init__(self, folder: str | Path, upload_weights: bool = False) -> None:
@@ -89,7 +86,7 @@ class Dashboard(Callback):
     @rank_zero_only
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         assert isinstance(pl_module, BaseModule)
-        if self.gradients_due:  # once after each validation, which finds none
+        if self.gradients_due:  # once after each validation
             gradients = {n: p.grad for n, p in pl_module.network.named_parameters() if p.grad is not None}
             self.send(trainer, histograms("gradients", gradients))
             self.gradients_due = False
@@ -104,7 +101,7 @@ class Dashboard(Callback):
         if trainer.state.fn == "fit":
             values |= histograms("weights", {n: p.detach() for n, p in pl_module.network.named_parameters()})
         self.send(trainer, values)
-        self.since, self.steps = time.monotonic(), 0  # a validation is no training
+        self.since, self.steps = time.monotonic(), 0  # without the validation
         self.gradients_due = True
 
     @rank_zero_only
@@ -123,18 +120,18 @@ class Dashboard(Callback):
 
     @staticmethod
     def send(trainer: Trainer, values: Mapping[str, Any]) -> None:
-        """Log values on W&B alone."""
+        """Log values to W&B only."""
         for logger in dashboards(trainer):
             logger.log_metrics(values, step=trainer.global_step)
 
 
 def dashboards(trainer: Trainer) -> list[WandbLogger]:
-    """The loggers of a trainer that write to W&B."""
+    """Return the W&B loggers of a trainer."""
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
 
 
 def runs(trainer: Trainer) -> list[Any]:
-    """Their runs."""
+    """Return the W&B runs of a trainer."""
     return [logger.experiment for logger in dashboards(trainer)]
 
 
@@ -154,11 +151,11 @@ def environment(trainer: Trainer) -> dict[str, str | int]:
 
 
 def histograms(section: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A histogram for each part of a network, two names below it.
+    """Return a histogram for each part of a network, down to two names.
 
     Args:
-        section: of the dashboard.
-        tensors: by the names of the network's parameters.
+        section: section of the panels.
+        tensors: tensors by the names of the parameters.
     """
     import wandb
 
@@ -169,9 +166,8 @@ def histograms(section: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def histogram(tensors: list[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Counts and edges over some tensors' finite values; of many values, evenly chosen ones."""
-    # Of a tensor that is shared out over devices, only this process's part: the others are not asked.
-    tensors = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    """Return counts and edges of the finite values, or of evenly spaced ones if there are many."""
+    tensors = [local_tensor(tensor) for tensor in tensors]  # of a sharded tensor, the rows of rank 0
     stride = -(-sum(tensor.numel() for tensor in tensors) // MOST_VALUES)
     values = torch.cat([tensor.flatten()[::stride].float() for tensor in tensors]).cpu()
     return np.histogram(values[values.isfinite()].numpy(), bins=NUM_BINS)
