@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from latentfaces.annealing import WarmupDecay
 from latentfaces.errors import UserError
 from latentfaces.posthoc_ema import Snapshot, power_of_width, snapshots_in
-from latentfaces.training import BaseModule
+from latentfaces.training import BaseModule, NonFiniteError
 from latentfaces.training.callbacks import EMA
 from latentfaces.training.checkpoint import AtomicCheckpointIO
 
@@ -142,6 +142,15 @@ def test_an_exception_in_validation_leaves_both_in_their_place(pair: tuple[EMA, 
     ema.on_exception(None, module, KeyboardInterrupt())  # type: ignore[arg-type]
     assert module.body.weight[0].item() == 3
     assert ema.state_dict()["average"][0][0].item() == 7
+
+
+def test_no_snapshot_of_a_step_whose_gradient_is_nan(tmp_path: Path) -> None:
+    ema, module = keeping(tmp_path), Walk(share=1.0)
+    ema.on_fit_start(None, module)  # type: ignore[arg-type]
+    module.finite.close(0, {"norm": torch.tensor(torch.nan)}, torch.device("cuda"))  # checked one step later
+    with pytest.raises(NonFiniteError):
+        after(ema, module, 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_validated_width_is_not_kept_twice(tmp_path: Path) -> None:

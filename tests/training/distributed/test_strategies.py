@@ -22,7 +22,7 @@ from latentfaces.cli.devices import Launcher, check_strategy
 from latentfaces.config.compose import compose_config
 from latentfaces.nn import DeviceChoices
 from latentfaces.ranks import full_tensor, is_main_process, local_tensor
-from latentfaces.training.distributed.sharding import placed_like, rows_of
+from latentfaces.training.distributed.sharding import placed_like
 
 FULL = [*SHORT, *ON_CPU, "data.batch_size=4", "callbacks.tensor_stats.every_n_steps=1"]
 STAGES = {
@@ -152,12 +152,6 @@ def mesh() -> Iterator[DeviceMesh]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
-
-
-@pytest.mark.parametrize(("rows", "ranks"), [(7, 3), (2, 4), (8, 2)])
-def test_rows_of_ranks_are_all_rows(rows: int, ranks: int) -> None:
-    tensor = torch.arange(2.0 * rows).view(rows, 2)
-    assert torch.equal(torch.cat([rows_of(tensor, rank, ranks) for rank in range(ranks)]), tensor)
 
 
 def test_a_tensor_is_placed_as_another_is(mesh: DeviceMesh) -> None:
