@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and made by one process at a time."""
+"""Atomic writes, appends to CSV files, and file locks."""
 
 import contextlib
 import csv

@@ -174,7 +174,7 @@ def poison(step: int, what: str = "gradient", rank: int = 0, name: str = "poison
 
 
 def photos_at(step: int, rank: int = 0, num_ranks: int = 1, batch_size: int = 8) -> list[str]:
-    """What the batch of a step is made of: 36 of the 48 drawn faces, in the order of an uninterrupted run of seed 0."""
+    """Return the names of the images of a step: of 36 of the 48 drawn faces, in an uninterrupted run of seed 0."""
     pack = open_pack(Path("data/synthetic-48-16"))
     batches = TrainBatches(36, batch_size, seed=0, mirror=True, rank=rank, num_ranks=num_ranks)
     *_, items = (draws.items for _, draws in zip(range(step + 1), chain.from_iterable(repeat(batches)), strict=False))

@@ -1,4 +1,4 @@
-"""A killed run goes on as if nothing had been: cases 27, 28, 30, 32 to 35."""
+"""A killed run is resumed exactly: cases 27, 28, 30, 32 to 35."""
 
 import json
 import random
@@ -104,7 +104,7 @@ def test_case_27_a_killed_diffusion_run_leaves_the_averages_and_the_guide_of_an_
     settings = [*TINY_LDM, *SHORT, "trainer.max_steps=12", "callbacks.last.every_n_train_steps=4"]
     settings += ["callbacks.ema.sigma_rel=0.07", "callbacks.ema.snapshots=4", "callbacks.guide.share=0.75"]
     assert fork.run(*settings, "name=straight")[0] == 0
-    # Killed after snapshot and guide of step 9, it goes on from step 8 and makes both again.
+    # Killed after snapshot and guide of step 9, it resumes from step 8 and writes both again.
     status, said = fork.run(*settings, *killed(step=11), "name=killed")
     assert status == -9, said
     assert checkpoint("ldm/killed")["global_step"] == 8
@@ -143,7 +143,7 @@ def test_case_27_two_killed_processes_go_on_bit_for_bit(fork: Forker) -> None:
     assert "sync_dist" not in straight[0].said
     ranks = fork.start_ranks(*settings, *killed(step=7), "+callbacks.kill.rank=1", "name=killed")
     assert ranks[1].wait() == -9
-    assert ranks[0].wait() != 0  # it cannot go on alone
+    assert ranks[0].wait() != 0  # it cannot continue alone
     assert checkpoint("vae/killed")["global_step"] == 6
     assert [rank.wait() for rank in fork.start_ranks(*settings, "name=killed", "resume=true")] == [0, 0]
     assert_same_end("vae/killed", "vae/straight")
@@ -199,7 +199,7 @@ def done(warm: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(done: Path, workplace: Path) -> Path:
-    """A copy of that workplace, to go on in."""
+    """Return a copy of that folder, to resume in."""
     shutil.copytree(done, workplace, dirs_exist_ok=True)
     return workplace
 

@@ -1,4 +1,4 @@
-"""The adversary beside the VAE against the textbook's objective, and its own training."""
+"""Adversary: gradients compared with the textbook objective, and its own training."""
 
 import copy
 import io
@@ -103,7 +103,7 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
 
 
 def are_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-4) -> bool:
-    """Whether the same parameters have the same gradients, but for a share of the largest value of each."""
+    """Return True if gradients are equal up to a fraction of the largest value of each."""
     return found.keys() == expected.keys() and all(
         (found[name] - gradient).abs().max() <= tolerance * gradient.abs().max() + 1e-7  # of some nothing is left
         for name, gradient in expected.items()

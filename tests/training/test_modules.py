@@ -168,7 +168,7 @@ def test_a_loss_that_is_no_number_stops_training_by_name(
 
 
 def draws_at(module: VAEModule, rank: int, batches: int, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """Random numbers that a step on this rank, after so many batches, would see."""
+    """Return the random numbers of a step on this rank after a number of batches."""
     progress = SimpleNamespace(total=SimpleNamespace(ready=batches))
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
     module._trainer = SimpleNamespace(fit_loop=loop, world_size=1)  # type: ignore[assignment]

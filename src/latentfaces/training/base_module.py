@@ -203,16 +203,11 @@ class BaseModule(LightningModule, ABC):
         return self.seconds_before + time.monotonic() - self.started
 
     def log_terms(self, terms: Mapping[str, Tensor | float]) -> None:
-        """Log scalars every `trainer.log_every_n_steps`. Each key takes half a millisecond.
-
-        Raises:
-            NonFiniteError: one of them is not finite, and on_nonfinite=fail.
-        """
+        """Log scalars every `trainer.log_every_n_steps`. Each key takes half a millisecond."""
         self.finite.add(terms, self.image_names())
         if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         values = {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in terms.items()}
-        self.finite.refuse_terms(self.global_step, values)
         if self.finite.num_skipped:
             values["train/skipped_steps"] = float(self.finite.num_skipped)
         self.log_dict(values)

@@ -56,7 +56,10 @@ class Step:
 
     def bad_batches(self) -> list[BadBatch]:
         """Return the batches with a non-finite loss, or else all. A collective: every rank must call it."""
-        found = [BadBatch(bad_values(terms), list(names())) for terms, names in self.batches]
+        found = [
+            BadBatch({key: float(v) for key, v in terms.items() if not math.isfinite(float(v))}, list(names()))
+            for terms, names in self.batches
+        ]
         found = [batch for batch in found if batch.terms] or found
         if dist.is_initialized():
             parts: list[Any] = [None] * dist.get_world_size()
@@ -86,15 +89,6 @@ class NonFiniteGuard:
     def add(self, terms: Terms, names: ImageNames) -> None:
         """Add a batch of the coming step."""
         self.coming.batches.append(({k: v.detach() if isinstance(v, Tensor) else v for k, v in terms.items()}, names))
-
-    def refuse_terms(self, number: int, values: Mapping[str, float]) -> None:
-        """Check the terms of the last added batch.
-
-        Raises:
-            NonFiniteError: one of them is not finite, and `on_nonfinite="fail"`.
-        """
-        if self.on_nonfinite == "fail" and (bad := bad_values(values)):
-            raise NonFiniteError(describe({}, number, [BadBatch(bad, list(self.coming.batches[-1][1]()))]), SKIP)
 
     def close(self, number: int, norms: Mapping[str, Tensor | float | None], device: torch.device) -> None:
         """Complete the coming step, of this number, with its gradient norms.
@@ -129,11 +123,6 @@ class NonFiniteGuard:
         if is_main_process():
             count = f"{self.num_skipped} of at most max_skipped_steps={self.max_skipped_steps}"
             print(f"WARNING: {what}: the step is skipped ({count})", file=sys.stderr)
-
-
-def bad_values(terms: Terms) -> dict[str, float]:
-    """Return the non-finite terms."""
-    return {name: value for name, term in terms.items() if not math.isfinite(value := float(term))}
 
 
 def describe(norms: Mapping[str, float], number: int, batches: Sequence[BadBatch]) -> str:

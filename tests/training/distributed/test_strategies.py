@@ -199,7 +199,7 @@ REFUSED = {
     "a strategy of no name": (["strategy=horovod"], "fsdp"),
     "no time": (["strategy=fsdp", "trainer.strategy.timeout_minutes=-1", *ON_CPU], "timeout_minutes=-1"),
     "no device": (["trainer.devices=0"], "trainer.devices=0"),
-    "devices in words": (["trainer.devices=two"], "trainer.devices=two"),
+    "no number of devices": (["trainer.devices=two"], "trainer.devices=two"),
 }
 
 
