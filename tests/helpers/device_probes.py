@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from latentfaces.training.callbacks import EMA
-from latentfaces.training.checkpoint import atomic_save, gathered
+from latentfaces.training.checkpoint import atomic_save
+from latentfaces.training.distributed.sharding import gathered
 
 
 class OnOneRank(Callback):

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from torch import nn
 
 from latentfaces.errors import UserError, no_room
 from latentfaces.files import atomic_write
-from latentfaces.ranks import full_tensor, is_main_process
+from latentfaces.ranks import is_main_process
+from latentfaces.training.distributed.sharding import gathered
 
 
 class DiskFullError(UserError):
@@ -71,16 +72,6 @@ def save_weights(module: nn.Module, path: Path) -> None:
     state = gathered(module.state_dict())
     if is_main_process():
         atomic_save(state, path)
-
-
-def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return full tensors on the CPU of rank 0. For sharded tensors, every rank must call it."""
-    kept: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():  # one by one: a device may not hold all of them
-        tensor = full_tensor(tensor)
-        if is_main_process():
-            kept[name] = tensor.cpu()
-    return kept
 
 
 def damage(path: Path) -> str | None:

@@ -3,8 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -35,37 +34,9 @@ class NonFiniteError(UserError):
         )
 
 
-class BadBatch(NamedTuple):
-    """Non-finite loss terms of a batch, and the names of its images."""
-
-    terms: dict[str, float]
-    images: list[str]
-
-
-@dataclass
-class Step:
-    """Batches and gradient norms of a step."""
-
-    number: int = 0
-    batches: list[tuple[Terms, ImageNames]] = field(default_factory=list)
-    norms: dict[str, Callable[[], float]] = field(default_factory=dict)
-
-    def bad_norms(self) -> dict[str, float]:
-        """Return the non-finite norms, equal on all ranks."""
-        return {name: value for name, read in self.norms.items() if not math.isfinite(value := read())}
-
-    def bad_batches(self) -> list[BadBatch]:
-        """Return the batches with a non-finite loss, or else all. A collective: every rank must call it."""
-        found = [
-            BadBatch({key: float(v) for key, v in terms.items() if not math.isfinite(float(v))}, list(names()))
-            for terms, names in self.batches
-        ]
-        found = [batch for batch in found if batch.terms] or found
-        if dist.is_initialized():
-            parts: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, found)
-            found = [batch for part in parts for batch in part]
-        return [batch for batch in found if batch.terms] or found
+Batch = tuple[Terms, ImageNames]
+BadBatch = tuple[dict[str, float], list[str]]
+"""Non-finite loss terms of a batch, and the names of its images."""
 
 
 class NonFiniteGuard:
@@ -82,13 +53,16 @@ class NonFiniteGuard:
     def __init__(self, on_nonfinite: Literal["fail", "skip"] = "fail", max_skipped_steps: int = 10) -> None:
         self.on_nonfinite, self.max_skipped_steps = on_nonfinite, max_skipped_steps
         self.num_skipped = 0
-        self.coming, self.unread = Step(), Step()
+        self.batches: list[Batch] = []
+        """Batches of the coming step."""
+        self.unread: tuple[int, list[Batch], dict[str, Callable[[], float]]] | None = None
+        """Number, batches and gradient norms of a step that was not checked yet."""
         self.skipped = False
         """True if the last step was skipped."""
 
     def add(self, terms: Terms, names: ImageNames) -> None:
         """Add a batch of the coming step."""
-        self.coming.batches.append(({k: v.detach() if isinstance(v, Tensor) else v for k, v in terms.items()}, names))
+        self.batches.append(({k: v.detach() if isinstance(v, Tensor) else v for k, v in terms.items()}, names))
 
     def close(self, number: int, norms: Mapping[str, Tensor | float | None], device: torch.device) -> None:
         """Complete the coming step, of this number, with its gradient norms.
@@ -97,9 +71,8 @@ class NonFiniteGuard:
             NonFiniteError: see `check`.
         """
         self.check()  # the step before
-        self.coming.number = number
-        self.coming.norms = {name: deferred_read(norm) for name, norm in norms.items() if norm is not None}
-        self.unread, self.coming = self.coming, Step()
+        reads = {name: deferred_read(norm) for name, norm in norms.items() if norm is not None}
+        self.unread, self.batches = (number, self.batches, reads), []
         self.skipped = False
         if device.type == "cpu" or self.on_nonfinite == "skip":
             self.check()
@@ -110,10 +83,13 @@ class NonFiniteGuard:
         Raises:
             NonFiniteError: a norm is not finite, and the step may not be skipped.
         """
-        step, self.unread = self.unread, Step()
-        if not (norms := step.bad_norms()):
+        if self.unread is None:
             return
-        what = describe(norms, step.number, step.bad_batches())
+        (number, batches, reads), self.unread = self.unread, None
+        norms = {name: value for name, read in reads.items() if not math.isfinite(value := read())}
+        if not norms:  # equal on all ranks
+            return
+        what = describe(norms, number, bad_batches(batches))
         if self.on_nonfinite == "fail":
             raise NonFiniteError(what, SKIP)
         if self.num_skipped >= self.max_skipped_steps:
@@ -125,11 +101,24 @@ class NonFiniteGuard:
             print(f"WARNING: {what}: the step is skipped ({count})", file=sys.stderr)
 
 
+def bad_batches(batches: Sequence[Batch]) -> list[BadBatch]:
+    """Return the batches with a non-finite loss, or else all. A collective: every rank must call it."""
+    found: list[BadBatch] = [
+        ({key: float(v) for key, v in terms.items() if not math.isfinite(float(v))}, list(names()))
+        for terms, names in batches
+    ]
+    if dist.is_initialized():
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, found)
+        found = [batch for part in parts for batch in part]
+    return [batch for batch in found if batch[0]] or found
+
+
 def describe(norms: Mapping[str, float], number: int, batches: Sequence[BadBatch]) -> str:
     """Describe which value is non-finite, at which step, in which images."""
-    values = {name: value for batch in batches for name, value in batch.terms.items()}
+    values = {name: value for terms, _ in batches for name, value in terms.items()}
     named = " and ".join(f"{name} is {value}" for name, value in (values or norms).items())
-    images = [name for batch in batches for name in batch.images]
+    images = [name for _, names in batches for name in names]
     more = f" and {len(images) - NUM_NAMED} more" if len(images) > NUM_NAMED else ""
     where = f", in a batch of {', '.join(images[:NUM_NAMED])}{more}" if images else ""
     return f"{named} at step {number}{where}"

@@ -122,8 +122,10 @@ class MuonAdamW(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         muon = dict(state_dict["muon"])
         muon["state"] = {
-            number: {"momentum_buffer": self.momentum(state["momentum_buffer"], self.matrices[number])}
+            # Earlier versions stored matrices.
+            number: {"momentum_buffer": as_matrix(stored, parameter) if stored.shape == parameter.shape else stored}
             for number, state in muon["state"].items()
+            for stored, parameter in [(state["momentum_buffer"], self.matrices[number])]
         }
         for inner, stored in ((self.muon, muon), (self.adamw, state_dict["adamw"])):
             chosen = dict(inner.param_groups[0])
@@ -131,8 +133,3 @@ class MuonAdamW(Optimizer):
             adopt(inner.param_groups[0], chosen, inner.state)
         for group, stored in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(stored)
-
-    @staticmethod
-    def momentum(stored: Tensor, parameter: nn.Parameter) -> Tensor:
-        """Return the momentum of a checkpoint as a matrix, as earlier versions stored it."""
-        return as_matrix(stored, parameter) if stored.shape == parameter.shape else stored

@@ -109,12 +109,15 @@ class VAEModule(BaseModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if self.adversary is not None:
-            if 0 < self.trainer.max_steps <= self.adversary.start_step:
-                raise UserError(
-                    f"model.adversary.start_step={self.adversary.start_step} is never reached with "
-                    f"trainer.max_steps={self.trainer.max_steps}. Lower it, or train for longer."
-                )
             self.adversary.begin(self.device)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.adversary is not None and 0 < self.trainer.max_steps <= self.adversary.start_step:
+            raise UserError(
+                f"model.adversary.start_step={self.adversary.start_step} is never reached with "
+                f"trainer.max_steps={self.trainer.max_steps}. Lower it, or train for longer."
+            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)

@@ -34,9 +34,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.written_step, self.written_at = trainer.global_step, time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         # No checkpoint holds a part of a step. Lightning has no public name for whether this batch completes one.
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return

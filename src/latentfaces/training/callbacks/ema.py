@@ -13,8 +13,8 @@ from latentfaces.errors import UserError
 from latentfaces.posthoc_ema import WIDEST, Snapshot, decay, power_of_width, snapshots_in
 from latentfaces.ranks import is_main_process, local_tensor
 from latentfaces.training.base_module import BaseModule
-from latentfaces.training.checkpoint import atomic_save, full_disk_survived, gathered
-from latentfaces.training.distributed.sharding import placed_like
+from latentfaces.training.checkpoint import atomic_save, full_disk_survived
+from latentfaces.training.distributed.sharding import gathered, placed_like
 
 
 class EMA(Callback):
@@ -91,9 +91,7 @@ class EMA(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.num_due = min(self.num_due, self.due(pl_module))  # fewer are due if the limit is later than before
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step <= self.num_updates:  # gradients are being accumulated: no step was taken
             return
         self.num_updates = trainer.global_step

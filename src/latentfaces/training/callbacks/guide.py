@@ -39,9 +39,7 @@ class GuideWeights(Callback):
         if not self.written and trainer.is_global_zero:
             self.path.unlink(missing_ok=True)  # of steps that were lost in a kill
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, LatentDiffusionModule)
         if not self.written and pl_module.progress() >= self.share:
             pl_module.finite.check()

@@ -51,9 +51,7 @@ class Status(Callback):
         self.task = self.bar.add_task("Training", total=1.0, status="")
 
     @rank_zero_only
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.steps += 1
         if self.bar.disable:
             elapsed, gained = time.monotonic() - self.printed, self.share(pl_module) - self.printed_share

@@ -1,10 +1,14 @@
 """Sharded tensors (FSDP2)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from latentfaces.ranks import full_tensor, is_main_process
 
 
 def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
@@ -18,6 +22,18 @@ def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
     if (tensor.device, tensor.stride()) == (other.device, other.stride()):
         return tensor
     return torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
+
+
+def gathered(node: Any) -> Any:
+    """Return nested containers with full tensors on the CPU of rank 0. A collective: every rank must call it."""
+    if isinstance(node, Tensor):
+        tensor = full_tensor(node).detach()  # one by one: a device may not hold all of them
+        return tensor.cpu() if is_main_process() else None
+    if isinstance(node, dict):
+        return {key: gathered(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(map(gathered, node))
+    return node
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, methods: tuple[str, ...] = ()) -> None:

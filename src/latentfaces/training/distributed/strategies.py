@@ -10,11 +10,8 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
 
-from latentfaces.ranks import is_main_process
-from latentfaces.training.distributed.sharding import placed_like
+from latentfaces.training.distributed.sharding import gathered, placed_like
 from latentfaces.training.distributed.watchdog import RankWatch
 
 
@@ -82,24 +79,18 @@ class FSDP(Watched, ModelParallelStrategy):
 
     restore_checkpoint_after_setup = False  # as in the other strategies
     lightning_restore_optimizer = True
+    lightning_module_state_dict = Strategy.lightning_module_state_dict
+    optimizer_state = Strategy.optimizer_state
+    load_checkpoint = Strategy.load_checkpoint
 
     def setup_environment(self) -> None:
         # Lightning has no public argument for the number of ranks, and "auto" is tensor parallel within a machine.
         self._data_parallel_size, self._tensor_parallel_size = self.world_size, 1
         super().setup_environment()
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        return Strategy.lightning_module_state_dict(self)
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return Strategy.optimizer_state(self, optimizer)
-
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         if not self.failed:  # the shards of the other ranks are out of reach
-            Strategy.save_checkpoint(self, complete(checkpoint), filepath, storage_options)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+            Strategy.save_checkpoint(self, gathered(checkpoint), filepath, storage_options)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         module = self.lightning_module
@@ -116,15 +107,3 @@ class FSDP(Watched, ModelParallelStrategy):
                     if isinstance(value, Tensor) and value.shape == parameters[number].shape:
                         state[key] = placed_like(value, parameters[number])
             optimizer.load_state_dict(stored)
-
-
-def complete(node: Any) -> Any:
-    """Gather each sharded tensor in nested containers, on the CPU of rank 0. A collective: every rank must call it."""
-    if isinstance(node, DTensor):
-        tensor = node.full_tensor().detach()
-        return tensor.cpu() if is_main_process() else None
-    if isinstance(node, dict):
-        return {key: complete(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return type(node)(map(complete, node))
-    return node
