@@ -1,4 +1,4 @@
-"""What ranks agree on: the greatest value, and on a device without waiting for it."""
+"""Collective maximum over ranks, without waiting for a GPU."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """Values that another rank tells, one after the other."""
+    """Values of another rank, one per call."""
     told: list[float] = []
 
     def all_reduce(tensor: torch.Tensor, operation: Any) -> None:
@@ -27,7 +27,7 @@ def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
     yield told
-    assert not told  # all that was told was asked for
+    assert not told  # all values were read
 
 
 def test_one_rank_agrees_with_itself() -> None:

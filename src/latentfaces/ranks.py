@@ -1,4 +1,4 @@
-"""Processes that work together: which one this is, how they share out a task, and what they decide as one."""
+"""Ranks: which process this is, how ranks share work, and collective decisions."""
 
 import os
 from collections.abc import Callable
@@ -12,19 +12,19 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=1)
-"""Time limit of a collective in sampling; torchrun ends all ranks when one fails."""
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "GROUP_RANK", "SLURM_PROCID")
 """Environment variables by which launchers number their processes."""
+TIMEOUT = timedelta(days=1)
+"""Time-out of collectives of sampling. If a rank fails, torchrun ends all of them."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its task.
+    """Rank of this process, and the number of ranks.
 
     Args:
-        rank: its number.
-        count: of all.
+        rank: from 0.
+        count: number of ranks.
     """
 
     rank: int = 0
@@ -32,40 +32,40 @@ class Ranks:
 
     @classmethod
     def started(cls) -> "Ranks":
-        """Return the ranks that torchrun started, each with its GPU if there is one; else this process alone."""
+        """Return the rank that torchrun started, with its GPU if there is one, or a single rank."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", timeout=TIMEOUT)
         return cls(dist.get_rank(), dist.get_world_size())
 
     def share(self, total: int) -> range:
-        """Return the contiguous range of `total` items that this process handles; sizes differ by at most one."""
+        """Return the contiguous range of `total` items of this rank. Sizes differ by at most one."""
         return range(total * self.rank // self.count, total * (self.rank + 1) // self.count)
 
     def rounds(self, numbers: range, size: int) -> list[range]:
-        """This process's parts of so many things that all go through together, each taking `size` at a time, in order.
+        """Return this rank's part of each round, in which each rank takes `size` of the numbers in order.
 
-        There are as many parts on every process; in the last round some may be smaller, or empty.
+        All ranks have the same number of rounds. Parts of the last round may be smaller, or empty.
         """
         firsts = range(0, len(numbers), size * self.count)
         return [numbers[first + self.rank * size :][:size] for first in firsts]
 
     def wait(self) -> None:
-        """For the others."""
+        """Wait for all ranks."""
         if self.count > 1:
             dist.barrier()
 
     def agree(self, value: T) -> T:
-        """The first one's value."""
+        """Return the value of rank 0."""
         values = [value]
         if self.count > 1:
             dist.broadcast_object_list(values)
         return values[0]
 
     def join(self, tensor: Tensor) -> Tensor:
-        """All tensors (n, ...), one below the other, at the first process; elsewhere its own."""
+        """Concatenate the tensors (n, ...) of all ranks on rank 0. Other ranks get their own."""
         if self.count == 1:
             return tensor
         parts: list[Tensor] | None = [tensor] * self.count if self.rank == 0 else None
@@ -86,35 +86,35 @@ def num_ranks() -> int:
 
 
 def all_reduce_max(value: float, device: torch.device) -> Callable[[], float]:
-    """Return a function that reads the maximum of all ranks' values. A collective: every rank must call it.
+    """Return a function that reads the maximum over ranks. A collective: every rank must call it.
 
     Args:
-        value: this rank's.
-        device: this rank's, which the reading, and not the asking, waits for.
+        value: value of this rank.
+        device: device of this rank. Only the returned function waits for it.
     """
     if num_ranks() == 1:
         return lambda: value
-    told = torch.full((), value, dtype=torch.float64, device=device)  # a copy from here would wait for the device
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return to_be_read(told)
+    maximum = torch.full((), value, dtype=torch.float64, device=device)  # copying from the CPU would synchronize
+    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    return deferred_read(maximum)
 
 
 class DelayedAllReduce:
-    """`all_reduce_max` in each step: on a GPU what was asked a step before, so that no step waits for the device."""
+    """`all_reduce_max` in each step. On a GPU it returns the result of the last step, so that no step waits."""
 
     def __init__(self) -> None:
-        self.coming: Callable[[], float] | None = None
+        self.pending: Callable[[], float] | None = None
 
     def all_reduce_max(self, value: float, device: torch.device) -> float:
-        """Return the maximum of all ranks' values, of this step or the one before, equal on all ranks."""
-        before, self.coming = self.coming, all_reduce_max(value, device)
-        if before is None or device.type == "cpu" or num_ranks() == 1:
-            return self.coming()
-        return before()
+        """Return the maximum over ranks, of this step or the last one. Equal on all ranks."""
+        last, self.pending = self.pending, all_reduce_max(value, device)
+        if last is None or device.type == "cpu" or num_ranks() == 1:
+            return self.pending()
+        return last()
 
 
-def to_be_read(value: Tensor | float) -> Callable[[], float]:
-    """Reads a scalar of a device, later, and waits for what the device had to do until now, but for nothing since."""
+def deferred_read(value: Tensor | float) -> Callable[[], float]:
+    """Return a function that reads a scalar. It waits for the work that is queued on the device now, not for more."""
     if not isinstance(value, Tensor) or value.device.type != "cuda":
         return lambda: float(value)
     copy = value.detach().to("cpu", non_blocking=True)
@@ -128,11 +128,11 @@ def to_be_read(value: Tensor | float) -> Callable[[], float]:
     return read
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All rows of a tensor; where it is sharded, all ranks must call this."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return all rows of a tensor. If it is sharded, every rank must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The rows that this rank has, in the same memory."""
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return this rank's rows of a tensor, without a copy."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,4 +1,4 @@
-"""Signals that end a command in order."""
+"""Signals that end a command."""
 
 import signal
 import threading
@@ -11,37 +11,37 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stopped(SystemExit):
-    """A signal has ended the command, with the exit status that a shell gives it: 128 and its number.
+    """Exit after a signal, with the exit status of shells: 128 + its number.
 
     Args:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.signal = signal.Signals(number)
         self.saved: tuple[int, Path] | None = None
-        """Step and checkpoint, where one was written."""
+        """Step and path of the checkpoint, if one was written."""
 
 
 @contextmanager
 def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Within this context the signals go to a handler."""
-    if threading.current_thread() is not threading.main_thread():  # no other may ask for signals
+    """Within this context, call `handler` for SIGNALS."""
+    if threading.current_thread() is not threading.main_thread():  # other threads may not set handlers
         yield
         return
-    # What the shell has told this process to ignore, as it does for jobs in its background, stays ignored.
-    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in heard}
+    # Signals that the shell told this process to ignore, as for background jobs, stay ignored.
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, handler) for number in handled}
     try:
         yield
     finally:
-        for number, previous in before.items():
-            signal.signal(number, previous or signal.SIG_DFL)
+        for number, earlier in previous.items():
+            signal.signal(number, earlier or signal.SIG_DFL)
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """The handler that ends the command where it is; the next signal then ends it at once.
+    """Handle a signal by ending the command. The next signal kills it.
 
     Raises:
         Stopped: always.

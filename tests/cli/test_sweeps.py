@@ -141,7 +141,7 @@ def test_a_job_that_falls_behind_is_given_up_and_the_page_says_so(train: Command
     train("-m", *TINY_VAE, *SHORT, *options)
     steps = [json.loads(Path(f"outputs/sweeps/race/{job}/result.json").read_text())["steps"] for job in range(3)]
     assert steps == [8, 8, 2]
-    assert "given up at 25% of its training" in Path("outputs/sweeps/race/report.html").read_text()
+    assert "stopped at 25% of its training" in Path("outputs/sweeps/race/report.html").read_text()
 
 
 @pytest.fixture(scope="module")

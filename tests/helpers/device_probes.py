@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from latentfaces.training.callbacks import EMA
-from latentfaces.training.checkpoint import gathered, save_whole
+from latentfaces.training.checkpoint import atomic_save
+from latentfaces.training.distributed.sharding import gathered
 
 
 class OnOneRank(Callback):
@@ -77,7 +78,7 @@ class Draws(Callback):
         self.seen[-1]["noise"] = torch.randn(4)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        save_whole(self.seen, self.folder / f"{trainer.global_rank}.pt")
+        atomic_save(self.seen, self.folder / f"{trainer.global_rank}.pt")
 
 
 class Weights(Callback):
@@ -104,4 +105,4 @@ class Weights(Callback):
             tensors |= {f"{key}.{name}": state[p][key] for name, p in named.items() if p in state}
         everything = gathered(tensors)
         if trainer.is_global_zero:
-            save_whole(everything, self.folder / f"{when}.pt")
+            atomic_save(everything, self.folder / f"{when}.pt")

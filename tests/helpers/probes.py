@@ -49,15 +49,15 @@ class KillInSave(Callback):
 
 
 class FullDisk(Callback):
-    """Lets the system refuse files of more than 50 kB from step `first` until step `last` begins."""
+    """Let the system refuse to write beyond `size` bytes of a file, from step `first` until step `last` begins."""
 
-    def __init__(self, first: int, last: int) -> None:
-        self.first, self.last = first, last
+    def __init__(self, first: int, last: int, size: int = 50_000) -> None:
+        self.first, self.last, self.size = first, last, size
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         full = self.first <= trainer.global_step < self.last
         most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000 if full else most, most))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size if full else most, most))
 
 
 class Sleep(Callback):

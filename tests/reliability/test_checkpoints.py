@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import SHORT, TINY_VAE, refused
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, refused
 from helpers.forked import Forker
 from helpers.states import assert_equal, assert_same_end, checkpoint, ema_of, rows_of
 
@@ -127,6 +127,46 @@ def test_case_29_a_full_disk_ends_the_run_if_so_chosen_and_leaves_the_checkpoint
     assert not list(Path("outputs").rglob("*.partial"))
 
 
+def full_disk(first: int, last: int) -> list[str]:
+    """Return the overrides of a run that cannot write any file from step `first` until step `last`."""
+    options = {"_target_": "helpers.probes.FullDisk", "first": first, "last": last, "size": 0}
+    return [f"+callbacks.full.{key}={value}" for key, value in options.items()]
+
+
+def written(run: str) -> dict[str, bytes]:
+    """Return previews, tensors.csv and the rows of metrics.csv of a run, without the order of its columns."""
+    folder = Path("outputs") / run
+    rows = [sorted((key, value) for key, value in row.items() if value) for row in rows_of(run)]
+    files = [folder / "tensors.csv", *folder.glob("images/step_*.png")]
+    return {path.name: path.read_bytes() for path in files} | {"metrics.csv": repr(rows).encode()}
+
+
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+def test_case_29_every_write_of_a_training_survives_a_full_disk(stage: str, fork: Forker) -> None:
+    assert fork.run(*VAE, "name=faces")[0] == 0
+    options = [*(VAE if stage == "vae" else [*TINY_LDM, *SHORT, "callbacks.ema.snapshots=6"]), "trainer.max_steps=12"]
+    options += ["callbacks.last.every_n_train_steps=3", "trainer.val_check_interval=4", "resume=auto"]
+    options += ["callbacks.tensor_stats.every_n_steps=3", "callbacks.report.every_n_minutes=0"]
+    assert fork.run(*options, "name=straight")[0] == 0
+
+    # Rows wait until there is room again.
+    status, said = fork.run(*options, *full_disk(5, 10), "name=roomy")
+    assert status == 0, said
+    assert "Traceback" not in said
+    assert_same_end(f"{stage}/roomy", f"{stage}/straight")
+    rows, expected = (written(f"{stage}/{name}")["metrics.csv"] for name in ("roomy", "straight"))
+    assert rows == expected
+
+    # A run that ends on a full disk, which cannot take its messages either, is resumed.
+    assert fork.run(*options, *full_disk(5, 100), "name=full")[0] != 0
+    assert not Path(f"outputs/{stage}/full/result.json").exists()
+    assert checkpoint(f"{stage}/full")["global_step"] == 3
+    status, said = fork.run(*options, "name=full")
+    assert status == 0, said
+    assert_same_end(f"{stage}/full", f"{stage}/straight")
+    assert written(f"{stage}/full") == written(f"{stage}/straight")
+
+
 def poison(step: int, what: str = "gradient", rank: int = 0, name: str = "poison") -> list[str]:
     """Settings of a run in which something is NaN in one step."""
     options = {"_target_": "helpers.probes.Poison", "step": step, "what": what, "rank": rank}
@@ -134,7 +174,7 @@ def poison(step: int, what: str = "gradient", rank: int = 0, name: str = "poison
 
 
 def photos_at(step: int, rank: int = 0, num_ranks: int = 1, batch_size: int = 8) -> list[str]:
-    """What the batch of a step is made of: 36 of the 48 drawn faces, in the order of an uninterrupted run of seed 0."""
+    """Return the names of the images of a step: of 36 of the 48 drawn faces, in an uninterrupted run of seed 0."""
     pack = open_pack(Path("data/synthetic-48-16"))
     batches = TrainBatches(36, batch_size, seed=0, mirror=True, rank=rank, num_ranks=num_ranks)
     *_, items = (draws.items for _, draws in zip(range(step + 1), chain.from_iterable(repeat(batches)), strict=False))
@@ -177,7 +217,7 @@ def test_case_21_a_step_that_is_left_out_changes_nothing_and_a_kill_after_it_nei
         *VAE, *options, "+callbacks.kill._target_=helpers.probes.SignalAt", "+callbacks.kill.step=6"
     )
     assert status == -9, said
-    assert f"in a batch of {', '.join(photos_at(5))}: the step is left out (1 of at most max_skipped_steps=10)" in said
+    assert f"in a batch of {', '.join(photos_at(5))}: the step is skipped (1 of at most max_skipped_steps=10)" in said
     (folder,) = Path("outputs/vae").iterdir()
     before, after = checkpoint(folder, "last.previous"), checkpoint(folder)
     assert [state["global_step"] for state in (before, after)] == [5, 6]
@@ -205,7 +245,7 @@ def test_case_21_more_steps_left_out_than_allowed_end_training(fork: Forker) -> 
     assert status == 2
     assert "the gradient's norm is nan at step 2" in said
     assert "is nan at step 4" in said
-    assert "after max_skipped_steps=1 that were left out: training stops" in said
+    assert "after max_skipped_steps=1 skipped steps: training stops" in said
     assert checkpoint("vae/bad")["global_step"] == 4
 
 
@@ -215,8 +255,8 @@ def test_case_21_two_processes_agree_on_a_step_that_is_left_out(fork: Forker) ->
     ranks = fork.start_ranks(*settings, "trainer.log_every_n_steps=50", "name=both")
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].said + ranks[1].said
     photos = ", ".join(photos_at(5, rank=1, num_ranks=2, batch_size=4))
-    assert f"train/kl is nan at step 5, in a batch of {photos}: the step is left out" in ranks[0].said
-    assert "left out" not in ranks[1].said
+    assert f"train/kl is nan at step 5, in a batch of {photos}: the step is skipped" in ranks[0].said
+    assert "is skipped" not in ranks[1].said
     kept = checkpoint("vae/both")
     assert (kept["global_step"], kept["num_skipped"]) == (8, 1)
     assert all(value.isfinite().all() for value in kept["state_dict"].values())
@@ -241,6 +281,13 @@ def test_case_23_a_validation_that_gives_no_number_stops_training_and_is_never_t
     assert "val/loss is nan at step 4" in said
     assert "Traceback" not in said
     assert checkpoint("vae/bad", "best")["global_step"] == 2
+
+
+@pytest.mark.parametrize("callback", ["best_weights", "best", "early_stopping"])
+def test_case_23_a_value_that_grows_as_the_model_improves_is_rejected(callback: str, fork: Forker) -> None:
+    status, said = fork.run(*VAE, f"callbacks.{callback}.monitor=val/psnr", "name=bad")
+    assert status == 2
+    assert "monitor=val/psnr, but callbacks keep the lowest value" in said
 
 
 @pytest.mark.parametrize("callback", ["best_weights", "best", "early_stopping"])

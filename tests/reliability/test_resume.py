@@ -1,4 +1,4 @@
-"""A killed run goes on as if nothing had been: cases 27, 28, 30, 32 to 35."""
+"""A killed run is resumed exactly: cases 27, 28, 30, 32 to 35."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from helpers.states import assert_same_end, checkpoint, ema_of, rows_of, validat
 from latentfaces.errors import UserError
 from latentfaces.nn import weights_hash
 from latentfaces.pipeline import FacePipeline
-from latentfaces.run import find_run
+from latentfaces.run import find_run, open_run
 
 # 36 pictures in batches of 8 are 4 steps an epoch.
 STEPS = ["trainer.max_steps=14", "trainer.val_check_interval=5", "callbacks.last.every_n_train_steps=3"]
@@ -104,7 +104,7 @@ def test_case_27_a_killed_diffusion_run_leaves_the_averages_and_the_guide_of_an_
     settings = [*TINY_LDM, *SHORT, "trainer.max_steps=12", "callbacks.last.every_n_train_steps=4"]
     settings += ["callbacks.ema.sigma_rel=0.07", "callbacks.ema.snapshots=4", "callbacks.guide.share=0.75"]
     assert fork.run(*settings, "name=straight")[0] == 0
-    # Killed after snapshot and guide of step 9, it goes on from step 8 and makes both again.
+    # Killed after snapshot and guide of step 9, it resumes from step 8 and writes both again.
     status, said = fork.run(*settings, *killed(step=11), "name=killed")
     assert status == -9, said
     assert checkpoint("ldm/killed")["global_step"] == 8
@@ -138,11 +138,12 @@ def test_case_27_a_killed_diffusion_run_leaves_the_averages_and_the_guide_of_an_
 @pytest.mark.ddp
 def test_case_27_two_killed_processes_go_on_bit_for_bit(fork: Forker) -> None:
     settings = [*VAE, "data.batch_size=4"]
-    ends = [rank.wait() for rank in fork.start_ranks(*settings, "name=straight")]
-    assert ends == [0, 0]
+    straight = fork.start_ranks(*settings, "name=straight")
+    assert [rank.wait() for rank in straight] == [0, 0]
+    assert "sync_dist" not in straight[0].said
     ranks = fork.start_ranks(*settings, *killed(step=7), "+callbacks.kill.rank=1", "name=killed")
     assert ranks[1].wait() == -9
-    assert ranks[0].wait() != 0  # it cannot go on alone
+    assert ranks[0].wait() != 0  # it cannot continue alone
     assert checkpoint("vae/killed")["global_step"] == 6
     assert [rank.wait() for rank in fork.start_ranks(*settings, "name=killed", "resume=true")] == [0, 0]
     assert_same_end("vae/killed", "vae/straight")
@@ -198,7 +199,7 @@ def done(warm: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(done: Path, workplace: Path) -> Path:
-    """A copy of that workplace, to go on in."""
+    """Return a copy of that folder, to resume in."""
     shutil.copytree(done, workplace, dirs_exist_ok=True)
     return workplace
 
@@ -261,6 +262,46 @@ def test_case_34_a_changed_config_is_told_and_what_changes_the_outcome_must_be_f
     assert group["lr"] == pytest.approx(schedule["_last_lr"][0])
 
 
+NEW_MEANINGS = {
+    "vae": (["model.loss.reconstruction=mse"], ["model.loss.reconstruction=l1"], "loss.reconstruction: mse -> l1"),
+    "ldm": (["model/weighting=min_snr"], [], "model.loss.weighting._target_: latentfaces.diffusion.MinSNRWeighting"),
+    "held out": (["data.num_val_images=1"], ["data.num_val_images=9"], "data.num_val_images: 1 -> 9"),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "change"), NEW_MEANINGS.values(), ids=NEW_MEANINGS.keys())
+def test_case_34_a_new_meaning_of_the_loss_resets_best_weights_and_patience(
+    before: list[str], after: list[str], change: str, fork: Forker
+) -> None:
+    stage = "ldm" if "model/weighting=min_snr" in before else "vae"
+    if stage == "ldm":
+        assert fork.run(*TINY_VAE, *SHORT, "name=faces")[0] == 0
+    settings = [*(TINY_LDM if stage == "ldm" else TINY_VAE), *SHORT, "name=run"]
+    assert fork.run(*settings, *before)[0] == 0
+    path = Path(f"outputs/{stage}/run/checkpoints/last.ckpt")
+    state = torch.load(path, weights_only=True)
+    for values in state["callbacks"].values():  # scores of the old meaning that nothing can beat
+        for name in values.keys() & {"best", "best_score", "best_model_score"}:
+            values[name] = torch.tensor(-9.0) if isinstance(values[name], torch.Tensor) else -9.0
+        if "wait_count" in values:
+            values["wait_count"] = 19
+    torch.save(state, path)
+    status, said = fork.run(*settings, *after, "trainer.max_steps=8", "resume=true")
+    assert status == 2
+    assert change in said
+    status, said = fork.run(*settings, *after, "trainer.max_steps=8", *killed(step=5), "resume=force")
+    assert status == -9, said  # before it could save anything
+    status, said = fork.run(*settings, *after, "trainer.max_steps=8", "resume=true")
+    assert status == 0, said
+    assert "val/loss has a new meaning (" in said
+    assert change in said
+    state = checkpoint(f"{stage}/run")
+    assert state["global_step"] == 8
+    lowest = min(float(loss) for step, loss in validations(f"{stage}/run") if int(step) >= 4)
+    assert best_of(state)["best_model_score"].item() == pytest.approx(lowest)
+    assert json.loads(path.parents[1].joinpath("result.json").read_text())["val/best_loss"] == pytest.approx(lowest)
+
+
 def test_case_34_what_is_forced_is_what_the_optimisers_learn_by(fork: Forker, squeezenet: Path) -> None:
     settings = [*TINY_VAE, *SHORT, *ADVERSARIAL, f"model.loss.perceptual.weights={squeezenet}", "name=forced"]
     settings += ["model.lr_schedule.warmup_steps=0", "model.lr_schedule.decay_share=0"]
@@ -303,6 +344,11 @@ def test_case_35_a_finished_run_is_left_as_it_is(copied: Path, fork: Forker) -> 
     assert status == 0, said
     assert "raise trainer.max_steps" in said
     assert result.read_bytes() == before
+    result.write_bytes(before[: len(before) // 2])
+    assert not open_run(result.parent).finished
+    status, said = fork.run(*VAE, "name=done", "resume=auto")
+    assert status == 0, said
+    assert json.loads(result.read_text())["steps"] == 14
 
 
 def test_case_35_a_finished_run_that_is_trained_further_is_logged_and_timed_as_one(fork: Forker) -> None:

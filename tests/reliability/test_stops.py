@@ -1,4 +1,4 @@
-"""A run that is told to end: cases 25, 26, 37."""
+"""Runs that a signal stops: cases 25, 26, 37."""
 
 import os
 import shlex
@@ -30,7 +30,7 @@ def stopped(step: int, signal: str = "SIGTERM", hook: str = "on_train_batch_star
 
 
 def line_to_go_on(said: str) -> list[str]:
-    """Arguments of the command that a stopped run tells."""
+    """Return the arguments of the command that a stopped run prints."""
     (line,) = [line for line in said.splitlines() if line.startswith("python ")]
     _, script, *arguments = shlex.split(line)
     assert script.endswith("train.py")
@@ -91,7 +91,7 @@ def test_case_25_a_signal_before_training_ends_at_once_and_handlers_are_given_ba
     with pytest.raises(Stopped) as stopped, stop.listening():  # noqa: PT012
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(5)
-        pytest.fail("went on")
+        pytest.fail("the signal was ignored")
     assert stopped.value.code == 138
     assert {name: signal.getsignal(getattr(signal, name)) for name in STATUS} == before
 

@@ -11,7 +11,7 @@ SWEEP = Path("outputs/sweeps/mixed")
 def test_case_06_failed_jobs_are_told_in_their_folders_and_at_the_end_and_the_others_finish(
     train: Command, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # In this order: a mistake of the person's, one that finishes, another mistake, a fault of the program's.
+    # In this order: a user error, a job that finishes, another user error, a bug.
     vary = ["+callbacks.fault.step=99,1", "model.kl_weight.num_steps=0,10"]
     with pytest.raises(SystemExit) as exit_:
         train("-m", *TINY_VAE, *SHORT, "+callbacks.fault._target_=helpers.probes.Fault", *vary, "name=mixed")

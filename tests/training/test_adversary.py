@@ -1,9 +1,11 @@
-"""The adversary beside the VAE against the textbook's objective, and its own training."""
+"""Adversary: gradients compared with the textbook objective, and its own training."""
 
 import copy
 import io
+import math
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 
 from latentfaces.annealing import Constant, WarmupDecay
 from latentfaces.autoencoder import VAE, PatchDiscriminator, VAELoss, discriminator_loss
+from latentfaces.errors import UserError
 from latentfaces.training import Adversary, VAEModule
+from latentfaces.training.callbacks import BestWeights
 
 KL_WEIGHT, WEIGHT = 0.01, 0.7
 START = 5
@@ -76,8 +80,10 @@ def begin(
     monkeypatch.setattr(module, "log_dict", lambda values, **_: seen.update(values))
     monkeypatch.setattr(type(module), "global_step", step)
     module._trainer = SimpleNamespace(  # type: ignore[assignment]
-        accumulate_grad_batches=accumulate, callbacks=[], global_step=step, gradient_clip_val=clip, log_every_n_steps=1,
-        max_epochs=None, max_steps=100, strategy=None,
+        accumulate_grad_batches=accumulate, callbacks=[], global_rank=0, global_step=step, gradient_clip_val=clip,
+        log_every_n_steps=1, max_epochs=None, max_steps=100, strategy=None,
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(
+            total=SimpleNamespace(ready=0)))),
     )  # fmt: skip
     module.on_fit_start()
     return seen
@@ -97,7 +103,7 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
 
 
 def are_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-4) -> bool:
-    """Whether the same parameters have the same gradients, but for a share of the largest value of each."""
+    """Return True if gradients are equal up to a fraction of the largest value of each."""
     return found.keys() == expected.keys() and all(
         (found[name] - gradient).abs().max() <= tolerance * gradient.abs().max() + 1e-7  # of some nothing is left
         for name, gradient in expected.items()
@@ -307,6 +313,52 @@ def test_accumulated_batches_have_their_share_of_a_step(monkeypatch: pytest.Monk
         train_step(module, pictures(0))
         found.append(gradients(the_adversary_of(module).discriminator))
     assert are_close({name: 4 * quarter for name, quarter in found[1].items()}, found[0])
+
+
+def test_an_adversary_that_never_begins_is_an_error_or_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = a_module(adversary=an_adversary(start_step=100))
+    begin(module, monkeypatch, step=0)
+    with pytest.raises(UserError, match=r"start_step=100 is never reached with trainer\.max_steps=100"):
+        module.on_train_start()
+    module = a_module()
+    begin(module, monkeypatch, step=START - 1)  # as far as a limit of time or early stopping lets it
+    module.on_train_batch_start(None, 0)
+    module.on_train_end()
+    assert "the adversary never began: training ended at step 4, before model.adversary.start_step=5" in (
+        capsys.readouterr().err
+    )
+    begin(module, monkeypatch)
+    module.on_train_batch_start(None, 0)
+    module.on_train_end()
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_best_weights_are_forgotten_when_the_adversary_begins_and_only_then(
+    begun: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where a resume lowers its first step, or adds it to a training that has passed this step."""
+    first, best = a_module(), BestWeights(tmp_path)
+    begin(first, monkeypatch)
+    the_adversary_of(first).begun = begun
+    checkpoint: dict[str, Any] = {}
+    first.on_save_checkpoint(checkpoint)
+    second = a_module()
+    second.on_load_checkpoint(saved(checkpoint))
+    begin(second, monkeypatch, step=START + 3)
+    second.trainer.callbacks = [best]  # type: ignore[attr-defined]
+    best.best = 0.25
+    second.on_train_batch_start(None, 0)
+    assert best.best == (0.25 if begun else math.inf)
+
+
+def test_teardown_frees_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = a_module()
+    begin(module, monkeypatch)
+    module.teardown("fit")
+    assert the_adversary_of(module).optimizer is None
 
 
 def give_gradient(adversary: Adversary, value: float) -> None:

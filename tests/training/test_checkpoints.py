@@ -80,7 +80,7 @@ class Written(Callback):
     [
         (4, None, 1000.0, [4, 8]),
         (100, 1.0, 25.0, [3, 6, 9]),  # a minute is over after each third step
-        (4, 1.0, 25.0, [3, 4, 7, 8]),  # the minute begins anew with whatever was written
+        (4, 1.0, 25.0, [3, 4, 7, 8]),  # each write restarts the minute
         (4, 1.0, 1.0, [4, 8]),
     ],
 )
@@ -101,7 +101,7 @@ def test_accumulated_batches_write_a_step_once(tmp_path: Path, monkeypatch: pyte
 
 
 def test_minutes_that_are_over_within_a_step_wait_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint holds no gradients: one of the middle of a step would go on without a part of them."""
+    """A checkpoint holds no gradients: resuming within a step would lose a part of them."""
     batches: list[int] = []
 
     class Counted(Written):

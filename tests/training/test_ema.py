@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from latentfaces.annealing import WarmupDecay
 from latentfaces.errors import UserError
 from latentfaces.posthoc_ema import Snapshot, power_of_width, snapshots_in
-from latentfaces.training import BaseModule
+from latentfaces.training import BaseModule, NonFiniteError
 from latentfaces.training.callbacks import EMA
 from latentfaces.training.checkpoint import AtomicCheckpointIO
 
@@ -22,7 +22,7 @@ WIDTHS = [0.05, 0.1]
 
 
 class Walk(BaseModule):
-    """A stage whose weights walk at random; a test may set the share of training that is over."""
+    """Module whose weights walk at random. A test may set the completed fraction of training."""
 
     def __init__(self, share: float | None = None) -> None:
         super().__init__(torch.optim.SGD, WarmupDecay(), seed=0)
@@ -78,7 +78,7 @@ def trainer(step: int) -> Any:
 
 
 def after(ema: EMA, module: Walk, step: int) -> None:
-    """Tell the EMA that a step is done."""
+    """Complete a step of the EMA."""
     ema.on_train_batch_end(trainer(step), module, None, None, 0)
 
 
@@ -118,7 +118,7 @@ def test_impossible_options_are_refused(options: dict[str, Any], sentence: str) 
 
 @pytest.fixture
 def pair() -> tuple[EMA, Walk]:
-    """An average of 7 beside weights of 3."""
+    """Return an average of 7 and weights of 3."""
     ema, module = EMA(), Walk()
     nn.init.constant_(module.body.weight, 3.0)
     ema.average = [torch.full((4,), 7.0)]
@@ -142,6 +142,15 @@ def test_an_exception_in_validation_leaves_both_in_their_place(pair: tuple[EMA, 
     ema.on_exception(None, module, KeyboardInterrupt())  # type: ignore[arg-type]
     assert module.body.weight[0].item() == 3
     assert ema.state_dict()["average"][0][0].item() == 7
+
+
+def test_no_snapshot_of_a_step_whose_gradient_is_nan(tmp_path: Path) -> None:
+    ema, module = keeping(tmp_path), Walk(share=1.0)
+    ema.on_fit_start(None, module)  # type: ignore[arg-type]
+    module.finite.close(0, {"norm": torch.tensor(torch.nan)}, torch.device("cuda"))  # checked one step later
+    with pytest.raises(NonFiniteError):
+        after(ema, module, 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_validated_width_is_not_kept_twice(tmp_path: Path) -> None:
@@ -249,7 +258,7 @@ def test_a_later_limit_spreads_the_rest_of_the_snapshots_over_the_rest(tmp_path:
 
 
 def restored(state: dict[str, Any], tmp_path: Path, **options: Any) -> EMA:
-    """An EMA that goes on from a checkpoint's state."""
+    """Return an EMA that is resumed from a checkpoint's state."""
     ema = keeping(tmp_path, **options)
     ema.load_state_dict(state)
     return ema

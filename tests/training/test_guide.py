@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from latentfaces.errors import UserError
-from latentfaces.training import AtomicCheckpointIO, LatentDiffusionModule
+from latentfaces.training import AtomicCheckpointIO, LatentDiffusionModule, NonFiniteError, NonFiniteGuard
 from latentfaces.training.callbacks import EMA, GuideWeights
 
 
@@ -20,6 +20,7 @@ class Early(LatentDiffusionModule):
     def __init__(self) -> None:
         LightningModule.__init__(self)
         self.denoiser, self.share = nn.Linear(1, 1), 0.0  # type: ignore[assignment]
+        self.finite = NonFiniteGuard()
 
     def progress(self) -> float:
         return self.share
@@ -65,6 +66,15 @@ def test_weights_of_the_first_step_past_the_share_are_written_and_later_ones_not
         step(guide, module, share)
     assert written(tmp_path) == 0.375
     assert [path.name for path in tmp_path.iterdir()] == ["guide_denoiser.pth"]
+
+
+def test_no_guide_of_a_step_whose_gradient_is_nan(tmp_path: Path) -> None:
+    guide = GuideWeights(tmp_path, share=0.25)
+    module = begin(guide)
+    module.finite.close(3, {"norm": torch.tensor(float("nan"))}, torch.device("cuda"))  # checked one step later
+    with pytest.raises(NonFiniteError):
+        step(guide, module, 0.5)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_average_is_written_and_training_goes_on_with_the_weights(tmp_path: Path) -> None:

@@ -163,12 +163,15 @@ def test_a_loss_that_is_no_number_stops_training_by_name(
     vae_module._trainer = SimpleNamespace(log_every_n_steps=1, global_step=0)  # type: ignore[assignment]
     monkeypatch.setattr(type(vae_module), "global_step", 0)
     vae_module.log_terms({"train/loss": torch.tensor(1.0), "train/kl": 2.0})
-    with pytest.raises(NonFiniteError, match="train/kl"):
-        vae_module.log_terms({"train/loss": torch.tensor(1.0), "train/kl": torch.tensor(bad)})
+    vae_module.finite.close(0, {"norm": torch.tensor(1.0)}, torch.device("cpu"))
+    vae_module.log_terms({"train/loss": torch.tensor(1.0), "train/kl": torch.tensor(bad)})
+    norm = torch.tensor(1 + 0 * bad)  # as `BaseModule.backward` begins it
+    with pytest.raises(NonFiniteError, match=r"^train/kl is"):
+        vae_module.finite.close(1, {"norm": norm}, torch.device("cpu"))
 
 
 def draws_at(module: VAEModule, rank: int, batches: int, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """Random numbers that a step on this rank, after so many batches, would see."""
+    """Return the random numbers of a step on this rank after a number of batches."""
     progress = SimpleNamespace(total=SimpleNamespace(ready=batches))
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
     module._trainer = SimpleNamespace(fit_loop=loop, world_size=1)  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Steps that would destroy the weights: what is told of them, and when."""
+"""Non-finite steps: when they are detected, and how they are reported."""
 
 from collections.abc import Callable, Sequence
 
@@ -59,16 +59,15 @@ def test_steps_are_left_out_before_they_are_taken_up_to_so_many(
     device: torch.device, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = NonFiniteGuard("skip", max_skipped_steps=2)
-    left_out = []
+    skipped = []
     for number, norm in enumerate([ONE, NAN, ONE, INF, ONE]):
         steps.add({"loss": norm}, names(f"photo {number}"))
-        steps.refuse_terms(number, {"loss": float(norm)})
         steps.close(number, {"norm": norm}, device)
-        left_out.append(steps.left_out)
-    assert left_out == [False, True, False, True, False]
+        skipped.append(steps.skipped)
+    assert skipped == [False, True, False, True, False]
     assert steps.num_skipped == 2
     said = capsys.readouterr().err
-    assert "loss is nan at step 1, in a batch of photo 1: the step is left out (1 of at most max_skipped_ste" in said
+    assert "loss is nan at step 1, in a batch of photo 1: the step is skipped (1 of at most max_skipped_ste" in said
     steps.add({"loss": NAN}, names("photo 5"))
-    with pytest.raises(NonFiniteError, match="after max_skipped_steps=2 that were left out"):
+    with pytest.raises(NonFiniteError, match="after max_skipped_steps=2 skipped steps"):
         steps.close(5, {"norm": NAN}, device)

@@ -50,7 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def run(
     clock: SimpleNamespace, seconds: list[float], validations: tuple[int, ...] = (), waited: float | None = None
 ) -> None:
-    """A training of so many steps, which end at these times."""
+    """Run a training whose steps end at these times."""
     callback, module = Status(), Halfway()
     callback.on_train_start(trainer(0), module)
     for step, second in enumerate(seconds, start=1):

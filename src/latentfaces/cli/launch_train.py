@@ -21,10 +21,10 @@ from latentfaces.cli.devices import drop_stale_ranks, resolve_devices
 from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
 from latentfaces.cli.vae_run import add_trained_vae, copy_vae
 from latentfaces.config.compose import compose_config
-from latentfaces.config.overrides import plain
+from latentfaces.config.overrides import leaves_of, plain
 from latentfaces.config.secrets import refuse_links, refuse_secrets_in
 from latentfaces.config.validation import check_optimizers, check_training
-from latentfaces.files import drop_if_empty
+from latentfaces.files import atomic_write, drop_if_empty
 from latentfaces.nn import DeviceChoices
 from latentfaces.ranks import is_main_process
 from latentfaces.run import CONFIG, Run
@@ -96,6 +96,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
     from lightning.pytorch.loggers import WandbLogger
 
     from latentfaces.nn import weights_hash
+    from latentfaces.report.sweep_page import changes_loss
     from latentfaces.training import AtomicCheckpointIO, NonFiniteGuard, TimeLimit
     from latentfaces.training.callbacks import ExactResume
 
@@ -106,6 +107,8 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
             tracking.prepare_wandb(cfg)
     module = instantiate(cfg.model)
     module.finite = NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped_steps)
+    values = dict(leaves_of(cfg, resolve=True))
+    module.objective = {key: str(values[key]) for key in changes_loss(list(values)) if key != "vae"}
     check_optimizers(module)
     computed = apply_choices(choices, module.network, training_device(cfg.trainer))
     limit = [TimeLimit(cfg.trainer.max_time)] if cfg.trainer.max_time else []
@@ -143,7 +146,6 @@ def quiet_libraries() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*isinstance.treespec, LeafSpec.*",  # a deprecation within Lightning
-        ".*Previous log files in this directory will be deleted.*",  # not with ResumableCSVLogger
         ".*is smaller than the logging interval.*",
         ".*dataloader is not resumable.*",  # the data module is
         ".*does not have many workers.*",  # packed data needs none
@@ -162,17 +164,23 @@ def save_config(cfg: DictConfig) -> None:
     """Write the config, the overrides and, for the report to compare with, the defaults into the run folder."""
     folder, hydra = Path(cfg.run_dir), HydraConfig.get()
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / ".hydra" / "hydra.yaml")
-    OmegaConf.save(list(hydra.overrides.task), folder / ".hydra" / "overrides.yaml")
-    OmegaConf.save(cfg, folder / CONFIG, resolve=True)
+    save_yaml(cfg, folder / ".hydra" / "config.yaml")
+    save_yaml(OmegaConf.create({"hydra": hydra}), folder / ".hydra" / "hydra.yaml")
+    save_yaml(OmegaConf.create(list(hydra.overrides.task)), folder / ".hydra" / "overrides.yaml")
+    save_yaml(cfg, folder / CONFIG, resolve=True)
     defaults = compose_config("train", [f"model={cfg.stage}"])
     with open_dict(defaults):
         defaults.pop("hydra")
         defaults.run_dir = cfg.run_dir
         if cfg.stage == "ldm":  # these come from the VAE's run
             defaults.vae, defaults.data, defaults.model.autoencoder = cfg.vae, cfg.data, cfg.model.autoencoder
-    OmegaConf.save(defaults, folder / ".hydra" / "defaults.yaml", resolve=True)
+    save_yaml(defaults, folder / ".hydra" / "defaults.yaml", resolve=True)
+
+
+def save_yaml(config: Any, path: Path, resolve: bool = False) -> None:
+    """Write a config atomically."""
+    with atomic_write(path) as file:
+        file.write(OmegaConf.to_yaml(config, resolve=resolve).encode())
 
 
 def described(cfg: DictConfig, trainer: Any, computed: str) -> str:

@@ -33,14 +33,14 @@ NOT_COMPARED = (
 HARMLESS = (
     *("on_nonfinite", "max_skipped_steps"),
     *("callbacks.*", "device.*", "model.sampler.*"),
-    *("data.folder", "data.num_val_images"),
+    "data.folder",
     *(f"trainer.{key}" for key in ("accelerator", "strategy*", "devices*", "num_nodes")),
     *(f"trainer.{key}" for key in ("precision", "deterministic", "benchmark", "detect_anomaly", "profiler")),
     *(
         f"trainer.{key}"
         for key in ("max_*", "min_*", "enable_*", "log_every_n_steps", "num_sanity_val_steps", "inference_mode")
     ),
-    *(f"trainer.{key}" for key in ("val_check_interval", "check_val_every_n_epoch", "limit_val*", "limit_test*")),
+    *(f"trainer.{key}" for key in ("val_check_interval", "check_val_every_n_epoch", "limit_test*")),
 )
 """Keys that may change at a resume. All others affect the trained weights."""
 

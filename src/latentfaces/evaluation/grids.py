@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from latentfaces.data.images import to_uint8
+from latentfaces.files import atomic_write
 
 
 def save_png(image: Tensor, path: Path, text: dict[str, str] | None = None) -> None:
@@ -15,8 +16,8 @@ def save_png(image: Tensor, path: Path, text: dict[str, str] | None = None) -> N
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_itxt(key, value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(path, pnginfo=info)
+    with atomic_write(path) as file:
+        Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(file, "PNG", pnginfo=info)
 
 
 def save_grid(images: Tensor, path: Path, columns: int = 8, text: dict[str, str] | None = None) -> None:

@@ -1,6 +1,5 @@
 """Panels of logged values: which values share axes, and how they are drawn."""
 
-import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from latentfaces.files import read_csv
 
 Curve = tuple[list[float], list[float]]
 """Steps and values of one logged key."""
@@ -111,13 +112,12 @@ def running_mean(values: Sequence[float]) -> np.ndarray:
 def read_curves(metrics_csv: str | Path) -> dict[str, Curve]:
     """Read steps and values of each column of a run's metrics.csv."""
     curves: dict[str, Curve] = {}
-    with Path(metrics_csv).open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if name != "step" and value not in ("", None):
-                    steps, values = curves.setdefault(name, ([], []))
-                    steps.append(float(row["step"]))
-                    values.append(float(value))
+    for row in read_csv(Path(metrics_csv)):
+        for name, value in row.items():
+            if name != "step" and value != "":
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(float(row["step"]))
+                values.append(float(value))
     return curves
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from latentfaces.evaluation.panels import label_axes, sheet
+from latentfaces.files import read_csv
 
 STATISTICS = ("mean", "std", "min", "max", "nan", "zero", "saturated")
 COLUMNS = ("step", "tensor", *STATISTICS)
@@ -66,9 +67,8 @@ class TensorValues:
 
     @classmethod
     def read(cls, path: str | Path) -> "TensorValues":
-        """Read a CSV file of `write`."""
-        with Path(path).open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        """From such a CSV."""
+        rows = read_csv(Path(path))
         return cls([{key: value if key == "tensor" else float(value) for key, value in row.items()} for row in rows])
 
     def plot(self, output: str | Path | None = None) -> Figure:

@@ -29,7 +29,7 @@ MEANINGS = {
     "precision": "fraction of samples close to real images: higher is better",
     "recall": "fraction of held-out images close to samples: low if samples lack variety",
     "duplicates": "fraction of samples closer to another sample than 99 % of held-out images are: 0.01 is expected",
-    "memorized_fraction": "fraction of samples closer to a training image than 99 % of held-out images are: 0.01 is expected",
+    "memorized_fraction": "fraction of samples closer to a training image than 99 % of held-out images: 0.01 is usual",
 }
 """Metrics of task=evaluate, in the order of the page."""
 Pictures = list[tuple[str, str]]

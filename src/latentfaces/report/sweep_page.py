@@ -25,7 +25,8 @@ SHOWN = (
     *("steps", "minutes"),
 )
 CHANGING_LOSS = (
-    *("data", "data.root", "data.resolution", "data.num_images", "data.val_every", "vae"),
+    *("data", "data.root", "data.resolution", "data.num_images", "data.val_every", "data.num_val_images", "vae"),
+    *("data.filter", "trainer.limit_val_batches"),
     *("model/loss", "model.loss", "model.kl_weight.end", "annealing.end"),
     *("model/schedule", "model/weighting", "model/time_sampler"),
     *("model.denoiser.schedule", "model.denoiser.target"),

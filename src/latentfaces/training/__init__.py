@@ -1,12 +1,13 @@
-"""The only room that knows Lightning, beside the data module."""
+"""Training with Lightning, which only this package and the data module import."""
 
 from latentfaces.training.adversary import Adversary
 from latentfaces.training.base_module import BaseModule
-from latentfaces.training.checkpoint import AtomicCheckpointIO, DiskFullError, ResumableCSVLogger, damage
+from latentfaces.training.checkpoint import AtomicCheckpointIO, DiskFullError, damage
 from latentfaces.training.fit import fit_and_test
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 from latentfaces.training.nan_guard import NonFiniteError, NonFiniteGuard
 from latentfaces.training.optimizers import MuonAdamW
+from latentfaces.training.step_log import ResumableCSVLogger
 from latentfaces.training.time_limit import TimeLimit
 from latentfaces.training.vae_module import VAEModule
 

@@ -1,4 +1,4 @@
-"""The discriminator of stage 1 and its training, beside the VAE's."""
+"""Discriminator of stage 1 and its training."""
 
 from typing import Any, NamedTuple
 
@@ -13,33 +13,35 @@ from latentfaces.training.optimizers import adopt
 
 
 class AdversarialTerm(NamedTuple):
-    """Adversarial term of a batch of reconstructions."""
+    """Adversarial term of a batch of reconstructions.
+
+    Args:
+        gradient: gradient of the distortion and the adversarial term at the reconstructions, (b, 3, H, W).
+        loss: weighted adversarial term, a scalar.
+        logged: scalars for the log.
+    """
 
     gradient: Tensor
-    """Of all distortion, the adversarial term included, at the reconstructions: (b, 3, H, W)."""
     loss: Tensor
-    """The adversarial term as it enters the objective, a scalar."""
     logged: dict[str, Tensor]
-    """Scalars for the log."""
 
 
 class Adversary:
-    """A discriminator that learns to tell photos from reconstructions, and whose gradient sharpens the decoder.
+    """Discriminator between images and reconstructions, and its optimizer.
 
-    It has its own optimiser, which Lightning does not know of, so that a step remains a step of the VAE: in
-    `global_step`, `max_steps`, annealing, accumulation and clipping. It is no submodule either: the VAE's optimiser,
-    average, weight files and gradient synchronisation never touch it, and its own gradients are averaged over ranks
-    here.
+    Lightning does not know the optimizer, so that a step is a step of the VAE: in `global_step`, `max_steps`,
+    annealing, accumulation and clipping. The discriminator is no submodule: the VAE's optimizer, average, weight files
+    and gradient synchronization never touch it. Its gradients are averaged over ranks here.
 
-    One forward pass of the VAE serves both (the usual way takes two). The discriminator therefore learns from the
-    reconstructions of before the VAE's step.
+    One forward pass of the VAE serves both, instead of the usual two. So the discriminator learns from reconstructions
+    before the VAE's step.
 
     Args:
         discriminator: the network.
-        optimizer: parameters -> optimiser, at the peak of the learning rate, which follows the VAE's schedule.
-        start_step: training step that it begins with; reconstructions must be good before it helps.
-        weight: of the adversarial term, relative to the adaptive weight that makes its gradient as long as the others'.
-        max_adaptive_weight: bound of the adaptive weight.
+        optimizer: maps named parameters to an optimizer with the peak learning rate. It follows the VAE's schedule.
+        start_step: first training step with the adversarial term, once reconstructions are good enough.
+        weight: weight of the adversarial term, relative to the adaptive weight that equalizes gradient norms.
+        max_adaptive_weight: upper bound of the adaptive weight.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class Adversary:
         self.peak_rates: list[float] = []
         self.restored: dict[str, Any] | None = None
         self.norm: Tensor | None = None
-        """Of the gradients once they are averaged over the ranks, until a step is taken with them."""
+        """Norm of the gradients after `average_gradients`, until the next step."""
+        self.begun = False
+        """True once a step has had the adversarial term."""
 
     def begin(self, device: torch.device) -> None:
-        """Make ready on the device, the same on all ranks."""
-        # `generator_loss` runs backward through a compiled decoder more than once.
+        """Create the optimizer and move to the device, with equal weights on all ranks."""
+        # `generator_loss` runs backward through a compiled decoder more than once. torch has no public name for it.
         torch._functorch.config.donated_buffer = False
         self.discriminator.to(device).train()
         self.optimizer = self.make_optimizer(self.discriminator.named_parameters())
@@ -79,12 +83,12 @@ class Adversary:
     def generator_loss(
         self, reconstructions: Tensor, distortion_gradient: Tensor, last_layer: Tensor
     ) -> AdversarialTerm:
-        """The adversarial term added to the distortion, by its gradient at the reconstructions.
+        """Return the adversarial term of reconstructions.
 
         Args:
-            reconstructions: (b, 3, H, W), with the graph of the VAE behind them.
-            distortion_gradient: of the other terms at the reconstructions, (b, 3, H, W).
-            last_layer: weights of the decoder's last layer, where gradients are compared.
+            reconstructions: (b, 3, H, W), with the graph of the VAE.
+            distortion_gradient: gradient of the other terms at the reconstructions, (b, 3, H, W).
+            last_layer: weights of the decoder's last layer, at which gradient norms are compared.
         """
         leaf = reconstructions.detach().requires_grad_()
         adversarial = generator_loss(self.discriminator(leaf))
@@ -102,12 +106,12 @@ class Adversary:
         )
 
     def discriminator_step(self, images: Tensor, reconstructions: Tensor, share: float) -> dict[str, Tensor]:
-        """Add this batch's gradients of the discriminator; scalars for the log.
+        """Add this batch's gradients of the discriminator. Return scalars for the log.
 
         Args:
             images: (b, 3, H, W).
-            reconstructions: (b, 3, H, W); no gradient goes back to them.
-            share: this batch's share of a step, less than 1 where gradients are accumulated.
+            reconstructions: (b, 3, H, W). They get no gradient.
+            share: fraction of a step, less than 1 if gradients are accumulated.
         """
         both = self.discriminator(torch.cat([images, reconstructions.detach()]))
         real, fake = both.chunk(2)
@@ -116,7 +120,7 @@ class Adversary:
         return {"train/discriminator": loss.detach(), "train/logit_gap": (real.mean() - fake.mean()).detach()}
 
     def average_gradients(self) -> Tensor | None:
-        """Average the gradients added since the last step over the ranks; their norm, None where there are none."""
+        """Average the gradients over ranks. Return their norm, or None if there are none."""
         gradients = [p.grad for p in self.discriminator.parameters() if p.grad is not None]
         if not gradients:
             return None
@@ -129,17 +133,17 @@ class Adversary:
         return self.norm
 
     def drop_gradients(self) -> None:
-        """Begin the next step."""
+        """Delete the gradients."""
         assert self.optimizer is not None
         self.optimizer.zero_grad()
         self.norm = None
 
     def step(self, rate: float, clip: float | None) -> None:
-        """Take a step with the gradients added since the last one, if any.
+        """Take an optimizer step, if there are gradients.
 
         Args:
-            rate: learning rate as a multiple of its peak.
-            clip: bound of the gradient's norm; 0 or None for none.
+            rate: learning rate as a multiple of the peak.
+            clip: upper bound of the gradient norm; 0 or None for none.
         """
         assert self.optimizer is not None
         norm = self.average_gradients() if self.norm is None else self.norm
@@ -153,10 +157,20 @@ class Adversary:
         self.drop_gradients()
 
     def state_dict(self) -> dict[str, Any]:
-        """Network and optimiser."""
+        """Return the state of network and optimizer."""
         assert self.optimizer is not None
-        return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "discriminator": self.discriminator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "begun": self.begun,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there when training begins."""
+        """Load a state, which `begin` restores."""
         self.restored = state_dict
+        self.begun = state_dict.get("begun", bool(state_dict["optimizer"]["state"]))
+
+    def end(self) -> None:
+        """Free the memory of the device, as Lightning does for the VAE."""
+        self.discriminator.cpu()
+        self.optimizer = None

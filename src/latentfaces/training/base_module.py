@@ -1,4 +1,4 @@
-"""What both LightningModules share: optimiser, learning rate, seeds, and logging that costs little."""
+"""Base class of both LightningModules: optimizer, learning rate, seeds and logging."""
 
 import time
 from abc import ABC, abstractmethod
@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from latentfaces.annealing import WarmupDecay
-from latentfaces.ranks import whole
+from latentfaces.ranks import full_tensor, is_main_process
 from latentfaces.training.distributed.sharding import shard
-from latentfaces.training.nan_guard import NonFiniteGuard, Photos
+from latentfaces.training.nan_guard import ImageNames, NonFiniteGuard
 from latentfaces.training.optimizers import adopt
 from latentfaces.training.time_limit import TimeLimit
 
@@ -26,36 +26,40 @@ OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 
 
 def seed_draws(seed: int, device: torch.device) -> None:
-    """Seed what a step draws from, as `torch.manual_seed` does, which also asks all kinds of devices that there are."""
+    """Seed the generators of the CPU and the device. `torch.manual_seed` is slower: it looks for every device."""
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
 
 
 class BaseModule(LightningModule, ABC):
-    """A stage of training.
+    """LightningModule of one stage.
 
     Args:
-        optimizer: named parameters -> optimiser, at the peak of the learning rate.
-        lr_schedule: the learning rate as a multiple of that peak.
-        seed: of everything that is drawn in a step.
+        optimizer: maps named parameters to an optimizer with the peak learning rate.
+        lr_schedule: learning rate as a multiple of the peak.
+        seed: seed of the random numbers of training steps.
     """
 
     previewed: ClassVar[str]
-    """What the previews show, in one word."""
+    """Name of the previews in logs."""
 
     def __init__(self, optimizer: OptimizerFactory, lr_schedule: WarmupDecay, seed: int) -> None:
         super().__init__()
         self.make_optimizer, self.lr_schedule, self.seed = optimizer, lr_schedule, seed
         self.findings: dict[str, float] = {}
-        """What the verdict rests on."""
+        """Values that the verdict is based on."""
         self.finite = NonFiniteGuard()
+        self.objective: dict[str, str] = {}
+        """Config keys and values that define the validation loss."""
+        self.changed: list[str] = []
+        """Changes of `objective` since the checkpoint."""
         self.resumed_at: int | None = None
-        """The step of the checkpoint that training goes on from, if any."""
+        """Step of the checkpoint, if training was resumed."""
         self.started, self.seconds_before = time.monotonic(), 0.0
-        """When this session of the training began, and how long the earlier ones took."""
+        """Start of this session, and seconds of earlier sessions."""
         self.chosen: list[dict[str, Any]] = []
-        """The optimiser's groups of parameters as they were made."""
+        """Parameter groups as the optimizer was created with them."""
 
     @property
     @abstractmethod
@@ -72,7 +76,7 @@ class BaseModule(LightningModule, ABC):
 
     @abstractmethod
     def preview(self) -> Tensor:
-        """A few pictures that show how training goes: (n, 3, H, W) in [-1, 1], the same ones each time."""
+        """Return example images (n, 3, H, W), in [-1, 1] or uint8, of the same inputs each time."""
 
     def verdict(self) -> str | None:
         """Return a one-sentence summary of the last validation, if there is one."""
@@ -80,11 +84,11 @@ class BaseModule(LightningModule, ABC):
 
     @property
     def healthy(self) -> bool:
-        """Whether the verdict asks for nothing to be changed."""
+        """False if the verdict recommends a change."""
         return True
 
     def forget_best(self) -> None:
-        """Let the callbacks that keep or wait for the lowest loss begin anew: from now on it means something else."""
+        """Reset the lowest loss and the patience of all callbacks, because the validation loss has a new meaning."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping):
                 callback.best_score, callback.wait_count = torch.tensor(float("inf")), 0
@@ -92,6 +96,12 @@ class BaseModule(LightningModule, ABC):
                 callback.best_k_models, callback.kth_best_model_path, callback.best_model_score = {}, "", None
             elif hasattr(callback, "forget"):
                 callback.forget()
+
+    def on_fit_start(self) -> None:
+        if self.changed:
+            self.forget_best()
+            if is_main_process():
+                print(f"val/loss has a new meaning ({'; '.join(self.changed)}). Best weights and patience start again.")
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
@@ -105,24 +115,24 @@ class BaseModule(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def progress(self) -> float:
-        """Share of training that is over, in [0, 1]: by steps, epochs or time, whichever is furthest."""
+        """Return the completed fraction of training, in [0, 1]: the largest of steps, epochs and time."""
         trainer = self.trainer
-        shares = [0.0]
+        fractions = [0.0]
         if trainer.max_steps > 0:
-            shares.append(trainer.global_step / trainer.max_steps)
+            fractions.append(trainer.global_step / trainer.max_steps)
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
             batches_per_epoch = max(trainer.num_training_batches, 1)
             batch = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-            shares.append((trainer.current_epoch + batch / batches_per_epoch) / trainer.max_epochs)
-        shares += [limit.progress for limit in self.time_limits()]
-        return min(max(shares), 1.0)
+            fractions.append((trainer.current_epoch + batch / batches_per_epoch) / trainer.max_epochs)
+        fractions += [limit.progress for limit in self.time_limits()]
+        return min(max(fractions), 1.0)
 
     def time_limits(self) -> list[TimeLimit]:
-        """Return the callback of `trainer.max_time`, if there is one."""
+        """Return the callbacks of `trainer.max_time`."""
         return [callback for callback in self.trainer.callbacks if isinstance(callback, TimeLimit)]  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
-        # A checkpoint brings its learning rate, weight decay and the like; those that were chosen since are to count.
+        # The checkpoint restored the earlier learning rate and weight decay; the config of this session counts.
         for number, chosen in enumerate(self.chosen):
             optimizer = self.trainer.optimizers[0]
             group = optimizer.param_groups[number]
@@ -133,13 +143,13 @@ class BaseModule(LightningModule, ABC):
                 group["initial_lr"] = schedule.base_lrs[number] = chosen["lr"]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Every draw is a function of (seed, rank, batches so far): ranks differ, and a resumed run draws the same.
+        # Random numbers depend on (seed, rank, number of batches): ranks differ, and a resumed run repeats them.
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         mixed = (self.seed * 1_000_003 + self.global_rank) * 1_000_000_007 + batches
         seed_draws(mixed % 2**63, self.device)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        # 1, or NaN where the loss is no number: then no gradient is one either, on any rank.
+        # The gradient of the loss is 1, or NaN if the loss is not finite. Then all gradients are NaN on every rank.
         super().backward(loss, *args, gradient=1 + 0 * loss.detach(), **kwargs)
 
     def configure_gradient_clipping(
@@ -148,18 +158,18 @@ class BaseModule(LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # The library refuses to clip for fused optimisers, for the sake of float16 scaling, which is not used here.
-        # The optimiser's own list: walking through the modules of a network costs more than the norm of a small one.
+        # Lightning does not clip for fused optimizers because of float16 scaling, which is not used here.
+        # The list of the optimizer: iterating over the modules of a small network takes longer than the norm.
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = whole(nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None))
+        norm = full_tensor(nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None))
         self.finite.close(self.global_step, {GRADIENT: norm, **self.other_norms()}, self.device)
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/gradient_norm", norm)
-        if self.finite.left_out:
-            for parameter in parameters:  # an optimiser passes by what has no gradient
+        if self.finite.skipped:
+            for parameter in parameters:  # optimizers skip parameters without a gradient
                 parameter.grad = None
             return
-        if not gradient_clip_val:  # 0, as in the library, means no bound
+        if not gradient_clip_val:  # 0 is no bound, as in Lightning
             return
         if gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
@@ -167,40 +177,42 @@ class BaseModule(LightningModule, ABC):
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def other_norms(self) -> Mapping[str, Tensor | None]:
-        """Return norms of the gradients of our own optimizers, equal on all ranks."""
+        """Return gradient norms of optimizers that Lightning does not know. Equal on all ranks."""
         return {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.finite.check()
         checkpoint["num_skipped"] = self.finite.num_skipped
         checkpoint["seconds"] = self.seconds
+        checkpoint["objective"] = self.objective
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.resumed_at = checkpoint.get("global_step")
         self.finite.num_skipped = checkpoint.get("num_skipped", 0)
         self.seconds_before = max(self.seconds_before, checkpoint.get("seconds", 0.0))
+        before = checkpoint.get("objective", self.objective)
+        self.changed = [
+            f"{key}: {before.get(key)} -> {self.objective.get(key)}"
+            for key in sorted(before.keys() | self.objective.keys())
+            if before.get(key) != self.objective.get(key)
+        ]
 
     @property
     def seconds(self) -> float:
-        """Seconds that all sessions of the training have taken."""
+        """Seconds of training, over all sessions."""
         return self.seconds_before + time.monotonic() - self.started
 
     def log_terms(self, terms: Mapping[str, Tensor | float]) -> None:
-        """Log scalars of a training step, every `trainer.log_every_n_steps`: each key costs half a millisecond.
-
-        Raises:
-            NonFiniteError: one is no number, and steps are not to be left out.
-        """
-        self.finite.add(terms, self.photos())
+        """Log scalars every `trainer.log_every_n_steps`. Each key takes half a millisecond."""
+        self.finite.add(terms, self.image_names())
         if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         values = {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in terms.items()}
-        self.finite.refuse_terms(self.global_step, values)
         if self.finite.num_skipped:
             values["train/skipped_steps"] = float(self.finite.num_skipped)
         self.log_dict(values)
 
-    def photos(self) -> Photos:
-        """Looks up what the batch at hand is made of."""
+    def image_names(self) -> ImageNames:
+        """Return a function that returns the names of the images of this batch."""
         data: Any = getattr(self.trainer, "datamodule", None)
         return partial(data.photos, data.rows) if hasattr(data, "photos") else list

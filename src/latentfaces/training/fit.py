@@ -1,4 +1,4 @@
-"""One training from its first step to its result."""
+"""Training, validation and test of one run."""
 
 import json
 import time
@@ -9,26 +9,28 @@ from lightning.pytorch import LightningDataModule, Trainer
 
 from latentfaces.errors import UserError
 from latentfaces.evaluation import plot_losses
+from latentfaces.files import atomic_write
 from latentfaces.report import write_report
-from latentfaces.run import RESULT
+from latentfaces.run import RESULT, read_json
 from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks import BestWeights
 from latentfaces.training.callbacks.status import peak_memory
+from latentfaces.training.checkpoint import full_disk_named, full_disk_survived
 
 
 def fit_and_test(
     trainer: Trainer, module: BaseModule, data: LightningDataModule, checkpoint: Path | None, run_dir: str | Path
 ) -> float:
-    """Fit, then measure the best weights on all held-out photos; write plots and result.json.
+    """Fit, then test the best weights on all held-out images. Write plots and result.json.
 
-    A run that is finished, and has no more steps to do than it had, is left as it is.
+    A finished run without further steps to train is left unchanged.
 
     Args:
         trainer: has a `BestWeights` callback.
-        module: what to train.
-        data: its batches.
-        checkpoint: to go on from, if any.
-        run_dir: the run's folder.
+        module: module to train.
+        data: data module.
+        checkpoint: checkpoint to resume from, or None.
+        run_dir: folder of the run.
 
     Returns:
         The lowest validation loss.
@@ -38,18 +40,19 @@ def fit_and_test(
     if best is None:
         raise UserError("callbacks.best_weights is missing: without it a run leaves no weights to use")
     module.started = time.monotonic()
-    if checkpoint is not None and (run_dir / RESULT).exists():  # its minutes are those up to its very end
-        module.seconds_before = 60 * json.loads((run_dir / RESULT).read_text())["minutes"]
+    earlier = read_json(run_dir / RESULT)
+    if checkpoint is not None:  # the checkpoint does not count the test
+        module.seconds_before = 60 * earlier.get("minutes", 0.0)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.global_step == module.resumed_at and (run_dir / RESULT).exists():
+    if trainer.global_step == module.resumed_at and earlier:
         late = any(limit.progress >= 1 for limit in module.time_limits())
-        if trainer.is_global_zero and (late or not trainer.should_stop):  # early stopping has its own words
+        if trainer.is_global_zero and (late or not trainer.should_stop):  # early stopping prints its own message
             limit = "trainer.max_time" if late else "trainer.max_steps"
             print(f"{run_dir} is finished, at step {trainer.global_step}: to train it further raise {limit}")
         return best.best
-    # The limit of training rarely falls on a validation: the last weights, often the best, get theirs here.
+    # Training rarely ends at a validation, and the last weights are often the best.
     trainer.validate(module, datamodule=data, verbose=False)
-    trainer.strategy.barrier()  # the first process writes what all read now
+    trainer.strategy.barrier()  # all ranks read what rank 0 writes
     best.load(module)
     metrics = trainer.test(module, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:
@@ -57,17 +60,19 @@ def fit_and_test(
         result |= {"minutes": module.seconds / 60, "peak_memory_gb": peak_memory(trainer.strategy.root_device) / 1e9}
         if module.finite.num_skipped:
             result["skipped_steps"] = module.finite.num_skipped
-        (run_dir / "images").mkdir(exist_ok=True)
-        plot_losses(run_dir / "metrics.csv", run_dir / "images" / "losses.png")
+        losses = run_dir / "images" / "losses.png"
+        with full_disk_survived(trainer, losses):
+            losses.parent.mkdir(exist_ok=True)
+            plot_losses(run_dir / "metrics.csv", losses)
         print(" · ".join(f"{name} {value:.4g}" for name, value in result.items()))
         if (verdict := module.verdict()) is not None:
-            result |= {f"health/{name}": value for name, value in module.findings.items()} | {
-                "verdict": verdict,
-                "healthy": module.healthy,
-            }
+            result |= {f"health/{name}": value for name, value in module.findings.items()}
+            result |= {"verdict": verdict, "healthy": module.healthy}
             print(verdict)
-        (run_dir / RESULT).write_text(json.dumps(result, indent=1))
-        print(run_dir / "images" / "losses.png")
-        print(write_report(run_dir))
+        with full_disk_named(run_dir / RESULT), atomic_write(run_dir / RESULT) as file:
+            file.write(json.dumps(result, indent=1).encode())
+        print(losses)
+        with full_disk_survived(trainer, run_dir / "report.html"):
+            print(write_report(run_dir))
         print(run_dir)
     return best.best

@@ -1,4 +1,4 @@
-"""Stage 2 under Lightning."""
+"""LightningModule of stage 2."""
 
 from collections.abc import Mapping
 
@@ -15,14 +15,14 @@ NUM_PREVIEWS = 16
 
 
 class LatentDiffusionModule(BaseModule):
-    """Trains a denoiser on cached posteriors (b, 2, c, h, w), mean and standard deviation.
+    """Train a denoiser on cached posteriors (b, 2, c, h, w): mean and std.
 
     Args:
-        autoencoder: the trained VAE, which stays as it is.
-        denoiser: the network and its noise schedule.
-        loss: the objective.
-        sampler: makes the previews.
-        augmentation: of latents in training, for a network with its `label_channels`; none unless given.
+        autoencoder: trained VAE, which is not trained further.
+        denoiser: network and noise schedule.
+        loss: training loss.
+        sampler: sampler of the previews.
+        augmentation: augmentation of latents in training, for a network with its `label_channels`, or None.
         optimizer, lr_schedule, seed: see `BaseModule`.
     """
 
@@ -55,13 +55,13 @@ class LatentDiffusionModule(BaseModule):
         return {self.denoiser.network: ("heads",) if self.denoiser.has_auxiliary else ()}
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (b, 3, R, R) in [-1, 1] -> mean and standard deviation of the posterior, for the latent cache."""
+        """Encode images (b, 3, R, R) in [-1, 1] to the mean and std of the posterior, for the latent cache."""
         posterior = self.autoencoder.to(images.device).encode(images)
         return posterior.mean, posterior.std
 
     def training_step(self, moments: Tensor, batch_idx: int) -> Tensor:
         mean, std = moments.unbind(1)
-        # A fresh draw each time: the denoiser sees the whole posterior, not one point of it.
+        # A new sample each time, so that the denoiser sees the full posterior.
         x0 = self.autoencoder.normalize(mean + std * torch.randn_like(mean))
         x0, label = (x0, None) if self.augmentation is None else self.augmentation(x0)
         losses = self.loss(self.denoiser, x0, label=label)
@@ -77,7 +77,7 @@ class LatentDiffusionModule(BaseModule):
         self.evaluate(moments, batch_idx, "test")
 
     def evaluate(self, moments: Tensor, batch_idx: int, stage: str) -> None:
-        """Log the loss at noise and times that are the same in every validation, so that only the network changes."""
+        """Log the loss at noise and times that are the same in every validation."""
         x0 = self.autoencoder.normalize(moments[:, 0])
         generator = torch.Generator().manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
@@ -88,18 +88,18 @@ class LatentDiffusionModule(BaseModule):
 
     @torch.no_grad()
     def preview(self) -> Tensor:
-        """Return new faces (n, 3, R, R) uint8, from the same noise each time."""
+        """Return samples (n, 3, R, R) uint8, from the same noise each time."""
         assert self.latent_shape is not None
         generator = torch.Generator().manual_seed(self.seed)
         return self.faces_from(torch.randn(NUM_PREVIEWS, *self.latent_shape, generator=generator), generator)
 
     @torch.no_grad()
     def faces_from(self, noise: Tensor, generator: torch.Generator) -> Tensor:
-        """Noise (n, c, h, w) -> faces (n, 3, R, R) uint8 on the CPU, by the sampler of the previews.
+        """Map noise (n, c, h, w) to samples (n, 3, R, R) uint8 on the CPU, with the sampler of the previews.
 
         Args:
-            noise: where sampling begins.
-            generator: of a CPU, for a sampler that adds noise.
+            noise: initial noise.
+            generator: CPU generator, for a sampler that adds noise.
         """
         pipeline = FacePipeline(
             self.autoencoder, self.denoiser, noise.shape[-1] * self.autoencoder.downsampling, self.device

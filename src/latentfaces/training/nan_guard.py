@@ -1,9 +1,8 @@
-"""Steps whose loss or gradient is NaN or infinite: what they were made of, and whether they end training."""
+"""Guard against steps with a loss or gradient that is NaN or infinite."""
 
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -11,21 +10,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from latentfaces.errors import UserError
-from latentfaces.ranks import is_main_process, to_be_read
+from latentfaces.ranks import deferred_read, is_main_process
 
 NUM_NAMED = 8
 SKIP = ", or skip such steps with on_nonfinite=skip"
 Terms = Mapping[str, Tensor | float]
-Photos = Callable[[], Sequence[str]]
-"""The names of a batch's photos: looked up only where they are told."""
+ImageNames = Callable[[], Sequence[str]]
+"""Returns the names of a batch's images. It is called only for an error message."""
 
 
 class NonFiniteError(UserError):
-    """A loss or a gradient is NaN or infinite: training on would destroy the weights.
+    """A loss or a gradient is NaN or infinite. Further training would destroy the weights.
 
     Args:
-        what: which, what it is, at which step, of which photos.
-        remedy: besides the usual ones.
+        what: name, value, step and images.
+        remedy: added to the advice.
     """
 
     def __init__(self, what: str, remedy: str = "") -> None:
@@ -35,121 +34,91 @@ class NonFiniteError(UserError):
         )
 
 
-@dataclass(frozen=True)
-class BadBatch:
-    """A batch of a step, as one rank tells the others of it."""
-
-    terms: dict[str, float]
-    """Those of its loss that are no numbers."""
-    photos: list[str]
-
-
-@dataclass
-class Step:
-    """Batches and gradient norms of a step, before the step is taken."""
-
-    number: int = 0
-    batches: list[tuple[Terms, Photos]] = field(default_factory=list)
-    norms: dict[str, Callable[[], float]] = field(default_factory=dict)
-
-    def bad_norms(self) -> dict[str, float]:
-        """Return the non-finite norms, equal on all ranks."""
-        return {name: value for name, read in self.norms.items() if not math.isfinite(value := read())}
-
-    def suspects(self) -> list[BadBatch]:
-        """This rank's batches that may be to blame: those whose loss is no number, or else all."""
-        found = [BadBatch(bad_values(terms), list(photos())) for terms, photos in self.batches]
-        return [suspect for suspect in found if suspect.terms] or found
+Batch = tuple[Terms, ImageNames]
+BadBatch = tuple[dict[str, float], list[str]]
+"""Non-finite loss terms of a batch, and the names of its images."""
 
 
 class NonFiniteGuard:
-    """Looks at the gradients' norms before steps are taken; what is no number ends training, or is left out.
+    """Check the gradient norms of each step. End training, or skip the step, if one is not finite.
 
-    On a CPU a step is looked at before it is taken. On other devices it is when the next one comes, or before anything
-    is saved, so that no step waits for the device; where steps are to be left out each of them waits.
+    On a CPU it checks before the step is taken. On a GPU it checks at the next step, or before anything is saved, so
+    that no step waits for the device. With `on_nonfinite="skip"` each step waits.
 
     Args:
-        on_nonfinite: "fail", or "skip" the step: weights, averages and the optimiser's state stay as they were.
-        max_skipped_steps: so many at most.
+        on_nonfinite: "fail", or "skip" the step: weights, averages and the optimizer's state stay as they were.
+        max_skipped_steps: largest number of skipped steps.
     """
 
     def __init__(self, on_nonfinite: Literal["fail", "skip"] = "fail", max_skipped_steps: int = 10) -> None:
         self.on_nonfinite, self.max_skipped_steps = on_nonfinite, max_skipped_steps
         self.num_skipped = 0
-        self.coming, self.unread = Step(), Step()
-        self.left_out = False
-        """Whether the last step was."""
+        self.batches: list[Batch] = []
+        """Batches of the coming step."""
+        self.unread: tuple[int, list[Batch], dict[str, Callable[[], float]]] | None = None
+        """Number, batches and gradient norms of a step that was not checked yet."""
+        self.skipped = False
+        """True if the last step was skipped."""
 
-    def add(self, terms: Terms, photos: Photos) -> None:
-        """Note a batch of the coming step."""
-        self.coming.batches.append(({k: v.detach() if isinstance(v, Tensor) else v for k, v in terms.items()}, photos))
-
-    def refuse_terms(self, number: int, values: Mapping[str, float]) -> None:
-        """Hold the terms of the batch that was added last against NaN and infinity, where that ends training.
-
-        Raises:
-            NonFiniteError: one of them is.
-        """
-        if self.on_nonfinite == "fail" and (bad := bad_values(values)):
-            raise NonFiniteError(told({}, number, [BadBatch(bad, list(self.coming.batches[-1][1]()))]), SKIP)
+    def add(self, terms: Terms, names: ImageNames) -> None:
+        """Add a batch of the coming step."""
+        self.batches.append(({k: v.detach() if isinstance(v, Tensor) else v for k, v in terms.items()}, names))
 
     def close(self, number: int, norms: Mapping[str, Tensor | float | None], device: torch.device) -> None:
-        """All batches of the coming step, of this number, are added, and these are the norms of its gradients.
+        """Complete the coming step, of this number, with its gradient norms.
 
         Raises:
-            NonFiniteError: one of them is no number.
+            NonFiniteError: see `check`.
         """
         self.check()  # the step before
-        self.coming.number = number
-        self.coming.norms = {name: to_be_read(norm) for name, norm in norms.items() if norm is not None}
-        self.unread, self.coming = self.coming, Step()
-        self.left_out = False
+        reads = {name: deferred_read(norm) for name, norm in norms.items() if norm is not None}
+        self.unread, self.batches = (number, self.batches, reads), []
+        self.skipped = False
         if device.type == "cpu" or self.on_nonfinite == "skip":
             self.check()
 
     def check(self) -> None:
-        """Look at what has not been looked at yet.
+        """Check the last step, if it was not checked yet.
 
         Raises:
-            NonFiniteError: it is no number, and that ends training.
+            NonFiniteError: a norm is not finite, and the step may not be skipped.
         """
-        step, self.unread = self.unread, Step()
-        if not (norms := step.bad_norms()):
+        if self.unread is None:
             return
-        what = told(norms, step.number, gathered_suspects(step.suspects()))
+        (number, batches, reads), self.unread = self.unread, None
+        norms = {name: value for name, read in reads.items() if not math.isfinite(value := read())}
+        if not norms:  # equal on all ranks
+            return
+        what = describe(norms, number, bad_batches(batches))
         if self.on_nonfinite == "fail":
             raise NonFiniteError(what, SKIP)
         if self.num_skipped >= self.max_skipped_steps:
-            raise NonFiniteError(f"{what}, after max_skipped_steps={self.max_skipped_steps} that were left out")
+            raise NonFiniteError(f"{what}, after max_skipped_steps={self.max_skipped_steps} skipped steps")
         self.num_skipped += 1
-        self.left_out = True
+        self.skipped = True
         if is_main_process():
             count = f"{self.num_skipped} of at most max_skipped_steps={self.max_skipped_steps}"
-            print(f"WARNING: {what}: the step is left out ({count})", file=sys.stderr)
+            print(f"WARNING: {what}: the step is skipped ({count})", file=sys.stderr)
 
 
-def bad_values(terms: Terms) -> dict[str, float]:
-    """Return the non-finite terms."""
-    return {name: value for name, term in terms.items() if not math.isfinite(value := float(term))}
+def bad_batches(batches: Sequence[Batch]) -> list[BadBatch]:
+    """Return the batches with a non-finite loss, or else all. A collective: every rank must call it."""
+    found: list[BadBatch] = [
+        ({key: float(v) for key, v in terms.items() if not math.isfinite(float(v))}, list(names()))
+        for terms, names in batches
+    ]
+    if dist.is_initialized():
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, found)
+        found = [batch for part in parts for batch in part]
+    return [batch for batch in found if batch[0]] or found
 
 
-def gathered_suspects(own: list[BadBatch]) -> list[BadBatch]:
-    """Return the bad batches of all ranks. A collective: every rank must call it."""
-    if not dist.is_initialized():
-        return own
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, own)
-    suspects = [suspect for part in parts for suspect in part]
-    return [suspect for suspect in suspects if suspect.terms] or suspects
-
-
-def told(norms: Mapping[str, float], number: int, suspects: Sequence[BadBatch]) -> str:
+def describe(norms: Mapping[str, float], number: int, batches: Sequence[BadBatch]) -> str:
     """Describe which value is non-finite, at which step, in which images."""
-    values: dict[str, float] = {}
-    for suspect in suspects:
-        values |= suspect.terms
+    values = {name: value for terms, _ in batches for name, value in terms.items()}
     named = " and ".join(f"{name} is {value}" for name, value in (values or norms).items())
-    photos = [photo for suspect in suspects for photo in suspect.photos]
-    more = f" and {len(photos) - NUM_NAMED} more" if len(photos) > NUM_NAMED else ""
-    batch = f", in a batch of {', '.join(photos[:NUM_NAMED])}{more}" if photos else ""
-    return f"{named} at step {number}{batch}"
+    images = [name for _, names in batches for name in names]
+    more = f" and {len(images) - NUM_NAMED} more" if len(images) > NUM_NAMED else ""
+    where = f", in a batch of {', '.join(images[:NUM_NAMED])}{more}" if images else ""
+    return f"{named} at step {number}{where}"

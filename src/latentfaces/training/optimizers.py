@@ -1,4 +1,4 @@
-"""Muon for the matrices inside a network, AdamW for the rest."""
+"""Muon for hidden matrices, AdamW for all other weights."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,11 +10,9 @@ from torch.optim import AdamW, Muon, Optimizer
 from latentfaces.training.distributed.sharding import placed_like
 
 OUTER = ("embed", "stem", "head", "auxiliary_head", "out", "norm")
-"""First and last layers, where rows and columns mean something by themselves."""
-
-
+"""Names of first and last layers."""
 COMPUTING = ("params", "lr", "initial_lr", "fused", "foreach", "capturable", "differentiable")
-"""Of a group of parameters: what does not say how they learn, or follows a schedule."""
+"""Settings of a parameter group that do not affect the result, or follow the schedule."""
 
 
 def adopt(group: dict[str, Any], chosen: dict[str, Any], state: Mapping[Tensor, dict[str, Any]]) -> None:
@@ -41,13 +39,13 @@ def adopt(group: dict[str, Any], chosen: dict[str, Any], state: Mapping[Tensor, 
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon is for it: a matrix, or a kernel seen as one, that leads from features to features."""
+    """Return True for a matrix or kernel of a hidden layer, which Muon trains."""
     outermost = name.removeprefix("network.").partition(".")[0]
     return parameter.ndim >= 2 and not outermost.startswith(OUTER)
 
 
 def as_matrix(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
-    """(out, in, k, k) -> (out, in k k), in the order of the parameter's memory: a view of it, not a copy."""
+    """View a kernel (out, in, k, k) as a matrix (out, in k k), in the order of the parameter's memory."""
     return (tensor if parameter.is_contiguous() else tensor.permute(0, 2, 3, 1)).flatten(1)
 
 
@@ -60,18 +58,18 @@ def as_kernel(matrix: Tensor, parameter: nn.Parameter) -> Tensor:
 
 
 class MuonAdamW(Optimizer):
-    """`torch.optim.Muon` (Jordan et al. 2024) for hidden matrices and `torch.optim.AdamW` for all else, as one.
+    """`torch.optim.Muon` (Jordan et al. 2024) for hidden matrices and `torch.optim.AdamW` for all other weights.
 
-    Muon's steps are scaled to be as large as AdamW's (Liu et al. 2025, eq. 4), so that one learning rate serves both.
-    Convolution kernels (out, in, k, k) are matrices (out, in k k) to it.
+    Muon's steps are as large as AdamW's (Liu et al. 2025, eq. 4), so that one learning rate serves both. Convolution
+    kernels (out, in, k, k) are matrices (out, in k k).
 
     Args:
         named_parameters: (name, parameter) of the network.
-        lr: learning rate.
-        betas: of AdamW.
-        momentum: of Muon.
-        weight_decay: of both.
-        fused: AdamW as one kernel.
+        lr: learning rate of both.
+        betas: betas of AdamW.
+        momentum: momentum of Muon.
+        weight_decay: weight decay of both.
+        fused: use the fused kernel of AdamW.
     """
 
     def __init__(
@@ -87,8 +85,8 @@ class MuonAdamW(Optimizer):
         self.matrices = [p for name, p in named if is_hidden_matrix(name, p)]
         others = [p for name, p in named if not is_hidden_matrix(name, p)]
         if not self.matrices:
-            raise ValueError("the network has no hidden matrices for Muon: take model/optimizer=adamw")
-        # The same memory as the weights, in two dimensions.
+            raise ValueError("the network has no hidden matrices for Muon: use model/optimizer=adamw")
+        # Views of the weights in two dimensions.
         self.flat = [nn.Parameter(as_matrix(p.detach(), p)) for p in self.matrices]
         self.muon = Muon(self.flat, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         self.adamw = AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
@@ -96,7 +94,7 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of both."""
+        """Take a step of both."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -114,7 +112,7 @@ class MuonAdamW(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         groups = [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
         muon = self.muon.state_dict()
-        # In the shape of the weights: the order of a matrix depends on the memory format.
+        # In the shape of the weights, since the order in a matrix depends on the memory format.
         muon["state"] = {
             number: {"momentum_buffer": as_kernel(state["momentum_buffer"], self.matrices[number])}
             for number, state in muon["state"].items()
@@ -124,8 +122,10 @@ class MuonAdamW(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         muon = dict(state_dict["muon"])
         muon["state"] = {
-            number: {"momentum_buffer": self.momentum(state["momentum_buffer"], self.matrices[number])}
+            # Earlier versions stored matrices.
+            number: {"momentum_buffer": as_matrix(stored, parameter) if stored.shape == parameter.shape else stored}
             for number, state in muon["state"].items()
+            for stored, parameter in [(state["momentum_buffer"], self.matrices[number])]
         }
         for inner, stored in ((self.muon, muon), (self.adamw, state_dict["adamw"])):
             chosen = dict(inner.param_groups[0])
@@ -133,8 +133,3 @@ class MuonAdamW(Optimizer):
             adopt(inner.param_groups[0], chosen, inner.state)
         for group, stored in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(stored)
-
-    @staticmethod
-    def momentum(stored: Tensor, parameter: nn.Parameter) -> Tensor:
-        """Return the momentum of a checkpoint as a matrix, which earlier versions stored it as."""
-        return as_matrix(stored, parameter) if stored.shape == parameter.shape else stored

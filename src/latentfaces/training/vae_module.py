@@ -1,4 +1,4 @@
-"""Stage 1 under Lightning."""
+"""LightningModule of stage 1."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from latentfaces.annealing import AnnealingSchedule, Constant, WarmupDecay
 from latentfaces.autoencoder import VAE, DiagonalGaussian, Distortion, VAELoss
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, warn
 from latentfaces.evaluation import HEALTHY, LatentHealth, reconstruction_metrics, verdict
 from latentfaces.training.adversary import Adversary
 from latentfaces.training.base_module import BaseModule, OptimizerFactory
@@ -18,11 +18,7 @@ NUM_PREVIEWS = 8
 
 
 def require_range(name: str, schedule: AnnealingSchedule | None, low: float, high: float) -> None:
-    """Check where a schedule starts and ends.
-
-    Raises:
-        UserError: outside of [low, high].
-    """
+    """Raise a UserError if a schedule starts or ends outside of [low, high]."""
     for end in ("start", "end"):
         value = getattr(schedule, end, low)
         if not low <= value <= high:
@@ -30,14 +26,14 @@ def require_range(name: str, schedule: AnnealingSchedule | None, low: float, hig
 
 
 class VAEModule(BaseModule):
-    """Trains a VAE on images (b, 3, R, R) in [-1, 1].
+    """Train a VAE on images (b, 3, R, R) in [-1, 1].
 
     Args:
         autoencoder: the VAE.
-        loss: its objective.
-        kl_weight: weight of the KL by training step.
+        loss: training loss.
+        kl_weight: weight of the KL divergence by training step.
         skip_dropout: probability, by training step, that a sample is decoded without skip connections.
-        adversary: a discriminator beside it, if any.
+        adversary: discriminator, or None.
         optimizer, lr_schedule, seed: see `BaseModule`.
     """
 
@@ -91,7 +87,7 @@ class VAEModule(BaseModule):
         return total
 
     def weigh_distortion(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """The distortion with the adversary's term, where there is one, and what to log of it."""
+        """Return the distortion, with the adversarial term if there is one, and scalars for the log."""
         if self.adversary is None or self.global_step < self.adversary.start_step:
             distortion = self.loss.distortion(images, reconstructions)
             return distortion.total, self.logged(distortion)
@@ -101,23 +97,47 @@ class VAEModule(BaseModule):
         adversarial = self.adversary.generator_loss(reconstructions, gradient, self.autoencoder.decoder.last_layer)
         learned = self.adversary.discriminator_step(images, reconstructions, 1 / self.trainer.accumulate_grad_batches)
         value = distortion.total.detach() + adversarial.loss
-        # This has the value of the objective, and its gradient, each term of which was computed once.
+        # It has the value and the gradient of the sum, although each gradient was computed only once.
         through = (reconstructions * adversarial.gradient).sum()
         return through - through.detach() + value, self.logged(distortion) | adversarial.logged | learned
 
     @staticmethod
     def logged(distortion: Distortion) -> dict[str, Any]:
-        """Its terms by their names in the log."""
+        """Return the terms by their names in the log."""
         return {f"train/{name}": value for name, value in distortion.terms.items()}
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         if self.adversary is not None:
             self.adversary.begin(self.device)
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.adversary is not None and 0 < self.trainer.max_steps <= self.adversary.start_step:
+            raise UserError(
+                f"model.adversary.start_step={self.adversary.start_step} is never reached with "
+                f"trainer.max_steps={self.trainer.max_steps}. Lower it, or train for longer."
+            )
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        if self.adversary is not None and self.global_step == self.adversary.start_step > 0:
-            self.forget_best()  # the adversary trades pixels for sharpness: what was best before must not win
+        adversary = self.adversary
+        if adversary is not None and not adversary.begun and self.global_step >= adversary.start_step:
+            adversary.begun = True
+            self.forget_best()  # the adversary trades pixel errors for sharpness: earlier weights must not win
+
+    def on_train_end(self) -> None:
+        if self.adversary is not None and not self.adversary.begun:
+            warn(
+                f"the adversary never began: training ended at step {self.global_step}, before "
+                f"model.adversary.start_step={self.adversary.start_step}. Lower it, or train for longer."
+            )
+
+    def teardown(self, stage: str) -> None:
+        if self.adversary is not None:
+            self.adversary.end()
+        if self.loss.perceptual is not None:
+            self.loss.perceptual.network_on(torch.device("cpu"))
 
     def other_norms(self) -> Mapping[str, Tensor | None]:
         return {} if self.adversary is None else {"the discriminator's gradient": self.adversary.average_gradients()}
@@ -128,9 +148,9 @@ class VAEModule(BaseModule):
             self.step_adversary()
 
     def step_adversary(self) -> None:
-        """Its step, beside the VAE's, and left out as that one."""
+        """Take a step of the adversary, unless the VAE's step is skipped."""
         assert self.adversary is not None
-        if self.finite.left_out:
+        if self.finite.skipped:
             self.adversary.drop_gradients()
             return
         rate = self.lr_schedule(self.global_step, self.progress())
@@ -151,7 +171,7 @@ class VAEModule(BaseModule):
 
     def validation_step(self, images: Tensor, batch_idx: int) -> None:
         if self.previews is None:
-            self.previews = images[:NUM_PREVIEWS].clone()  # the data module uses the batch's memory again
+            self.previews = images[:NUM_PREVIEWS].clone()  # the data module reuses the memory of the batch
         self.health.update(*self.evaluate(images, "val"))
 
     def on_test_epoch_start(self) -> None:
@@ -161,11 +181,11 @@ class VAEModule(BaseModule):
         self.health.update(*self.evaluate(images, "test"))
 
     def evaluate(self, images: Tensor, stage: str) -> tuple[DiagonalGaussian, Tensor, Tensor]:
-        """Log loss, PSNR (dB) and SSIM of the reconstructions from the posterior's mode; it, the images, and these."""
+        """Log loss, PSNR (dB) and SSIM of reconstructions. Return the posterior, the images and the reconstructions."""
         posterior, skips = self.autoencoder.encode_with_skips(images)
         reconstructions = self.autoencoder.decode(posterior.mode())
         distortion, rate = self.loss.distortion(images, reconstructions), self.loss.rate(posterior, images)
-        # The weight at rest, not this step's: else an annealed run would look best before its KL counts.
+        # The final weight of the KL divergence: with that of this step, a run would look best before its KL counts.
         values = {"loss": distortion.total + self.kl_weight.end * rate.total, "kl": rate.kl, **distortion.terms}
         values |= reconstruction_metrics(images, reconstructions)
         if self.autoencoder.skip_connections:
@@ -180,16 +200,16 @@ class VAEModule(BaseModule):
 
     def on_validation_epoch_end(self) -> None:
         self.health.reduce(self.device, self.trainer.strategy.reduce)
-        # Measured anew in every validation, so that an exported VAE always knows its own latents.
+        # Measured in every validation, so that an exported VAE always has the statistics of its latents.
         mean, std = self.health.mean_and_std()
         self.autoencoder.latent_mean.copy_(mean)
         self.autoencoder.latent_std.copy_(std)
         self.findings = self.health.values()
-        self.log_dict({f"health/{name}": value for name, value in self.findings.items()})
+        self.log_dict({f"health/{name}": value for name, value in self.findings.items()}, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         self.health.reduce(self.device, self.trainer.strategy.reduce)
-        self.findings = self.health.values()  # of the best weights, over all held-out photos
+        self.findings = self.health.values()  # of the best weights, over all held-out images
 
     def verdict(self) -> str | None:
         return verdict(self.findings) if self.findings else None
@@ -200,7 +220,7 @@ class VAEModule(BaseModule):
 
     @torch.no_grad()
     def preview(self) -> Tensor:
-        """Held-out photos, and below them their reconstructions, from latents alone and, where it can, with skips."""
+        """Return held-out images, their reconstructions and, for a VAE with skips, those with skips (n, 3, H, W)."""
         assert self.previews is not None
         posterior, skips = self.autoencoder.encode_with_skips(self.previews)
         rows = [self.previews, self.autoencoder.decode(posterior.mode())]

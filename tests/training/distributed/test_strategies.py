@@ -21,8 +21,8 @@ from latentfaces.cli.compute import device_choices
 from latentfaces.cli.devices import Launcher, check_strategy
 from latentfaces.config.compose import compose_config
 from latentfaces.nn import DeviceChoices
-from latentfaces.ranks import is_main_process, local, whole
-from latentfaces.training.distributed.sharding import placed_like, rows_of
+from latentfaces.ranks import full_tensor, is_main_process, local_tensor
+from latentfaces.training.distributed.sharding import placed_like
 
 FULL = [*SHORT, *ON_CPU, "data.batch_size=4", "callbacks.tensor_stats.every_n_steps=1"]
 STAGES = {
@@ -154,18 +154,12 @@ def mesh() -> Iterator[DeviceMesh]:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("rows", "ranks"), [(7, 3), (2, 4), (8, 2)])
-def test_rows_of_ranks_are_all_rows(rows: int, ranks: int) -> None:
-    tensor = torch.arange(2.0 * rows).view(rows, 2)
-    assert torch.equal(torch.cat([rows_of(tensor, rank, ranks) for rank in range(ranks)]), tensor)
-
-
 def test_a_tensor_is_placed_as_another_is(mesh: DeviceMesh) -> None:
     other = distribute_tensor(torch.zeros(3, 2), mesh, [Shard(0)])
     tensor = torch.randn(3, 2)
     placed = placed_like(tensor, other)
     assert placed.placements == other.placements  # type: ignore[attr-defined]
-    assert torch.equal(whole(placed), tensor)
+    assert torch.equal(full_tensor(placed), tensor)
     assert placed_like(tensor, torch.zeros(3, 2)) is tensor
 
 
@@ -173,7 +167,7 @@ def test_a_tensor_of_another_memory_format_is_placed(mesh: DeviceMesh) -> None:
     kernel = torch.randn(4, 3, 2, 2)
     stored = kernel.to(memory_format=torch.channels_last)
     shard = placed_like(stored, distribute_tensor(torch.zeros(4, 3, 2, 2), mesh, [Shard(0)]))
-    assert local(shard).is_contiguous()
+    assert local_tensor(shard).is_contiguous()
     for tensor, other in ((stored, kernel), (kernel, stored)):
         placed = placed_like(tensor, other)
         assert placed.stride() == other.stride()
@@ -205,7 +199,7 @@ REFUSED = {
     "a strategy of no name": (["strategy=horovod"], "fsdp"),
     "no time": (["strategy=fsdp", "trainer.strategy.timeout_minutes=-1", *ON_CPU], "timeout_minutes=-1"),
     "no device": (["trainer.devices=0"], "trainer.devices=0"),
-    "devices in words": (["trainer.devices=two"], "trainer.devices=two"),
+    "no number of devices": (["trainer.devices=two"], "trainer.devices=two"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What happens beside the training steps."""
+"""Lightning callbacks."""
 
 from latentfaces.training.callbacks.best_weights import BestWeights
 from latentfaces.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint

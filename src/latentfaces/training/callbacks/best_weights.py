@@ -1,4 +1,4 @@
-"""The best weights as plain files."""
+"""Best weights as plain state dicts."""
 
 import math
 from pathlib import Path
@@ -14,15 +14,17 @@ from latentfaces.training.checkpoint import full_disk_survived, save_weights
 from latentfaces.training.distributed.sharding import placed_like
 from latentfaces.training.nan_guard import NonFiniteError
 
+HIGHER_IS_BETTER = ("psnr", "ssim", "health/")
+
 
 class BestWeights(Callback):
-    """Writes `best_*.pth`, plain state dicts of the averaged weights, whenever the validation loss is the lowest yet.
+    """Write `best_*.pth`, the averaged weights, whenever the validation loss is the lowest so far.
 
-    Comes first of the callbacks that look at what a validation has found: none of them sees a value that is no number.
+    It is the first callback that reads the results of a validation, so that no other sees a non-finite value.
 
     Args:
-        folder: where to.
-        monitor: the logged value to minimise.
+        folder: folder of the files.
+        monitor: logged value to minimize.
     """
 
     def __init__(self, folder: str | Path, monitor: str = "val/loss") -> None:
@@ -30,52 +32,60 @@ class BestWeights(Callback):
         self.best = math.inf
 
     def forget(self) -> None:
-        """Take the next weights, whatever their loss."""
+        """Write the next weights, whatever their loss."""
         self.best = math.inf
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name, monitor in self.monitored(trainer):
+            if any(part in monitor for part in HIGHER_IS_BETTER):
+                raise UserError(
+                    f"{name} has monitor={monitor}, but callbacks keep the lowest value. Use a value that decreases, "
+                    "such as val/loss."
+                )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        self.check_monitored(trainer)
+        for name, monitor in self.monitored(trainer):
+            if monitor not in trainer.callback_metrics:
+                logged = ", ".join(sorted(trainer.callback_metrics))
+                raise UserError(f"{name} has monitor={monitor}, which is not logged. Use one of {logged}.")
         value = float(trainer.callback_metrics[self.monitor])
         if not math.isfinite(value):
             raise NonFiniteError(f"{self.monitor} is {value} at step {trainer.global_step}")
         if value < self.best:
-            with averaged_weights(trainer, pl_module), full_disk_survived(trainer):
+            with averaged_weights(trainer, pl_module), full_disk_survived(trainer, self.folder):
                 self.write(pl_module)
                 self.best = value
 
-    def check_monitored(self, trainer: Trainer) -> None:
-        """Hold what callbacks monitor against what is logged.
-
-        Raises:
-            UserError: one of them waits for something else.
-        """
-        for callback in trainer.callbacks if trainer.state.fn == "fit" else [self]:  # type: ignore[attr-defined]
-            monitor = getattr(callback, "monitor", None)
-            if monitor is not None and monitor not in trainer.callback_metrics:
-                logged = ", ".join(sorted(trainer.callback_metrics))
-                raise UserError(
-                    f"the callback {type(callback).__name__} has monitor={monitor}, which is not logged: take one of "
-                    f"{logged}"
-                )
+    def monitored(self, trainer: Trainer) -> list[tuple[str, str]]:
+        """Return the names of callbacks and the values that they monitor."""
+        callbacks: Any = trainer.callbacks if trainer.state.fn == "fit" else [self]  # type: ignore[attr-defined]
+        return [(type(c).__name__, c.monitor) for c in callbacks if getattr(c, "monitor", None) is not None]
 
     def write(self, pl_module: LightningModule) -> None:
-        """Write all files, each appearing whole; all ranks must call this."""
+        """Write all files. For sharded weights, every rank must call it."""
         assert isinstance(pl_module, BaseModule)
         for name, module in pl_module.exports().items():
             save_weights(module, self.folder / f"{name}.pth")
 
     def load(self, pl_module: LightningModule) -> None:
-        """Give the module the best weights."""
+        """Load the best weights into the module.
+
+        Raises:
+            UserError: there are none.
+        """
         assert isinstance(pl_module, BaseModule)
-        name = next(iter(pl_module.exports()))
-        best = torch.load(self.folder / f"{name}.pth", weights_only=True, map_location="cpu")
+        path = self.folder / f"{next(iter(pl_module.exports()))}.pth"
+        if not path.exists():
+            raise UserError(f"{path} is missing. Free some space if the disk is full, then use resume=auto.")
+        best = torch.load(path, weights_only=True, map_location="cpu")
         own = pl_module.network.state_dict()
         pl_module.network.load_state_dict({key: placed_like(value, own[key]) for key, value in best.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "monitored": self.monitor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        if state_dict.get("monitored", self.monitor) == self.monitor:
+            self.best = state_dict["best"]

@@ -1,4 +1,4 @@
-"""What a run goes on from."""
+"""Checkpoints to resume from."""
 
 import re
 import time
@@ -10,18 +10,14 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 
 class LastCheckpoint(Checkpoint):
-    """`last.ckpt`, after so many steps and after so many minutes, whichever comes first.
+    """Write `last.ckpt` every N steps and every M minutes.
 
-    Steps bound what a kill costs where they are fast, minutes where they are slow; the library's own callback takes
-    one of the two, and two callbacks would write the same file.
+    Steps bound the loss of a kill in fast trainings, minutes in slow ones. Lightning's callback takes only one of them.
 
     Args:
-        dirpath: where to.
-        every_n_train_steps: steps between two.
-        every_n_minutes: minutes between two, of any step count; None for no such limit.
-
-    Raises:
-        ValueError: a number is below one step, or no time at all.
+        dirpath: folder of the checkpoint.
+        every_n_train_steps: interval in steps, at least 1.
+        every_n_minutes: interval in minutes, above 0, or None.
     """
 
     def __init__(
@@ -38,9 +34,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.written_step, self.written_at = trainer.global_step, time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         # No checkpoint holds a part of a step. Lightning has no public name for whether this batch completes one.
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
@@ -49,25 +43,24 @@ class LastCheckpoint(Checkpoint):
             self.written_step, self.written_at = trainer.global_step, time.monotonic()
 
     def due(self, trainer: Trainer) -> bool:
-        """Whether it is time, which all ranks agree on."""
+        """Return True if a checkpoint is due. Equal on all ranks."""
         if trainer.global_step % self.every_n_train_steps == 0:
             return True
-        # Asking the first rank makes all wait for it, so several ask only in steps that wait for the log anyway.
+        # A broadcast makes all ranks wait for rank 0. Several ranks do it only in steps that wait for the log anyway.
         if self.every_n_minutes is None or (
             trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps  # type: ignore[attr-defined]
         ):
             return False
-        late = time.monotonic() - self.written_at >= 60 * self.every_n_minutes
-        return trainer.strategy.broadcast(late)
+        return trainer.strategy.broadcast(time.monotonic() - self.written_at >= 60 * self.every_n_minutes)
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt` of the lowest validation loss yet; of several kept ones each by its step, `best_0001000.ckpt`.
+    """Write `best.ckpt` at the lowest validation loss so far, or `best_0001000.ckpt` if several are kept.
 
     Args:
-        dirpath: where to.
-        monitor: the logged value to minimise.
-        save_top_k: how many to keep; -1 for one of every validation, 0 for none.
+        dirpath: folder of the checkpoints.
+        monitor: logged value to minimize.
+        save_top_k: number of checkpoints to keep; -1 for one per validation, 0 for none.
     """
 
     def __init__(self, dirpath: str | Path, monitor: str = "val/loss", save_top_k: int = 1) -> None:
@@ -83,7 +76,7 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
-            for path in Path(str(self.dirpath)).glob("best_*.ckpt"):  # of steps that a killed run lost again
+            for path in Path(str(self.dirpath)).glob("best_*.ckpt"):  # of steps that were lost in a kill
                 step = re.fullmatch(r"best_(\d+)\.ckpt", path.name)
                 if step is not None and int(step[1]) > trainer.global_step:
                     path.unlink()

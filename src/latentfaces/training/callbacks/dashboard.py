@@ -1,4 +1,4 @@
-"""What a run looks like on Weights & Biases, where a panel's section is the part of its name before the first slash."""
+"""Weights & Biases: W&B groups panels by the part of their names before the first slash."""
 
 import platform
 import time
@@ -7,26 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
-from torch.optim import Optimizer
 
 from latentfaces.run import CONFIG, command
 from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks.best_weights import BestWeights
 
 BEST = {"val/loss": "min", "val/psnr": "max", "val/ssim": "max"}
-"""What the table of all runs keeps of a value beside its last."""
+"""Summary of a value in the table of runs, in addition to its last value."""
 ANNEALED = ("kl_weight", "skip_dropout", "adaptive_weight")
-NUM_BINS, MOST_VALUES = 64, 100_000
 
 
 def panel(name: str) -> str:
-    """Where a logged value is shown: `train/kl_weight` -> `annealing/kl_weight`, `lr-AdamW` -> `train/lr-AdamW`."""
+    """Return the panel of a value: `train/kl_weight` -> `annealing/kl_weight`, `lr-AdamW` -> `train/lr-AdamW`."""
     section, _, rest = name.rpartition("/")
     if section == "train" and rest in ANNEALED:
         return f"annealing/{rest}"
@@ -34,15 +30,11 @@ def panel(name: str) -> str:
 
 
 class DashboardLogger(WandbLogger):
-    """Lightning's logger, with every value in its section.
-
-    Args:
-        options: see `WandbLogger`.
-    """
+    """Lightning's W&B logger, with each value in its section."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._wandb_init.pop("anonymous", None)  # W&B warns of what the library always passes
+        self._wandb_init.pop("anonymous", None)  # W&B warns about this argument, which Lightning always passes
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -50,17 +42,16 @@ class DashboardLogger(WandbLogger):
 
 
 class Dashboard(Callback):
-    """Adds to a run on W&B what the log has not: command, environment, speed, histograms, best values, best weights.
+    """Add command, environment, speed, best values and best weights to a run on W&B.
 
     Args:
-        folder: the run's.
-        upload_weights: keep the best weights and the config as one artifact, `<name>-<stage>`.
+        folder: folder of the run.
+        upload_weights: upload the best weights and the config as one artifact, `<name>-<stage>`.
     """
 
     def __init__(self, folder: str | Path, upload_weights: bool = False) -> None:
         self.folder, self.upload_weights = Path(folder), upload_weights
         self.since, self.steps = time.monotonic(), 0
-        self.gradients_due = True
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,9 +66,7 @@ class Dashboard(Callback):
         self.since, self.steps = time.monotonic(), 0
 
     @rank_zero_only
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.steps += 1
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             images = self.steps * trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
@@ -87,25 +76,13 @@ class Dashboard(Callback):
             self.since, self.steps = time.monotonic(), 0
 
     @rank_zero_only
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        assert isinstance(pl_module, BaseModule)
-        if self.gradients_due:  # once after each validation, which finds none
-            gradients = {n: p.grad for n, p in pl_module.network.named_parameters() if p.grad is not None}
-            self.send(trainer, histograms("gradients", gradients))
-            self.gradients_due = False
-
-    @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        assert isinstance(pl_module, BaseModule)
         best = next((c for c in trainer.callbacks if isinstance(c, BestWeights)), None)  # type: ignore[attr-defined]
         values: dict[str, Any] = {} if best is None else {"val/best_loss": best.best}
-        if trainer.state.fn == "fit":
-            values |= histograms("weights", {n: p.detach() for n, p in pl_module.network.named_parameters()})
         self.send(trainer, values)
-        self.since, self.steps = time.monotonic(), 0  # a validation is no training
-        self.gradients_due = True
+        self.since, self.steps = time.monotonic(), 0  # without the validation
 
     @rank_zero_only
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -123,18 +100,18 @@ class Dashboard(Callback):
 
     @staticmethod
     def send(trainer: Trainer, values: Mapping[str, Any]) -> None:
-        """Log values on W&B alone."""
+        """Log values to W&B only."""
         for logger in dashboards(trainer):
             logger.log_metrics(values, step=trainer.global_step)
 
 
 def dashboards(trainer: Trainer) -> list[WandbLogger]:
-    """The loggers of a trainer that write to W&B."""
+    """Return the W&B loggers of a trainer."""
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
 
 
 def runs(trainer: Trainer) -> list[Any]:
-    """Their runs."""
+    """Return the W&B runs of a trainer."""
     return [logger.experiment for logger in dashboards(trainer)]
 
 
@@ -151,27 +128,3 @@ def environment(trainer: Trainer) -> dict[str, str | int]:
         "nodes": trainer.num_nodes,
         "precision": str(trainer.precision),
     }
-
-
-def histograms(section: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A histogram for each part of a network, two names below it.
-
-    Args:
-        section: of the dashboard.
-        tensors: by the names of the network's parameters.
-    """
-    import wandb
-
-    parts: dict[str, list[Tensor]] = {}
-    for name, tensor in tensors.items():
-        parts.setdefault(".".join(name.split(".")[:-1][:2]) or name, []).append(tensor)
-    return {f"{section}/{part}": wandb.Histogram(np_histogram=histogram(group)) for part, group in parts.items()}
-
-
-def histogram(tensors: list[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Counts and edges over some tensors' finite values; of many values, evenly chosen ones."""
-    # Of a tensor that is shared out over devices, only this process's part: the others are not asked.
-    tensors = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
-    stride = -(-sum(tensor.numel() for tensor in tensors) // MOST_VALUES)
-    values = torch.cat([tensor.flatten()[::stride].float() for tensor in tensors]).cpu()
-    return np.histogram(values[values.isfinite()].numpy(), bins=NUM_BINS)

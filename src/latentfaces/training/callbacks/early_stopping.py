@@ -1,27 +1,25 @@
-"""An early stop that lasts."""
+"""Early stopping that lasts over a resume."""
 
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch import callbacks as library
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+
+from latentfaces.ranks import is_main_process
 
 
-class EarlyStopping(library.EarlyStopping):
-    """The library's, but a run that it has stopped stays stopped when it is resumed, unless given more patience."""
+class EarlyStopping(LightningEarlyStopping):
+    """Stop early as Lightning does. A resumed run stays stopped unless the patience is raised."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.wait_count >= self.patience:
             trainer.should_stop = True
-            self.say()
-
-    @rank_zero_only
-    def say(self) -> None:
-        """Tell why nothing is trained."""
-        print(
-            f"this run has been stopped early, after {self.wait_count} validations without a lower {self.monitor}: to "
-            f"go on type callbacks.early_stopping.patience={2 * self.wait_count}, or ~callbacks.early_stopping"
-        )
+            if is_main_process():
+                print(
+                    f"This run was stopped early, after {self.wait_count} validations without a lower {self.monitor}. "
+                    f"To continue, use callbacks.early_stopping.patience={2 * self.wait_count} or "
+                    "~callbacks.early_stopping."
+                )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict({**state_dict, "patience": self.patience})  # what is asked for now
+        super().load_state_dict({**state_dict, "patience": self.patience})  # the patience of this session

@@ -1,4 +1,4 @@
-"""The weights averaged over training: what is validated, exported and sampled from."""
+"""Averages of the weights over training."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,29 +11,27 @@ from torch import Tensor
 
 from latentfaces.errors import UserError
 from latentfaces.posthoc_ema import WIDEST, Snapshot, decay, power_of_width, snapshots_in
-from latentfaces.ranks import is_main_process, local
+from latentfaces.ranks import is_main_process, local_tensor
 from latentfaces.training.base_module import BaseModule
-from latentfaces.training.checkpoint import full_disk_survived, gathered, save_whole
-from latentfaces.training.distributed.sharding import placed_like
+from latentfaces.training.checkpoint import atomic_save, full_disk_survived
+from latentfaces.training.distributed.sharding import gathered, placed_like
 
 
 class EMA(Callback):
-    """Averages of the trained weights with power-function profiles (Karras et al. 2024, eq. 2 and 127).
+    """Power-function averages of the weights (Karras et al. 2024, eq. 2 and 127).
 
-    Their length grows with training, so they forget the first steps by themselves and need no warm-up. Validation,
-    previews and exports see the average of width `sigma_rel`; the optimiser and the checkpoint's `state_dict` the
-    weights themselves, also after an exception in the middle of a validation. Snapshots of the tracks are what
-    `latentfaces.posthoc_ema.rebuild` makes averages of other widths from.
+    Their length grows with training: they forget the first steps and need no warm-up. Validation, previews and exports
+    see the average of width `sigma_rel`. The optimizer and the checkpoint's `state_dict` see the weights themselves.
+    `latentfaces.posthoc_ema.rebuild` makes averages of other widths from the snapshots.
 
     Args:
         sigma_rel: width of the average relative to the training so far, in (0, 0.28).
-        tracks: widths of the averages kept in snapshots; each other than `sigma_rel` takes the memory of the weights.
-        snapshots: how many over the whole training, in equal shares of it, 0 for none; one more where training stops
-            between two.
-        folder: where snapshots go, `step_*.pth`.
+        tracks: widths in snapshots. Each one other than `sigma_rel` takes as much memory as the weights.
+        snapshots: number of snapshots at equal intervals, 0 for none. Training that stops between two writes one more.
+        folder: folder of the snapshots, `step_*.pth`.
 
     Raises:
-        ValueError: a width is impossible, or an option has no effect.
+        ValueError: a width is out of range, or an option has no effect.
     """
 
     def __init__(
@@ -63,18 +61,18 @@ class EMA(Callback):
         self.others: dict[float, list[Tensor]] = {width: [] for width in tracks if width != sigma_rel}
         self.powers = {width: power_of_width(width) for width in (sigma_rel, *self.others)}
         self.weights: list[Tensor] = []
-        """What is averaged: found once, since a walk through a network's modules costs more than a small average."""
+        """Tensors that are averaged. Listing them in each step would take longer than a small average."""
         self.num_updates = self.num_due = self.num_written = 0
         self.swapped = False
 
     @property
     def averages(self) -> dict[float, list[Tensor]]:
-        """All that are kept, by width."""
+        """All averages, by width."""
         return {self.sigma_rel: self.average, **self.others}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parameters = self.parameters(pl_module)
-        self.weights = [local(p) for p in parameters]
+        self.weights = [local_tensor(p) for p in parameters]
         placed = {
             width: [placed_like(a, p) for a, p in zip(average, parameters, strict=True)]
             if average
@@ -83,22 +81,24 @@ class EMA(Callback):
         }
         self.average = placed.pop(self.sigma_rel)
         self.others = placed
-        self.forget_future()
+        if self.folder is not None and is_main_process():  # delete what was written in steps that were lost in a kill
+            for orphan in self.folder.glob("step_*.pth.partial"):
+                orphan.unlink()
+            for step, path in snapshots_in(self.folder):
+                if step > self.num_updates:
+                    path.unlink()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # With a later limit than before, fewer snapshots are due by now.
-        self.num_due = min(self.num_due, self.due(pl_module))
+        self.num_due = min(self.num_due, self.due(pl_module))  # fewer are due if the limit is later than before
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step <= self.num_updates:  # gradients are being accumulated: no step was taken
             return
         self.num_updates = trainer.global_step
         assert isinstance(pl_module, BaseModule)
-        if not pl_module.finite.left_out:
+        if not pl_module.finite.skipped:
             for width, average in self.averages.items():
-                own = [local(a) for a in average]
+                own = [local_tensor(a) for a in average]
                 # torch has no public name for it; one lerp_ per tensor takes three times as long (200 tensors of 128).
                 torch._foreach_lerp_(own, self.weights, 1 - decay(self.powers[width], self.num_updates))
         if self.due(pl_module) > self.num_due:
@@ -109,17 +109,24 @@ class EMA(Callback):
         if self.snapshots and self.num_updates:
             self.write_snapshot(trainer, pl_module)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Lightning moves the module to the CPU, so that the next job of a sweep finds the GPU's memory free.
+        self.weights = []
+        self.average, *others = ([a.cpu() for a in average] for average in self.averages.values())
+        self.others = dict(zip(self.others, others, strict=True))
+
     def due(self, pl_module: LightningModule) -> int:
-        """Return how many snapshots are due by now."""
+        """Return the number of snapshots that are due by now."""
         if not self.snapshots:
             return 0
         assert isinstance(pl_module, BaseModule)
         return int(pl_module.progress() * self.snapshots + 1e-9)
 
     def write_snapshot(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write all tracks of this step, unless they are there; all ranks must call this."""
+        """Write all tracks of this step, unless they were written. Every rank must call it."""
         assert isinstance(pl_module, BaseModule)
         assert self.folder is not None
+        pl_module.finite.check()
         if self.num_written == self.num_updates:
             return
         self.num_written = self.num_updates
@@ -131,30 +138,20 @@ class EMA(Callback):
         }
         rest = gathered({name: value for name, value in pl_module.network.state_dict().items() if name not in names})
         if is_main_process():
-            snapshot = Snapshot(self.num_updates, tracks, rest)
-            with full_disk_survived(trainer):
-                save_whole(vars(snapshot), self.folder / Snapshot.name(self.num_updates))
-
-    def forget_future(self) -> None:
-        """Delete snapshots of steps that a run killed since then had done, but this one has not."""
-        if self.folder is None or not is_main_process():
-            return
-        for orphan in self.folder.glob("step_*.pth.partial"):
-            orphan.unlink()
-        for step, path in snapshots_in(self.folder):
-            if step > self.num_updates:
-                path.unlink()
+            path = self.folder / Snapshot.name(self.num_updates)
+            with full_disk_survived(trainer, path):
+                atomic_save(vars(Snapshot(self.num_updates, tracks, rest)), path)
 
     @staticmethod
     def parameters(pl_module: LightningModule) -> list[Tensor]:
-        """The trained weights."""
+        """Return the trained weights."""
         assert isinstance(pl_module, BaseModule)
         return [p.data for p in pl_module.network.parameters() if p.requires_grad]
 
     def swap(self, pl_module: LightningModule) -> None:
-        """Exchange the weights and their average, in place."""
+        """Exchange the weights and their average in place."""
         for parameter, average in zip(self.parameters(pl_module), self.average, strict=True):
-            weight, mean = local(parameter), local(average)
+            weight, mean = local_tensor(parameter), local_tensor(average)
             kept = weight.clone()
             weight.copy_(mean)
             mean.copy_(kept)
@@ -162,7 +159,7 @@ class EMA(Callback):
 
     @contextmanager
     def averaged(self, pl_module: LightningModule) -> Iterator[None]:
-        """Within this context the module has the averaged weights."""
+        """Within this context, the module has the averaged weights."""
         inside = self.swapped
         if not inside:
             self.swap(pl_module)
@@ -194,7 +191,7 @@ class EMA(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Checkpoints of before there were tracks do not tell their width: it is taken to be the one asked for.
+        # Checkpoints of versions without tracks do not have the width.
         kept = {state_dict.get("sigma_rel", self.sigma_rel): state_dict["average"], **state_dict.get("others", {})}
         for width in self.powers:
             if width not in kept:
@@ -209,7 +206,7 @@ class EMA(Callback):
 
 @contextmanager
 def averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Within this context the module has its averaged weights, where the run keeps an average."""
+    """Within this context, the module has its averaged weights, if the run keeps an average."""
     ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
     if ema is None:
         yield

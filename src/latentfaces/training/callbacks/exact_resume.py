@@ -1,4 +1,4 @@
-"""What a checkpoint must say, beside what the library writes into it, for a run to go on as if nothing had been."""
+"""State that an exact resume needs, in addition to Lightning's checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -8,17 +8,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class ExactResume(Callback):
-    """Validations, the numbering of the log and the best checkpoint survive a resume.
+    """Keep validations, step numbers of the log and the best checkpoint over a resume.
 
-    Comes first of all callbacks: those that log at the beginning of a step find its number right.
+    It is the first callback, so that step numbers are right for the others.
 
-    A checkpoint of a step that a validation follows, or of the middle of that validation, resumes with the whole of
-    it; the library would leave it out, and with it a row of the log and a chance to be the best. And where a run's
-    folder was moved, its best checkpoint is known in its new place, and is beaten only by a better one.
+    Lightning does not repeat a validation that was due, or running, when the checkpoint was written. This callback
+    makes it repeat the full validation. If a run's folder was moved, its best checkpoint is found at the new place.
     """
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        # The library counts a step too many where a run goes on from a step with a validation that is over.
+        # Lightning counts one step too many after a resume from a step with a completed validation.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -32,15 +31,12 @@ class ExactResume(Callback):
             at_step = trainer.training and steps.processed > steps.completed  # type: ignore[attr-defined]
             # Only Lightning's own rule knows whether a validation follows this step.
             due = at_step and epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
-        if due:
-            self.put_before_validation(checkpoint["loops"]["fit_loop"])
-
-    @staticmethod
-    def put_before_validation(loops: dict[str, Any]) -> None:
-        """Make the progress that of a step which is over, and of a validation that broke off in its first batch."""
-        for count in ("total", "current"):
-            steps = loops["epoch_loop.batch_progress"][count]
-            steps["completed"] = steps["processed"]
+        if not due:
+            return
+        # The step is completed, and the validation stopped in its first batch.
+        loops = checkpoint["loops"]["fit_loop"]
+        for count in loops["epoch_loop.batch_progress"]["total"], loops["epoch_loop.batch_progress"]["current"]:
+            count["completed"] = count["processed"]
         loops["epoch_loop.val_loop.batch_progress"] = {
             "total": {"ready": 1, "started": 1, "processed": 0, "completed": 0},
             "current": {"ready": 0, "started": 0, "processed": 0, "completed": 0},
@@ -51,11 +47,10 @@ class ExactResume(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state is not None and state["dirpath"] != callback.dirpath:
-                assert callback.dirpath is not None
-                here = Path(callback.dirpath)
+                folder = Path(str(callback.dirpath))
                 for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                    state[name] = state[name] and str(here / Path(state[name]).name)
+                    state[name] = state[name] and str(folder / Path(state[name]).name)
                 state["best_k_models"] = {
-                    str(here / Path(path).name): score for path, score in state["best_k_models"].items()
+                    str(folder / Path(path).name): score for path, score in state["best_k_models"].items()
                 }
                 state["dirpath"] = callback.dirpath

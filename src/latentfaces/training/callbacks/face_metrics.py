@@ -1,4 +1,4 @@
-"""How good the faces of a training of stage 2 are, while it goes on."""
+"""Quality of samples during training of stage 2."""
 
 import time
 from collections.abc import Callable
@@ -20,20 +20,19 @@ FEWEST = 32
 
 
 class FaceMetrics(Callback):
-    """Logs `val/feature_distance` of new faces to held-out photos after some validations (see `FeatureDistance`).
+    """Log `val/feature_distance` of samples to held-out images after some validations (see `FeatureDistance`).
 
-    The faces are always the same ones, of the averaged weights, and none is kept. Training waits for them, for not
-    more than `max_seconds` and one batch: where that is not enough for `num_images`, fewer are measured. The network
-    of the features is in no checkpoint.
+    The samples start from the same noise each time, and use the averaged weights. Training waits for at most
+    `max_seconds` and one batch: if that is too short for `num_images`, fewer are measured.
 
     Args:
         features: as for task=evaluate.
-        weights: file of their weights, where they cannot be fetched.
-        num_images: faces, at least 32.
-        batch_size: how many at once.
-        max_seconds: that sampling may take.
-        every_n_minutes: at the most as often.
-        num_photos: held-out photos to compare with, at most.
+        weights: file of the weights of the feature network, if it cannot be downloaded.
+        num_images: number of samples, at least 32.
+        batch_size: batch size of sampling.
+        max_seconds: longest time for sampling.
+        every_n_minutes: shortest interval.
+        num_photos: largest number of held-out images.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class FaceMetrics(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, LatentDiffusionModule):
             raise UserError("callbacks.face_metrics has no effect with model=vae: leave it out")
-        look = features_by_name(self.features, pl_module.autoencoder, self.weights, "callbacks.face_metrics.weights")
+        network = features_by_name(self.features, pl_module.autoencoder, self.weights, "callbacks.face_metrics.weights")
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         pack = data.pack()
         chosen = np.random.default_rng(0).permutation(pack.tuning_indices)[: self.num_photos]
@@ -66,15 +65,15 @@ class FaceMetrics(Callback):
                 f"{pack.folder} has {len(pack.val_indices)} held-out images. callbacks.face_metrics compares with half "
                 f"of them and needs at least {2 * FEWEST}."
             )
-        self.distance = FeatureDistance(look, torch.from_numpy(pack.images[np.sort(chosen)]))
+        self.distance = FeatureDistance(network, torch.from_numpy(pack.images[np.sort(chosen)]))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        one_has_all_weights = pl_module.device_mesh is None
-        if trainer.sanity_checking or trainer.state.fn != "fit" or (one_has_all_weights and not trainer.is_global_zero):
+        is_sharded = pl_module.device_mesh is not None
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not (is_sharded or trainer.is_global_zero):
             return
         assert isinstance(pl_module, LatentDiffusionModule)
-        # Ranks that share the weights make the faces together, for as long as the first rank's clock says.
-        agreed: Callable[[bool], bool] = bool if one_has_all_weights else trainer.strategy.broadcast
+        # With sharded weights all ranks sample together, by the clock of rank 0.
+        agreed: Callable[[bool], bool] = trainer.strategy.broadcast if is_sharded else bool
         if not agreed(time.monotonic() - self.measured >= 60 * self.every_n_minutes):
             return
         with averaged_weights(trainer, pl_module), trainer.precision_plugin.val_step_context():
@@ -85,15 +84,15 @@ class FaceMetrics(Callback):
         assert self.distance is not None
         if len(faces) < FEWEST:
             print(
-                f"callbacks.face_metrics: {len(faces)} faces in {self.max_seconds:g} seconds are too few to measure "
-                "by: raise callbacks.face_metrics.max_seconds"
+                f"callbacks.face_metrics: {len(faces)} faces in {self.max_seconds:g} seconds are too few to measure. "
+                "Raise callbacks.face_metrics.max_seconds."
             )
             return
         for logger in trainer.loggers:
             logger.log_metrics({"val/feature_distance": self.distance(faces)}, step=trainer.global_step)
 
     def faces(self, module: LatentDiffusionModule, agreed: Callable[[bool], bool] = bool) -> Tensor:
-        """Return as many of the samples (n, 3, R, R) uint8 as the time allows."""
+        """Return samples (n, 3, R, R) uint8, as many as the time allows."""
         assert module.latent_shape is not None
         generator = torch.Generator().manual_seed(module.seed)
         noise = torch.randn(self.num_images, *module.latent_shape, generator=generator)
@@ -103,3 +102,6 @@ class FaceMetrics(Callback):
             if agreed(time.monotonic() - started >= self.max_seconds):
                 break
         return torch.cat(made)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.distance = None  # the next job of a sweep needs the memory

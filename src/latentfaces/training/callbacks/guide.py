@@ -1,4 +1,4 @@
-"""The weights of an early moment, as a file: a weaker version of the denoiser for autoguidance."""
+"""Weights of an early training step, for autoguidance."""
 
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,13 @@ from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 
 
 class GuideWeights(Callback):
-    """Writes `guide_denoiser.pth`, the averaged weights when `share` of the training is over (Karras et al. 2024b).
+    """Write `guide_denoiser.pth`, the averaged weights at a fraction of training (Karras et al. 2024b).
 
-    Once a run: one that goes on with a later limit keeps its guide.
+    It is written once: a run that is resumed with a later limit, or stopped early, keeps its guide.
 
     Args:
-        folder: where to.
-        share: of the training, in (0, 1).
-
-    Raises:
-        ValueError: the share is impossible.
+        folder: folder of the file.
+        share: fraction of the training, in (0, 1).
     """
 
     def __init__(self, folder: str | Path, share: float = 1 / 12) -> None:
@@ -38,22 +35,17 @@ class GuideWeights(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LatentDiffusionModule)
         if not self.resumed and pl_module.progress() >= self.share:
-            self.written = True  # training went by without this callback: today's weights are no early ones
+            self.written = True  # earlier sessions had no guide, and these weights are too late
         if not self.written and trainer.is_global_zero:
-            self.path.unlink(missing_ok=True)  # of steps that were done by a run killed since then, not by this one
+            self.path.unlink(missing_ok=True)  # of steps that were lost in a kill
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, LatentDiffusionModule)
         if not self.written and pl_module.progress() >= self.share:
+            pl_module.finite.check()
             self.written = True
-            self.write(trainer, pl_module)
-
-    def write(self, trainer: Trainer, pl_module: LatentDiffusionModule) -> None:
-        """Write the file, which appears whole; all ranks must call this."""
-        with averaged_weights(trainer, pl_module), full_disk_survived(trainer):
-            save_weights(pl_module.denoiser, self.path)
+            with averaged_weights(trainer, pl_module), full_disk_survived(trainer, self.path):
+                save_weights(pl_module.denoiser, self.path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"written": self.written}

@@ -1,4 +1,4 @@
-"""Jobs of a sweep that are behind are given up."""
+"""Median stopping rule for the jobs of a sweep."""
 
 import json
 import math
@@ -12,26 +12,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from latentfaces.files import atomic_write
 from latentfaces.run import PRUNING
 from latentfaces.training.base_module import BaseModule
+from latentfaces.training.checkpoint import full_disk_survived
 
 Record = list[list[float]]
-"""Of each validation: the share of training that was over, in [0, 1], and the lowest loss until then."""
+"""For each validation: the completed fraction of training, in [0, 1], and the lowest loss so far."""
 
 
 class MedianStop(Callback):
-    """Stops a job whose lowest loss so far is above the median of its siblings' at the same share of training.
+    """Stop a job if its lowest loss so far is above the median of the other jobs at the same fraction of training.
 
-    The median stopping rule of Golovin et al. 2017 (Google Vizier), section 3.2.1, with the lowest loss in place of the
-    mean one. The jobs know of each other by a file in each one's folder, so that it does not matter who chose and who
-    started them, as long as they see the same disk.
+    The median stopping rule of Golovin et al. 2017 (Google Vizier), section 3.2.1, with the lowest loss instead of the
+    mean. Jobs read each other's files, so any sweeper and launcher works if the jobs share a disk.
 
     Args:
-        folder: this job's; those of the others lie beside it.
-        monitor: the logged value to minimise.
-        start: share of training before which no job is stopped, in [0, 1).
-        min_jobs: how many others must have come as far.
-
-    Raises:
-        ValueError: an option is impossible.
+        folder: folder of this job, next to those of the others.
+        monitor: logged value to minimize.
+        start: fraction of training before which no job is stopped, in [0, 1).
+        min_jobs: number of other jobs that must have reached this fraction, at least 1.
     """
 
     def __init__(self, folder: str | Path, monitor: str = "val/loss", start: float = 0.25, min_jobs: int = 2) -> None:
@@ -43,6 +40,10 @@ class MedianStop(Callback):
         self.start, self.min_jobs = start, min_jobs
         self.record: Record = []
 
+    def forget(self) -> None:
+        """Forget the losses so far."""
+        self.record = []
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
@@ -53,7 +54,8 @@ class MedianStop(Callback):
         reason = None
         if trainer.is_global_zero:
             reason = self.behind(share, lowest) if self.start <= share < 1 else None
-            with atomic_write(self.path) as file:  # the others read it at any time
+            # Other jobs may read the file at any time.
+            with full_disk_survived(trainer, self.path), atomic_write(self.path) as file:
                 file.write(json.dumps({"validations": self.record, "stopped": reason}).encode())
             if reason is not None:
                 print(reason)
@@ -61,20 +63,16 @@ class MedianStop(Callback):
             trainer.should_stop = True
 
     def behind(self, share: float, lowest: float) -> str | None:
-        """Why this job is stopped at this share of its training, or None if it goes on."""
-        others = [self.read(path) for path in sorted(self.path.parents[1].glob(f"*/{PRUNING}")) if path != self.path]
+        """Return why this job is stopped at this fraction of its training, or None."""
+        paths = [path for path in sorted(self.path.parents[1].glob(f"*/{PRUNING}")) if path != self.path]
+        others = [json.loads(path.read_text())["validations"] for path in paths]
         reached = [loss for loss in (lowest_until(share, record) for record in others) if loss is not None]
         if len(reached) < self.min_jobs or lowest <= (median := statistics.median(reached)):
             return None
         return (
-            f"given up at {share:.0%} of its training: its lowest {self.monitor}, {lowest:.4g}, is above {median:.4g}, "
+            f"stopped at {share:.0%} of its training: its lowest {self.monitor}, {lowest:.4g}, is above {median:.4g}, "
             f"the median of {len(reached)} other jobs"
         )
-
-    @staticmethod
-    def read(path: Path) -> Record:
-        """Read the values that another job has logged."""
-        return json.loads(path.read_text())["validations"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"record": self.record}
@@ -84,7 +82,7 @@ class MedianStop(Callback):
 
 
 def lowest_until(share: float, record: Sequence[Sequence[float]]) -> float | None:
-    """The lowest loss of a job when this share of its training was over; None if it has not come so far."""
+    """Return a job's lowest loss at this fraction of training, or None if it has not reached it."""
     if not record or record[-1][0] < share:
         return None
     losses = [loss for at, loss in record if at <= share]

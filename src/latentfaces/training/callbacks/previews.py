@@ -1,4 +1,4 @@
-"""Pictures of how training goes."""
+"""Preview images during training."""
 
 from pathlib import Path
 
@@ -8,22 +8,23 @@ from lightning.pytorch.loggers import WandbLogger
 from latentfaces.evaluation.grids import save_grid
 from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks.ema import averaged_weights
+from latentfaces.training.checkpoint import full_disk_survived
 
 
 class Previews(Callback):
-    """After each validation a grid into `folder` and, where the run has one, the W&B dashboard.
+    """Write a grid of previews after each validation, and log it to W&B.
 
     Args:
-        folder: where to.
-        columns: pictures in a row.
+        folder: folder of the images.
+        columns: images per row.
     """
 
     def __init__(self, folder: str | Path, columns: int = 8) -> None:
         self.folder, self.columns = Path(folder), columns
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        one_has_all_weights = pl_module.device_mesh is None
-        if trainer.sanity_checking or (one_has_all_weights and not trainer.is_global_zero):
+        is_sharded = pl_module.device_mesh is not None
+        if trainer.sanity_checking or not (is_sharded or trainer.is_global_zero):
             return
         assert isinstance(pl_module, BaseModule)
         with averaged_weights(trainer, pl_module), trainer.precision_plugin.val_step_context():
@@ -31,7 +32,8 @@ class Previews(Callback):
         if not trainer.is_global_zero:
             return
         path = self.folder / f"step_{trainer.global_step:07d}.png"
-        save_grid(images, path, self.columns)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image(f"images/{pl_module.previewed}", [str(path)], step=trainer.global_step)
+        with full_disk_survived(trainer, path):
+            save_grid(images, path, self.columns)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"images/{pl_module.previewed}", [str(path)], step=trainer.global_step)

@@ -1,4 +1,4 @@
-"""The run's page, while the run goes on."""
+"""Report page of a run, during training."""
 
 import contextlib
 import time
@@ -11,16 +11,17 @@ from latentfaces.errors import UserError
 from latentfaces.report import write_report
 from latentfaces.run import CONFIG
 from latentfaces.signals import Stopped
+from latentfaces.training.checkpoint import full_disk_survived
 
 
 class Report(Callback):
-    """Writes `report.html` after a validation, and where training fails; its end writes it anyway.
+    """Write `report.html` after validations and after an error.
 
-    Not where a signal stops it: then there may be seconds left, and they are the checkpoint's.
+    It is not written after a signal: the few seconds left are for the checkpoint.
 
     Args:
-        folder: the run's.
-        every_n_minutes: at the most as often, since a page takes some seconds.
+        folder: folder of the run.
+        every_n_minutes: shortest interval, at least 0. A page takes some seconds.
     """
 
     def __init__(self, folder: str | Path, every_n_minutes: float = 5.0) -> None:
@@ -30,11 +31,12 @@ class Report(Callback):
         self.written = time.monotonic()
 
     def write(self, trainer: Trainer) -> None:
-        """Write it, with what the loggers have yet in memory."""
+        """Write the page, after the rows that loggers have in memory."""
         if (self.folder / CONFIG).exists():
             for logger in trainer.loggers:
                 logger.save()
-            write_report(self.folder)
+            with full_disk_survived(trainer, self.folder / "report.html"):
+                write_report(self.folder)
         self.written = time.monotonic()
 
     @rank_zero_only
@@ -47,5 +49,5 @@ class Report(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Stopped):
             return
-        with contextlib.suppress(OSError, UserError):  # what went wrong is to be told, not this
+        with contextlib.suppress(OSError, UserError):  # the first error is the one to report
             self.write(trainer)

@@ -1,10 +1,12 @@
-"""How training goes, in one bar and in words."""
+"""Progress bar on a terminal, and status lines in a log file."""
 
+import contextlib
 import os
 import resource
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +18,14 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from latentfaces.training.base_module import BaseModule
 
 LOG_SECONDS, LOG_SHARE = 60, 0.01
-"""Without a terminal a line comes after so much time and so much of the training: at most a hundred beside those of
-validations."""
+"""Shortest interval of lines without a terminal: in seconds, and as a fraction of training."""
 
 
 class Status(Callback):
-    """On a terminal a bar over all of training, in a log file now and then a line; after each validation one in both.
+    """Show a progress bar on a terminal, lines in a log file, and a line after each validation in both.
 
-    All tell the same: step, time gone and time to go, images per second, the share of time spent waiting for data, the
-    memory used at most, and the loss. With the environment variable CI set only validations are told.
+    All show step, elapsed and remaining time, images per second, time spent waiting for data, peak memory and loss.
+    With the environment variable CI set, only validations are shown.
     """
 
     def __init__(self) -> None:
@@ -39,46 +40,40 @@ class Status(Callback):
         self.task: TaskID | None = None
         self.started = self.started_share = 0.0
         self.steps = self.validating_seconds = self.validation_started = 0.0
-        self.told, self.told_share = 0.0, 0.0
+        self.printed, self.printed_share = 0.0, 0.0
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started, self.started_share = time.monotonic(), self.share(pl_module)
-        self.told, self.told_share = self.started, self.started_share
+        self.printed, self.printed_share = self.started, self.started_share
         self.steps = self.validating_seconds = 0
         self.bar.start()
         self.task = self.bar.add_task("Training", total=1.0, status="")
 
     @rank_zero_only
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.steps += 1
         if self.bar.disable:
-            self.tell_if_due(trainer, pl_module)
+            elapsed, gained = time.monotonic() - self.printed, self.share(pl_module) - self.printed_share
+            if not self.quiet and elapsed >= LOG_SECONDS and gained >= LOG_SHARE:
+                self.print(self.status(trainer, pl_module), pl_module)
         elif self.task is not None and self.steps % 5 == 0:
             self.bar.update(self.task, completed=self.share(pl_module), status=self.status(trainer, pl_module))
 
-    def tell_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A line, where one is due."""
-        now = time.monotonic()
-        if self.quiet or now - self.told < LOG_SECONDS or self.share(pl_module) - self.told_share < LOG_SHARE:
-            return
-        self.tell(self.status(trainer, pl_module), pl_module)
-
-    def tell(self, line: str, pl_module: LightningModule) -> None:
-        """Write a line."""
-        self.told, self.told_share = time.monotonic(), self.share(pl_module)
-        self.console.print(line, highlight=False, soft_wrap=True)
+    def print(self, line: str, pl_module: LightningModule) -> None:
+        """Print a line."""
+        self.printed, self.printed_share = time.monotonic(), self.share(pl_module)
+        with contextlib.suppress(OSError):  # stdout may be a file on a full disk
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     @staticmethod
     def share(pl_module: LightningModule) -> float:
-        """Share of training that is over."""
+        """Return the completed fraction of training."""
         assert isinstance(pl_module, BaseModule)
         return pl_module.progress()
 
     def status(self, trainer: Trainer, pl_module: LightningModule) -> str:
-        """Step, time, speed, waiting, memory and loss in words."""
+        """Return step, time, speed, waiting, memory and loss as text."""
         seconds, share = time.monotonic() - self.started, self.share(pl_module)
         training = max(seconds - self.validating_seconds, 1e-9)
         gained = share - self.started_share
@@ -106,7 +101,7 @@ class Status(Callback):
         self.validating_seconds += time.monotonic() - self.validation_started
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         line = self.status(trainer, pl_module) + "".join(f" · {name} {value:.4g}" for name, value in values.items())
-        self.tell(line, pl_module)
+        self.print(line, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.bar.stop()
@@ -116,8 +111,12 @@ class Status(Callback):
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes at the most so far: of the device where it is a GPU, of the process otherwise."""
+    """Return the peak memory of a GPU, or the memory of this process, which keeps what it frees, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    path = Path("/proc/self/status")
+    anonymous = path.read_text().partition("RssAnon:")[2].split() if path.exists() else []
+    if anonymous:  # and not the peak of all pages, which has those of the mapped pack
+        return 1024.0 * int(anonymous[0])
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most

@@ -1,4 +1,4 @@
-"""What a validation found, in words."""
+"""Verdict on the latents after each validation."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -8,7 +8,7 @@ from latentfaces.training.base_module import BaseModule
 
 
 class Verdict(Callback):
-    """Prints the verdict of the stage when it asks for a change and is new, and keeps the last one on W&B."""
+    """Print the verdict if it is new and recommends a change. Keep the last one in the summary on W&B."""
 
     def __init__(self) -> None:
         self.last: str | None = None

@@ -1,4 +1,4 @@
-"""Ranks that train together end together, and the first mistake is told, not its echoes."""
+"""Watchdog of ranks: if one fails, all end, and the first failure is reported."""
 
 import os
 import re
@@ -15,16 +15,14 @@ import torch.distributed as dist
 from latentfaces.errors import UserError
 
 GRACE = 5.0
-"""Seconds in which a rank should end by itself when another has failed."""
+"""Seconds for a rank to end by itself after another one failed."""
 LOOK_EVERY = 0.5
 STOPPED = (0, 130, 138, 140, 143)
-"""Exit statuses of ranks that ended as they should: done, or stopped by a signal that all have agreed on."""
+"""Exit statuses of ranks that did not fail: finished, or stopped by a signal on all ranks."""
 LOST = re.compile("gloo|NCCL|connection|socket", re.IGNORECASE)
-"""What backends say when another rank is gone."""
-
-
+"""Messages of backends after another rank ended."""
 TIMED_OUT = re.compile("timed out|timeout", re.IGNORECASE)
-"""What backends report when a rank waited for too long."""
+"""Messages of backends after a rank waited for too long."""
 
 
 class RankError(UserError):
@@ -32,13 +30,13 @@ class RankError(UserError):
 
 
 class RankWatch(threading.Thread):
-    """Within this context, looks after this rank and the others.
+    """Within this context, watch this rank and the others.
 
-    A rank that fails reports it to the others, which would otherwise wait for it.
+    A rank that fails reports it in the store of the process group, since the others would wait for it.
 
     Args:
-        children: ranks that this process has started, from local rank 1 on.
-        parent: process that started this rank for its own training, and must outlive it; None where there is none.
+        children: ranks that this process started, from local rank 1 on.
+        parent: process that started this rank and must outlive it, or None.
     """
 
     def __init__(self, children: Sequence["subprocess.Popen[Any]"] = (), parent: int | None = None) -> None:
@@ -67,18 +65,14 @@ class RankWatch(threading.Thread):
         while not self.over.wait(LOOK_EVERY):
             if (trouble := self.trouble()) is None:
                 continue
-            # Most backends raise by themselves when a rank is gone; some wait on.
+            # Most backends raise an error when a rank ended, but some wait on.
             if not self.over.wait(GRACE):
-                self.end(trouble)
+                for child in self.children:
+                    child.kill()
+                if self.rank == 0 or trouble.startswith("rank 0"):
+                    print(f"error: {trouble}", file=sys.stderr, flush=True)
+                os._exit(1)
             return
-
-    def end(self, trouble: str) -> None:
-        """End this process, whatever its main thread waits for, and those it has started."""
-        for child in self.children:
-            child.kill()
-        if self.rank == 0 or trouble.startswith("rank 0"):
-            print(f"error: {trouble}", file=sys.stderr, flush=True)
-        os._exit(1)
 
     @property
     def rank(self) -> int:
@@ -91,7 +85,7 @@ class RankWatch(threading.Thread):
         return dist.PrefixStore("rank-watch", dist.distributed_c10d._get_default_store())
 
     def trouble(self) -> str | None:
-        """Why this rank should not go on, in one sentence."""
+        """Return why this rank must end, or None."""
         if self.parent is not None and os.getppid() != self.parent:
             return "the process that started this rank has ended"
         if (lost := self.lost_child()) is not None:
@@ -101,11 +95,11 @@ class RankWatch(threading.Thread):
         try:
             store = self.store
             return store.get("failure").decode() if store.check(["failure"]) else None
-        except RuntimeError:  # the store is rank 0's
+        except RuntimeError:  # rank 0 holds the store
             return "rank 0 has ended"
 
     def lost_child(self) -> str | None:
-        """Return which of the ranks that this process started has failed, or None."""
+        """Return which rank that this process started has failed, or None."""
         for local_rank, child in enumerate(self.children, start=1):
             if (status := child.poll()) is not None and status not in STOPPED:
                 how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
@@ -113,11 +107,7 @@ class RankWatch(threading.Thread):
         return None
 
     def first_failure(self, error: Exception) -> str | None:
-        """Return the failure of another rank that came before this rank's. Report this one if it is the first.
-
-        Returns:
-            One sentence; None where this rank is the first, or alone.
-        """
+        """Report this failure if it is the first. Otherwise return the first one, of another rank."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return None
         late = isinstance(error, RuntimeError) and TIMED_OUT.search(str(error)) is not None
