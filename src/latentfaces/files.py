@@ -42,15 +42,6 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[IO[bytes]
         raise
 
 
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Let one process at a time write the file or folder `path`. A process that ends releases its lock.
-
-    Raises:
-        UserError: another process has held the lock for `LOCK_LIMIT`.
-    """
-
-
 def append(path: Path, text: str) -> None:
     """Append text to a file. After an error the file is as it was before."""
     size = path.stat().st_size
