@@ -11,7 +11,9 @@ from helpers.states import checkpoint
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from latentfaces.cli.errors import explain
 from latentfaces.diffusion import DPMpp2MSampler, NoGuidance
+from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import MOVED, find_run, open_run
 
@@ -69,3 +71,15 @@ def test_its_training_resumes(earlier: Path, train: Command, capsys: pytest.Capt
     after = checkpoint("vae/faces")
     assert (before["global_step"], after["global_step"]) == (4, 6)
     assert "strategies" not in capsys.readouterr().out  # a moved class is no change of the config
+
+
+def test_weights_and_checkpoints_of_another_network_name_the_version(earlier: Path) -> None:
+    folder = Path("outputs/vae/faces/checkpoints")
+    weights = torch.load(folder / "best_vae.pth", weights_only=True)
+    weights["moved.weight"] = weights.pop(next(iter(weights)))
+    torch.save(weights, folder / "best_vae.pth")
+    with pytest.raises(UserError, match=r"of latentfaces before 0\.1\.0, this is"):
+        find_run("latest", "vae").module("autoencoder", "best_vae")
+    with pytest.raises(RuntimeError) as error:
+        torch.nn.Linear(1, 1).load_state_dict({})
+    assert "It is of another version" in str(explain(error.value))

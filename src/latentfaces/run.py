@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from latentfaces import __version__
 from latentfaces.errors import UserError
 from latentfaces.posthoc_ema import rebuild, snapshots_in
 
@@ -117,7 +118,9 @@ class Run:
             module.load_state_dict(read())
         except Exception as error:
             raise UserError(
-                f"{path} does not fit the {CONFIG} of its run, or is damaged ({type(error).__name__}). Restore both."
+                f"{path} does not fit the {CONFIG} of its run, or is damaged ({type(error).__name__}). The run is of "
+                f"latentfaces {self.config.get('version', 'before 0.1.0')}, this is {__version__}. Restore both files, "
+                "or use that version."
             ) from error
         return module.eval().requires_grad_(False)
 

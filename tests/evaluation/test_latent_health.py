@@ -231,7 +231,7 @@ def verdict_on(make_ill: Callable[[VAE], None], reconstruct: Callable[[Tensor], 
         health = LatentHealth(4)
         for batch in photos.split(8):
             health.update(vae.encode(batch), batch, reconstruct(batch))
-    return verdict(health.values())
+    return verdict(health.values(), kl_weight=1e-6)
 
 
 def nearly(photos: Tensor) -> Tensor:
@@ -278,11 +278,16 @@ def test_small_latents_that_say_much_are_not_called_collapsed() -> None:
     mean = 0.05 * torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)).cumsum(-1) / 4
     values = health_of(DiagonalGaussian(mean, torch.full_like(mean, -12.0))).values()
     assert values["active_0"] < 0.05
-    assert "collapse" not in verdict(values)
+    assert "collapse" not in verdict(values, kl_weight=1e-6)
 
 
 def test_values_that_are_no_numbers_are_not_called_healthy() -> None:
     reconstructions = pictures(1)
     reconstructions[0, 0, 0, 0] = math.nan
     values = health_of(a_posterior(0), images=pictures(0), reconstructions=reconstructions).values()
-    assert "not finite" in verdict(values)
+    assert "not finite" in verdict(values, kl_weight=1e-6)
+
+
+def test_without_a_kl_weight_the_fix_is_not_to_lower_it() -> None:
+    values = health_of(DiagonalGaussian(torch.zeros(8, 1, 8, 8), torch.zeros(8, 1, 8, 8))).values()
+    assert verdict(values, kl_weight=0.0) == "posterior collapse in 1 of 1 channels: train for longer"

@@ -128,8 +128,14 @@ def band_energy(maps: Tensor) -> Tensor:
     return torch.stack([power[band].sum() for band in (low, ~(low | high), high)])
 
 
-def verdict(values: Mapping[str, float]) -> str:
-    """Summarize the values of `LatentHealth` in one sentence, with a fix if one is known."""
+def verdict(values: Mapping[str, float], kl_weight: float) -> str:
+    """Summarize the values of `LatentHealth` in one sentence, with a fix if one is known.
+
+    Args:
+        values: of `LatentHealth`.
+        kl_weight: the KL weight at the end of the training.
+    """
+    less_noise = "lower model.kl_weight.end" if kl_weight > 0 else "train for longer"
     channels = range(sum(name.startswith("kl_") for name in values))
     several = f"of {len(channels)} channels"
 
@@ -140,9 +146,9 @@ def verdict(values: Mapping[str, float]) -> str:
         return "latents or reconstructions are not finite: resume from the last checkpoint with a lower learning rate"
     collapsed = sum(values[f"active_{n}"] < COLLAPSED_FRACTION and values[f"kl_{n}"] < COLLAPSED_NATS for n in channels)
     if collapsed:
-        return f"posterior collapse in {collapsed} {several}: lower model.kl_weight.end"
+        return f"posterior collapse in {collapsed} {several}: {less_noise}"
     if noisy := count("noise_share", NOISE_FRACTION):
-        return f"latents are mostly noise in {noisy} {several}: lower model.kl_weight.end"
+        return f"latents are mostly noise in {noisy} {several}: {less_noise}"
     if large := count("latent_std", LARGE_STD):
         return f"latents have grown without bound in {large} {several}: raise model.kl_weight.end"
     if values["latent_high_frequency"] > HIGH_FREQUENCY_FRACTION:

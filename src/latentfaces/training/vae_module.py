@@ -212,7 +212,7 @@ class VAEModule(BaseModule):
         self.findings = self.health.values()  # of the best weights, over all held-out images
 
     def verdict(self) -> str | None:
-        return verdict(self.findings) if self.findings else None
+        return verdict(self.findings, self.kl_weight.end) if self.findings else None
 
     @property
     def healthy(self) -> bool:
