@@ -1,4 +1,4 @@
-"""The benchmarks: both sides of a row do the same work, and what is said of the figures follows from them."""
+"""The benchmarks: both sides of a row do the same work, and the printed sentences follow from the figures."""
 
 import dataclasses
 import importlib

@@ -1,4 +1,4 @@
-"""Freed memory is taken again, not asked for anew."""
+"""Freed memory is reused."""
 
 import os
 import subprocess

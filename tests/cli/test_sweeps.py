@@ -1,4 +1,4 @@
-"""Sweeps as a person starts them: what is refused, what goes on, who chooses the values, who starts the jobs."""
+"""Sweeps from the command line: rejected ones, resumes, sweepers and launchers."""
 
 import importlib.metadata
 import json

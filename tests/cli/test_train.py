@@ -1,4 +1,4 @@
-"""train.py as a person uses it: what a run leaves, what is refused, and that a run goes on."""
+"""train.py from the command line: files of a run, rejected overrides, and resumes."""
 
 import json
 import os
@@ -68,8 +68,8 @@ def test_one_batch_is_one_and_not_all(train: Command) -> None:
 
 
 def test_validations_are_due_by_steps_and_not_by_batches(train: Command) -> None:
-    train(*TINY_VAE, *SHORT, "data.batch_size=2", "trainer.accumulate_grad_batches=2", "name=whole")
-    previews = sorted(path.name for path in Path("outputs/vae/whole/images").glob("step_*.png"))  # of each validation
+    train(*TINY_VAE, *SHORT, "data.batch_size=2", "trainer.accumulate_grad_batches=2", "name=complete")
+    previews = sorted(path.name for path in Path("outputs/vae/complete/images").glob("step_*.png"))  # of each validation
     assert previews == ["step_0000002.png", "step_0000004.png"]
 
 

@@ -60,7 +60,7 @@ def test_each_option_composes_and_builds(group: str, option: str, squeezenet: Pa
     cfg = composed("train", overrides)
     check_types(OmegaConf.to_container(cfg, resolve=True))
     if (group, option) in (("model/loss", "perceptual"), ("model/loss", "adversarial")):
-        cfg.model.loss.perceptual.net = "squeeze"  # a small file stands for the one from the internet
+        cfg.model.loss.perceptual.net = "squeeze"  # a small file replaces the one from the internet
         cfg.model.loss.perceptual.weights = str(squeezenet)
         assert instantiate(cfg.model).loss.perceptual is not None
         cfg.model.loss.perceptual = None  # it cannot be loaded without memory

@@ -41,7 +41,7 @@ class Server(ThreadingHTTPServer):
     """Answers as Kaggle does: a redirection to a file that can be fetched in part.
 
     Args:
-        whole: bytes of the file.
+        whole: all bytes of the file.
     """
 
     daemon_threads = True

@@ -1,4 +1,4 @@
-"""The networks that metrics look through: what they are fed, what they are called, and what is said without them."""
+"""Feature extractors of the metrics: inputs, names, and messages without them."""
 
 from pathlib import Path
 from typing import Any

@@ -82,7 +82,7 @@ class Draws(Callback):
 
 
 class Weights(Callback):
-    """Writes weights, averages and the optimiser's state, whole, when training starts and when it ends."""
+    """Writes weights, averages and the optimizer's state, gathered from all ranks, when training starts and ends."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)

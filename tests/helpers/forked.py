@@ -89,7 +89,7 @@ class Forker:
     """Starts commands in a folder.
 
     Args:
-        folder: where they run; what they print goes into files beside it.
+        folder: where they run; their output goes into files next to it.
     """
 
     folder: Path
@@ -110,7 +110,7 @@ class Forker:
         Args:
             arguments: of the command.
             name: of the command.
-            environment: variables that it has beside those of the tests.
+            environment: variables in addition to those of the tests.
         """
         log = self.folder.parent / f"{self.folder.name}-{len(self.started)}.log"
         kept = {"WANDB_MODE": "offline", **environment}
@@ -127,7 +127,7 @@ class Forker:
         return running.wait(), running.said
 
     def start_ranks(self, *arguments: str, number: int = 2) -> list[Running]:
-        """Start train.py on so many processes, as `torchrun` does."""
+        """Start train.py on `number` processes, as `torchrun` does."""
         port = free_port()
         devices = [f"trainer.devices={number}", "trainer.accelerator=cpu", "strategy=ddp"]
         return [

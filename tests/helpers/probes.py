@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 
 
 class SignalAt(Callback):
-    """Sends the process a signal, as a person, a scheduler or an out-of-memory killer would.
+    """Sends the process a signal, as a user, a scheduler or the out-of-memory killer would.
 
     Args:
-        step: when so many steps are done.
+        step: number of completed steps.
         signal: its name.
         hook: where in the step.
         rank: to which process.

@@ -35,13 +35,13 @@ def slurm_environment(rank: int, number: int, port: str) -> dict[str, str]:
 def start_on(
     number: int, fork: Forker, *arguments: str, environment: Any = torchrun_environment, name: str = "train.py"
 ) -> list[Running]:
-    """Start a command on so many ranks."""
+    """Start a command on `number` ranks."""
     port = free_port()
     return [fork.start(*arguments, name=name, **environment(rank, number, port)) for rank in range(number)]
 
 
 def run_on(number: int, fork: Forker, *arguments: str, **options: Any) -> str:
-    """Run a command on so many ranks to its good end; what the first printed."""
+    """Run a command on `number` ranks, and return what rank 0 printed."""
     running = start_on(number, fork, *arguments, **options)
     ends = [rank.wait(120) for rank in running]
     assert ends == [0] * number, "\n".join(rank.said for rank in running)

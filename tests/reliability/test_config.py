@@ -1,4 +1,4 @@
-"""Mistakes in what was typed (cases 1, 2, 4 and 5): one sentence with key and remedy, before anything is made."""
+"""Wrong overrides (cases 1, 2, 4 and 5): one line with key and fix, before anything is written."""
 
 from pathlib import Path
 

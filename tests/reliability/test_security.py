@@ -43,7 +43,7 @@ CALL = {"_target_": "os.mkdir", "path": MARKER}
 
 @pytest.fixture
 def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A workplace with a finished run of each stage, to write into; nothing may make the folder that tells of code."""
+    """A workplace with a finished run of each stage, to write into; no code may create the folder of code."""
     shutil.copytree(trained, tmp_path / "home")
     monkeypatch.chdir(tmp_path / "home")
     yield tmp_path / "home"
@@ -206,7 +206,7 @@ def test_case_40_a_picture_that_lies_is_refused_and_runs_nothing(
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """A web server that has a hostile run; its address, and what was asked of it."""
+    """A web server that has a hostile run; its address and its requests."""
     asked: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):
