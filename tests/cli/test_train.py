@@ -69,7 +69,7 @@ def test_one_batch_is_one_and_not_all(train: Command) -> None:
 
 def test_validations_are_due_by_steps_and_not_by_batches(train: Command) -> None:
     train(*TINY_VAE, *SHORT, "data.batch_size=2", "trainer.accumulate_grad_batches=2", "name=complete")
-    previews = sorted(path.name for path in Path("outputs/vae/complete/images").glob("step_*.png"))  # of each validation
+    previews = sorted(path.name for path in Path("outputs/vae/complete/images").glob("step_*.png"))
     assert previews == ["step_0000002.png", "step_0000004.png"]
 
 

@@ -48,7 +48,7 @@ def point(x0: Tensor) -> PosteriorMean:
 
 
 class Mixture:
-    """Three Gaussians in two dimensions, of `means` (3, 2), standard deviations `stds` (3,) and weights `shares` (3,)."""
+    """Mixture of three Gaussians in two dimensions: `means` (3, 2), `stds` (3,) and weights `shares` (3,)."""
 
     means = torch.tensor([[1.5, -0.5], [-0.7, 1.0], [-0.8, -1.2]], dtype=torch.float64)
     stds = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
