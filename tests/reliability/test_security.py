@@ -185,8 +185,8 @@ LIES = {
     "a call deep in it": ({"settings": {"_target_": "latentfaces.tasks.Generate", "sampler": CALL}}, "os.mkdir"),
     "a call for guidance": ({"guidance": CALL}, "os.mkdir"),
     "a run that is not there": ({"run": "outputs/ldm/gone"}, "outputs/ldm/gone"),
-    "too little": ({"settings": {"_target_": "latentfaces.tasks.Generate"}}, "does not describe"),
-    "no settings": ({"settings": "nothing"}, "how it was made"),
+    "too little": ({"settings": {"_target_": "latentfaces.tasks.Generate"}}, "do not fit this version"),
+    "no settings": ({"settings": "nothing"}, "no complete metadata"),
 }
 
 

@@ -91,7 +91,7 @@ class Evaluate(SamplingTask):
         figures: list[Figure] = []
         if stage_2:
             views = torch.stack([train, mirrored[pack.train_indices].to(device)], dim=1)
-            result = memorization(fake, views, held_out, min(NEIGHBORS, len(train))).cpu()
+            result = memorization(fake, views, held_out, min(NEIGHBORS, len(train)))
             values |= {"duplicates": result.duplicates, "memorized_fraction": result.memorized_fraction}
             figures = suspicious(result, make, pack)
         alike = train[np.random.default_rng(0).permutation(len(train))[: len(fake)]]
