@@ -1,19 +1,24 @@
-"""What a person can put right."""
+"""Errors and warnings for the user."""
 
 import errno
+import io
 import sys
 from collections.abc import Sequence
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ERROR_LOG = "error.log"
-"""What a failed job of a sweep leaves in its folder: one sentence and, for a fault of the program's, its traceback."""
+"""File with the error of a failed job of a sweep: one line and, for a bug, the traceback."""
 
 
 class UserError(Exception):
-    """A mistake of the person at the keyboard: one sentence that names the file or key, and the remedy.
+    """A mistake of the user. The commands print it without a traceback and exit with status 2.
 
-    The commands print it without a traceback and exit with status 2.
+    Args:
+        message: names the file or key, and the remedy. Names that are not UTF-8 are escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.encode(errors="backslashreplace").decode())
 
 
 def no_room(error: BaseException | None) -> str | None:
@@ -25,12 +30,18 @@ def no_room(error: BaseException | None) -> str | None:
     return None
 
 
+def escape_stdout() -> None:
+    """Escape what stdout cannot encode, such as file names that are not UTF-8, as stderr does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def warn(sentence: str) -> None:
     """Print a warning to stderr."""
     print(f"warning: {sentence}", file=sys.stderr)
 
 
 def and_others(names: Sequence[str], indices: Sequence[int]) -> str:
-    """The first by name, the others by their number."""
+    """Return the first name, and the number of the others."""
     more = len(indices) - 1
     return names[indices[0]] + (f" (as {more} more)" if more else "")

@@ -124,7 +124,7 @@ def test_jpeg_of_orientation_six_has_its_left_side_on_top() -> None:
 
 
 def test_oddly_typed_tag_beside_the_orientation_does_no_harm() -> None:
-    # Some cameras write a float where the maker's name belongs; the pixels and the orientation are whole.
+    # Some cameras write a float where the maker's name belongs; the pixels and the orientation are fine.
     entries = [struct.pack("<HHIf", 271, 11, 1, 1.5), struct.pack("<HHIHH", 274, 3, 1, 6, 0)]
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
     picture = random_rgb(6, 6)

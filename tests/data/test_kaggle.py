@@ -1,4 +1,4 @@
-"""FFHQ from a client that stands in for Kaggle's: what is fetched, what is kept, and what is said when it fails."""
+"""FFHQ from a fake of Kaggle's client: downloads, interruptions and errors."""
 
 import threading
 import tomllib

@@ -1,4 +1,4 @@
-"""Kaggle's real client against a server that stands in for Kaggle, and that loses the connection midway."""
+"""Kaggle's real client against a local server, which may lose the connection."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(find_spec("kaggle") is None, reason="needs pip i
 
 CUT_AT = 2_500_000
 TOKEN = "KGAT_0123456789abcdef"
-BASIC = "Basic " + base64.b64encode(b"somebody:" + b"0" * 32).decode()
+BASIC = "Basic " + base64.b64encode(b"user:" + b"0" * 32).decode()
 KEPT = 2 * 2**20  # the client writes megabyte by megabyte
 
 
@@ -41,7 +41,7 @@ class Server(ThreadingHTTPServer):
     """Answers as Kaggle does: a redirection to a file that can be fetched in part.
 
     Args:
-        whole: the file.
+        whole: bytes of the file.
     """
 
     daemon_threads = True
@@ -61,14 +61,14 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request, whose path is a whole address, as the client takes this server for a proxy."""
+    """One request. Its path is a complete address, since the client uses this server as a proxy."""
 
     server: Server
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path.endswith("/IntrospectToken"):
-            answer = {"active": request["token"] == TOKEN and self.server.knows, "username": "somebody"}
+            answer = {"active": request["token"] == TOKEN and self.server.knows, "username": "user"}
             self.answer(200, json.dumps(answer).encode())
             return
         self.server.shown.append(self.headers["Authorization"])
@@ -125,7 +125,7 @@ def kaggle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
         "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
         "HOME": str(tmp_path / "home"),
         "KAGGLE_CONFIG_DIR": str(tmp_path / "home" / ".kaggle"),
-        "KAGGLE_USERNAME": "somebody",
+        "KAGGLE_USERNAME": "user",
         "KAGGLE_KEY": "0" * 32,
         "http_proxy": f"http://127.0.0.1:{server.server_port}",
     }
@@ -148,20 +148,20 @@ def test_the_client_fetches_the_file(kaggle: Server, tmp_path: Path) -> None:
     assert list(target.parent.glob("[!.]*")) == [target]
 
 
-def test_a_cut_download_goes_on_where_it_was(kaggle: Server, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes(kaggle: Server, tmp_path: Path) -> None:
     target = tmp_path / "data" / "ffhq.zip"
     kaggle.cut_at = CUT_AT
-    with pytest.raises(UserError, match=r"Kaggle does not send .*: try again"):
+    with pytest.raises(UserError, match=r"Kaggle does not send .*\. Try again"):
         download_ffhq(target)
     assert not target.exists()
     kaggle.cut_at, kaggle.lost = None, False
     download_ffhq(target)
     assert target.read_bytes() == kaggle.whole
-    assert kaggle.ranges == [None, None, f"bytes={KEPT}-"]  # the second asks what there is before it goes on
+    assert kaggle.ranges == [None, None, f"bytes={KEPT}-"]  # the second asks for the size before the client resumes
     assert list(target.parent.glob("[!.]*")) == [target]
 
 
-def test_a_file_that_has_changed_meanwhile_is_fetched_anew(kaggle: Server, tmp_path: Path) -> None:
+def test_a_file_that_has_changed_meanwhile_is_fetched_again(kaggle: Server, tmp_path: Path) -> None:
     target = tmp_path / "data" / "ffhq.zip"
     kaggle.cut_at = CUT_AT
     with pytest.raises(UserError):
@@ -187,7 +187,7 @@ def show(kind: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elif kind == "access_token":
         (home / ".kaggle" / "access_token").write_text(f"{TOKEN}\n")
     elif kind == "kaggle.json":
-        (home / ".kaggle" / "kaggle.json").write_text(json.dumps({"username": "somebody", "key": "0" * 32}))
+        (home / ".kaggle" / "kaggle.json").write_text(json.dumps({"username": "user", "key": "0" * 32}))
 
 
 KINDS = {
@@ -216,6 +216,6 @@ def test_credentials_that_kaggle_does_not_accept_are_told(
 ) -> None:
     kaggle.knows = False
     show(kind, tmp_path / "home", monkeypatch)
-    with pytest.raises(UserError, match=r"credentials here.*KAGGLE_API_TOKEN.*by hand"):
+    with pytest.raises(UserError, match=r"credentials.*KAGGLE_API_TOKEN.*by hand"):
         download_ffhq(tmp_path / "data" / "ffhq.zip")
     assert not (tmp_path / "data" / "ffhq.zip").exists()

@@ -1,5 +1,9 @@
-"""The command that packs without training: the pack, its sentence, and one sentence for a mistake."""
+"""The command that packs without training: the pack, what it prints, and one line for an error."""
 
+import errno
+import io
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +41,7 @@ def test_pack_is_made_and_its_folder_is_told(
     command(photos, "--resolution", 8, "--val-every", 4, "--licence", "CC BY 4.0")
     folder = tmp_path / "data" / "photos-8"
     assert open_pack(folder).manifest["source"]["licence"] == "CC BY 4.0"
-    assert f"{folder}: 12 pictures, 3 held out (every 4th picture)" in capsys.readouterr().out
+    assert f"{folder}: 12 images, 3 held out (every 4th picture)" in capsys.readouterr().out
     assert open_pack(folder).images.shape == (12, 3, 8, 8)
 
 
@@ -99,9 +103,7 @@ def test_mistake_exits_with_two(command: Prepare, tmp_path: Path, capsys: pytest
 def test_missing_source_is_one_sentence(command: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, said = failure(command, capsys, tmp_path / "nowhere", "--resolution", 8)
     assert status != 0
-    assert said.strip() == (
-        f"error: {tmp_path / 'nowhere'} does not exist: give a folder or .zip of photos, or the word ffhq"
-    )
+    assert said.strip() == (f"error: {tmp_path / 'nowhere'} does not exist. Use a folder or .zip of images, or ffhq.")
 
 
 def test_broken_zip_is_one_sentence(command: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,12 +114,49 @@ def test_broken_zip_is_one_sentence(command: Prepare, tmp_path: Path, capsys: py
     assert "\n" not in said.strip()
 
 
+@pytest.mark.parametrize("step", ["pwrite", "fsync"])
+def test_full_disk_is_one_line_with_its_path(
+    command: Prepare,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: str,
+) -> None:
+    def of_full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, step, of_full_disk)
+    status, printed = failure(command, capsys, photos, "--resolution", 8)
+    assert status == 2
+    assert printed.startswith(f"error: {tmp_path / 'data'}")
+    assert "No space left on device: make room" in printed
+    assert "\n" not in printed.strip()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_not_utf8_are_escaped(
+    command: Prepare, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr(sys, "stdout", printed)
+    (photos / os.fsdecode(b"Jos\xe9.heic")).write_bytes(b"x")
+    (photos / "3.png").rename(photos / os.fsdecode(b"Jos\xe9.png"))
+    (photos / "4.png").write_bytes(b"x")
+    (photos / "4.png").rename(photos / os.fsdecode(b"Zo\xeb.png"))
+    command(photos.rename(tmp_path / os.fsdecode(b"Jos\xe9")), "--resolution", 8, "--on-bad-image", "skip")
+    printed.flush()
+    assert b"1 files (.heic), such as Jos\\udce9.heic" in printed.buffer.getvalue()  # type: ignore[attr-defined]
+    (skipped,) = open_pack(tmp_path / "data" / os.fsdecode(b"Jos\xe9-8")).manifest["skipped"]
+    assert "Zo\\udceb.png cannot be read" in skipped
+
+
 def test_another_licence_for_ffhq_is_refused_before_anything_is_fetched(
     command: Prepare, kaggle: Kaggle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, said = failure(command, capsys, "ffhq", "--resolution", 8, "--licence", "mine")
     assert status == 2
-    assert said == "error: --licence=mine has no effect: FFHQ is under CC BY-NC-SA 4.0; leave it out\n"
+    assert said == "error: --licence=mine has no effect: FFHQ is under CC BY-NC-SA 4.0. Omit it.\n"
     assert kaggle.calls == []
 
 
@@ -133,4 +172,4 @@ def test_number_below_one_is_refused(
 
 def test_sound_photos_are_said_to_be_sound(command: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command(photos, "--resolution", 8, "--verify")
-    assert "12 pictures and the pack are as they should be" in capsys.readouterr().out
+    assert "The pack and its 12 images are unchanged" in capsys.readouterr().out

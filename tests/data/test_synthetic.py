@@ -1,4 +1,4 @@
-"""Drawn faces: known answers, the same face at every size, variety, smooth edges and eyes where they should be."""
+"""Drawn faces: known answers, one face at every size, variety, smooth edges and aligned eyes."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 @pytest.fixture(scope="module")
 def faces() -> NDArray[np.uint8]:
-    """Return 64 pictures, (64, 64, 64, 3)."""
+    """Return 64 images, (64, 64, 64, 3)."""
     return np.stack([draw_face(seed) for seed in range(64)])
 
 
@@ -30,12 +30,12 @@ def eye_index(seed: int, side: int, size: int, down: float = 0.0) -> tuple[int, 
 
 
 @pytest.mark.parametrize("size", [16, 64, 96])
-def test_picture_is_rgb_bytes_of_the_asked_size(size: int) -> None:
-    picture = draw_face(0, size)
-    assert picture.shape == (size, size, 3)
-    assert picture.dtype == np.uint8
-    assert picture.flags["C_CONTIGUOUS"]
-    assert picture.max() - picture.min() > 100
+def test_image_is_rgb_bytes_of_the_requested_size(size: int) -> None:
+    image = draw_face(0, size)
+    assert image.shape == (size, size, 3)
+    assert image.dtype == np.uint8
+    assert image.flags["C_CONTIGUOUS"]
+    assert image.max() - image.min() > 100
 
 
 def test_seed_decides_every_byte() -> None:
@@ -46,8 +46,8 @@ def test_seed_decides_every_byte() -> None:
     assert first.tobytes() == draw_face(3).tobytes()
 
 
-def test_seeds_give_different_pictures(faces: NDArray[np.uint8]) -> None:
-    assert len({picture.tobytes() for picture in faces}) == len(faces)
+def test_seeds_give_different_images(faces: NDArray[np.uint8]) -> None:
+    assert len({image.tobytes() for image in faces}) == len(faces)
     distances = np.abs(faces[:-1].astype(float) - faces[1:]).mean((1, 2, 3))
     assert distances.min() > 10
 
@@ -60,18 +60,18 @@ def test_same_face_at_every_size(seed: int, faces: NDArray[np.uint8]) -> None:
     assert difference < 0.1 * np.abs(reduced - faces[seed + 1]).mean()
 
 
-def test_faces_vary_in_the_centre_and_in_brightness(faces: NDArray[np.uint8]) -> None:
-    centre = faces[:, 16:48, 16:48].astype(float)
-    assert centre.std(0).mean() > 35
-    luminance = (centre @ LUMINANCE).mean((1, 2))
+def test_faces_vary_in_the_center_and_in_brightness(faces: NDArray[np.uint8]) -> None:
+    center = faces[:, 16:48, 16:48].astype(float)
+    assert center.std(0).mean() > 35
+    luminance = (center @ LUMINANCE).mean((1, 2))
     assert luminance.std() > 20
     assert luminance.max() - luminance.min() > 80
 
 
-def test_traits_have_their_shares() -> None:
+def test_traits_have_their_frequencies() -> None:
     people = [sample_face(np.random.default_rng(seed)) for seed in range(600)]
     assert 0.12 < np.mean([face.glasses is not None for face in people]) < 0.23
-    assert 0.10 < np.mean([face.beard > 0 or face.moustache > 0 for face in people]) < 0.26
+    assert 0.10 < np.mean([face.beard > 0 or face.mustache > 0 for face in people]) < 0.26
     assert {face.style.weight for face in people} == {style.weight for style in HAIR_STYLES.values()}
     brightness = [sum(face.skin) for face in people]
     assert np.corrcoef(brightness, [sum(face.hair) for face in people])[0, 1] > 0.2
@@ -82,12 +82,12 @@ def test_edges_are_smooth() -> None:
     face = sample_face(np.random.default_rng(BALD_SEED))
     assert face.style.volume == 0
     canvas = _canvas(face, 128)
-    picture = draw_face(BALD_SEED, 128) @ LUMINANCE
+    image = draw_face(BALD_SEED, 128) @ LUMINANCE
     blended = []
     for row in np.flatnonzero((canvas.v[:, 64] > -0.5) & (canvas.v[:, 64] < -0.1)):
         edge = int(np.argmax(_outline(face, canvas.u[row], canvas.v[row]) < 1))
-        outside, inside = picture[row, edge - 3], picture[row, edge + 3]
-        share = (picture[row, edge - 2 : edge + 2] - outside) / (inside - outside)
+        outside, inside = image[row, edge - 3], image[row, edge + 3]
+        share = (image[row, edge - 2 : edge + 2] - outside) / (inside - outside)
         blended.append(bool(((share > 0.1) & (share < 0.65)).any()))
     assert len(blended) > 20
     assert np.mean(blended) > 0.3
@@ -97,9 +97,9 @@ def test_edges_are_smooth() -> None:
 def test_pupils_are_darker_than_the_skin_below_them(side: int) -> None:
     bare = [seed for seed in range(40) if sample_face(np.random.default_rng(seed)).glasses is None]
     for seed in bare[:12]:
-        picture = draw_face(seed, 128) @ LUMINANCE
-        pupil = picture[eye_index(seed, side, 128)]
-        cheek = picture[eye_index(seed, side, 128, down=0.2)]
+        image = draw_face(seed, 128) @ LUMINANCE
+        pupil = image[eye_index(seed, side, 128)]
+        cheek = image[eye_index(seed, side, 128, down=0.2)]
         assert pupil < 0.6 * cheek, seed
 
 

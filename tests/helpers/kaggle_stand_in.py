@@ -1,4 +1,4 @@
-"""A client in the place of Kaggle's: what it does is up to the test."""
+"""A fake of Kaggle's client, controlled by the test."""
 
 import shutil
 import sys
@@ -15,7 +15,7 @@ MODULES = ("kaggle", "kaggle.api", MODULE)
 
 
 def send_whole(path: Path) -> None:
-    """Write a whole .zip."""
+    """Write a complete .zip."""
     with zipfile.ZipFile(path / "flickrfaceshq-dataset-ffhq.zip", "w") as archive:
         archive.writestr("00000.png", b"a face")
 
@@ -48,7 +48,7 @@ class Kaggle:
         self.calls: list[str] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Stand in for the client, on a machine with a large disk."""
+        """Replace the client, on a machine with a large disk."""
         state = self
 
         class KaggleApi:

@@ -1,4 +1,4 @@
-"""Photos, folders and archives of them, whole and damaged."""
+"""Images, folders and archives of them, intact and damaged."""
 
 import io
 import struct

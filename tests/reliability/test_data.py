@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import signal
 import sys
@@ -74,7 +75,7 @@ def test_case_08_a_download_that_lost_the_network_goes_on_and_never_bears_the_na
 ) -> None:
     kaggle.send = send_half
     said = pack("ffhq")
-    assert "try again" in said
+    assert "Try again" in said
     assert "data.root=" in said
     assert not Path("data/ffhq.zip").exists()
     found: list[int] = []
@@ -85,7 +86,7 @@ def test_case_08_a_download_that_lost_the_network_goes_on_and_never_bears_the_na
         write_zip(half, photos(ALBUM))
 
     kaggle.send = go_on
-    assert "12 pictures" in pack("ffhq")
+    assert "12 images" in pack("ffhq")
     assert found[0] > 0
     assert sorted(path.name for path in Path("data").glob("[!.]*")) == ["ffhq-6", "ffhq.zip"]
 
@@ -113,7 +114,7 @@ def test_case_09_a_zip_that_is_cut_or_has_a_flipped_bit_is_told_with_its_size_an
     assert not list(Path().rglob("*.bmp"))
 
     kaggle.send = send_truncated  # the client thinks it is done
-    assert "holds no whole .zip: delete it and try again" in pack("ffhq")
+    assert "contains no complete .zip. Delete it and try again" in pack("ffhq")
     assert not Path("data/ffhq.zip").exists()
 
 
@@ -173,7 +174,7 @@ def test_case_10_a_packing_that_is_told_to_end_ends_in_order_and_says_that_it_go
     if command == "train.py":
         assert said.splitlines()[-1].endswith("resume=auto")
     else:
-        assert "the same command resumes" in said
+        assert "Run the same command to resume." in said
     assert 0 < np.count_nonzero(np.load(state)["state"]) < count
     assert not partial.with_suffix("").exists()
 
@@ -268,6 +269,12 @@ def test_case_13_a_folder_that_is_no_set_of_photos_is_told_with_what_is_in_it_an
     assert not (workplace / "data").exists()
 
 
+def test_case_13_a_root_that_is_not_in_utf8_is_rejected_at_the_start(workplace: Path) -> None:
+    root = os.fsdecode(b"Jos\xe9")
+    assert "is not in UTF-8. Rename the file or folder." in refused("train.py", *FFHQ, f'data.root="{root}"')
+    assert not list(workplace.iterdir())
+
+
 def test_case_14_latents_of_another_vae_or_that_are_damaged_are_not_used(
     trained: Path, workplace: Path, train: Callable[..., None]
 ) -> None:
@@ -310,14 +317,14 @@ def test_case_16_a_photo_that_is_damaged_and_still_decodes_is_found_by_its_check
     Image.effect_noise((64, 64), 80).convert("RGB").save(buffer, "JPEG", quality=95)
     whole = buffer.getvalue()
     write_folder(Path("photos"), {**photos(ALBUM), "face.jpg": whole})
-    assert "13 pictures and the pack are as they should be" in pack("photos", "--verify")
+    assert "The pack and its 13 images are unchanged" in pack("photos", "--verify")
     middle = len(whole) // 2
     damaged = whole[:middle] + bytes([whole[middle] ^ 0x55]) + whole[middle + 1 :]
     assert not np.array_equal(decode(damaged, 64).pixels, decode(whole, 64).pixels)  # and no error
     (Path("photos") / "face.jpg").write_bytes(damaged)
     said = pack("photos", "--verify")
     assert "photos/face.jpg has changed since it was packed" in said
-    assert "1 damaged: fetch them again" in said
+    assert "1 damaged. Fetch them again" in said
 
 
 def test_case_17_photos_of_every_kind_are_converted_by_their_rules(pack: Prepare) -> None:

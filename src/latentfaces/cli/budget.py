@@ -22,7 +22,7 @@ from latentfaces.config.suggestions import format_error
 from latentfaces.config.validation import ModelLimits, check_keys, check_length, check_types
 from latentfaces.cost.estimate import Plan, report
 from latentfaces.data.pack import FFHQ_SIZE
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, escape_stdout
 
 STAGES = ("vae", "ldm")
 
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     if options.images is not None and options.images < 1:
         parser.error(f"--images={options.images} must be at least 1")
+    escape_stdout()
     try:
         for plan in plans(options.overrides, options.images):
             print(report(plan), end="\n\n")

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import functools
-import io
 import os
 import sys
 import traceback
@@ -18,7 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from latentfaces.config.secrets import refuse_secret_overrides
 from latentfaces.config.suggestions import format_error
-from latentfaces.errors import UserError, no_room
+from latentfaces.errors import UserError, escape_stdout, no_room
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 FULL_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
@@ -38,10 +37,12 @@ def run(main: Callable[[], Any], config: str) -> None:
         main: the command.
         config: the name of its config.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+    escape_stdout()
     try:
         refuse_secret_overrides(sys.argv[1:])
+        for argument in sys.argv[1:]:
+            if config == "train" and argument.encode(errors="replace").decode() != argument:
+                raise UserError(f"{argument} is not in UTF-8. Rename the file or folder.")
         if any(argument.startswith("--experimental-rerun") for argument in sys.argv):
             raise UserError("--experimental-rerun unpickles a file, which may run anything: type the options instead")
     except UserError as error:

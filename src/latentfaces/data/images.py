@@ -22,7 +22,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26  # editor
 SRGB = ImageCms.createProfile("sRGB")
 
 ORIENTATION_TAG = 0x0112
-UPRIGHT = {  # EXIF orientation -> what turns the picture upright (EXIF 2.32, tag 274)
+UPRIGHT = {  # EXIF 2.32, tag 274
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -33,18 +33,15 @@ UPRIGHT = {  # EXIF orientation -> what turns the picture upright (EXIF 2.32, ta
 }
 
 MINUS_ONE = torch.tensor(-1.0)
-PER_LEVEL = float(np.nextafter(np.float32(1 / 127.5), np.float32(0)))  # rounded down, so that 255 gives no more than 1
+PER_LEVEL = float(np.nextafter(np.float32(1 / 127.5), np.float32(0)))  # rounded down: 255 gives at most 1
 
 
 class Picture(NamedTuple):
-    """A picture as it is packed."""
+    """A decoded image."""
 
-    pixels: Pixels
-    """(3, R, R) uint8."""
-    enlarged: bool
-    """Whether it was smaller than R."""
-    sha256: str
-    """The first 32 hexadecimal digits of the hash of the file's bytes."""
+    pixels: Pixels  # (3, R, R) uint8
+    enlarged: bool  # the file had fewer than R pixels on a side
+    sha256: str  # of the file, see `digest`
 
 
 def open_image(file: str | Path | IO[bytes]) -> Image.Image:
@@ -98,7 +95,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB: 16 bit scaled to 8, ICC profiles to sRGB, transparency on white."""
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
-        # Pillow clips 16-bit values at 255, which turns nearly every picture white.
+        # Pillow clips 16-bit values at 255, which turns most images white.
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     elif image.mode in ("P", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -124,9 +121,9 @@ def turned_upright(image: Image.Image) -> Image.Image:
 
 
 def center_square(image: Image.Image, resolution: int, resize_filter: FilterName = "auto") -> Pixels:
-    """Upright, RGB, the largest centred square, resized: (3, resolution, resolution) uint8.
+    """Rotate, convert to RGB, crop the largest central square and resize it: (3, resolution, resolution) uint8.
 
-    The filter "auto" is the mean of the pixels where the factor is whole, Lanczos otherwise; the others are Pillow's.
+    The filter "auto" is the mean of the pixels for integer factors, else Lanczos. The others are Pillow's.
     """
     image = to_rgb(turned_upright(image))
     side = min(image.size)
@@ -135,50 +132,49 @@ def center_square(image: Image.Image, resolution: int, resize_filter: FilterName
     if image.size == (resolution, resolution):
         small = image
     elif resize_filter == "auto" and side % resolution == 0:
-        # Rounded once. Pillow's BOX rounds halves up in each direction, which brightens pictures by half a level.
+        # Pillow's BOX rounds up in each direction, which brightens images by half a level. This rounds once.
         small = image.reduce(side // resolution, box=box)
     else:
         resample = Image.Resampling["LANCZOS" if resize_filter == "auto" else resize_filter.upper()]
         small = image.resize((resolution, resolution), resample, box=box)
-    planes = b"".join(small.tobytes("raw", band) for band in "RGB")  # four times as fast as to transpose an array
+    planes = b"".join(small.tobytes("raw", band) for band in "RGB")  # 4 times as fast as a transpose
     return np.frombuffer(planes, np.uint8).reshape(3, resolution, resolution)
 
 
 def decode(data: bytes, resolution: int, resize_filter: FilterName = "auto") -> Picture:
-    """An encoded picture, squared and resized; with the filter "auto" large JPEGs are decoded at reduced scale.
+    """Decode an image to a square. The filter "auto" decodes large JPEGs at reduced scale.
 
     Raises:
-        Exception: of many kinds: damaged, cut short, no picture, or a decompression bomb.
+        Exception: of many kinds, where the image is damaged or not one that `open_image` reads.
     """
     with open_image(io.BytesIO(data)) as image:
         enlarged = min(image.size) < resolution
-        image.decodermaxblock = len(data)  # type: ignore[attr-defined]  # Pillow decodes 64 kB at a time, and each pause costs
+        image.decodermaxblock = len(data)  # type: ignore[attr-defined]  # faster than Pillow's 64 kB at a time
         if resize_filter == "auto":
-            # A JPEG can be decoded at a half, a quarter or an eighth, in half the time. From 512 to 256 pixels that
-            # differs from the mean of the full picture by half a level in 255 (50 dB): less than the choice of filter.
+            # Half the time at 1/2, 1/4 or 1/8. From 512 to 256 pixels it differs from the mean by half a level of 255.
             image.draft(None, (resolution, resolution))
         pixels = center_square(image, resolution, resize_filter)
     return Picture(pixels, enlarged, digest(data))
 
 
 def digest(data: bytes) -> str:
-    """The first 32 hexadecimal digits of the SHA-256 of some bytes."""
+    """Return the first 32 hexadecimal digits of the SHA-256."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
 def to_float(images: Tensor, mirrored: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """uint8 images (b, c, h, w) -> float32 in [-1, 1]; those of `mirrored` (b,) mirrored; into `out` where given."""
+    """Convert uint8 images (b, c, h, w) to float32 in [-1, 1] in `out`, if given, and flip those of `mirrored` (b,)."""
     floats = torch.empty(images.shape, device=images.device) if out is None else out
     if images.device.type != "cpu":
         torch.add(MINUS_ONE, floats.copy_(images), alpha=PER_LEVEL, out=floats)
         return floats if mirrored is None else torch.where(mirrored[:, None, None, None], floats.flip(-1), floats)
     flags = [False] * len(images) if mirrored is None else mirrored.tolist()
-    # One picture at a time stays in the processor's cache for the second pass.
-    for picture, image, flip in zip(floats, images, flags, strict=True):
-        torch.add(MINUS_ONE, picture.copy_(image.flip(-1) if flip else image), alpha=PER_LEVEL, out=picture)
+    # One image at a time stays in the CPU cache.
+    for target, image, flip in zip(floats, images, flags, strict=True):
+        torch.add(MINUS_ONE, target.copy_(image.flip(-1) if flip else image), alpha=PER_LEVEL, out=target)
     return floats
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float in [-1, 1] -> uint8, rounded, values outside clipped."""
+    """Convert floats in [-1, 1] to uint8, rounded and clipped."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Silent damage, found by checksums: a photo that decodes can still be the wrong photo."""
+"""Verification of images and packs by checksum."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,13 +11,8 @@ from latentfaces.data.packing import file_sha256
 from latentfaces.data.sources import BadImageError, Photos
 
 
-def damaged_pictures(pack: Pack, source: Photos) -> list[str]:
-    """A sentence for the pack and for each photo whose bytes are not those that were packed, or not FFHQ's (by MD5)."""
-    return list(faults(pack, source))
-
-
-def faults(pack: Pack, source: Photos) -> Iterator[str]:
-    """Yield what `damaged_pictures` lists, one by one."""
+def damaged_files(pack: Pack, source: Photos) -> Iterator[str]:
+    """Yield a message for the pack and for each image that changed since it was packed, or is not FFHQ's by MD5."""
     if file_sha256(pack.folder / "images.npy") != pack.sha256:
         yield f"{pack.folder / 'images.npy'} has changed since it was written"
     official = source.checksums()

@@ -1,4 +1,4 @@
-"""Portraits of people who do not exist, drawn from a seed: a data set that needs no download."""
+"""Drawn faces: a dataset that needs no download."""
 
 from latentfaces.data.synthetic.drawing import draw_face
 from latentfaces.data.synthetic.traits import Face, sample_face

@@ -1,6 +1,6 @@
-"""A picture in progress, and the shapes that are drawn on it.
+"""Canvas and shapes of a drawn face.
 
-Three coordinate systems are used, all with y pointing down: picture (x, y) in [-1, 1]; head (u, v), whose origin lies
+Three coordinate systems are used, all with y pointing down: image (x, y) in [-1, 1]; head (u, v), whose origin lies
 midway between the eyes and which follows position, scale and roll; and face (p, q), the head's surface, which slides
 over the head when it turns.
 """
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from latentfaces.data.synthetic.traits import Colour
+from latentfaces.data.synthetic.traits import Color
 
 Plane = NDArray[np.floating]  # float32 throughout; wider here because NumPy's stubs lose track of the width
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """A picture in progress, (3, H, W) in [0, 1], and the coordinates of its pixels, each (H, W)."""
+    """An image in progress, (3, H, W) in [0, 1], and the coordinates of its pixels, each (H, W)."""
 
     rgb: Plane
     x: Plane
@@ -43,18 +43,18 @@ class Canvas:
         covered: Plane = np.clip(0.5 - distance / (self.pixel + softness), 0, 1)
         return covered
 
-    def paint(self, mask: Plane, colour: Colour | Plane) -> None:
-        """Lay a colour over the picture where mask (H, W) is 1."""
-        self.rgb[...] += mask * (planes(colour) - self.rgb)
+    def paint(self, mask: Plane, color: Color | Plane) -> None:
+        """Paint a color over the image where mask (H, W) is 1."""
+        self.rgb[...] += mask * (planes(color) - self.rgb)
 
-    def tint(self, mask: Plane, factor: Colour) -> None:
-        """Multiply the picture by a factor where mask (H, W) is 1."""
+    def tint(self, mask: Plane, factor: Color) -> None:
+        """Multiply the image by a factor where mask (H, W) is 1."""
         self.rgb[...] *= 1 - mask * (1 - planes(factor))
 
 
-def planes(colour: Colour | Plane) -> Plane:
-    """Return a colour as an array that broadcasts against (3, H, W)."""
-    return colour if isinstance(colour, np.ndarray) else np.array(colour, np.float32).reshape(3, 1, 1)
+def planes(color: Color | Plane) -> Plane:
+    """Return a color as an array that broadcasts against (3, H, W)."""
+    return color if isinstance(color, np.ndarray) else np.array(color, np.float32).reshape(3, 1, 1)
 
 
 def smooth(low: float, high: float, value: Plane) -> Plane:
@@ -63,16 +63,16 @@ def smooth(low: float, high: float, value: Plane) -> Plane:
     return t * t * (3 - 2 * t)
 
 
-def bump(a: Plane, b: Plane, centre: tuple[float, float], radius: tuple[float, float]) -> Plane:
-    """Return a Gaussian bump, 1 at its centre."""
-    height: Plane = np.exp(-(((a - centre[0]) / radius[0]) ** 2) - ((b - centre[1]) / radius[1]) ** 2)
+def bump(a: Plane, b: Plane, center: tuple[float, float], radius: tuple[float, float]) -> Plane:
+    """Return a Gaussian bump, 1 at its center."""
+    height: Plane = np.exp(-(((a - center[0]) / radius[0]) ** 2) - ((b - center[1]) / radius[1]) ** 2)
     return height
 
 
-def ellipse(a: Plane, b: Plane, centre: tuple[float, float], radius: tuple[float, float]) -> Plane:
-    """Return about the signed distance to an ellipse, negative inside."""
-    from_centre: Plane = np.hypot((a - centre[0]) / radius[0], (b - centre[1]) / radius[1])
-    return (from_centre - 1) * min(radius)
+def ellipse(a: Plane, b: Plane, center: tuple[float, float], radius: tuple[float, float]) -> Plane:
+    """Return the approximate signed distance to an ellipse, negative inside."""
+    from_center: Plane = np.hypot((a - center[0]) / radius[0], (b - center[1]) / radius[1])
+    return (from_center - 1) * min(radius)
 
 
 def squircle(a: Plane, b: Plane, squareness: Plane | float) -> Plane:

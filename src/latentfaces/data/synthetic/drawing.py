@@ -1,6 +1,4 @@
-"""A face's parameters -> its portrait, painted back to front: background, hair behind the head, clothes, ears, skin,
-features, hair in front.
-"""
+"""Face parameters to an image, painted from back to front."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,11 +7,11 @@ from latentfaces.data.synthetic.canvas import Canvas, Plane, bump, ellipse, plan
 from latentfaces.data.synthetic.traits import Face, sample_face, scaled
 
 SUPERSAMPLING = 2
-FACE_CENTRE = 0.05  # v of the widest point of the head
+FACE_CENTER = 0.05  # v of the widest point of the head
 
 
 def draw_face(seed: int, size: int = 64) -> NDArray[np.uint8]:
-    """Return the portrait that belongs to a seed, (size, size, 3) RGB; the same face at every size."""
+    """Draw the face of a seed, (size, size, 3) RGB. It is the same face at every size."""
     face = sample_face(np.random.default_rng(seed))
     canvas = _canvas(face, size * SUPERSAMPLING)
     _backdrop(face, canvas)
@@ -26,7 +24,7 @@ def draw_face(seed: int, size: int = 64) -> NDArray[np.uint8]:
     if hair:
         _hair_front(face, canvas, *hair)
     _hat(face, canvas)
-    rgb = canvas.rgb * planes(face.light_colour)
+    rgb = canvas.rgb * planes(face.light_color)
     rgb = rgb.reshape(3, size, SUPERSAMPLING, size, SUPERSAMPLING).mean((2, 4))
     return np.ascontiguousarray(np.clip(rgb * 255 + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
@@ -36,8 +34,8 @@ def _canvas(face: Face, side: int) -> Canvas:
     axis = ((np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1).astype(np.float32)
     x, y = np.meshgrid(axis, axis)
     cos, sin = float(np.cos(face.roll)) / face.scale, float(np.sin(face.roll)) / face.scale
-    u = (x - face.centre[0]) * cos + (y - face.centre[1]) * sin
-    v = (y - face.centre[1]) * cos - (x - face.centre[0]) * sin
+    u = (x - face.center[0]) * cos + (y - face.center[1]) * sin
+    v = (y - face.center[1]) * cos - (x - face.center[0]) * sin
     depth = np.maximum(1 - _outline(face, u, v) ** 2, 0)
     p, q = u - face.yaw * depth, v - face.pitch * depth
     return Canvas(np.zeros((3, side, side), np.float32), x, y, u, v, p, q, 2 / side / face.scale)
@@ -46,8 +44,8 @@ def _canvas(face: Face, side: int) -> Canvas:
 def _outline(face: Face, u: Plane, v: Plane) -> Plane:
     """Return the distance from the middle of the head, 1 on its outline."""
     width = face.width * (1 - face.taper * smooth(0.1, face.chin, v))
-    height = np.where(v < FACE_CENTRE, np.float32(-0.74), np.float32(face.chin - FACE_CENTRE))
-    return squircle(u / width, (v - FACE_CENTRE) / height, np.where(v < FACE_CENTRE, np.float32(0.35), 0))
+    height = np.where(v < FACE_CENTER, np.float32(-0.74), np.float32(face.chin - FACE_CENTER))
+    return squircle(u / width, (v - FACE_CENTER) / height, np.where(v < FACE_CENTER, np.float32(0.35), 0))
 
 
 def _lit(face: Face, normal_x: Plane, normal_y: Plane) -> Plane:
@@ -58,16 +56,16 @@ def _lit(face: Face, normal_x: Plane, normal_y: Plane) -> Plane:
 
 
 def _backdrop(face: Face, canvas: Canvas) -> None:
-    """Paint a gradient between two colours, with soft discs of light."""
+    """Paint a gradient between two colors, with soft discs of light."""
     along = canvas.x * float(np.cos(face.backdrop_angle)) + canvas.y * float(np.sin(face.backdrop_angle))
     canvas.paint(np.ones_like(along), face.backdrop[0])
     canvas.paint(smooth(-1.2, 1.2, along), face.backdrop[1])
-    for x, y, radius, softness, colour in face.blobs:
-        canvas.paint(0.6 * canvas.cover(ellipse(canvas.x, canvas.y, (x, y), (radius, radius)), softness), colour)
+    for x, y, radius, softness, color in face.blobs:
+        canvas.paint(0.6 * canvas.cover(ellipse(canvas.x, canvas.y, (x, y), (radius, radius)), softness), color)
 
 
 def _hair(face: Face, canvas: Canvas) -> tuple[Plane, Plane]:
-    """Return the signed distance to the outer shape of the hair (H, W), and its colour everywhere (3, H, W)."""
+    """Return the signed distance to the outer shape of the hair (H, W), and its color everywhere (3, H, W)."""
     style, u, v, phases = face.style, canvas.u, canvas.v, face.phases
     bottom = 0.25 + style.volume
     curve = 0.6 * face.wave * np.sin(7 * v + phases[0] + 0.6 * u)
@@ -87,12 +85,12 @@ def _hair(face: Face, canvas: Canvas) -> tuple[Plane, Plane]:
     return (radius - 1) * face.width, planes(face.hair) * shade + (0.04 + 0.14 * planes(face.hair)) * sheen
 
 
-def _hair_behind(face: Face, canvas: Canvas, distance: Plane, colour: Plane) -> None:
+def _hair_behind(face: Face, canvas: Canvas, distance: Plane, color: Plane) -> None:
     """Paint the hair behind the head, and a bun on top."""
     if face.style.bun:
         bun = ellipse(canvas.u, canvas.v, (face.parting * 0.4, -0.76), (0.22, 0.17))
-        canvas.paint(canvas.cover(bun), colour * (0.75 - 0.25 * bun / 0.17))
-    canvas.paint(canvas.cover(distance), colour * 0.7)
+        canvas.paint(canvas.cover(bun), color * (0.75 - 0.25 * bun / 0.17))
+    canvas.paint(canvas.cover(distance), color * 0.7)
 
 
 def _clothes(face: Face, canvas: Canvas) -> None:
@@ -118,11 +116,11 @@ def _ears(face: Face, canvas: Canvas) -> None:
     if face.style.side > 0.3:
         return
     for side in (-1, 1):
-        centre = (side * face.width - 0.25 * face.yaw, 0.12)
-        part = canvas.crop((centre[0] - 0.15, centre[0] + 0.15), (-0.1, 0.35))
-        mask = part.cover(ellipse(part.u - 0.15 * side * (0.12 - part.v), part.v, centre, (0.08, 0.15)))
-        part.paint(mask, planes(face.skin) * _lit(face, (part.u - centre[0]) * 6 + side * 0.3, part.v * 2 - 0.24))
-        part.tint(mask * bump(part.u, part.v, (centre[0] + 0.015 * side, 0.11), (0.035, 0.085)), (0.72, 0.55, 0.52))
+        center = (side * face.width - 0.25 * face.yaw, 0.12)
+        part = canvas.crop((center[0] - 0.15, center[0] + 0.15), (-0.1, 0.35))
+        mask = part.cover(ellipse(part.u - 0.15 * side * (0.12 - part.v), part.v, center, (0.08, 0.15)))
+        part.paint(mask, planes(face.skin) * _lit(face, (part.u - center[0]) * 6 + side * 0.3, part.v * 2 - 0.24))
+        part.tint(mask * bump(part.u, part.v, (center[0] + 0.015 * side, 0.11), (0.035, 0.085)), (0.72, 0.55, 0.52))
 
 
 def _skin(face: Face, canvas: Canvas) -> None:
@@ -265,20 +263,20 @@ def _mouth(face: Face, canvas: Canvas) -> None:
 
 
 def _beard(face: Face, canvas: Canvas) -> None:
-    """Paint a beard along the jaw and a moustache above the mouth, around the lips."""
-    if not face.beard and not face.moustache:
+    """Paint a beard along the jaw and a mustache above the mouth, around the lips."""
+    if not face.beard and not face.mustache:
         return
     part = canvas.crop((-face.width - 0.1, face.width + 0.1), (0.0, face.chin + 0.1))
     p, q, a, middle = part.p, part.q, np.abs(part.p), _mouth_height(face)
     hairs = 0.9 + 0.1 * np.sin(50 * p + face.phases[1]) * np.sin(31 * q + 40 * a)
     shade = _lit(face, p / face.width, 0.8 * (q - 0.5)) * hairs
-    colour = planes(scaled(face.hair, 0.72)) * shade
+    color = planes(scaled(face.hair, 0.72)) * shade
 
     edge = middle + 0.13 + 0.045 * max(face.mouth_open, 0.0) - 1.15 * np.maximum(a - 0.13, 0)
     jaw = part.cover(np.maximum(edge - q, 0.08 - q), 0.15) * part.cover((_outline(face, part.u, part.v) - 1.02) * 0.6)
     above = middle - 0.075 + 1.6 * a**2 - 0.02 * face.smile * (a > 0.1)
     lip = part.cover(np.maximum(np.abs(q - above) - 0.034, a - 1.05 * face.mouth_width), 0.03)
-    part.paint(np.maximum(jaw * face.beard, lip * face.moustache), colour)
+    part.paint(np.maximum(jaw * face.beard, lip * face.mustache), color)
 
 
 def _opening(face: Face, canvas: Canvas) -> Plane:
@@ -292,11 +290,11 @@ def _opening(face: Face, canvas: Canvas) -> Plane:
     return (squircle(u / half, rise, style.square) - 1) * half - rim
 
 
-def _hair_front(face: Face, canvas: Canvas, distance: Plane, colour: Plane) -> None:
+def _hair_front(face: Face, canvas: Canvas, distance: Plane, color: Plane) -> None:
     """Paint the hair in front of the head: over the forehead, the temples and, if long, the shoulders."""
     tips = 0.03 * np.sin(21 * canvas.u + face.phases[5])
     mask = canvas.cover(distance) * canvas.cover(-_opening(face, canvas), 0.02)
-    canvas.paint(mask * canvas.cover(canvas.v - face.style.side - tips, 0.06), colour)
+    canvas.paint(mask * canvas.cover(canvas.v - face.style.side - tips, 0.06), color)
 
 
 def _hat(face: Face, canvas: Canvas) -> None:

@@ -1,20 +1,20 @@
-"""Who is on a portrait: the parameters of a face that does not exist, drawn from a seed."""
+"""Random parameters of a face."""
 
 import colorsys
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
-SKIN_RAMP: tuple[Colour, ...] = (
+SKIN_RAMP: tuple[Color, ...] = (
     (0.98, 0.85, 0.77), (0.94, 0.77, 0.66), (0.87, 0.67, 0.53), (0.74, 0.53, 0.39), (0.57, 0.38, 0.27),
     (0.40, 0.26, 0.19),
 )  # fmt: skip
-HAIR_RAMP: tuple[Colour, ...] = (
+HAIR_RAMP: tuple[Color, ...] = (
     (0.90, 0.77, 0.52), (0.72, 0.54, 0.32), (0.47, 0.31, 0.19), (0.28, 0.18, 0.12), (0.12, 0.09, 0.08),
 )  # fmt: skip
-IRIS_COLOURS: tuple[Colour, ...] = ((0.33, 0.53, 0.70), (0.40, 0.55, 0.38), (0.50, 0.55, 0.58), (0.53, 0.40, 0.20))
+IRIS_COLORS: tuple[Color, ...] = ((0.33, 0.53, 0.70), (0.40, 0.55, 0.38), (0.50, 0.55, 0.58), (0.53, 0.40, 0.20))
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class HairStyle:
     weight: tuple[float, float]
     end: float  # v where the hair behind the head ends
     side: float  # v where the hair in front of the face ends
-    opening: float  # half width of the hair's opening, as a share of the head's
+    opening: float  # half width of the hair's opening, as a fraction of the head's
     hairline: float  # v of the top of that opening
     volume: float  # how far the hair stands off the skull
     square: float = 0.1  # how boxy the opening is, 0 to 0.5
@@ -46,25 +46,25 @@ HAIR_STYLES = {
 
 @dataclass(frozen=True)
 class Face:
-    """Everything that is drawn at random about one portrait; lengths are in head units, colours in [0, 1]."""
+    """Random parameters of a face: lengths in head units, colors in [0, 1]."""
 
-    centre: tuple[float, float]  # midpoint between the eyes, in the picture
+    center: tuple[float, float]  # midpoint between the eyes, in the image
     scale: float
     roll: float  # radians
     yaw: float  # sideways shift of the nearest point of the face
     pitch: float
     light: tuple[float, float, float]  # unit vector towards the light; x right, y down, z to the viewer
-    light_colour: Colour
+    light_color: Color
     ambient: float
     masculine: float  # 0 to 1
     age: float  # 0 to 1
-    skin: Colour
+    skin: Color
     blush: float
     width: float
     chin: float  # v of the chin
     taper: float  # how much the jaw narrows
     style: HairStyle
-    hair: Colour
+    hair: Color
     parting: float
     sweep: float  # slant of the hairline
     wave: float
@@ -72,7 +72,7 @@ class Face:
     eye_size: float  # half width of an eye
     eye_open: float  # height of the opening over the eye's half width
     eye_tilt: float
-    iris: Colour
+    iris: Color
     gaze: tuple[float, float]
     lashes: float
     brow_height: float
@@ -83,42 +83,42 @@ class Face:
     nose_length: float
     mouth_width: float
     lips: tuple[float, float]  # heights of the upper and the lower lip
-    lip_tint: Colour
+    lip_tint: Color
     smile: float
     mouth_open: float
     beard: float  # opacity, 0 for none
-    moustache: float
-    glasses: Colour | None
+    mustache: float
+    glasses: Color | None
     glasses_round: float
-    hat: Colour | None
-    cloth: Colour
+    hat: Color | None
+    cloth: Color
     neckline: float
-    backdrop: tuple[Colour, Colour]
+    backdrop: tuple[Color, Color]
     backdrop_angle: float
-    blobs: tuple[tuple[float, float, float, float, Colour], ...]  # x, y, radius, softness, colour
+    blobs: tuple[tuple[float, float, float, float, Color], ...]  # x, y, radius, softness, color
     phases: tuple[float, ...]  # of the hair's strands
 
 
-def scaled(colour: Colour, factor: float) -> Colour:
-    """Return a colour times a factor, within [0, 1]."""
-    red, green, blue = (min(max(channel * factor, 0.0), 1.0) for channel in colour)
+def scaled(color: Color, factor: float) -> Color:
+    """Return a color times a factor, within [0, 1]."""
+    red, green, blue = (min(max(channel * factor, 0.0), 1.0) for channel in color)
     return red, green, blue
 
 
-def ramp(colours: tuple[Colour, ...], t: float) -> Colour:
-    """Return the colour at t in [0, 1] along evenly spaced colours."""
-    at = np.linspace(0, 1, len(colours))
-    red, green, blue = (float(np.interp(t, at, channel)) for channel in zip(*colours, strict=True))
+def ramp(colors: tuple[Color, ...], t: float) -> Color:
+    """Return the color at t in [0, 1] along evenly spaced colors."""
+    at = np.linspace(0, 1, len(colors))
+    red, green, blue = (float(np.interp(t, at, channel)) for channel in zip(*colors, strict=True))
     return red, green, blue
 
 
-def hsv(hue: float, saturation: float, value: float) -> Colour:
-    """Return the RGB colour of a hue, saturation and value, each in [0, 1]."""
+def hsv(hue: float, saturation: float, value: float) -> Color:
+    """Return the RGB color of a hue, saturation and value, each in [0, 1]."""
     return colorsys.hsv_to_rgb(hue, saturation, value)
 
 
 def sample_face(rng: np.random.Generator) -> Face:
-    """Draw the parameters of a face; traits that go together in people are correlated."""
+    """Sample the parameters of a face, with correlated traits."""
 
     def normal(mean: float, deviation: float) -> float:
         return mean + deviation * float(np.clip(rng.normal(), -2.2, 2.2))
@@ -136,8 +136,8 @@ def sample_face(rng: np.random.Generator) -> Face:
     hair = ramp(HAIR_RAMP, darkness)
     if chance(0.18 * (1 - tone) ** 2):
         hair = scaled((0.66, 0.30, 0.13), normal(0.95, 0.15))
-    grey = float(np.clip((age - 0.55) * 2.2 + normal(0, 0.25), 0, 1)) if age > 0.5 else 0.0
-    hair = ramp((hair, (0.74, 0.73, 0.72)), grey)
+    gray = float(np.clip((age - 0.55) * 2.2 + normal(0, 0.25), 0, 1)) if age > 0.5 else 0.0
+    hair = ramp((hair, (0.74, 0.73, 0.72)), gray)
     weights = np.array([(1 - masculine) * s.weight[0] + masculine * s.weight[1] for s in HAIR_STYLES.values()])
     style = list(HAIR_STYLES.values())[int(rng.choice(len(weights), p=weights / weights.sum()))]
     length = normal(0, 0.08) if style.side > 0.3 else 0.0
@@ -152,7 +152,7 @@ def sample_face(rng: np.random.Generator) -> Face:
 
     iris = ramp(((0.42, 0.26, 0.14), (0.20, 0.12, 0.08)), float(rng.random()))
     if chance(0.75 * (1 - tone) ** 1.2):
-        iris = scaled(IRIS_COLOURS[int(rng.integers(len(IRIS_COLOURS)))], normal(1, 0.12))
+        iris = scaled(IRIS_COLORS[int(rng.integers(len(IRIS_COLORS)))], normal(1, 0.12))
 
     azimuth, height = normal(0, 0.65), normal(0.45, 0.2)
     light = np.array([np.sin(azimuth), -height, np.cos(azimuth)])
@@ -166,7 +166,7 @@ def sample_face(rng: np.random.Generator) -> Face:
     rouge = max(0.0, normal(0.5, 0.35)) * feminine
     backdrop_hue, backdrop_value = float(rng.random()), float(rng.uniform(0.15, 0.95))
 
-    def backdrop() -> Colour:
+    def backdrop() -> Color:
         hue = (backdrop_hue + normal(0, 0.06)) % 1
         return hsv(hue, float(rng.beta(1.5, 2.5)) * 0.7, float(np.clip(backdrop_value + normal(0, 0.12), 0.05, 1)))
 
@@ -177,13 +177,13 @@ def sample_face(rng: np.random.Generator) -> Face:
     )  # fmt: skip
 
     return Face(
-        centre=(normal(0, 0.03), normal(-0.11, 0.025)),
+        center=(normal(0, 0.03), normal(-0.11, 0.025)),
         scale=normal(1.05, 0.04),
         roll=normal(0, 0.05),
         yaw=normal(0, 0.065),
         pitch=normal(0, 0.02),
         light=(light_x, light_y, light_z),
-        light_colour=(1 + warmth, 1.0, 1 - warmth),
+        light_color=(1 + warmth, 1.0, 1 - warmth),
         ambient=normal(0.56, 0.07),
         masculine=masculine,
         age=age,
@@ -216,7 +216,7 @@ def sample_face(rng: np.random.Generator) -> Face:
         smile=smile,
         mouth_open=mouth_open,
         beard=float(rng.uniform(0.25, 0.95)) if bearded else 0.0,
-        moustache=float(rng.uniform(0.4, 0.95)) if (bearded and chance(0.85)) or chance(0.05 * masculine) else 0.0,
+        mustache=float(rng.uniform(0.4, 0.95)) if (bearded and chance(0.85)) or chance(0.05 * masculine) else 0.0,
         glasses=scaled(hsv(float(rng.random()), 0.5, 0.35), float(rng.uniform(0.1, 1.2))) if chance(0.18) else None,
         glasses_round=float(rng.random()),
         hat=hsv(float(rng.random()), 0.4, float(rng.uniform(0.2, 0.8))) if chance(0.05) else None,
