@@ -176,7 +176,7 @@ def test_case_40_what_tune_left_runs_nothing(home: Path) -> None:
 
     found = {"guidance": CALL, "ema": None, "of": open_run(LDM).stamp("best_denoiser")}
     (LDM / "tuned.json").write_text(json.dumps(found))
-    assert "os.mkdir is not a part of latentfaces" in refused("sample.py", *FEW)
+    assert "os.mkdir may not be named" in refused("sample.py", *FEW)
 
 
 LIES = {
