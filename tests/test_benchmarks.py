@@ -1,4 +1,4 @@
-"""The benchmarks: both sides of a row do the same work, and what is said of the figures follows from them."""
+"""Benchmarks: both sides of a row do the same work, and ratios follow from the measured times."""
 
 import dataclasses
 import importlib

@@ -1,4 +1,4 @@
-"""The networks that metrics look through: what they are fed, what they are called, and what is said without them."""
+"""Feature networks: input, names, and messages without their packages or weights."""
 
 from pathlib import Path
 from typing import Any
