@@ -48,10 +48,8 @@ class PerceptualDistance(nn.Module):
                 "model.loss.perceptual.weights=FILE, or disable the loss with model/loss=l1_kl."
             ) from None
         except (RuntimeError, EOFError, UnpicklingError) as error:  # another network, truncated, empty, or HTML
-            problem = (str(error) or "the file is empty").splitlines()[0]
-            raise UserError(
-                f"{path} is not torchvision's {name}, or is damaged: {problem}. Download it again."
-            ) from None
+            why = (str(error) or "the file is empty").splitlines()[0]
+            raise UserError(f"{path} is not torchvision's {name}, or is damaged: {why}. Download it again.") from None
         self.unregistered = [network.requires_grad_(False)]
 
     @classmethod
