@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from networks import stage1_rivals
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from latentfaces.autoencoder import VAE
+from latentfaces.config.compose import initialized
 
 
 def loading(scale: Scale) -> Row:
@@ -171,11 +172,8 @@ class TrainerCost:
     def shipped(self, logger: str) -> StepClock:
         """Run the training of train.py."""
         clock = StepClock(self.bare())
-        cfg, config_folder = self.config(logger), str(ROOT / "conf")
-        with (
-            initialize_config_dir(config_folder, version_base="1.3"),  # as within hydra.main
-            prepared_training(cfg) as (data, module, trainer, _),
-        ):
+        cfg = self.config(logger)
+        with initialized(), prepared_training(cfg) as (data, module, trainer, _):
             trainer.callbacks.append(clock)
             trainer.fit(module, datamodule=data)
         return clock
@@ -251,13 +249,27 @@ def in_own_process(function: Callable[..., float], *arguments: Any) -> float:
         return pool.submit(function, *arguments).result()
 
 
-def memory_in_use(peak: bool = False) -> float:
-    """Return the memory of this process in bytes, now or at its peak."""
-    status = Path("/proc/self/status")
-    key = "VmHWM:" if peak else "VmRSS:"
-    if status.exists():  # getrusage would count what the parent had when it started this process
-        return 1024.0 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+def anonymous_memory() -> float:
+    """Return the anonymous memory of this process in bytes: without pages of mapped files, which cost nothing."""
+    status = Path("/proc/self/status").read_text()
+    return 1024.0 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
+
+
+class PeakMemory(threading.Thread):
+    """Within this context, a thread that looks at the anonymous memory every 2 ms. Linux keeps no peak of it."""
+
+    def __enter__(self) -> "PeakMemory":
+        self.peak, self.done = anonymous_memory(), threading.Event()
+        self.start()
+        return self
+
+    def run(self) -> None:
+        while not self.done.wait(0.002):
+            self.peak = max(self.peak, anonymous_memory())
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.join()
 
 
 def peak_of_stage1(scale: Scale, side: int, bfloat16: bool) -> float:
@@ -265,13 +277,14 @@ def peak_of_stage1(scale: Scale, side: int, bfloat16: bool) -> float:
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     images = torch.rand(scale.images_for_memory, 3, scale.resolution, scale.resolution, device=scale.device) * 2 - 1
     torch.randn(8, 8, requires_grad=True).sum().backward()
-    before = memory_in_use()
-    rival = stage1_rivals(scale, images)[side]()
-    for _ in range(2):
-        rival.step(bfloat16)
+    before = anonymous_memory()
+    with PeakMemory() as memory:
+        rival = stage1_rivals(scale, images)[side]()
+        for _ in range(2):
+            rival.step(bfloat16)
     if scale.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
-    return (memory_in_use(peak=True) - before) / 1e6
+    return (memory.peak - before) / 1e6
 
 
 def peak_memory(scale: Scale) -> Row:

@@ -137,7 +137,7 @@ def measure(folder: Path, resolution: int, seconds: float, home: Path) -> dict[s
         "load: pack, uint8 for the device": lambda _: cost(ours(data, as_float=False), seconds),
         "pack: PIL loop": lambda _: pil_loop(folder, resolution, 256),
         "pack: ours": lambda turn: packing(folder, resolution, home / str(turn)),
-        "share of training spent waiting": lambda _: waiting_share(folder, home / "small", seconds),
+        "fraction of training spent waiting": lambda _: waiting_share(folder, home / "small", seconds),
     }
     values: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(5):

@@ -7,7 +7,7 @@ r"""New faces after some minutes of training, against diffusers' UNet2DModel of 
 Same photos, held-out people, VAE, minutes, machine; one after the other. diffusers is trained as its
 train_unconditional.py does it (noise prediction, 1,000 linear betas, AdamW 1e-4, batch 16, cosine rate after 500
 steps, clip 1, its EMA), in bfloat16 autocast where ours is, and sampled by its own schedulers; `diffusers-tuned` with
-the batch size and learning rate of ours, as its own are too low for so few minutes. `pixels` is
+the batch size and learning rate of ours, as its own are too low for a few minutes. `pixels` is
 denoising-diffusion-pytorch without a VAE, whose minutes it has besides: its Trainer's defaults, a U-Net of 9.9 M
 parameters, the same precision, its own DDIM in 50 steps. latentfaces is train.py model=ldm with one thing changed in
 each variant. Reported: kid_effnet, the kernel inception distance x 1000 over features of EfficientNet-Lite0 between

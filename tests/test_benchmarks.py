@@ -1,10 +1,12 @@
-"""The benchmarks: both sides of a row do the same work, and what is said of the figures follows from them."""
+"""Benchmarks: both sides of a row do the same work, and ratios follow from the measured times."""
 
 import dataclasses
 import importlib
 import itertools
 import json
+import mmap
 import sys
+import time
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +92,7 @@ def test_bfloat16_is_measured_where_the_device_has_units_for_it(
     scale = dataclasses.replace(rows.QUICK, rounds=2 + units)  # the limits of a scale are measured once
     assert scale.precisions == expected
     rival = rows.Rival(1, lambda bfloat16: torch.ones(2, 2) @ torch.ones(2, 2))
-    told = rows.beside("nothing", rival, rival, scale)
+    told = rows.compare("nothing", rival, rival, scale)
     assert {name.split()[1] for name in told.figures["cpu"]} == set(expected)
     assert set(told.ratios) == {"shipped", *expected}
 
@@ -186,7 +188,7 @@ def test_two_forwards_give_the_gradient_that_ours_gives_with_one(benchmark: Any)
     assert (gradient - their_gradient).norm() < 1e-4 * their_gradient.norm()
 
 
-def test_a_step_is_timed_beside_the_bare_loops(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_timed_next_to_the_bare_loops(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     around = benchmark("around")
     now = 1.0
 
@@ -282,3 +284,19 @@ def test_a_setting_of_a_peer_that_there_is_not_is_named_before_it_is_trained(
         benchmark("equal_quality").main(["photos.zip", "--vae", "a", "--run", "b", "--theirs", "dpm,ddim 7"])
     assert refusal.value.code == 2
     assert "argument --theirs: ddim 7 is none of ddim 2, ddim 3" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_memory_counts_anonymous_memory_alone(benchmark: Any, tmp_path: Path) -> None:
+    around, size = benchmark("around"), 2**26
+    path = tmp_path / "mapped.bin"
+    path.write_bytes(bytes(size))
+    before = around.anonymous_memory()
+    with around.PeakMemory() as memory, path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        assert sum(mapped[:: mmap.PAGESIZE]) == 0  # every page is resident
+        assert memory.peak - before < size / 4
+        held = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # malloc may have freed memory to give
+        held.write(b"x" * size)
+        time.sleep(0.2)
+    assert 0.9 * size < memory.peak - before < 2.2 * size

@@ -12,7 +12,7 @@ import yaml
 from latentfaces.autoencoder import VAE
 from latentfaces.diffusion import Denoiser, DiT, RectifiedFlow
 from latentfaces.errors import UserError
-from latentfaces.run import build, find_run, open_run, runs_in
+from latentfaces.run import Run, build, find_run, open_run, runs_in
 
 TINY_VAE = {
     "_target_": "latentfaces.autoencoder.VAE",
@@ -86,9 +86,9 @@ def test_run_is_found_by_its_folder_anywhere(tmp_path: Path) -> None:
 def test_unknown_name_is_told_with_the_names_there_are(tmp_path: Path) -> None:
     for name in ("beta", "alpha"):
         write_run(tmp_path, name)
-    with pytest.raises(UserError, match=r"vae=gamma is neither .*\(there: alpha, beta\)"):
+    with pytest.raises(UserError, match=r"vae=gamma is neither .*Available: alpha, beta\."):
         find_run("gamma", "vae", tmp_path)
-    with pytest.raises(UserError, match=r"run=gamma is neither .*\(there: none\)"):
+    with pytest.raises(UserError, match=r"run=gamma is neither .*Available: none\."):
         find_run("gamma", "ldm", tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_config_builds_parts_within_parts() -> None:
     ],
 )
 def test_config_that_asks_for_anything_else_is_refused_by_name(target: str) -> None:
-    with pytest.raises(UserError, match=re.escape(target) + ".*may ask for"):
+    with pytest.raises(UserError, match=re.escape(target) + ".*may not be named"):
         build({"_target_": target})
 
 
@@ -185,5 +185,15 @@ def test_weights_cut_short_are_named(tmp_path: Path, kept: int) -> None:
 def test_weights_of_another_shape_are_named(tmp_path: Path, change: dict[str, Any]) -> None:
     folder = write_run(tmp_path, "faces")
     torch.save(build({**TINY_VAE, **change}).state_dict(), folder / "checkpoints" / "best_vae.pth")
-    with pytest.raises(UserError, match=r"faces/checkpoints/best_vae\.pth does not fit config\.yaml"):
+    with pytest.raises(UserError, match=r"faces/checkpoints/best_vae\.pth does not fit the config\.yaml"):
         open_run(folder).module("autoencoder", "best_vae")
+
+
+@pytest.mark.parametrize("content", ["", '{"steps": 4', "\x00\x00", "[]"])
+def test_a_result_that_was_cut_off_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "result.json").write_text(content)
+    (tmp_path / "tuned.json").write_text(content)
+    run = Run(tmp_path, {"stage": "vae"})
+    assert not run.finished
+    assert run.result() == {}
+    assert run.tuned() is None

@@ -1,4 +1,4 @@
-"""One training run as a folder: its config, its weights, whether it is finished."""
+"""A training run as a folder: config, weights and result."""
 
 import contextlib
 import hashlib
@@ -35,7 +35,7 @@ ALLOWED_TARGETS = {
         *("Neighbours", "Reconstruct", "Variations"),
     },
 }
-"""Parts that a stored config or an image's metadata may ask for. Evaluate is none: it runs a network from a file."""
+"""Classes that a stored config or PNG metadata may name. Not Evaluate, which runs a network from a file."""
 MOVED = {
     "conf.sweeps.SweepReport": "latentfaces.cli.sweeps.SweepReport",
     **{
@@ -43,19 +43,14 @@ MOVED = {
         for name in ("DDP", "FSDP")
     },
 }
-"""Classes that run folders of earlier versions know by another name."""
+"""New names of classes in run folders of earlier versions."""
 PARTS = {f"{module}.{name}" for module, names in ALLOWED_TARGETS.items() for name in names}
 DATA = {f"latentfaces.data.FFHQDataModule.{maker}" for maker in ("from_drawn_faces", "from_ffhq", "from_photos")}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A folder `outputs/<vae|ldm>/<name>` that train.py wrote.
-
-    Args:
-        folder: the folder.
-        config: what is in its config.yaml: the composed config, every reference resolved.
-    """
+    """Folder `outputs/<vae|ldm>/<name>` of train.py, and its resolved config."""
 
     folder: Path
     config: dict[str, Any]
@@ -67,75 +62,77 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training came to its end."""
-        return (self.folder / RESULT).exists()
+        """Whether training has ended."""
+        return bool(self.result())
 
     def result(self) -> dict[str, Any]:
-        """Return the metrics and the verdict of a finished run."""
-        return json.loads((self.folder / RESULT).read_text())
+        """Return the metrics and the verdict of a finished run, else an empty dict."""
+        return read_json(self.folder / RESULT)
 
     def tuned(self) -> dict[str, Any] | None:
-        """Return "guidance" and "ema" that task=tune found for the present best weights, or None."""
-        path = self.folder / TUNED
-        if not path.exists():
-            return None
-        found = json.loads(path.read_text())
+        """Return what task=tune found for the present best weights ("guidance", "ema", "sampler"), or None."""
+        found = read_json(self.folder / TUNED)
         check_targets(found)
-        return found if found["of"] == self.stamp("best_denoiser") else None
+        return found if found and found["of"] == self.stamp("best_denoiser") else None
 
     def stamp(self, name: str) -> str:
-        """12 hexadecimal digits that change with `checkpoints/<name>.pth`."""
+        """Return 12 hexadecimal digits of the SHA-256 of `checkpoints/<name>.pth`."""
         return hashlib.sha256((self.folder / "checkpoints" / f"{name}.pth").read_bytes()).hexdigest()[:12]
 
     def has_weights(self, name: str) -> bool:
-        """Whether `checkpoints/<name>.pth` is there."""
+        """Return whether `checkpoints/<name>.pth` exists."""
         return (self.folder / "checkpoints" / f"{name}.pth").exists()
 
     @property
     def has_snapshots(self) -> bool:
-        """Whether training left what `averaged` needs."""
+        """Whether there are enough snapshots for `averaged`."""
         return len(snapshots_in(self.folder / SNAPSHOTS)) > 1
 
     def module(self, node: str, weights: str) -> Any:
-        """Build `model.<node>` of the config and load `checkpoints/<weights>.pth` into it, ready for evaluation.
+        """Build `model.<node>` with the weights `checkpoints/<weights>.pth`, in evaluation mode.
 
         Raises:
             UserError: the weights are missing, damaged or of another shape.
         """
         path = self.folder / "checkpoints" / f"{weights}.pth"
         if not path.exists():
-            raise UserError(f"{path} is missing: the run stopped before its first validation; train it again")
+            raise UserError(f"{path} is missing: the run stopped before its first validation. Train it again.")
         return self.filled(node, path, lambda: torch.load(path, weights_only=True, map_location="cpu"))
 
     def averaged(self, node: str, sigma_rel: float) -> Any:
-        """Build `model.<node>` with the average of another width than the run exported, ready for evaluation.
-
-        Args:
-            node: the one that was trained.
-            sigma_rel: width of the average, in (0, 0.28), see `latentfaces.posthoc_ema`.
+        """Build `model.<node>` with the EMA of width sigma_rel in (0, 0.28), in evaluation mode.
 
         Raises:
-            UserError: the run's snapshots cannot give it.
+            UserError: the snapshots do not suffice (see `latentfaces.posthoc_ema`).
         """
         folder = self.folder / SNAPSHOTS
         state = rebuild(folder, sigma_rel)
         return self.filled(node, folder, lambda: state)
 
     def filled(self, node: str, path: Path, read: Callable[[], dict[str, Tensor]]) -> Any:
-        """Build `model.<node>` with the state dict that `read` finds at `path`, ready for evaluation."""
+        """Build `model.<node>` with the state dict that `read` returns. Messages name `path`."""
         module = build(self.config["model"][node])
         assert isinstance(module, nn.Module)
         try:
             module.load_state_dict(read())
         except Exception as error:
             raise UserError(
-                f"{path} does not fit {CONFIG} beside it, or is damaged ({type(error).__name__})"
+                f"{path} does not fit the {CONFIG} of its run, or is damaged ({type(error).__name__}). Restore both."
             ) from error
         return module.eval().requires_grad_(False)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object of a JSON file. It is empty if the file is missing or was cut off by a crash or a full disk."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def open_run(folder: str | Path) -> Run:
-    """The run in `folder`.
+    """Open the run in `folder`.
 
     Raises:
         UserError: there is none.
@@ -144,19 +141,19 @@ def open_run(folder: str | Path) -> Run:
     try:
         config = yaml.safe_load((folder / CONFIG).read_text())
     except OSError:
-        raise UserError(f"{folder} is not a run: it has no {CONFIG}") from None
+        raise UserError(f"{folder} is not a run: it has no {CONFIG}. Name another run.") from None
     except (yaml.YAMLError, UnicodeDecodeError):
         config = None
     if not isinstance(config, dict) or "stage" not in config:
-        raise UserError(f"{folder / CONFIG} is not the config of a run: restore it, or name another run")
-    if refers(config):  # train.py writes values; a reference would fetch this machine's own, as ${oc.env:TOKEN} does
-        raise UserError(f"{folder / CONFIG} refers to values that are not in it: restore it, or name another run")
+        raise UserError(f"{folder / CONFIG} is not the config of a run. Restore it, or name another run.")
+    if has_interpolation(config):  # train.py resolves them; ${oc.env:TOKEN} would read secrets of this machine
+        raise UserError(f"{folder / CONFIG} has interpolations. Restore it, or name another run.")
     config.get("data", {}).pop("num_workers", None)  # a key of earlier versions
     return Run(folder, translated(config))
 
 
 def translated(node: Any) -> Any:
-    """A stored config with each moved `_target_` replaced by its present name."""
+    """Replace each moved `_target_` in a stored config by its new name."""
     if isinstance(node, dict):
         return {key: translated(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -164,42 +161,44 @@ def translated(node: Any) -> Any:
     return MOVED.get(node, node) if isinstance(node, str) else node
 
 
-def refers(node: Any) -> bool:
-    """Whether a stored config refers to values that are not in it."""
+def has_interpolation(node: Any) -> bool:
+    """Return whether a stored config has interpolations."""
     if isinstance(node, dict | list):
-        return any(map(refers, node.values() if isinstance(node, dict) else node))
+        return any(map(has_interpolation, node.values() if isinstance(node, dict) else node))
     return isinstance(node, str) and "${" in node
 
 
 def find_run(
     wanted: str, stage: str, outputs: str | Path = "outputs", suits: Callable[[Run], bool] = lambda run: True
 ) -> Run:
-    """The run that `wanted` names: a folder, a name below `outputs/<stage>`, or "latest".
+    """Find a run by its folder, its name in `outputs/<stage>`, or as "latest".
 
     Args:
-        wanted: what the person typed.
+        wanted: value of the option `vae` or `run`.
         stage: "vae" or "ldm", where names are looked up.
-        outputs: the folder of all runs.
-        suits: which runs "latest" may choose from, beside being finished.
+        outputs: folder of all runs.
+        suits: condition on "latest", besides that it is finished.
 
     Raises:
         UserError: there is none.
     """
-    here = Path(outputs) / stage
+    folder_of_stage = Path(outputs) / stage
     key = "vae" if stage == "vae" else "run"
     if wanted == "latest":
-        runs = [run for run in runs_in(here) if run.finished and suits(run)]
+        runs = [run for run in runs_in(folder_of_stage) if run.finished and suits(run)]
         if not runs:
             raise UserError(
-                f"{here} has no finished run that fits: train one with `python train.py model={stage}`, "
-                f"or name a folder with {key}=FOLDER"
+                f"{folder_of_stage} has no finished run that fits. Train one with `python train.py model={stage}`, "
+                f"or name a folder with {key}=FOLDER."
             )
         return max(runs, key=lambda run: (run.folder / RESULT).stat().st_mtime)
     for folder in folders_named(wanted, stage, outputs):
         if (folder / CONFIG).exists():
             return open_run(folder)
-    known = ", ".join(sorted(run.folder.name for run in runs_in(here))) or "none"
-    raise UserError(f"{key}={wanted} is neither a run's folder nor a name in {here} (there: {known})")
+    available = ", ".join(sorted(run.folder.name for run in runs_in(folder_of_stage))) or "none"
+    raise UserError(
+        f"{key}={wanted} is neither a run's folder nor a name in {folder_of_stage}. Available: {available}."
+    )
 
 
 def folders_named(wanted: str, stage: str, outputs: str | Path = "outputs") -> list[Path]:
@@ -208,32 +207,28 @@ def folders_named(wanted: str, stage: str, outputs: str | Path = "outputs") -> l
 
 
 def runs_in(folder: Path) -> Iterator[Run]:
-    """All runs directly below `folder` whose config can be read."""
+    """Yield all runs directly below `folder` whose config can be read."""
     for config in sorted(folder.glob(f"*/{CONFIG}")):
         with contextlib.suppress(UserError):  # one broken run must not hide the others
             yield open_run(config.parent)
 
 
 def check_targets(node: Any, allowed: Container[str] = PARTS) -> None:
-    """Look for anything that is not allowed in a stored config, or a picture's text, before it is built.
-
-    Either may come from a stranger, and must not be able to run anything else.
-
-    Args:
-        node: a part of it.
-        allowed: the values that `_target_` may have.
+    """Check every `_target_` in a stored config or PNG metadata, which may be untrusted, before it is built.
 
     Raises:
-        UserError: naming the stranger.
+        UserError: naming a target that is not allowed.
     """
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         check_targets(child, allowed)
     if isinstance(node, dict) and "_target_" in node and str(node["_target_"]) not in allowed:
-        raise UserError(f"{node['_target_']} is not a part of latentfaces that a stored config or picture may ask for")
+        raise UserError(
+            f"{node['_target_']} may not be named by a stored config or PNG. Use only files that you trust."
+        )
 
 
 def build(node: Any) -> Any:
-    """Build the object that a stored config or a PNG's text describes, if `ALLOWED_TARGETS` has it."""
+    """Build the object of a stored config or PNG metadata, if `ALLOWED_TARGETS` has its class."""
     check_targets(node)
     if isinstance(node, list):
         return [build(item) for item in node]
@@ -253,13 +248,13 @@ def config_of(part: object) -> dict[str, Any]:
 
 
 def train_program() -> list[str]:
-    """Return the program that trains, in the form in which this process was started."""
+    """Return the training command in the form in which this process was started."""
     installed = Path(sys.argv[0]).name.startswith("latentfaces-")
     return ["latentfaces-train"] if installed else ["python", "train.py"]
 
 
 def overrides_of(folder: Path) -> list[str]:
-    """Return the overrides of a run's first command, or none if they were not kept."""
+    """Return the overrides of a run's first command; none if they were not kept."""
     path = folder / ".hydra" / "overrides.yaml"
     return [*(yaml.safe_load(path.read_text()) if path.exists() else [])]
 
@@ -273,9 +268,9 @@ def resume_command(program: list[str], overrides: Sequence[str], folder: Path) -
     """Return the command that resumes the run in `folder`.
 
     Args:
-        program: what to start, as `train_program` returns it.
-        overrides: those of the run's command.
-        folder: the run's folder. It is named in the command where `name` alone would not lead to it.
+        program: training command, as from `train_program`.
+        overrides: overrides of the run's command.
+        folder: the run's folder, named in the command unless `name` leads to it.
     """
     dropped = ("resume=", "requeue=", "hydra.run.dir=", "hydra.mode=")
     kept = [override for override in overrides if not override.startswith(dropped)]

@@ -69,7 +69,7 @@ def test_each_logit_looks_at_a_square_patch_of_the_known_size(num_layers: int, p
     discriminator = small_discriminator(num_layers)
     for number, layer in enumerate(discriminator.layers):
         if isinstance(layer, nn.GroupNorm):
-            discriminator.layers[number] = nn.Identity()  # its mean and variance are of the whole picture
+            discriminator.layers[number] = nn.Identity()  # its mean and variance are of the full image
     torch.manual_seed(0)
     image = (0.01 * torch.randn(1, 3, 96, 96)).requires_grad_()
     logits = discriminator(image)

@@ -63,3 +63,14 @@ def test_a_transformer_has_no_channels_to_put_last(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("latentfaces.cli.compute.overridden_keys", lambda: ["device.channels_last"])
     with pytest.raises(UserError, match=r"^device\.channels_last has no effect"):
         apply_choices(choices, DiT(4, 16, 1, 2), cpu)
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("cpu", "highest"), ("cuda", "high")])
+def test_float32_products_use_tf32_on_gpus_as_convolutions_do(
+    monkeypatch: pytest.MonkeyPatch, kind: str, precision: str
+) -> None:
+    monkeypatch.setattr("latentfaces.cli.compute.overridden_keys", lambda: [])
+    chosen = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    apply_choices(DeviceChoices.fastest(torch.device("cpu")), DiT(4, 16, 1, 2), torch.device(kind))
+    assert (chosen or ["highest"]) == [precision]

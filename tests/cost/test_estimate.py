@@ -2,9 +2,11 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import ADVERSARIAL, SHORT, TINY_VAE, Command
 
 from latentfaces.cli.budget import main, plans
 from latentfaces.cost.estimate import GPU, Plan, report
@@ -13,7 +15,7 @@ from latentfaces.errors import UserError
 
 COST = StepCost(
     parameters={"denoiser": 1_000_000}, flops=120 * 10**9, memory={"weights": 4 * 10**6, "activations": 996 * 10**6},
-    checkpoint=20 * 10**6, exports=4 * 10**6, network=5 * 10**6, vae=3 * 10**6, averaged=4 * 10**6,
+    files={"checkpoints": 20 * 10**6, "best weights": 4 * 10**6, "snapshots": 2 * 10**6, "guide": 5 * 10**6},
 )  # fmt: skip
 ABACUS = GPU("Abacus", bfloat16=1e12, float32=1e11, memory=2e9)
 
@@ -28,37 +30,36 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
 def test_hours_are_flops_over_a_fraction_of_the_peak(plan: Plan) -> None:
     assert "| Abacus | bf16-mixed | 1.0 GB of 2.0 GB | 1.0 hours |" in report(plan, (ABACUS,))  # 9,000 steps of 0.4 s
     assert "| 32-true | 1.0 GB of 2.0 GB | 10.0 hours |" in report(replace(plan, bfloat16=False), (ABACUS,))
-    assert "| 32-true | 1.0 GB of 2.0 GB | 10.0 hours |" in report(plan, (replace(ABACUS, bfloat16=0),))
+    assert "| 32-true | 1.0 GB of 2.0 GB | 10.0 hours |" in report(plan, (ABACUS._replace(bfloat16=0),))
     assert "| 3.0 hours |" in report(replace(plan, accumulate=3), (ABACUS,))
 
 
 def test_a_time_limit_gives_steps_and_too_little_memory_is_reported(plan: Plan) -> None:
-    text = report(replace(plan, max_steps=None, max_hours=0.5), (replace(ABACUS, memory=5e8),))
+    text = report(replace(plan, max_steps=None, max_hours=0.5), (ABACUS._replace(memory=5e8),))
     assert "| 1.0 GB of 0.5 GB, does not fit | 4,500 steps |" in text  # half an hour of steps of 0.4 s
     assert "| no limit |" in report(replace(plan, max_steps=None), (ABACUS,))
 
 
-def test_disk_counts_all_that_a_run_writes(plan: Plan) -> None:
-    plan = replace(plan, num_snapshots=34, guide=True, vae_copy=True, data={"pack": 7})
-    assert plan.disk(COST) == {
+def test_disk_counts_files_by_their_number(plan: Plan) -> None:
+    files = {"checkpoints": 3, "best weights": 1, "snapshots": 34, "guide": 0}
+    assert replace(plan, files=files, data={"pack": 7}).disk(COST) == {
         "pack": 7,
         "checkpoints": 3 * 20 * 10**6,
         "best weights": 4 * 10**6,
-        "snapshots": 34 * 2 * 10**6,  # half of the bytes: float16
-        "guide": 5 * 10**6,
-        "VAE copy": 3 * 10**6,
+        "snapshots": 34 * 2 * 10**6,
     }
 
 
 def test_stage_2_writes_checkpoints_snapshots_guide_and_vae() -> None:
     first, second = plans(["data=synthetic"])
-    assert (first.num_checkpoints, first.num_snapshots, first.guide, first.vae_copy) == (3, 0, False, False)
-    assert (second.num_checkpoints, second.num_snapshots, second.guide, second.vae_copy) == (3, 32, True, True)
+    names = ("checkpoints", "best weights", "snapshots", "guide", "VAE copy")
+    assert first.files == dict(zip(names, (3, 1, 0, 0, 0), strict=True))
+    assert second.files == dict(zip(names, (3, 1, 32, 1, 1), strict=True))
     assert second.num_averages == 2
     (without,) = plans(["model=ldm", "data=synthetic", "callbacks=none"])
-    assert (without.num_checkpoints, without.num_snapshots, without.guide) == (0, 0, False)
+    assert [without.files[name] for name in names] == [0, 1, 0, 0, 1]
     (more,) = plans(["model=ldm", "data=synthetic", "callbacks.best.save_top_k=4", "~callbacks.last"])
-    assert more.num_checkpoints == 4
+    assert more.files["checkpoints"] == 4
 
 
 def budget(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
@@ -126,3 +127,21 @@ def test_devices_are_counted_as_a_training_here_would(
 def test_devices_without_a_number_are_rejected(devices: object) -> None:
     with pytest.raises(UserError, match=rf"trainer\.devices={devices}"):
         plans(["model=vae", f"trainer.devices={devices}"])
+
+
+def test_disk_is_that_of_a_real_run(train: Command, squeezenet: Path) -> None:
+    wide = [*TINY_VAE, *ADVERSARIAL, f"model.loss.perceptual.weights={squeezenet}", "model.autoencoder.channels=32"]
+    dit = ["model=ldm", "model/denoiser=tiny", "model.denoiser.network.depth=2", "data.batch_size=8", "vae=a"]
+    short = [*SHORT, "callbacks.last.every_n_train_steps=2"]
+    ldm = [*dit, *short, "model.sampler.num_steps=2", "callbacks.ema.snapshots=2", "name=b"]
+    train(*wide, *short, "name=a")
+    train(*ldm)
+    written = {
+        folder: sum(path.stat().st_size for path in Path(folder).rglob("*") if path.suffix in (".ckpt", ".pth", ".npy"))
+        for folder in ("data", "outputs/vae/a", "outputs/ldm/b")
+    }
+    ((first,), (second,)) = plans([*wide, *short], 48), plans([*ldm], 48)
+    for plan, folder in ((first, "outputs/vae/a"), (second, "outputs/ldm/b")):
+        counted = plan.disk(plan.cost(bfloat16=False))
+        assert sum(counted.values()) - sum(plan.data.values()) == pytest.approx(written[folder], rel=0.04), folder
+    assert sum(second.data.values()) == pytest.approx(written["data"], rel=0.02)

@@ -105,12 +105,13 @@ def test_parameters_are_held_at_four_bytes_a_copy() -> None:
         "decoder": sum(p.numel() for p in vae.decoder.parameters()),
     }
     parameters = sum(cost.parameters.values())
-    assert cost.memory["gradients"] == cost.averaged == 4 * parameters
-    assert cost.memory["weights"] == cost.network == cost.vae == 4 * (parameters + 8)  # mean and std of 4 channels
+    assert cost.memory["gradients"] == 2 * cost.files["snapshots"] == 4 * parameters
+    assert cost.memory["weights"] == cost.files["guide"] == cost.files["VAE copy"]
+    assert cost.memory["weights"] == 4 * (parameters + 8)  # mean and std of 4 channels
     assert cost.memory["averages"] == 2 * 4 * parameters
     assert cost.memory["optimizer"] == pytest.approx(2 * 4 * parameters, rel=1e-2)  # and the number of steps
-    assert cost.checkpoint == cost.memory["weights"] + cost.memory["optimizer"] + cost.memory["averages"]
-    assert cost.exports == 2 * 4 * parameters + 4 * 8  # the VAE, and its two halves
+    assert cost.files["checkpoints"] == cost.memory["weights"] + cost.memory["optimizer"] + cost.memory["averages"]
+    assert cost.files["best weights"] == 2 * 4 * parameters + 4 * 8  # the VAE, and its two halves
 
 
 def test_activations_grow_with_the_batch_and_shrink_in_bfloat16_and_with_checkpointing() -> None:
@@ -128,7 +129,7 @@ def test_an_adversary_and_a_perceptual_network_cost_too() -> None:
     assert set(judged.parameters) - set(alone.parameters) == {"discriminator", "perceptual network"}
     discriminator = judged.parameters["discriminator"]
     assert judged.memory["gradients"] - alone.memory["gradients"] == 4 * discriminator
-    assert judged.checkpoint - alone.checkpoint == pytest.approx(3 * 4 * discriminator, rel=0.01)
+    assert judged.files["checkpoints"] - alone.files["checkpoints"] == pytest.approx(3 * 4 * discriminator, rel=0.01)
     with fake_gpu():
         module, images = vae_module(adversary=True), torch.zeros(1, 3, 32, 32)  # of the two in a batch
         assert module.loss.perceptual is not None

@@ -156,6 +156,12 @@ def test_dit_presets_have_the_position_table(name: str) -> None:
     assert cfg.model.denoiser.network.position_table
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_largest_preset_lowers_the_learning_rate(optimizer: str) -> None:
+    cfg = compose_config("train", ["model=ldm", "model/denoiser=dit_l", f"model/optimizer={optimizer}"])
+    assert (cfg.model.optimizer.lr, cfg.model.denoiser.target) == (2e-4, "v")
+
+
 def test_position_table_needs_a_width_that_is_a_multiple_of_four() -> None:
     with pytest.raises(ValueError, match=r"width=18 .* position_table"):
         DiT(3, width=18, num_heads=1, position_table=True)

@@ -1,4 +1,4 @@
-"""The networks that metrics look through: what they are fed, what they are called, and what is said without them."""
+"""Feature networks: input, names, and messages without their packages or weights."""
 
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def test_what_cannot_be_fetched_is_said_with_the_way_round(name: str, monkeypatc
         raise OSError("no route to host")
 
     monkeypatch.setitem(NETWORKS, name, unreachable)
-    with pytest.raises(UserError, match=rf"weights of {name} cannot be fetched here .* task\.weights=FILE"):
+    with pytest.raises(UserError, match=rf"Could not download the weights of {name} .* task\.weights=FILE"):
         known_features(name)
 
 
@@ -89,7 +89,7 @@ def test_a_file_that_is_missing_or_no_weights_is_named(tmp_path: Path, monkeypat
 
     monkeypatch.setitem(NETWORKS, "dinov2", broken)
     (tmp_path / "web_page.pth").write_text("<html>")
-    with pytest.raises(UserError, match=r"task\.feature_weights=.*web_page\.pth is damaged, or not .* dinov2"):
+    with pytest.raises(UserError, match=r"task\.feature_weights=.*web_page\.pth is damaged or not .* dinov2"):
         known_features("dinov2", str(tmp_path / "web_page.pth"), key="task.feature_weights")
 
 
@@ -162,6 +162,6 @@ class Touch:
 def test_a_file_of_inception_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
     pytest.importorskip("torch_fidelity")
     torch.save({"weights": Touch(tmp_path / "touched")}, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="is damaged, or not a file of the weights of inception"):
+    with pytest.raises(UserError, match="is damaged or not a file of the weights of inception"):
         known_features("inception", str(tmp_path / "weights.pth"))
     assert not (tmp_path / "touched").exists()

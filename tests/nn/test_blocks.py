@@ -157,7 +157,7 @@ def test_upsample_by_shuffling_starts_with_four_equal_pixels_per_square() -> Non
     ("channels", "groups"), [(4, 1), (8, 2), (12, 3), (18, 3), (64, 16), (128, 32), (256, 32), (100, 25), (144, 24)]
 )
 def test_groups_divide_the_channels_and_hold_four_or_more(channels: int, groups: int) -> None:
-    # 144 / 32 is not whole, and the next number of groups below 32 that divides 144 is 24.
+    # 144 / 32 is no integer, and the next number of groups below 32 that divides 144 is 24.
     assert group_norm(channels).num_groups == groups
 
 

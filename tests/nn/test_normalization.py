@@ -1,4 +1,4 @@
-"""RMSNorm: its value and the gradient that is written out, beside the formula's in float64."""
+"""RMSNorm: value and explicit gradient, compared with the formula in float64."""
 
 import pytest
 import torch

@@ -122,9 +122,9 @@ def test_case_39_weights_that_are_missing_or_another_networks_are_named(home: Pa
     path = Path("outputs/ldm/faces/checkpoints/best_denoiser.pth")
     whole = path.read_bytes()
     path.write_bytes(Path("outputs/vae/faces/checkpoints/best_vae.pth").read_bytes())
-    assert f"{path} does not fit config.yaml" in refused("sample.py")
+    assert f"{path} does not fit the config.yaml" in refused("sample.py")
     path.write_bytes(whole[: len(whole) // 2])
-    assert f"{path} does not fit config.yaml beside it, or is damaged" in refused("sample.py")
+    assert f"{path} does not fit the config.yaml of its run, or is damaged" in refused("sample.py")
     path.unlink()
     assert f"{path} is missing" in refused("sample.py")
 
@@ -191,4 +191,4 @@ def test_a_picture_cannot_make_remake_run_a_network_from_a_file(
     text.add_text("latentfaces", json.dumps({**recipe, "precision": "fp32", "ema": None, "guidance": guidance}))
     Image.new("RGB", (8, 8)).save(tmp_path / "evil.png", pnginfo=text)
     said = refused("sample.py", "task=remake", f"image={tmp_path / 'evil.png'}", f"output={tmp_path / 'out'}")
-    assert "latentfaces.tasks.Evaluate is not a part of latentfaces that" in said
+    assert "latentfaces.tasks.Evaluate may not be named by" in said

@@ -155,7 +155,7 @@ def test_evaluations_in_the_runs_folder_are_told(run: Path) -> None:
     told["training_photos"] = {"fid": 11.5}
     (folder / "metrics.json").write_text(json.dumps(told))
     text = Page(write_report(run)).text
-    for part in ("50,000 new faces", "inception", "12.25", "11.5", "pictures in samples/evaluate_1"):
+    for part in ("50,000 new faces", "inception", "12.25", "11.5", "images in samples/evaluate_1"):
         assert part in text
 
 

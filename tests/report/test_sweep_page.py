@@ -1,4 +1,4 @@
-"""The page of a sweep: its jobs in order, what differs between them, and those that came to nothing."""
+"""Report of a sweep: order of its jobs, varied keys, and failed jobs."""
 
 import json
 import re
@@ -16,10 +16,10 @@ from latentfaces.report import write_sweep_report
 from latentfaces.report.sweep_page import changes_loss, heights, loss_curves, parallel_coordinates, read_jobs
 
 
-def job(folder: Path, told: list[str], result: dict[str, float] | None = None, error: str = "") -> None:
+def job(folder: Path, overrides: list[str], result: dict[str, float] | None = None, error: str = "") -> None:
     """Write one job by hand."""
     (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(told))
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
     if result is not None:
         (folder / "result.json").write_text(json.dumps(result))
     if error:
@@ -28,14 +28,14 @@ def job(folder: Path, told: list[str], result: dict[str, float] | None = None, e
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Four jobs, the second the best, the third failed, the last given up."""
+    """Four jobs: the second is the best, the third failed, the last was pruned."""
     rates = [("1e-3", 0.5), ("2e-3", 0.25), ("4e-3", None), ("8e-3", 0.75)]
     for number, (rate, loss) in enumerate(rates):
-        told = ["model=vae", f"model.optimizer.lr={rate}", f"annealing={'linear' if number else 'cosine'}"]
+        overrides = ["model=vae", f"model.optimizer.lr={rate}", f"annealing={'linear' if number else 'cosine'}"]
         error = "train/loss is nan at step 7\nTraceback" if loss is None else ""
-        job(tmp_path / str(number), told, loss and {"val/best_loss": loss, "minutes": 2.0 + number}, error)
+        job(tmp_path / str(number), overrides, loss and {"val/best_loss": loss, "minutes": 2.0 + number}, error)
     (tmp_path / "1" / "report.html").touch()
-    (tmp_path / "3" / "pruning.json").write_text('{"validations": [], "stopped": "given up at 25%"}')
+    (tmp_path / "3" / "pruning.json").write_text('{"validations": [], "stopped": "stopped at 25%"}')
     return tmp_path
 
 
@@ -51,17 +51,17 @@ def test_jobs_are_listed_the_best_first_with_what_differs_and_how_they_ended(swe
         ["job", "state", "annealing", "model.optimizer.lr", "val/best_loss", "minutes"],
         ["1", "finished", "linear", "2e-3", "0.25", "3"],
         ["0", "finished", "cosine", "1e-3", "0.5", "2"],
-        ["3", "given up", "linear", "8e-3", "0.75", "5"],
+        ["3", "pruned", "linear", "8e-3", "0.75", "5"],
         ["2", "failed", "linear", "4e-3", "", ""],
     ]
     reasons = [re.sub("<.*?>", "", item) for item in re.findall("<li>.*?</li>", page)]
-    assert reasons == ["job 3 given up at 25%", "job 2 failed: train/loss is nan at step 7"]
-    assert "4 jobs, 1 of them failed" in page
+    assert reasons == ["job 3 stopped at 25%", "job 2 failed: train/loss is nan at step 7"]
+    assert "4 jobs, 1 failed" in page
     assert 'href="1/report.html"' in page
     assert 'href="0/report.html"' not in page  # there is none
 
 
-def test_what_a_job_was_told_never_becomes_markup(tmp_path: Path) -> None:
+def test_overrides_never_become_markup(tmp_path: Path) -> None:
     job(tmp_path / "0", ["data.root=<script>"], error="<b>no</b>")
     job(tmp_path / "1", ["data.root=photos"])
     page = write_sweep_report(tmp_path).read_text()
@@ -82,11 +82,11 @@ def test_links_lead_to_files_whatever_the_folders_are_called(tmp_path: Path) -> 
 
 def test_losses_that_do_not_compare_rank_nothing(tmp_path: Path) -> None:
     for number, (weight, loss, psnr) in enumerate([("1e-7", 0.1, 30.0), ("1e-4", 0.3, 31.0)]):
-        told = ["model=vae", f"model.kl_weight.end={weight}"]
-        job(tmp_path / str(number), told, {"val/best_loss": loss, "test/psnr": psnr})
+        overrides = ["model=vae", f"model.kl_weight.end={weight}"]
+        job(tmp_path / str(number), overrides, {"val/best_loss": loss, "test/psnr": psnr})
     page = write_sweep_report(tmp_path).read_text()
     assert [row[0] for row in cells(page)[1:]] == ["1", "0"]  # by PSNR
-    assert "model.kl_weight.end changes what the loss is" in page
+    assert "as model.kl_weight.end changes its definition" in page
 
 
 def test_which_keys_change_what_the_loss_is() -> None:
@@ -124,7 +124,7 @@ def test_curves_are_those_of_the_jobs_that_have_some(sweep: Path) -> None:
 def test_jobs_without_any_result_make_a_page(tmp_path: Path) -> None:
     for number in (0, 1):
         job(tmp_path / str(number), [f"seed={number}"], error="no")
-    assert "2 jobs, 2 of them failed" in write_sweep_report(tmp_path).read_text()
+    assert "2 jobs, 2 failed" in write_sweep_report(tmp_path).read_text()
 
 
 def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_run_in_whose_folder_an_evaluation_lies_tells_it_on_its_own_page(home: P
     told = json.loads(metrics.read_text())
     page = Path("outputs/ldm/faces/report.html").read_text()
     shutil.rmtree("outputs/ldm/faces/samples")
-    assert "New faces against photos" in page
+    assert "<h2>Evaluation</h2>" in page
     assert f"{told['kernel_distance']:.4g}" in page
     assert f"{told['training_photos']['kernel_distance']:.4g}" in page
 

@@ -16,10 +16,8 @@ from latentfaces.cli.devices import num_processes
 from latentfaces.cli.errors import explain
 from latentfaces.cli.vae_run import add_trained_vae
 from latentfaces.config.compose import compose_config
-from latentfaces.config.overrides import key_of
-from latentfaces.config.schema import TrainConfig
 from latentfaces.config.suggestions import format_error
-from latentfaces.config.validation import ModelLimits, check_keys, check_length, check_types
+from latentfaces.config.validation import check_training
 from latentfaces.cost.estimate import Plan, report
 from latentfaces.data.pack import FFHQ_SIZE
 from latentfaces.errors import UserError, escape_stdout
@@ -39,12 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         for plan in plans(options.overrides, options.images):
             print(report(plan), end="\n\n")
-    except InstantiationException as error:
+    except (UserError, InstantiationException) as error:
         sys.exit(f"error: {explain(error)}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {format_error(error, 'train', options.overrides)}")
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 def plans(overrides: Sequence[str], num_images: int | None = None) -> list[Plan]:
@@ -74,11 +70,9 @@ def stage_config(stage: str, overrides: Sequence[str]) -> DictConfig:
             cfg.model.autoencoder = trained.model.autoencoder
             if "_target_" not in cfg.data:
                 cfg.data = OmegaConf.merge(trained.data, cfg.data)
-    for key in ("model", "data"):
-        check_types(OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=False), key)
-    check_keys(cfg, TrainConfig)
-    check_length(cfg.trainer)
-    ModelLimits(cfg, [key_of(override) for override in own]).check()
+    with open_dict(cfg):
+        del cfg.hydra  # it has no values outside of Hydra's main
+    check_training(cfg)
     return cfg
 
 
@@ -100,21 +94,25 @@ def plan_of(cfg: DictConfig, num_images: int | None) -> Plan:
             model.loss.perceptual = {"_target_": "latentfaces.autoencoder.PerceptualDistance.untrained", "net": net}
     ema, last, best = (callbacks.get(name) or {} for name in ("ema", "last", "best"))
     tracks = ema.get("tracks", [])
-    stage = f"Stage {1 if is_vae else 2}: {data.resolution} pixels, latents of {side}x{side}x{channels}"
+    files = {
+        "checkpoints": 2 * bool(last) + (max(best.get("save_top_k", 1), 1) if best else 0),  # also last.previous.ckpt
+        "best weights": 1,
+        "snapshots": ema.get("snapshots", 0) * len(tracks),
+        "guide": int(bool(callbacks.get("guide"))),
+        "VAE copy": int(not is_vae),
+    }
     return Plan(
-        title=f"{stage}, batch size {data.batch_size}, devices: {num_processes(trainer)}",
-        make_module=partial(instantiate, model),
-        batch_size=data.batch_size,
-        resolution=data.resolution,
+        f"Stage {1 if is_vae else 2}: {data.resolution} pixels, latents of {side}x{side}x{channels}, "
+        f"batch size {data.batch_size}, devices: {num_processes(trainer)}",
+        partial(instantiate, model),
+        data.batch_size,
+        data.resolution,
         bfloat16=not str(trainer.precision).startswith("32"),
         accumulate=trainer.accumulate_grad_batches,
         max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
         max_hours=hours(trainer.max_time),
         num_averages=len({ema.get("sigma_rel"), *tracks} - {None}),
-        num_checkpoints=2 * bool(last) + (max(best.get("save_top_k", 1), 1) if best else 0),  # also last.previous.ckpt
-        num_snapshots=ema.get("snapshots", 0) * len(tracks),
-        guide=bool(callbacks.get("guide")),
-        vae_copy=not is_vae,
+        files=files,
         data=on_disk,
     )
 
@@ -123,5 +121,5 @@ def hours(max_time: str | None) -> float | None:
     """Return the hours of a limit days:hours:minutes:seconds."""
     if max_time is None:
         return None
-    days, *rest = (int(number) for number in max_time.split(":"))
-    return timedelta(days=days, **dict(zip(("hours", "minutes", "seconds"), rest, strict=True))) / timedelta(hours=1)
+    days, hours, minutes, seconds = map(int, max_time.split(":"))
+    return timedelta(days, seconds, hours=hours, minutes=minutes) / timedelta(hours=1)

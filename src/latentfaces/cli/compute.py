@@ -84,6 +84,8 @@ def apply_choices(choices: DeviceChoices, network: nn.Module, device: torch.devi
         UserError: a key that was typed has no effect on this network.
     """
     typed, words = overridden_keys(), [choices.precision]
+    if device.type == "cuda":  # TF32 for products in float32 too; cuDNN's convolutions have it by default
+        torch.set_float32_matmul_precision("high")
     if choose_kernel(network, choices.attention):
         dtype = torch.bfloat16 if choices.precision.startswith("bf16") else torch.float32
         words.append(f"{choices.attention or attention_kernel(device, dtype)} attention")

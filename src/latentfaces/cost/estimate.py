@@ -1,7 +1,8 @@
 """Report of what a training costs: parameters, FLOPs, memory, disk and hours."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from latentfaces.cost.step import StepCost, TrainedModule, count_step
 
@@ -9,8 +10,7 @@ FRACTION = 0.3
 """Assumed fraction of a data sheet's peak that a training reaches."""
 
 
-@dataclass(frozen=True)
-class GPU:
+class GPU(NamedTuple):
     """A GPU by its data sheet: dense FLOP/s in bfloat16 (0: not supported) and float32, and memory in bytes."""
 
     name: str
@@ -39,13 +39,9 @@ class Plan:
         resolution: of the images, in pixels.
         bfloat16: whether to use bfloat16 where the GPU supports it.
         accumulate: batches per training step.
-        max_steps: limit in training steps, or None.
-        max_hours: limit in hours, or None.
+        max_steps, max_hours: limits of the training, if any.
         num_averages: weight averages kept in memory.
-        num_checkpoints: complete checkpoints on disk.
-        num_snapshots: float16 copies of the averaged weights on disk.
-        guide: whether `guide_denoiser.pth` is written.
-        vae_copy: whether the VAE is copied into the run.
+        files: number of files on disk, by the kinds of `StepCost.files`.
         data: bytes of the data on disk, by name.
     """
 
@@ -58,11 +54,8 @@ class Plan:
     max_steps: int | None = None
     max_hours: float | None = None
     num_averages: int = 1
-    num_checkpoints: int = 3
-    num_snapshots: int = 0
-    guide: bool = False
-    vae_copy: bool = False
-    data: dict[str, int] = field(default_factory=dict)
+    files: Mapping[str, int] = field(default_factory=dict)
+    data: Mapping[str, int] = field(default_factory=dict)
 
     def cost(self, bfloat16: bool) -> StepCost:
         """Return the cost of one batch on one device."""
@@ -70,14 +63,7 @@ class Plan:
 
     def disk(self, cost: StepCost) -> dict[str, int]:
         """Return bytes on disk by name."""
-        run = {
-            "checkpoints": self.num_checkpoints * cost.checkpoint,
-            "best weights": cost.exports,
-            "snapshots": self.num_snapshots * cost.averaged // 2,
-            "guide": self.guide * cost.network,
-            "VAE copy": self.vae_copy * cost.vae,
-        }
-        return {**self.data, **{name: value for name, value in run.items() if value}}
+        return {**self.data, **{name: number * cost.files[name] for name, number in self.files.items() if number}}
 
     def length(self, seconds: float) -> str:
         """Return the hours of `max_steps`, or the steps of `max_hours`, at that many seconds per step."""
@@ -89,8 +75,7 @@ class Plan:
 def report(plan: Plan, gpus: tuple[GPU, ...] = GPUS) -> str:
     """Return the report of one training as Markdown."""
     costs = {bfloat16: plan.cost(bfloat16) for bfloat16 in {plan.bfloat16 and gpu.bfloat16 > 0 for gpu in gpus}}
-    cost = costs.get(True, costs.get(False))
-    assert cost is not None
+    cost = costs[max(costs)]
     lines = [
         f"## {plan.title}",
         "",

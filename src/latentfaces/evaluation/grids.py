@@ -1,4 +1,4 @@
-"""Many pictures as one."""
+"""PNG files of images and of grids."""
 
 from pathlib import Path
 

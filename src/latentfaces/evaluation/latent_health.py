@@ -1,4 +1,4 @@
-"""Are the latents fit for a diffusion model? Measured over held-out photos, and said in one sentence."""
+"""Fitness of latents for a diffusion model, measured on held-out images."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,15 +8,13 @@ from torch import Tensor
 
 from latentfaces.autoencoder import DiagonalGaussian
 
-ACTIVE_VARIANCE = 0.01  # of a unit's posterior mean over photos (Burda et al. 2016, section 5)
-COLLAPSED_SHARE = 0.05  # of a channel's units that are active, where ...
-COLLAPSED_NATS = 0.05  # ... its KL per value says as little; a channel of small scale may still say much
-NOISE_SHARE = 0.5  # of a channel's variance that is the posterior's own noise
+ACTIVE_VARIANCE = 0.01  # variance over images of an active latent value's mean (Burda et al. 2016, section 5)
+COLLAPSED_FRACTION = 0.05  # of active values: a channel below it, and below ...
+COLLAPSED_NATS = 0.05  # ... this KL per value, has collapsed. A channel of small scale may carry more.
+NOISE_FRACTION = 0.5  # of a channel's variance that is the posterior's noise
 LARGE_STD = 50.0  # of a channel; the autoencoders of Rombach et al. 2022 have about 5
-HIGH_FREQUENCY_SHARE = (
-    0.5  # of the energy; white noise has 0.6 to 0.75, photos of faces at 16 and 64 pixels 0.07 and 0.02
-)
-FINE_DETAIL = 0.1  # energy of the reconstructions' high frequencies as a share of the photos'
+HIGH_FREQUENCY_FRACTION = 0.5  # of the energy; white noise has 0.6 to 0.75, face images of 16 and 64 pixels 0.07, 0.02
+FINE_DETAIL = 0.1  # high-frequency energy of reconstructions relative to that of the images
 
 HEALTHY = "latents are healthy; sampling this VAE's prior gives noise by design: train model=ldm for new faces"
 
@@ -33,13 +31,13 @@ class LatentHealth:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all batches."""
+        """Clear all sums."""
         self.sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def update(self, posterior: DiagonalGaussian, images: Tensor, reconstructions: Tensor) -> None:
         """Add a batch: posterior over (b, c, h, w), images and reconstructions (b, 3, H, W)."""
-        # On the CPU for its float64, which Apple's GPUs lack: in float32 the variance of large means is rounding.
+        # In float32 the variance of large means is rounding error. On the CPU, as MPS lacks float64.
         exact = DiagonalGaussian(posterior.mean.cpu().double(), posterior.logvar.cpu().double())
         mean, variance = exact.mean, exact.logvar.exp()
         batch = {
@@ -57,16 +55,13 @@ class LatentHealth:
             self.sums[name] = self.sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double()
 
     def reduce(self, device: torch.device, reduce_over_ranks: Callable[..., Tensor]) -> None:
-        """Add up what all ranks have seen."""
+        """Sum over all ranks."""
         for name, value in self.sums.items():
             value = value.float() if device.type == "mps" else value
             self.sums[name] = reduce_over_ranks(value.to(device), reduce_op="sum").cpu().double()
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
-        """Return mean and std per channel of draws from the posteriors: each (c, 1, 1) float32.
-
-        E[x^2] of a draw is mean^2 + variance: no noise is needed to know it.
-        """
+        """Return mean and std per channel of posterior samples, (c, 1, 1) float32, from E[x^2] = mean^2 + variance."""
         count = self.sums["count"]
         mean = (self.sums["mean"] / count).mean((1, 2))
         second = ((self.sums["mean_squared"] + self.sums["variance"]) / count).mean((1, 2))
@@ -74,17 +69,19 @@ class LatentHealth:
         return mean[:, None, None].float(), std[:, None, None].float()
 
     def values(self) -> dict[str, float]:
-        """Return the logged values, numbered per channel.
+        """Return the logged values. A number n is the channel.
 
-        `kl_<n>`: nats per latent value; `active_units`: share of latent values whose mean varies over photos;
-        `latent_mean_<n>`, `latent_std_<n>`; `noise_share_<n>`: the posterior's own part of the variance;
-        `latent_high_frequency`: share of the latents' energy in the upper half of frequencies, constants aside;
-        of the photos' energy in the lower quarter of frequencies, the second quarter, and the upper half,
-        `detail_<band>` is what reconstructions have, and `error_<band>` the energy of their error.
+        - `kl_<n>`: nats per latent value
+        - `active_units`, `active_<n>`: fraction of latent values whose mean varies over images
+        - `latent_mean_<n>`, `latent_std_<n>`: of posterior samples
+        - `noise_share_<n>`: fraction of the variance that is the posterior's noise
+        - `latent_high_frequency`: fraction of the latents' energy, without the mean, in the upper half of frequencies
+        - `detail_<band>`, `error_<band>`: energy of reconstructions and of their error relative to that of the images,
+          in the lower quarter of frequencies, the second quarter, and the upper half
         """
         count = self.sums["count"]
         mean, std = self.mean_and_std()
-        active, noise = self.active_units(), self.noise_share()
+        active, noise = self.active_units(), self.noise_fraction()
         area = self.sums["mean"][0].numel()
         energy = self.sums["latent_energy"]
         values = {
@@ -92,8 +89,8 @@ class LatentHealth:
             "latent_high_frequency": energy[2] / energy.sum().clamp(min=1e-12),
         }
         for name, part in (("detail", "reconstruction_energy"), ("error", "error_energy")):
-            shares = self.sums[part] / self.sums["image_energy"].clamp(min=1e-12)
-            values |= {f"{name}_{band}": share for band, share in zip(("low", "middle", "high"), shares, strict=True)}
+            ratios = self.sums[part] / self.sums["image_energy"].clamp(min=1e-12)
+            values |= {f"{name}_{band}": ratio for band, ratio in zip(("low", "middle", "high"), ratios, strict=True)}
         for n in range(self.channels):
             values[f"kl_{n}"] = self.sums["kl"][n] / count / area
             values[f"active_{n}"] = active[n]
@@ -103,36 +100,36 @@ class LatentHealth:
         return {name: float(value) for name, value in values.items()}
 
     def active_units(self) -> Tensor:
-        """Share of each channel's values whose posterior mean varies over photos, (c,)."""
+        """Return the fraction of each channel's values whose posterior mean varies over images, (c,)."""
         count = self.sums["count"]
         variance = self.sums["mean_squared"] / count - (self.sums["mean"] / count).square()
         return (variance > ACTIVE_VARIANCE).double().mean((1, 2))
 
-    def noise_share(self) -> Tensor:
-        """Part of each channel's variance that is the posterior's own, (c,)."""
+    def noise_fraction(self) -> Tensor:
+        """Return the fraction of each channel's variance that is the posterior's noise, (c,)."""
         _, std = self.mean_and_std()
         noise = (self.sums["variance"] / self.sums["count"]).mean((1, 2))
         return noise / std.flatten().double().square()
 
 
 def band_energy(maps: Tensor) -> Tensor:
-    """Energy of (b, c, h, w) in three bands of frequency, (3,) float64 on the CPU; together the sum of squares.
+    """Return the energy of maps (b, c, h, w) in three frequency bands, (3,) float64 on the CPU.
 
-    Below a quarter of the highest frequency in both directions; up to a half; and the rest, which halving the size
-    would lose. Maps are mirrored at their borders first, where a jump would count as fine detail.
+    The bands are the lower quarter of frequencies, the second quarter, and the upper half, which halving the size
+    removes. Their sum is the sum of squares. Maps are mirrored, as a jump at the border would count as fine detail.
     """
     mirrored = torch.cat([maps, maps.flip(-1)], dim=-1).float()
     mirrored = torch.cat([mirrored, mirrored.flip(-2)], dim=-2)
     height, width = mirrored.shape[-2:]
     power = torch.fft.fft2(mirrored, norm="ortho").abs().square().sum((0, 1)).cpu().double() / 4
     rows, columns = torch.fft.fftfreq(height).abs()[:, None], torch.fft.fftfreq(width).abs()[None, :]
-    frequency = torch.maximum(rows, columns) * 2  # 1 is the highest that the size can hold
+    frequency = torch.maximum(rows, columns) * 2  # 1 is the Nyquist frequency
     low, high = frequency < 0.25, frequency > 0.5
     return torch.stack([power[band].sum() for band in (low, ~(low | high), high)])
 
 
 def verdict(values: Mapping[str, float]) -> str:
-    """Summarize the values of `LatentHealth` in one sentence, with a fix where one is known."""
+    """Summarize the values of `LatentHealth` in one sentence, with a fix if one is known."""
     channels = range(sum(name.startswith("kl_") for name in values))
     several = f"of {len(channels)} channels"
 
@@ -141,14 +138,14 @@ def verdict(values: Mapping[str, float]) -> str:
 
     if not all(math.isfinite(value) for value in values.values()):
         return "latents or reconstructions are not finite: resume from the last checkpoint with a lower learning rate"
-    collapsed = sum(values[f"active_{n}"] < COLLAPSED_SHARE and values[f"kl_{n}"] < COLLAPSED_NATS for n in channels)
+    collapsed = sum(values[f"active_{n}"] < COLLAPSED_FRACTION and values[f"kl_{n}"] < COLLAPSED_NATS for n in channels)
     if collapsed:
         return f"posterior collapse in {collapsed} {several}: lower model.kl_weight.end"
-    if noisy := count("noise_share", NOISE_SHARE):
+    if noisy := count("noise_share", NOISE_FRACTION):
         return f"latents are mostly noise in {noisy} {several}: lower model.kl_weight.end"
     if large := count("latent_std", LARGE_STD):
         return f"latents have grown without bound in {large} {several}: raise model.kl_weight.end"
-    if values["latent_high_frequency"] > HIGH_FREQUENCY_SHARE:
+    if values["latent_high_frequency"] > HIGH_FREQUENCY_FRACTION:
         return (
             f"latents look like noise ({values['latent_high_frequency']:.0%} of their energy is in high frequencies), "
             "which a diffusion model learns badly: set model.loss.equivariance_weight=0.25"

@@ -1,4 +1,4 @@
-"""What a run logged, as panels: which values belong on one pair of axes, and how these are drawn."""
+"""Panels of logged values: which values share axes, and how they are drawn."""
 
 import csv
 import re
@@ -11,28 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Curve = tuple[list[float], list[float]]
-"""Steps and values."""
+"""Steps and values of one logged key."""
 
 SECTIONS = ("losses", "quality", "schedules and gradients", "latents")
 QUALITY = ("psnr", "ssim", "frechet", "kernel", "fid")
 SCHEDULES = ("kl_weight", "skip_dropout", "adaptive_weight", "lr-", "gradient_norm", "logit_gap")
 FAMILY = re.compile(r"(?P<family>health/.+)_(?P<member>\d+|low|middle|high)|(?P<metric>.+?)_(?P<skips>with_.*skips)")
-"""Values that are told apart by their ending share a panel: channels, bands of frequency, with and without skips."""
-COLOURS = ("#2b6cb0", "#dd6b20", "#2f855a", "#b83280", "#6b46c1", "#b7791f", "#319795", "#c53030")
-STAGES = {"train": COLOURS[0], "val": COLOURS[1]}
+"""Keys that differ in their suffix share a panel: channels, frequency bands, with and without skips."""
+COLORS = ("#2b6cb0", "#dd6b20", "#2f855a", "#b83280", "#6b46c1", "#b7791f", "#319795", "#c53030")
+STAGES = {"train": COLORS[0], "val": COLORS[1]}
 MANY = 60
-"""Values of a curve from which its running mean is drawn, and itself palely."""
+"""Number of values from which a curve is drawn pale, with its running mean."""
 
 
 @dataclass(frozen=True)
 class Best:
-    """The validation with the lowest loss.
-
-    Args:
-        step: of training.
-        loss: there.
-        epoch: there, where the log tells.
-    """
+    """Training step, loss and, if logged, epoch of the validation with the lowest loss."""
 
     step: float
     loss: float
@@ -45,13 +39,7 @@ class Best:
 
 @dataclass
 class Panel:
-    """One pair of axes.
-
-    Args:
-        title: what is on it.
-        section: one of `SECTIONS`.
-        curves: by their labels.
-    """
+    """One pair of axes: a title, one of `SECTIONS`, and curves by label."""
 
     title: str
     section: str
@@ -59,34 +47,37 @@ class Panel:
 
     @property
     def values(self) -> list[float]:
-        """All that are drawn."""
+        """Values of all curves."""
         return [value for _, values in self.curves.values() for value in values]
 
     def draw(self, axes: Axes, best: Best | None) -> None:
-        """Draw it, on a logarithmic axis where the values are positive and span more than a factor of 20."""
-        colours = iter(COLOURS)
+        """Draw the curves, with a logarithmic axis if values are positive and span more than a factor of 20."""
+        colors = iter(COLORS)
         for label, (steps, values) in self.curves.items():
-            colour = STAGES.get(label) or next(colours)
+            color = STAGES.get(label) or next(colors)
             if len(values) >= MANY:
-                axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
-                axes.plot(steps, running_mean(values), color=colour, linewidth=1.6, label=label)
+                axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
+                axes.plot(steps, running_mean(values), color=color, linewidth=1.6, label=label)
             else:
                 axes.plot(
-                    steps, values, color=colour, marker="." if len(values) < 30 else "", linewidth=1.4, label=label
+                    steps, values, color=color, marker="." if len(values) < 30 else "", linewidth=1.4, label=label
                 )
-        known = [value for value in self.values if np.isfinite(value)]
-        if known and min(known) > 0 and max(known) > 20 * min(known):
+        finite = [value for value in self.values if np.isfinite(value)]
+        if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
             axes.set_yscale("log")
         if best is not None and any(best.step <= steps[-1] for steps, _ in self.curves.values()):
-            told = str(best) if self.title == "loss" else None
-            axes.axvline(best.step, color="#718096", linestyle=":", linewidth=1.2, label=told, zorder=0)
-        lettered(axes, self.title, "training step")
+            note = str(best) if self.title == "loss" else None
+            axes.axvline(best.step, color="#718096", linestyle=":", linewidth=1.2, label=note, zorder=0)
+        label_axes(axes, self.title, "training step")
         if len(axes.get_legend_handles_labels()[1]) > 1 or self.title == "loss" or "val" in self.curves:
             axes.legend(fontsize=8, frameon=False, ncols=1 + (len(self.curves) > 5))
 
 
 def sheet(rows: int = 1, columns: int = 1, width: float = 4.6, height: float = 3.0) -> tuple[Figure, np.ndarray]:
-    """A figure of panels (rows, columns), each so many inches with its words: in half the time of a layout engine."""
+    """Return a figure and its axes (rows, columns), each width x height inches with labels.
+
+    Fixed margins take half the time of a layout engine.
+    """
     left, right, top, bottom = 0.68, 0.14, 0.34, 0.5
     figure = Figure(figsize=(columns * width, rows * height))
     figure.subplots_adjust(
@@ -100,8 +91,8 @@ def sheet(rows: int = 1, columns: int = 1, width: float = 4.6, height: float = 3
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def lettered(axes: Axes, title: str, xlabel: str, ylabel: str = "") -> None:
-    """Give axes their words, and take away what shows nothing."""
+def label_axes(axes: Axes, title: str, xlabel: str, ylabel: str = "") -> None:
+    """Set title and labels, and remove the upper and the right spine."""
     axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
     axes.set_xlabel(xlabel, fontsize=9)
     axes.set_ylabel(ylabel, fontsize=9)
@@ -111,14 +102,14 @@ def lettered(axes: Axes, title: str, xlabel: str, ylabel: str = "") -> None:
 
 
 def running_mean(values: Sequence[float]) -> np.ndarray:
-    """Mean over a thirtieth of the values around each; at the ends, over those that are there."""
+    """Return the running mean over a window of a thirtieth of the values, smaller at the ends."""
     width = len(values) // 30 | 1
     kernel = np.ones(width)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
 def read_curves(metrics_csv: str | Path) -> dict[str, Curve]:
-    """Steps and values of every column of a run's metrics.csv."""
+    """Read steps and values of each column of a run's metrics.csv."""
     curves: dict[str, Curve] = {}
     with Path(metrics_csv).open(newline="") as file:
         for row in csv.DictReader(file):
@@ -144,7 +135,7 @@ def best_validation(curves: Mapping[str, Curve]) -> Best | None:
 
 
 def panels(curves: Mapping[str, Curve]) -> list[Panel]:
-    """Every logged value in its place: the loss first, then its terms, then what it comes to and what drives it."""
+    """Group curves into panels, ordered by section, the loss first."""
     found: dict[str, Panel] = {}
     for name in sorted(curves):
         stage, _, term = name.rpartition("/")
@@ -175,7 +166,7 @@ def section(name: str) -> str:
 
 
 def draw_panels(shown: Iterable[Panel], best: Best | None, columns: int = 3) -> Figure:
-    """All on one sheet; each section begins a row."""
+    """Draw panels in one figure. Each section starts a row."""
     rows: list[list[Panel]] = []
     for panel in shown:
         if not rows or len(rows[-1]) == columns or rows[-1][-1].section != panel.section:

@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Plots of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from latentfaces.autoencoder import VAE
 from latentfaces.errors import UserError
 from latentfaces.evaluation.grids import save_grid
-from latentfaces.evaluation.panels import COLOURS, best_validation, draw_panels, lettered, panels, read_curves
+from latentfaces.evaluation.panels import COLORS, best_validation, draw_panels, label_axes, panels, read_curves
 
 DPI = 120
 RED = "#c53030"
@@ -19,14 +19,11 @@ MAX_BINS = 40
 
 
 def plot_losses(metrics_csv: str | Path, output: str | Path | None = None) -> Figure:
-    """Every logged value over training steps: losses and their terms, quality, schedules, gradients, latents.
-
-    Training and validation share a panel; the annealed weights and the learning rate are beside them; the validation
-    with the lowest loss is marked in all.
+    """Plot all logged values over training steps, and mark the validation with the lowest loss.
 
     Args:
         metrics_csv: a run's metrics.csv.
-        output: where to write the picture, if anywhere.
+        output: image file to write.
 
     Raises:
         UserError: nothing was logged yet.
@@ -34,7 +31,7 @@ def plot_losses(metrics_csv: str | Path, output: str | Path | None = None) -> Fi
     curves = read_curves(metrics_csv)
     shown = panels(curves)
     if not shown:
-        raise UserError(f"{metrics_csv} holds no values yet")
+        raise UserError(f"{metrics_csv} has no values yet. Wait for the first logged step.")
     figure = draw_panels(shown, best_validation(curves))
     if output is not None:
         figure.savefig(output, dpi=DPI)
@@ -49,18 +46,18 @@ def plot_neighbours(
     output: str | Path | None = None,
     titles: tuple[str, str] = ("new face", "nearest training photos"),
 ) -> Figure:
-    """A line for each face: the face, then photos of which each has its distance below, red where it is suspicious.
+    """Plot a row for each sample: the sample, then its neighbors with their distances, red below the limit.
 
     Args:
-        faces: (n, 3, R, R) uint8.
-        photos: (n, k, 3, R, R) uint8.
+        faces: samples (n, 3, R, R) uint8.
+        photos: neighbors (n, k, 3, R, R) uint8.
         distances: (n, k).
-        limit: below it, a distance is suspicious.
-        output: where to write the picture, if anywhere.
-        titles: of the first column and of the others.
+        limit: distance below which a neighbor is suspicious.
+        output: image file to write.
+        titles: titles of the first column and of the others.
     """
     number, count = photos.shape[:2]
-    wide, high = 1.06, 1.24  # of a cell, of which the picture takes 1
+    wide, high = 1.06, 1.24  # of a cell whose image is 1 x 1
     figure = Figure(figsize=(1.25 * wide * (count + 1), 1.25 * high * number + 0.35))
     axes = figure.subplots(gridspec_kw={"left": 0, "right": 1, "bottom": 0, "top": 1})
     axes.set(xlim=(-0.04, wide * (count + 1) - 0.02), ylim=(high * number + 0.02, -0.26))
@@ -81,27 +78,24 @@ def plot_neighbours(
     return figure
 
 
-def plot_distances(samples: dict[str, Tensor], limit: float, output: str | Path | None = None) -> Figure:
+def plot_distances(samples: dict[str, Tensor], limit: float) -> Figure:
     """Plot distances of samples to their nearest training images: a histogram of each, and the limit.
 
     Args:
         samples: distances (n,) by label.
-        limit: what is marked.
-        output: where to write the picture, if anywhere.
+        limit: marked distance.
     """
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
     everything = torch.cat([*samples.values()])
     bins = np.linspace(0, float(everything.max()) * 1.02 + 1e-9, min(MAX_BINS, 5 + len(everything) // 10))
-    for (label, values), colour in zip(samples.items(), COLOURS, strict=False):
+    for (label, values), color in zip(samples.items(), COLORS, strict=False):
         weights = np.full(len(values), 100 / len(values))
-        axes.hist(values.numpy(), bins.tolist(), weights=weights, color=colour, alpha=0.55, label=label)
-    axes.axvline(limit, color=RED, linestyle=":", label=f"limit {limit:.3g}: 99 % of new photos lie beyond")
-    lettered(axes, "", "distance to the nearest training photo", "% of them")
+        axes.hist(values.numpy(), bins.tolist(), weights=weights, color=color, alpha=0.55, label=label)
+    axes.axvline(limit, color=RED, linestyle=":", label=f"limit {limit:.3g}: 99 % of new photos are above")
+    label_axes(axes, "", "distance to the nearest training photo", "% of them")
     axes.set_ylim(top=1.4 * axes.get_ylim()[1])  # room for the legend above the bars
     axes.legend(fontsize=8.5, frameon=False, loc="upper left")
-    if output is not None:
-        figure.savefig(output, dpi=DPI)
     return figure
 
 
@@ -109,14 +103,14 @@ def plot_distances(samples: dict[str, Tensor], limit: float, output: str | Path 
 def visualize_random_input_output(
     vae: VAE, images: Tensor, output: str | Path, num_images: int = 8, seed: int = 0
 ) -> Tensor:
-    """Random images, below them their reconstructions, below those the absolute error times four, written as PNG.
+    """Write a PNG with rows of random images, their reconstructions, and the absolute error times four.
 
     Args:
-        vae: the model.
+        vae: the VAE.
         images: (n, 3, R, R) in [-1, 1] to choose from.
-        output: where to write the picture.
-        num_images: how many to show.
-        seed: of the choice.
+        output: PNG file to write.
+        num_images: number of images.
+        seed: seed of the choice.
 
     Returns:
         The three rows, (3 * num_images, 3, R, R) in [-1, 1], on the CPU.

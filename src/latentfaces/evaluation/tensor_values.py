@@ -1,4 +1,4 @@
-"""What is inside a network: one line of statistics for each tensor, over training."""
+"""Statistics of weights, gradients and activations over training."""
 
 import csv
 from collections.abc import Iterator, Mapping
@@ -13,42 +13,39 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from latentfaces.evaluation.panels import lettered, sheet
+from latentfaces.evaluation.panels import label_axes, sheet
 
 STATISTICS = ("mean", "std", "min", "max", "nan", "zero", "saturated")
 COLUMNS = ("step", "tensor", *STATISTICS)
 Row = dict[str, float | str]
 KINDS = {"weights": "", "gradients": ".grad", "activations": ".output"}
-"""What a tensor is, by the ending of its name."""
-SHARES = ("zero", "saturated", "nan")
+"""Kinds of tensors, with the suffix of their names."""
+FRACTIONS = ("zero", "saturated", "nan")
 PLOTTED = {
     "mean": "mean",
-    "std": "standard deviation",
-    "ends": "least and greatest",
-    "zero": "share of zeros",
-    "saturated": "share at the ends",
-    "nan": "share not finite",
+    "std": "std",
+    "range": "min and max",
+    "zero": "fraction of zeros",
+    "saturated": "fraction saturated",
+    "nan": "fraction not finite",
 }
-FEW = 6
-"""So many tensors get a legend."""
+MAX_LEGEND = 6
+"""Largest number of tensors with a legend."""
 
 
 @dataclass
 class TensorValues:
-    """Statistics of tensors, a row for each tensor and step.
+    """Statistics of tensors, one row per tensor and step.
 
-    mean, std, min and max are of the finite values; nan is the share of values that are not finite, zero of those that
-    are exactly 0, saturated of those that sit at the tensor's own minimum or maximum beside the one that must: the sign
-    of a clamp, a dead ReLU or a Tanh driven to its ends.
-
-    Args:
-        rows: what there is already.
+    mean, std, min and max are of the finite values. The others are fractions: nan of non-finite values, zero of exact
+    zeros, saturated of further values equal to the minimum or maximum, as after a clamp, a dead ReLU or a saturated
+    Tanh.
     """
 
     rows: list[Row] = field(default_factory=list)
 
     def table(self) -> str:
-        """The last row of each tensor, as text in columns."""
+        """Format the last row of each tensor as text."""
         last = {str(row["tensor"]): row for row in self.rows}
         width = max([len(name) for name in last] + [6])
         lines = [f"{'tensor':{width}s} " + " ".join(f"{name:>10s}" for name in STATISTICS)]
@@ -56,7 +53,7 @@ class TensorValues:
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:
-        """Append the rows to a CSV, and forget them."""
+        """Append the rows to a CSV file, and clear them."""
         new = not path.exists()
         with path.open("a", newline="") as file:
             table = csv.DictWriter(file, COLUMNS)
@@ -69,37 +66,18 @@ class TensorValues:
 
     @classmethod
     def read(cls, path: str | Path) -> "TensorValues":
-        """From such a CSV."""
+        """Read a CSV file of `write`."""
         with Path(path).open(newline="") as file:
-            return cls(
-                [
-                    {key: value if key == "tensor" else float(value) for key, value in row.items()}
-                    for row in csv.DictReader(file)
-                ]
-            )
-
-    def plot(self, output: str | Path | None = None) -> Figure:
-        """Weights, gradients and activations in rows, a statistic a column, a line for each tensor over the steps.
-
-        Args:
-            output: where to write the picture, if anywhere.
-        """
-        kinds = [kind for kind in KINDS if self.of(kind)]
-        figure, axes_of = sheet(len(kinds), len(PLOTTED), 3.6, 2.8)
-        for line, kind in zip(axes_of, kinds, strict=True):
-            for axes, statistic in zip(line, PLOTTED, strict=True):
-                self.draw(axes, kind, statistic)
-        if output is not None:
-            figure.savefig(output, dpi=120)
-        return figure
+            rows = list(csv.DictReader(file))
+        return cls([{key: value if key == "tensor" else float(value) for key, value in row.items()} for row in rows])
 
     def panels(self) -> list[tuple[str, Figure]]:
-        """Titles and figures of what there is to see: shares only where some tensor has one."""
+        """Return titles and figures of all statistics, without fractions that are always 0."""
         shown = []
         for kind in KINDS:
             rows = [row for history in self.of(kind).values() for row in history]
             for statistic in PLOTTED:
-                if not rows or (statistic in SHARES and not any(row[statistic] for row in rows)):
+                if not rows or (statistic in FRACTIONS and not any(row[statistic] for row in rows)):
                     continue
                 figure, axes = sheet()
                 self.draw(axes[0, 0], kind, statistic)
@@ -107,7 +85,7 @@ class TensorValues:
         return shown
 
     def of(self, kind: str) -> dict[str, list[Row]]:
-        """The rows of each tensor of one of `KINDS`, in the order of the network."""
+        """Return the rows of each tensor of one of `KINDS`, in the order of the network."""
         found: dict[str, list[Row]] = {}
         for row in self.rows:
             name = str(row["tensor"])
@@ -116,32 +94,31 @@ class TensorValues:
         return found
 
     def draw(self, axes: Axes, kind: str, statistic: str) -> None:
-        """One statistic of one kind: a line a tensor, the first of the network dark, the last light."""
+        """Draw one statistic of one kind: a line per tensor, from dark (first in the network) to light (last)."""
         tensors = self.of(kind)
-        colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(tensors)))
-        for (name, rows), colour in zip(tensors.items(), colours, strict=True):
+        colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(tensors)))
+        for (name, rows), color in zip(tensors.items(), colors, strict=True):
             steps = [row["step"] for row in rows]
-            for end in ("min", "max") if statistic == "ends" else (statistic,):
-                axes.plot(
-                    steps, [row[end] for row in rows], color=colour, linewidth=1, marker=".", markersize=4, label=name
-                )
-        values = [float(row["std"]) for rows in tensors.values() for row in rows if float(row["std"]) > 0]
-        if statistic == "std" and values and max(values) > 20 * min(values):
+            for column in ("min", "max") if statistic == "range" else (statistic,):
+                values = [row[column] for row in rows]
+                axes.plot(steps, values, color=color, linewidth=1, marker=".", markersize=4, label=name)
+        stds = [float(row["std"]) for rows in tensors.values() for row in rows if float(row["std"]) > 0]
+        if statistic == "std" and stds and max(stds) > 20 * min(stds):
             axes.set_yscale("log")
-        if len(tensors) <= FEW and statistic == next(iter(PLOTTED)):
+        if len(tensors) <= MAX_LEGEND and statistic == next(iter(PLOTTED)):
             axes.legend(fontsize=8, frameon=False)
-        lettered(axes, f"{kind}, {PLOTTED[statistic]}", "training step")
+        label_axes(axes, f"{kind}, {PLOTTED[statistic]}", "training step")
 
 
 def track_tensor_values(
     tensors: Mapping[str, Tensor] | nn.Module, step: int = 0, history: TensorValues | None = None
 ) -> TensorValues:
-    """Add the statistics of some tensors to a history: `print(track_tensor_values(vae).table())`.
+    """Add statistics of tensors to a history, e.g. `print(track_tensor_values(vae).table())`.
 
     Args:
-        tensors: by name; of a module, its weights and what gradients there are.
-        step: of training, to plot over.
-        history: to go on with; a new one by default.
+        tensors: tensors by name, or a module: its weights and gradients.
+        step: training step.
+        history: history to extend; a new one if None.
 
     Returns:
         The history.
@@ -150,14 +127,14 @@ def track_tensor_values(
     named = module_tensors(tensors) if isinstance(tensors, nn.Module) else dict(tensors)
     measured = [statistics(tensor.detach()) for tensor in named.values()]
     if measured:
-        # One look at the device for all of them: each look waits for all that it has yet to do.
+        # One copy for all tensors, as each copy waits for the device.
         for name, values in zip(named, torch.stack(measured).tolist(), strict=True):
             history.rows.append({"step": float(step), "tensor": name, **dict(zip(STATISTICS, values, strict=True))})
     return history
 
 
 def statistics(tensor: Tensor) -> Tensor:
-    """`STATISTICS` of a tensor, (7,) float32 on its device."""
+    """Return the `STATISTICS` of a tensor: (7,) float32 on its device."""
     values = tensor.float().flatten()
     if values.numel() == 0:
         return values.new_zeros(len(STATISTICS))
@@ -175,7 +152,7 @@ def statistics(tensor: Tensor) -> Tensor:
 
 
 def module_tensors(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    """Weights of a module, and their gradients where there are any."""
+    """Return the weights of a module and their gradients, if any, by name."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         tensors[f"{prefix}{name}"] = parameter
@@ -186,7 +163,7 @@ def module_tensors(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 @contextmanager
 def activations(module: nn.Module, depth: int = 2) -> Iterator[dict[str, Tensor]]:
-    """Within this context, collect what the module's parts give, by name, down to `depth` names below it."""
+    """Within this context, collect the outputs of submodules by name, down to `depth` levels."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, output: object) -> None:

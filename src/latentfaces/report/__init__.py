@@ -1,4 +1,4 @@
-"""Pages of runs and sweeps, each one file."""
+"""HTML reports of runs and sweeps."""
 
 from latentfaces.report.run_page import write_report
 from latentfaces.report.sweep_page import write_sweep_report

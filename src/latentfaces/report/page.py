@@ -1,4 +1,4 @@
-"""Pages that need nothing but themselves: their pictures are inside."""
+"""HTML pages that contain their images."""
 
 import base64
 import io
@@ -12,17 +12,11 @@ from latentfaces.files import atomic_write
 
 REPORT = "report.html"
 DPI = 140
-"""Of figures: sharp on a telephone, whose pixels are small."""
+"""Resolution of figures."""
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Write the page of a template of this folder; whatever the values hold, none becomes markup.
-
-    Args:
-        path: where to; the page appears whole.
-        template: file name.
-        values: what it shows.
-    """
+    """Render a template of this folder to a file, atomically. Values are escaped."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     with atomic_write(path) as file:
         file.write(environment.get_template(template).render(**values).encode())
@@ -30,12 +24,12 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
 
 
 def embedded(figure: Figure) -> str:
-    """A figure as an address that holds it."""
+    """Return a data URL of a figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return as_data(buffer.getvalue())
 
 
 def as_data(png: bytes) -> str:
-    """A PNG as an address that holds it."""
+    """Return a data URL of a PNG."""
     return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,4 +1,4 @@
-"""A run as one page."""
+"""HTML report of a run."""
 
 import json
 import platform
@@ -14,42 +14,36 @@ import yaml
 from latentfaces.evaluation import TensorValues
 from latentfaces.evaluation.panels import SECTIONS, Best, Panel, best_validation, panels, read_curves, sheet
 from latentfaces.report.page import REPORT, as_data, embedded, write_page
-from latentfaces.run import CONFIG, Run, command, open_run, overrides_of, resume_command, train_program
+from latentfaces.run import CONFIG, Run, command, open_run, overrides_of, read_json, resume_command, train_program
 
 KINDS = {"vae": "stage 1, a VAE", "ldm": "stage 2, a latent diffusion model"}
 DEFAULTS = Path(".hydra") / "defaults.yaml"
 NUM_PREVIEWS = 3
 OWN = ("name", "run_dir", "pack", "logger.wandb")
-"""Keys that differ in every run, by their beginnings."""
-UNITS = {"minutes": "minutes of training", "peak_memory_gb": "GB of memory at most", "steps": "steps"}
+"""Prefixes of keys that differ in every run."""
+UNITS = {"minutes": "minutes of training", "peak_memory_gb": "GB peak memory", "steps": "steps"}
 MEANINGS = {
     "fid": "Frechet distance of Inception features to held-out photos: lower is better",
     "frechet_distance": "distance of feature means and covariances to held-out photos: lower is better",
-    "kernel_distance": "the same by a kernel, unbiased: lower is better, 0 is as good as real",
-    "precision": "fraction of faces that look like a real one: higher is better",
-    "recall": "fraction of held-out photos that look like a face: low where variety is missing",
-    "duplicates": "fraction of faces closer to another face than 99 % of held-out photos are: 0.01 is expected",
-    "memorized_fraction": "fraction of faces closer to a training photo than 99 % of held-out photos: 0.01 is usual",
+    "kernel_distance": "unbiased kernel distance of the features: lower is better, about 0 for real images",
+    "precision": "fraction of samples close to real images: higher is better",
+    "recall": "fraction of held-out images close to samples: low if samples lack variety",
+    "duplicates": "fraction of samples closer to another sample than 99 % of held-out images are: 0.01 is expected",
+    "memorized_fraction": "fraction of samples closer to a training image than 99 % of held-out images: 0.01 is usual",
 }
 """Metrics of task=evaluate, in the order of the page."""
 Pictures = list[tuple[str, str]]
-"""Captions, and addresses that hold the pictures."""
+"""Captions and data URLs of images."""
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html` into a run's folder from what is there: also of a run that has not ended yet.
-
-    Args:
-        folder: of the run.
-
-    Returns:
-        The page, with all its pictures inside.
+    """Write `report.html` into a run's folder, also before its end. Return its path.
 
     Raises:
-        UserError: the folder is no run.
+        UserError: the folder is not a run.
     """
     run = open_run(folder)
-    result: dict[str, Any] = run.result() if run.finished else {}
+    result = run.result()
     verdict, healthy = result.pop("verdict", None), result.pop("healthy", True)
     metrics = run.folder / "metrics.csv"
     curves = read_curves(metrics) if metrics.exists() else {}
@@ -87,7 +81,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def drawn(shown: list[Panel], best: Best | None) -> Pictures:
-    """Each panel as a picture of its own, so that a narrow screen shows one beside the other or below."""
+    """Draw each panel as an image, which narrow screens can wrap."""
     pictures = []
     for panel in shown:
         figure, axes = sheet()
@@ -116,20 +110,20 @@ def next_commands(run: Run) -> list[tuple[str, str]]:
         longer = [("Train for longer", f"{again} trainer.max_steps={2 * steps}")] if steps else []
     if stage == "vae":
         return [
-            ("Photos it has not seen", f"python sample.py run={here} task=reconstruct"),
-            ("Stage 2, for new faces", f"python train.py model=ldm vae={here}"),
+            ("Reconstruct held-out images", f"python sample.py run={here} task=reconstruct"),
+            ("Train stage 2", f"python train.py model=ldm vae={here}"),
             *longer,
         ]
     return [
-        ("New faces", f"python sample.py run={here} num_images=64"),
-        ("The guidance that suits it", f"python sample.py run={here} task=tune"),
-        ("How good they are", f"python sample.py run={here} task=evaluate"),
+        ("Generate faces", f"python sample.py run={here} num_images=64"),
+        ("Tune the guidance", f"python sample.py run={here} task=tune"),
+        ("Evaluate", f"python sample.py run={here} task=evaluate"),
         *longer,
     ]
 
 
 def flattened(node: Any, key: str = "") -> dict[str, Any]:
-    """A nested config's values by their dotted keys; lists are values."""
+    """Return the values of a nested config by dotted key. Lists are values."""
     if not isinstance(node, Mapping) or not node:
         return {key: node}
     parts = (flattened(value, f"{key}.{name}" if key else str(name)) for name, value in node.items())
@@ -137,7 +131,7 @@ def flattened(node: Any, key: str = "") -> dict[str, Any]:
 
 
 def differences(folder: Path, config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Key, value and default of what differs from what the bare command would have taken."""
+    """Return key, value and default of each setting that differs from the defaults."""
     path = folder / DEFAULTS
     if not path.exists():
         return []
@@ -147,35 +141,36 @@ def differences(folder: Path, config: Mapping[str, Any]) -> list[tuple[str, str,
 
 
 def written(values: Mapping[str, Any], key: str) -> str:
-    """A value as a person would type it; nothing where there is none."""
+    """Format a value as an override; empty if there is none."""
     value = values.get(key, "")
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def tensor_values(folder: Path) -> TensorValues | None:
-    """The statistics of tensors, if the run kept some."""
+    """Return the statistics of tensors, if there are any."""
     path = folder / "tensors.csv"
     values = TensorValues.read(path) if path.exists() else None
     return values if values is not None and values.rows else None
 
 
 def previews(folder: Path) -> list[Path]:
-    """First, middle and last preview."""
-    there = sorted((folder / "images").glob("step_*.png"))
-    places = {round(share * (len(there) - 1) / (NUM_PREVIEWS - 1)) for share in range(NUM_PREVIEWS)} if there else set()
-    return [there[place] for place in sorted(places)]
+    """Return the first, the middle and the last preview."""
+    paths = sorted((folder / "images").glob("step_*.png"))
+    chosen = {round(number * (len(paths) - 1) / (NUM_PREVIEWS - 1)) for number in range(NUM_PREVIEWS)}
+    return [paths[index] for index in sorted(chosen)] if paths else []
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Results of task=evaluate in the run's own folder, the last first."""
+    """Return the results of task=evaluate in the run's folder, newest first."""
     found = []
     for path in sorted(folder.glob("samples/*/metrics.json"), key=lambda path: -path.stat().st_mtime):
-        told = json.loads(path.read_text())
-        real = told.get("training_photos", {})
+        result = read_json(path)
+        real = result.get("training_photos", {})
         rows = [
-            (name.replace("_", " "), f"{told[name]:.4g}", f"{real[name]:.4g}" if name in real else "", meaning)
+            (name.replace("_", " "), f"{result[name]:.4g}", f"{real[name]:.4g}" if name in real else "", meaning)
             for name, meaning in MEANINGS.items()
-            if name in told
+            if name in result
         ]
-        found.append({"kind": "pictures", **told, "rows": rows, "folder": path.parent.relative_to(folder)})
+        if rows:
+            found.append({"kind": "samples", **result, "rows": rows, "folder": path.parent.relative_to(folder)})
     return found

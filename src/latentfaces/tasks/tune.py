@@ -18,7 +18,7 @@ from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError, warn
 from latentfaces.evaluation import FeatureDistance
 from latentfaces.evaluation.features import features_by_name
-from latentfaces.evaluation.panels import COLOURS, lettered
+from latentfaces.evaluation.panels import COLORS, label_axes
 from latentfaces.files import atomic_write
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import TUNED, Run, build, config_of, open_run
@@ -184,7 +184,7 @@ def plot_scores(scores: dict[Choice, float], best: Choice, output: Path) -> Figu
     figure = Figure(figsize=(12.0, 3.4), layout="constrained")
     by_weight, by_average, by_sampler = figure.subplots(1, 3, sharey=True)
     usual = next(iter(scores)).sampler
-    for kind, color in zip(("auto", "internal"), COLOURS, strict=False):
+    for kind, color in zip(("auto", "internal"), COLORS, strict=False):
         line = sorted(
             (c.weight, v)
             for c, v in scores.items()
@@ -193,14 +193,14 @@ def plot_scores(scores: dict[Choice, float], best: Choice, output: Path) -> Figu
         if len(line) > 1:
             by_weight.plot(*zip(*line, strict=True), marker="o", color=color, label=f"guidance={kind}")
     average = sorted((c.ema, v) for c, v in scores.items() if c.ema is not None and c.sampler == usual)
-    by_average.plot(*zip(*average, strict=True) if average else ([], []), marker="o", color=COLOURS[2])
+    by_average.plot(*zip(*average, strict=True) if average else ([], []), marker="o", color=COLORS[2])
     compared: dict[str, float] = {}  # with the best settings so far; of the best sampler also nearby weights
     for choice, value in scores.items():
         compared[choice.sampler] = min(value, compared.get(choice.sampler, math.inf))
-    by_sampler.plot(list(compared), list(compared.values()), "o", color=COLOURS[3])
-    lettered(by_weight, f"Guidance, best weights, {usual}", "weight (1 is none)", "distance to held-out images")
-    lettered(by_average, "Width of the average", "ema")
-    lettered(by_sampler, "Sampler, at its best", "")
+    by_sampler.plot(list(compared), list(compared.values()), "o", color=COLORS[3])
+    label_axes(by_weight, f"Guidance, best weights, {usual}", "weight (1 is none)", "distance to held-out images")
+    label_axes(by_average, "Width of the average", "ema")
+    label_axes(by_sampler, "Sampler, at its best", "")
     if by_weight.get_legend_handles_labels()[1]:
         by_weight.legend(fontsize=8.5, frameon=False)
     by_sampler.plot([best.sampler], [scores[best]], "*", color="#c53030", markersize=14, label="best")
