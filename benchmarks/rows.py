@@ -25,23 +25,23 @@ class Scale:
     """Sizes and numbers of rounds of the table.
 
     Args:
-        kind: of device.
-        rounds, rounds_of_wall: of measuring with one thread, and with two.
-        compiled: ours compiled too.
-        channels: of the VAEs and U-Nets, in their first level.
-        resolution: of the images, in pixels.
-        images, latents: in a batch.
-        side: of the latents of stage 2.
-        width, depth, num_heads: of the transformers.
-        decoded: latents in one decoding.
-        images_for_memory: in a batch, where the peak of memory is looked for.
-        backbone: of LPIPS.
+        kind: device type.
+        rounds, rounds_of_wall: measured rounds with one thread (CPU time) and with two (wall time).
+        compiled: also measure ours compiled.
+        channels: channels of VAEs and U-Nets in their first level.
+        resolution: height and width of images.
+        images, latents: batch sizes of the two stages.
+        side: height and width of latents.
+        width, depth, num_heads: sizes of the transformers.
+        decoded: batch size of decoding.
+        images_for_memory: batch size of the memory row.
+        backbone: backbone of LPIPS.
         product: rows and columns of the largest product.
-        seconds_of_loading: in each round.
-        photos: to load.
-        steps: of the Trainer.
-        faces: made or encoded in one go, by the networks `autoencoder` and `denoiser` of the configs.
-        paper: ours counted on tensors without memory, and nothing measured.
+        seconds_of_loading: seconds of a round of loading.
+        photos: number of images to load.
+        steps: steps of the Trainer row.
+        faces: batch size of sampling and encoding with the configs `autoencoder` and `denoiser`.
+        paper: count operations on fake tensors, without measuring.
     """
 
     kind: str = "cpu"
@@ -106,7 +106,7 @@ class Row:
         figures: by clock ("cpu", "wall", ...) and variant.
         ratios: theirs / ours, by kind.
         goal: as text.
-        more: what else there is to say: parameters, gigaflops.
+        more: further values: parameters, gigaflops.
     """
 
     title: str
@@ -118,9 +118,9 @@ class Row:
 
     def lines(self) -> list[str]:
         """Format the row as text."""
-        told = [f"{name} {value:.2f}" for name, value in self.ratios.items()]
-        told += [f"{name} {value:.4g}" for name, value in self.more.items()]
-        lines = [f"{self.title}: {', '.join(told)}" + (f"  (goal: {self.goal})" if self.goal else "")]
+        values = [f"{name} {value:.2f}" for name, value in self.ratios.items()]
+        values += [f"{name} {value:.4g}" for name, value in self.more.items()]
+        lines = [f"{self.title}: {', '.join(values)}" + (f"  (goal: {self.goal})" if self.goal else "")]
         for clock, variants in self.figures.items():
             for name, s in variants.items():
                 lines.append(
@@ -161,7 +161,7 @@ def timed(works: Mapping[str, Work], scale: Scale) -> dict[str, dict[str, Spread
     try:
         torch.set_num_threads(1)
         figures = {"cpu": interleaved(works, scale.rounds, cpu_ms)}
-        if scale.rounds_of_wall:  # on a machine that is not alone, two threads wait for each other
+        if scale.rounds_of_wall:  # next to other processes, two threads wait for each other
             torch.set_num_threads(min(2, os.cpu_count() or 1))
             figures["wall"] = interleaved(works, scale.rounds_of_wall, wall_ms)
         return figures
@@ -198,7 +198,7 @@ def on_paper(title: str, work: Work, goal: str) -> Row:
     return Row(f"{title}: at least, on an H100", "ms", {"paper": figures}, {}, goal, more)
 
 
-def beside(
+def compare(
     title: str,
     ours: Rival,
     theirs: Rival,
@@ -210,12 +210,12 @@ def beside(
     """Return the row of two networks.
 
     Args:
-        title: what they do.
-        ours, theirs: the two.
-        scale: how often.
-        goal: as text.
-        compiled: ours, compiled.
-        work: the side whose operations count as the work in `share`. Work that ours avoids counts as done.
+        title: title of the row.
+        ours, theirs: both sides.
+        scale: sizes and rounds.
+        goal: goal as text.
+        compiled: our compiled step.
+        work: side whose operations count in `share`.
     """
     if scale.paper:
         return on_paper(title, partial(ours.step, True), goal)
@@ -240,14 +240,14 @@ def beside(
             ratios[f"compiled{after}"] = took["theirs fp32"] / took["ours compiled"]
     first = next(iter(figures.values()))
     rate = operations[work] / first[f"ours {scale.shipped}"]["median"] * 1e3
-    told = {
+    more = {
         "share": rate / limit(scale, scale.shipped),
         "ours M": ours.parameters / 1e6,
         "theirs M": theirs.parameters / 1e6,
         "ours GF": operations["ours"],
         "theirs GF": operations["theirs"],
     }
-    return Row(title, "ms", figures, ratios, goal, told)
+    return Row(title, "ms", figures, ratios, goal, more)
 
 
 @cache

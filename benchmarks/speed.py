@@ -2,17 +2,16 @@
 
     pip install -e '.[bench]'
     python benchmarks/speed.py [--rows vae,dit] [--rounds 5] [--device cpu] [--compile] [--quick] [--json FILE]
-    python benchmarks/speed.py --paper    # without a GPU: what one takes at least for the rows of networks, counted
+    python benchmarks/speed.py --paper    # without a GPU: lower bounds for a GPU, from counted operations
 
-Ours and the peer have as many parameters and operations, see the same batches, and take turns in one process. On a CPU
-the figure is the process's CPU time with one thread, median, minimum and maximum of some rounds, and wall time
-with two. On a GPU it is wall time. A row of two networks has three ratios, theirs / ours: each as its documentation
-runs it (peers: float32 and a plain AdamW; ours: what train.py chooses on this device), both in float32, and, where the
-device has units for it, both in bfloat16 autocast. `share` is what ours makes of the fastest product or convolution of
-this machine, in the precision that train.py chooses.
+Both sides have equal parameters and operations, see the same batches, and take turns in one process. On a CPU the
+figures are CPU time with one thread and wall time with two: median, minimum and maximum of some rounds. On a GPU they
+are wall time. A row of two networks has three ratios, theirs / ours: as shipped (peers: float32 and AdamW; ours: the
+choices of train.py), both in float32, and both in bfloat16 if the device supports it. `share` is our rate as a fraction
+of the fastest product or convolution on this machine.
 
-A training step is loss, gradient and the optimizer's step, without clipping, averaging and logging: row `trainer` has
-those. Nothing else should run meanwhile.
+A training step is loss, gradient and optimizer, without clipping, averaging and logging, which row `trainer` measures.
+Run nothing else at the same time.
 """
 
 import argparse
@@ -71,14 +70,14 @@ def versions() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> dict[str, Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", help=f"of {', '.join(ROWS)}; all by default")
-    parser.add_argument("--rounds", type=int, help="of measuring, after one that does not count")
-    parser.add_argument("--no-wall", action="store_true", help="leave out wall time, which needs the machine alone")
+    parser.add_argument("--rows", help=f"comma-separated, of {', '.join(ROWS)}; all by default")
+    parser.add_argument("--rounds", type=int, help="measured rounds, after one for warm-up")
+    parser.add_argument("--no-wall", action="store_true", help="leave out wall time, which needs an idle machine")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="ours compiled too, which takes minutes on a CPU")
-    parser.add_argument("--quick", action="store_true", help="at toy sizes, to see whether it runs")
-    parser.add_argument("--paper", action="store_true", help="count ours at the sizes of a GPU, and measure nothing")
-    parser.add_argument("--json", type=Path, help="for the complete table benchmarks/results/speed_DATE.json")
+    parser.add_argument("--compile", action="store_true", help="also measure ours compiled (minutes on a CPU)")
+    parser.add_argument("--quick", action="store_true", help="toy sizes, for tests")
+    parser.add_argument("--paper", action="store_true", help="only count operations, at the sizes of a GPU")
+    parser.add_argument("--json", type=Path, help="output; benchmarks/results/speed_DATE.json for the complete table")
     arguments = parser.parse_args(argv)
     chosen = (arguments.rows or ",".join(COUNTABLE if arguments.paper else ROWS)).split(",")
     if unknown := [name for name in chosen if name not in ROWS]:

@@ -1,4 +1,4 @@
-"""The benchmarks: both sides of a row do the same work, and the printed sentences follow from the figures."""
+"""Benchmarks: both sides of a row do the same work, and ratios follow from the measured times."""
 
 import dataclasses
 import importlib
@@ -92,7 +92,7 @@ def test_bfloat16_is_measured_where_the_device_has_units_for_it(
     scale = dataclasses.replace(rows.QUICK, rounds=2 + units)  # the limits of a scale are measured once
     assert scale.precisions == expected
     rival = rows.Rival(1, lambda bfloat16: torch.ones(2, 2) @ torch.ones(2, 2))
-    told = rows.beside("nothing", rival, rival, scale)
+    told = rows.compare("nothing", rival, rival, scale)
     assert {name.split()[1] for name in told.figures["cpu"]} == set(expected)
     assert set(told.ratios) == {"shipped", *expected}
 
@@ -188,7 +188,7 @@ def test_two_forwards_give_the_gradient_that_ours_gives_with_one(benchmark: Any)
     assert (gradient - their_gradient).norm() < 1e-4 * their_gradient.norm()
 
 
-def test_a_step_is_timed_beside_the_bare_loops(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_timed_next_to_the_bare_loops(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     around = benchmark("around")
     now = 1.0
 
@@ -296,7 +296,7 @@ def test_peak_memory_counts_anonymous_memory_alone(benchmark: Any, tmp_path: Pat
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         assert sum(mapped[:: mmap.PAGESIZE]) == 0  # every page is resident
         assert memory.peak - before < size / 4
-        held = b"x" * size
+        held = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # malloc may have freed memory to give
+        held.write(b"x" * size)
         time.sleep(0.2)
-        del held
-    assert size <= memory.peak - before + size / 16 < 1.25 * size
+    assert 0.9 * size < memory.peak - before < 2.2 * size

@@ -98,9 +98,8 @@ class Cyclical(AnnealingSchedule):
         if x >= 1:
             return 1.0
         cycles = x * self.num_cycles
-        within = max(
-            0.0, cycles - math.floor(cycles + 1e-9)
-        )  # rounding must not turn a restart into the end of a cycle
+        # Rounding must not turn a restart into the end of a cycle.
+        within = max(0.0, cycles - math.floor(cycles + 1e-9))
         return min(within / self.ramp, 1.0)
 
 

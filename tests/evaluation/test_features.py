@@ -1,4 +1,4 @@
-"""Feature extractors of the metrics: inputs, names, and messages without them."""
+"""Feature networks: input, names, and messages without their packages or weights."""
 
 from pathlib import Path
 from typing import Any

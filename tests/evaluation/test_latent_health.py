@@ -37,7 +37,7 @@ def health_of(
 
 
 def cosine(row: int, column: int, size: int = 32) -> Tensor:
-    """Return a wave (1, 1, size, size) with the given half periods down and across, which mirroring continues."""
+    """Return a wave (1, 1, size, size) with `row` and `column` half periods, which mirroring continues."""
     place = math.pi * (torch.arange(size) + 0.5) / size
     return ((row * place).cos()[:, None] * (column * place).cos()[None, :])[None, None]
 

@@ -73,10 +73,9 @@ def test_history_goes_through_a_file_and_back_and_is_plotted(tmp_path: Path) -> 
     assert history.rows == []
     read = TensorValues.read(tmp_path / "tensors.csv")
     assert read.rows == rows
-    figure = read.plot(tmp_path / "tensors.png")
-    (means,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "weights, mean"]
+    (means,) = dict(read.panels())["weights, mean"].axes
+    assert means.get_title(loc="left") == "weights, mean"
     assert [list(line.get_ydata()) for line in means.lines] == [[0.5, 5.5], [0.0, 0.0]]
-    assert (tmp_path / "tensors.png").stat().st_size > 10_000
 
 
 def test_activations_are_seen_within_the_context_only() -> None:
@@ -92,6 +91,6 @@ def test_activations_are_seen_within_the_context_only() -> None:
 def test_weights_gradients_and_activations_have_panels_of_their_own_and_shares_only_where_there_are_some() -> None:
     tensors = {"a.weight": torch.ones(4), "a.weight.grad": torch.tensor([0.0, 1.0]), "a.output": torch.full((4,), 2.0)}
     titles = [title for title, _ in track_tensor_values(tensors).panels()]
-    spread = ["mean", "standard deviation", "min and max"]
+    spread = ["mean", "std", "min and max"]
     expected = [f"{kind}, {what}" for kind in ("weights", "gradients", "activations") for what in spread]
     assert titles == [*expected[:6], "gradients, fraction of zeros", *expected[6:]]

@@ -1,4 +1,4 @@
-"""RMSNorm: value and gradient against the formula in float64."""
+"""RMSNorm: value and explicit gradient, compared with the formula in float64."""
 
 import pytest
 import torch

@@ -122,7 +122,7 @@ def test_case_39_weights_that_are_missing_or_another_networks_are_named(home: Pa
     path = Path("outputs/ldm/faces/checkpoints/best_denoiser.pth")
     whole = path.read_bytes()
     path.write_bytes(Path("outputs/vae/faces/checkpoints/best_vae.pth").read_bytes())
-    assert f"{path} does not fit config.yaml" in refused("sample.py")
+    assert f"{path} does not fit the config.yaml" in refused("sample.py")
     path.write_bytes(whole[: len(whole) // 2])
     assert f"{path} does not fit the config.yaml of its run, or is damaged" in refused("sample.py")
     path.unlink()

@@ -176,7 +176,7 @@ def test_case_40_what_tune_left_runs_nothing(home: Path) -> None:
 
     found = {"guidance": CALL, "ema": None, "of": open_run(LDM).stamp("best_denoiser")}
     (LDM / "tuned.json").write_text(json.dumps(found))
-    assert "os.mkdir is not a part of latentfaces" in refused("sample.py", *FEW)
+    assert "os.mkdir may not be named" in refused("sample.py", *FEW)
 
 
 LIES = {
@@ -185,8 +185,8 @@ LIES = {
     "a call deep in it": ({"settings": {"_target_": "latentfaces.tasks.Generate", "sampler": CALL}}, "os.mkdir"),
     "a call for guidance": ({"guidance": CALL}, "os.mkdir"),
     "a run that is not there": ({"run": "outputs/ldm/gone"}, "outputs/ldm/gone"),
-    "too little": ({"settings": {"_target_": "latentfaces.tasks.Generate"}}, "does not describe"),
-    "no settings": ({"settings": "nothing"}, "how it was made"),
+    "too little": ({"settings": {"_target_": "latentfaces.tasks.Generate"}}, "do not fit this version"),
+    "no settings": ({"settings": "nothing"}, "no complete metadata"),
 }
 
 

@@ -51,6 +51,5 @@ def adaptive_weight(others: Tensor, adversarial: Tensor, maximum: float) -> Tens
         adversarial: gradient of the generator loss at the same layer.
         maximum: upper bound, for vanishing adversarial gradients.
     """
-    return (torch.linalg.vector_norm(others.float()) / (torch.linalg.vector_norm(adversarial.float()) + 1e-4)).clamp(
-        0.0, maximum
-    )
+    norms = [torch.linalg.vector_norm(gradient.float()) for gradient in (others, adversarial)]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, maximum)

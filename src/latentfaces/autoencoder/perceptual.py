@@ -26,16 +26,11 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self, net: Literal["vgg", "alex", "squeeze"] = "vgg", weights: str | None = None) -> None:
         super().__init__()
-        from torchmetrics.image.lpip import (
-            LearnedPerceptualImagePatchSimilarity,
-        )  # imported here because it takes seconds
-        from torchvision import models
+        # These imports take seconds.
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+        from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
 
-        backbones = {
-            "vgg": models.VGG16_Weights,
-            "alex": models.AlexNet_Weights,
-            "squeeze": models.SqueezeNet1_1_Weights,
-        }
+        backbones = {"vgg": VGG16_Weights, "alex": AlexNet_Weights, "squeeze": SqueezeNet1_1_Weights}
         url = backbones[net].IMAGENET1K_V1.url
         name = url.rpartition("/")[2]
         cached = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -52,15 +47,9 @@ class PerceptualDistance(nn.Module):
                 f"The perceptual loss could not download {name}. Put {url} into {cached.parent}, set "
                 "model.loss.perceptual.weights=FILE, or disable the loss with model/loss=l1_kl."
             ) from None
-        except (
-            RuntimeError,
-            EOFError,
-            UnpicklingError,
-        ) as error:  # weights of another network, truncated, empty, or HTML
-            problem = (str(error) or "the file is empty").splitlines()[0]
-            raise UserError(
-                f"{path} is not torchvision's {name}, or is damaged: {problem}. Download it again."
-            ) from None
+        except (RuntimeError, EOFError, UnpicklingError) as error:  # another network, truncated, empty, or HTML
+            why = (str(error) or "the file is empty").splitlines()[0]
+            raise UserError(f"{path} is not torchvision's {name}, or is damaged: {why}. Download it again.") from None
         self.unregistered = [network.requires_grad_(False)]
 
     @classmethod

@@ -39,12 +39,9 @@ PER_LEVEL = float(np.nextafter(np.float32(1 / 127.5), np.float32(0)))  # rounded
 class Picture(NamedTuple):
     """A decoded image."""
 
-    pixels: Pixels
-    """(3, R, R) uint8."""
-    enlarged: bool
-    """Whether the file had fewer than R pixels on a side."""
-    sha256: str
-    """The first 32 hexadecimal digits of the hash of the file's bytes."""
+    pixels: Pixels  # (3, R, R) uint8
+    enlarged: bool  # the file had fewer than R pixels on a side
+    sha256: str  # of the file, see `digest`
 
 
 def open_image(file: str | Path | IO[bytes]) -> Image.Image:

@@ -44,6 +44,7 @@ class LatentCache:
     ) -> None:
         self.pack, self.encode = pack, encode
         self.batch_size = batch_size or images_at_once(pack.images.shape[-1])
+        # Precision is not in the name: bfloat16 moves a mean by a fortieth of the posterior's std.
         self.path = pack.folder / f"latents-{key}-{pack.sha256[:8]}.npy"
         self.views: tuple[bool, ...] = (False, True)
         if not mirrored and not self.path.exists():

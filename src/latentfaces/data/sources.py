@@ -233,14 +233,13 @@ class Photos(Source):
         images, others = dict[str, int](), defaultdict[str, list[str]](list)
         own = self.own_outputs([name for name, _, _ in files])
         for name, size, reason in files:
-            is_image, file = name.lower().endswith(SUFFIXES), PurePosixPath(name)
+            is_image = name.lower().endswith(SUFFIXES)
             if is_hidden(name) or name.startswith(own):
-                reason = "hidden or in a system folder" if is_hidden(name) else "written by latentfaces"
                 if is_image:
-                    others[reason].append(name)
+                    others["hidden or in a system folder" if is_hidden(name) else "written by latentfaces"].append(name)
             elif is_image and not reason:
                 images[name] = size
-            elif file.name not in METADATA:
+            elif (file := PurePosixPath(name)).name not in METADATA:
                 others[reason or file.suffix.lower() or "no suffix"].append(name)
         return dict(sorted(images.items(), key=lambda item: (natural_key(item[0]), item[0]))), others
 

@@ -1,8 +1,8 @@
 """Metrics and plots of trained runs."""
 
 from latentfaces.evaluation.feature_distance import FeatureDistance
-from latentfaces.evaluation.features import NETWORKS, known_features
-from latentfaces.evaluation.generation import generator_metrics, kernel_distance, memorization
+from latentfaces.evaluation.features import known_features
+from latentfaces.evaluation.generation import kernel_distance
 from latentfaces.evaluation.grids import save_grid, save_png
 from latentfaces.evaluation.latent_health import HEALTHY, LatentHealth, verdict
 from latentfaces.evaluation.metrics import calculate_metrics, reconstruction_metrics
@@ -11,15 +11,12 @@ from latentfaces.evaluation.tensor_values import TensorValues, track_tensor_valu
 
 __all__ = [
     "HEALTHY",
-    "NETWORKS",
     "FeatureDistance",
     "LatentHealth",
     "TensorValues",
     "calculate_metrics",
-    "generator_metrics",
     "kernel_distance",
     "known_features",
-    "memorization",
     "plot_losses",
     "plot_neighbours",
     "reconstruction_metrics",

@@ -75,7 +75,7 @@ def precision_and_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float,
 
 def fraction_within(samples: Tensor, others: Tensor, k: int) -> float:
     """Return the fraction of samples (n, d) in the manifold of others (m, d)."""
-    radii = nearest(others, k=min(k, len(others) - 1)).distances[:, -1]
+    radii = nearest(others, k=min(k, len(others) - 1)).distances[:, -1].to(samples.device)
     hits = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
     for row, column, block in distances(samples, others):
         hits[row : row + len(block)] |= (block[..., 0] <= radii[column : column + block.shape[1]]).any(1)
@@ -102,7 +102,10 @@ class Nearest(NamedTuple):
 
 
 def nearest(samples: Tensor, others: Rows | None = None, k: int = 1) -> Nearest:
-    """Find the `k` nearest of `others` for samples (n, d). By default, `others` are the other samples."""
+    """Find the `k` nearest of `others` for samples (n, d). By default, `others` are the other samples.
+
+    The result is on the CPU.
+    """
     far = torch.full((len(samples), k), torch.inf, dtype=torch.float64, device=samples.device)
     best = Nearest(far, torch.zeros_like(far, dtype=torch.long), torch.zeros_like(far, dtype=torch.long))
     for row, column, block in distances(samples, samples if others is None else others):
@@ -116,7 +119,7 @@ def nearest(samples: Tensor, others: Rows | None = None, k: int = 1) -> Nearest:
         views = torch.cat([best.views[rows], views.gather(1, found.indices)], 1)
         best.distances[rows], order = both.topk(k, largest=False)
         best.indices[rows], best.views[rows] = indices.gather(1, order), views.gather(1, order)
-    return best
+    return Nearest(*(part.cpu() for part in best))
 
 
 def distances(first: Tensor, second: Rows) -> Iterator[tuple[int, int, Tensor]]:
@@ -141,11 +144,6 @@ class Memorization(NamedTuple):
     """Nearest other sample of each of the first samples, as many as held-out images."""
     held_out_twins: Tensor
     """Distance of each held-out image to its nearest other one."""
-
-    def cpu(self) -> "Memorization":
-        """Return the same on the CPU."""
-        near, twins = (Nearest(*(part.cpu() for part in found)) for found in (self.nearest, self.twins))
-        return Memorization(near, self.held_out.cpu(), twins, self.held_out_twins.cpu())
 
     @property
     def limit(self) -> float:

@@ -78,13 +78,12 @@ def plot_neighbours(
     return figure
 
 
-def plot_distances(samples: dict[str, Tensor], limit: float, output: str | Path | None = None) -> Figure:
+def plot_distances(samples: dict[str, Tensor], limit: float) -> Figure:
     """Plot distances of samples to their nearest training images: a histogram of each, and the limit.
 
     Args:
         samples: distances (n,) by label.
         limit: marked distance.
-        output: image file to write.
     """
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
@@ -97,8 +96,6 @@ def plot_distances(samples: dict[str, Tensor], limit: float, output: str | Path 
     label_axes(axes, "", "distance to the nearest training photo", "% of them")
     axes.set_ylim(top=1.4 * axes.get_ylim()[1])  # room for the legend above the bars
     axes.legend(fontsize=8.5, frameon=False, loc="upper left")
-    if output is not None:
-        figure.savefig(output, dpi=DPI)
     return figure
 
 

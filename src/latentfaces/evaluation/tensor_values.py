@@ -24,7 +24,7 @@ KINDS = {"weights": "", "gradients": ".grad", "activations": ".output"}
 FRACTIONS = ("zero", "saturated", "nan")
 PLOTTED = {
     "mean": "mean",
-    "std": "standard deviation",
+    "std": "std",
     "range": "min and max",
     "zero": "fraction of zeros",
     "saturated": "fraction saturated",
@@ -70,21 +70,6 @@ class TensorValues:
         """From such a CSV."""
         rows = read_csv(Path(path))
         return cls([{key: value if key == "tensor" else float(value) for key, value in row.items()} for row in rows])
-
-    def plot(self, output: str | Path | None = None) -> Figure:
-        """Plot statistics over steps: a row per kind, a column per statistic, a line per tensor.
-
-        Args:
-            output: image file to write.
-        """
-        kinds = [kind for kind in KINDS if self.of(kind)]
-        figure, axes_of = sheet(len(kinds), len(PLOTTED), 3.6, 2.8)
-        for line, kind in zip(axes_of, kinds, strict=True):
-            for axes, statistic in zip(line, PLOTTED, strict=True):
-                self.draw(axes, kind, statistic)
-        if output is not None:
-            figure.savefig(output, dpi=120)
-        return figure
 
     def panels(self) -> list[tuple[str, Figure]]:
         """Return titles and figures of all statistics, without fractions that are always 0."""

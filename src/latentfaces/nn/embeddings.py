@@ -56,10 +56,8 @@ def rotation_2d(height: int, width: int, channels: int, device: torch.device | N
     frequencies = 100.0 ** -(torch.arange(channels // 4, device=device) / (channels // 4))
     rows = torch.arange(height, device=device)[:, None] * frequencies
     columns = torch.arange(width, device=device)[:, None] * frequencies
-    angles = torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1).flatten(
-        0, 1
-    )
-    angles = torch.cat([angles, angles], dim=-1)
+    angles = torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1)
+    angles = torch.cat([angles, angles], dim=-1).flatten(0, 1)
     return torch.stack([angles.cos(), angles.sin()])
 
 

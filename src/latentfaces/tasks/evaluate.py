@@ -1,7 +1,7 @@
 """Metrics of a finished run."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from rich.progress import track
 from torch import Tensor
 
 from latentfaces.data.arrays import ResumableArray
-from latentfaces.data.images import to_float, to_uint8
 from latentfaces.data.pack import Pack, open_pack
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import Features, features_by_name
@@ -26,6 +25,7 @@ from latentfaces.ranks import Ranks
 from latentfaces.report import write_report
 from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.output import PictureFolder
+from latentfaces.tasks.reconstruct import reconstructions
 
 SHOWN = 64
 FEWEST = 50
@@ -91,7 +91,7 @@ class Evaluate(SamplingTask):
         figures: list[Figure] = []
         if stage_2:
             views = torch.stack([train, mirrored[pack.train_indices].to(device)], dim=1)
-            result = memorization(fake, views, held_out, min(NEIGHBORS, len(train))).cpu()
+            result = memorization(fake, views, held_out, min(NEIGHBORS, len(train)))
             values |= {"duplicates": result.duplicates, "memorized_fraction": result.memorized_fraction}
             figures = suspicious(result, make, pack)
         alike = train[np.random.default_rng(0).permutation(len(train))[: len(fake)]]
@@ -118,18 +118,18 @@ class Evaluate(SamplingTask):
             return values
         return {"fid": values["frechet_distance"], **{k: v for k, v in values.items() if k != "frechet_distance"}}
 
-    def images(self, pipeline: FacePipeline, pack: Pack, numbers: list[int]) -> Iterator[Tensor]:
-        """Yield batches (b, 3, R, R) uint8 of the samples or reconstructions with these numbers."""
+    def images(self, pipeline: FacePipeline, pack: Pack, numbers: list[int]) -> Tensor:
+        """Return the samples or reconstructions (n, 3, R, R) uint8 with these numbers."""
+        if not numbers:  # as in the last round of a rank
+            return torch.empty(0, dtype=torch.uint8)
         if pipeline.denoiser is not None:
             names = [(self.seed, number) for number in numbers]
-            yield from pipeline.faces(names, self.sampler, self.batch_size)
-            return
-        for start in range(0, len(numbers), self.batch_size):
-            indices = pack.test_indices[numbers[start : start + self.batch_size]]
-            yield to_uint8(pipeline.reconstruct(to_float(torch.from_numpy(pack.images[indices])))).cpu()
+            return torch.cat(list(pipeline.faces(names, self.sampler, self.batch_size)))
+        photos = torch.from_numpy(pack.images[pack.test_indices[numbers]])
+        return reconstructions(pipeline, photos, 0.0, self.batch_size)
 
     def sample_features(
-        self, extract: Features, make: Callable[[list[int]], Iterator[Tensor]], count: int, pictures: PictureFolder
+        self, extract: Features, make: Callable[[list[int]], Tensor], count: int, pictures: PictureFolder
     ) -> tuple[Tensor, Tensor]:
         """Return features (count, d), mapped from a resumable file, and the first images; both empty above rank 0."""
         ranks = pictures.ranks
@@ -146,7 +146,7 @@ class Evaluate(SamplingTask):
             done = done if first.resume() >= min(done, SHOWN) else 0
         done = ranks.agree(done)
         for part in track(ranks.rounds(range(done, count), self.batch_size), "Sampling", disable=ranks.rank > 0):
-            images = torch.cat([torch.empty(0, dtype=torch.uint8), *make(list(part))])
+            images = make(list(part))
             shown = ranks.join(images[: max(SHOWN - part.start, 0)])
             features = ranks.join(extract(images) if len(images) else torch.empty(0))
             if ranks.rank == 0:
@@ -158,21 +158,21 @@ class Evaluate(SamplingTask):
         return torch.from_numpy(rows.read()[:count]), torch.from_numpy(first.read()[: min(count, SHOWN)])
 
 
-def suspicious(result: Memorization, make: Callable[[list[int]], Iterator[Tensor]], pack: Pack) -> list[Figure]:
+def suspicious(result: Memorization, make: Callable[[list[int]], Tensor], pack: Pack) -> list[Figure]:
     """Plot all distances, the samples nearest to training images, and the samples nearest to one another.
 
     Distances that 99 % of held-out images exceed are red.
     """
     near, twins = result.nearest, result.twins
     worst = near.distances[:, 0].argsort()[:SUSPECTS]
-    samples = torch.cat(list(make(worst.tolist())))
+    samples = make(worst.tolist())
     images = train_images(pack, pack.train_indices[near.indices[worst].numpy()], near.views[worst] == 1)
     histograms = {"new faces": near.distances[:, 0], "held-out images": result.held_out}
     closest = twins.distances[:, 0].argsort()[: 2 * SUSPECTS].tolist()
     pairs = {tuple(sorted((n, int(twins.indices[n, 0])))) for n in closest}
     distance = {pair: float(twins.distances[list(pair), 0].max()) for pair in pairs}
     shown = sorted(distance, key=distance.__getitem__)[: SUSPECTS // 2]
-    both = torch.cat(list(make([number for pair in shown for number in pair]))).unflatten(0, (-1, 2))
+    both = make([number for pair in shown for number in pair]).unflatten(0, (-1, 2))
     apart = torch.tensor([[distance[pair]] for pair in shown])
     titles = ("new face", "another new face")
     return [

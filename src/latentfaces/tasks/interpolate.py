@@ -55,7 +55,11 @@ class Interpolate(PhotoTask):
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the row. Return its path."""
-        photos = self.photos_in_noise(pipeline)
+        photos = None
+        if self.image is not None and self.to_image is not None:
+            left = one_photo(pipeline.resolution, self.image, self.seed)
+            right = one_photo(pipeline.resolution, self.to_image, self.seed, key="task.to_image")
+            photos = found_noise(pipeline, torch.cat([left, right]), self.sampler, self.batch_size)
         fractions = torch.linspace(0, 1, self.num_images).split(self.batch_size)
         faces = torch.cat([self.between(pipeline, photos, part.tolist()) for part in fractions])
         pictures.add(faces)
@@ -65,16 +69,8 @@ class Interpolate(PhotoTask):
             print(path)
         return pictures.grid(faces, columns=len(faces))
 
-    def photos_in_noise(self, pipeline: FacePipeline) -> Tensor | None:
-        """Return the noise (2, c, h, w) of the two photos; None between seeds."""
-        if self.image is None or self.to_image is None:
-            return None
-        left = one_photo(pipeline.resolution, self.image, self.seed)
-        right = one_photo(pipeline.resolution, self.to_image, self.seed, key="task.to_image")
-        return found_noise(pipeline, torch.cat([left, right]), self.sampler, self.batch_size)
-
     def between(self, pipeline: FacePipeline, photos: Tensor | None, fractions: Sequence[float]) -> Tensor:
-        """Return faces (n, 3, R, R) uint8 at these fractions."""
+        """Return faces (n, 3, R, R) uint8 at these fractions; `photos` (2, c, h, w) is the noise of the photos."""
         draw = pipeline.draws([(self.seed, 0), (self.to_seed, 0)])
 
         def interpolated(ends: Tensor) -> Tensor:
