@@ -69,7 +69,7 @@ WRONG = {
     "pruning without a sweep": (["model=vae", "data=synthetic", "pruning=median"], "Start one with -m"),
     "pruning by losses that do not compare": (
         ["-m", "model=vae", "data=synthetic", "pruning=median", "model.kl_weight.end=1e-6,1e-5"],
-        "as model.kl_weight.end changes its definition",
+        "model.kl_weight.end changes the loss",
     ),
 }
 
