@@ -40,10 +40,6 @@ class Ranks:
         dist.init_process_group("gloo", timeout=TIMEOUT)
         return cls(dist.get_rank(), dist.get_world_size())
 
-    def share(self, total: int) -> range:
-        """Return the contiguous range of `total` items of this rank. Sizes differ by at most one."""
-        return range(total * self.rank // self.count, total * (self.rank + 1) // self.count)
-
     def rounds(self, numbers: range, size: int) -> list[range]:
         """Return this rank's part of each round, in which each rank takes `size` of the numbers in order.
 
