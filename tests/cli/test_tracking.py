@@ -15,7 +15,7 @@ import yaml
 from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, trained_in
 from PIL import Image
 
-from latentfaces.training.callbacks.dashboard import panel
+from latentfaces.training.callbacks.dashboard import histogram, panel
 
 WATCHED = [option for option in SHORT if option != "logger=csv"]
 ARTIFACT = "callbacks.dashboard.upload_weights=true"
@@ -103,6 +103,7 @@ def test_stage_one_has_every_panel_in_its_section(records: list[Record]) -> None
     assert sections["annealing"] == {"kl_weight"}
     assert {"active_units", "kl_0", "latent_std_3", "detail_high"} <= sections["health"]
     assert sections["speed"] == {"images_per_second", "seconds_per_step"}
+    assert {"encoder.levels", "decoder.levels"} <= sections["weights"] & sections["gradients"]
     assert {"loss", "psnr"} <= sections["test"]
 
 
@@ -197,3 +198,13 @@ def test_where_a_value_is_shown() -> None:
         "epoch": "epoch",
     }.items():
         assert panel(name) == shown
+
+
+def test_histograms_count_every_finite_value_or_evenly_chosen_ones() -> None:
+    counts, edges = histogram([torch.arange(10.0), torch.tensor([float("nan"), 63.0])])
+    assert counts.sum() == 11
+    assert (edges[0], edges[-1], len(counts)) == (0, 63, 64)
+    assert counts[:10].tolist() == [1] * 10
+    counts, edges = histogram([torch.linspace(0, 1, 1_000_001)])
+    assert counts.sum() == pytest.approx(91_000, rel=0.1)
+    assert counts.min() == pytest.approx(counts.max(), rel=0.01)

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.optim import Optimizer
 
+from latentfaces.ranks import local_tensor
 from latentfaces.run import CONFIG, command
 from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks.best_weights import BestWeights
@@ -19,6 +23,7 @@ from latentfaces.training.callbacks.best_weights import BestWeights
 BEST = {"val/loss": "min", "val/psnr": "max", "val/ssim": "max"}
 """Summary of a value in the table of runs, in addition to its last value."""
 ANNEALED = ("kl_weight", "skip_dropout", "adaptive_weight")
+NUM_BINS, MOST_VALUES = 64, 100_000
 
 
 def panel(name: str) -> str:
@@ -42,7 +47,7 @@ class DashboardLogger(WandbLogger):
 
 
 class Dashboard(Callback):
-    """Add command, environment, speed, best values and best weights to a run on W&B.
+    """Add command, environment, speed, histograms, best values and best weights to a run on W&B.
 
     Args:
         folder: folder of the run.
@@ -52,6 +57,7 @@ class Dashboard(Callback):
     def __init__(self, folder: str | Path, upload_weights: bool = False) -> None:
         self.folder, self.upload_weights = Path(folder), upload_weights
         self.since, self.steps = time.monotonic(), 0
+        self.gradients_due = True
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,7 +72,9 @@ class Dashboard(Callback):
         self.since, self.steps = time.monotonic(), 0
 
     @rank_zero_only
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.steps += 1
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             images = self.steps * trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
@@ -76,13 +84,25 @@ class Dashboard(Callback):
             self.since, self.steps = time.monotonic(), 0
 
     @rank_zero_only
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        assert isinstance(pl_module, BaseModule)
+        if self.gradients_due:  # once after each validation
+            gradients = {n: p.grad for n, p in pl_module.network.named_parameters() if p.grad is not None}
+            self.send(trainer, histograms("gradients", gradients))
+            self.gradients_due = False
+
+    @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
+        assert isinstance(pl_module, BaseModule)
         best = next((c for c in trainer.callbacks if isinstance(c, BestWeights)), None)  # type: ignore[attr-defined]
         values: dict[str, Any] = {} if best is None else {"val/best_loss": best.best}
+        if trainer.state.fn == "fit":
+            values |= histograms("weights", {n: p.detach() for n, p in pl_module.network.named_parameters()})
         self.send(trainer, values)
         self.since, self.steps = time.monotonic(), 0  # without the validation
+        self.gradients_due = True
 
     @rank_zero_only
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -128,3 +148,26 @@ def environment(trainer: Trainer) -> dict[str, str | int]:
         "nodes": trainer.num_nodes,
         "precision": str(trainer.precision),
     }
+
+
+def histograms(section: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return a histogram for each part of a network, down to two names.
+
+    Args:
+        section: section of the panels.
+        tensors: tensors by the names of the parameters.
+    """
+    import wandb
+
+    parts: dict[str, list[Tensor]] = {}
+    for name, tensor in tensors.items():
+        parts.setdefault(".".join(name.split(".")[:-1][:2]) or name, []).append(tensor)
+    return {f"{section}/{part}": wandb.Histogram(np_histogram=histogram(group)) for part, group in parts.items()}
+
+
+def histogram(tensors: list[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Return counts and edges of the finite values, or of evenly spaced ones if there are many."""
+    tensors = [local_tensor(tensor) for tensor in tensors]  # of a sharded tensor, the rows of rank 0
+    stride = -(-sum(tensor.numel() for tensor in tensors) // MOST_VALUES)
+    values = torch.cat([tensor.flatten()[::stride].float() for tensor in tensors]).cpu()
+    return np.histogram(values[values.isfinite()].numpy(), bins=NUM_BINS)
