@@ -166,7 +166,7 @@ def test_a_loss_that_is_no_number_stops_training_by_name(
     vae_module.finite.close(0, {"norm": torch.tensor(1.0)}, torch.device("cpu"))
     vae_module.log_terms({"train/loss": torch.tensor(1.0), "train/kl": torch.tensor(bad)})
     norm = torch.tensor(1 + 0 * bad)  # as `BaseModule.backward` begins it
-    with pytest.raises(NonFiniteError, match="^train/kl is"):
+    with pytest.raises(NonFiniteError, match=r"^train/kl is"):
         vae_module.finite.close(1, {"norm": norm}, torch.device("cpu"))
 
 
