@@ -104,8 +104,8 @@ class LatentDiffusionModule(BaseModule):
         pipeline = FacePipeline(
             self.autoencoder, self.denoiser, noise.shape[-1] * self.autoencoder.downsampling, self.device
         )
-
-        def fresh() -> Tensor:
-            return torch.randn(noise.shape, generator=generator).to(self.device)
-
-        return pipeline.images(noise.to(self.device), self.sampler, fresh)
+        return pipeline.images(
+            noise.to(self.device),
+            self.sampler,
+            lambda: torch.randn(noise.shape, generator=generator).to(self.device),
+        )

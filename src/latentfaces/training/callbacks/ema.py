@@ -1,7 +1,7 @@
 """Averages of the weights over training."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -204,12 +204,7 @@ class EMA(Callback):
         self.num_updates, self.num_due = state_dict["num_updates"], state_dict.get("num_due", 0)
 
 
-@contextmanager
-def averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+def averaged_weights(trainer: Trainer, pl_module: LightningModule) -> AbstractContextManager[None]:
     """Within this context, the module has its averaged weights, if the run keeps an average."""
     ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
-    if ema is None:
-        yield
-    else:
-        with ema.averaged(pl_module):
-            yield
+    return nullcontext() if ema is None else ema.averaged(pl_module)

@@ -82,8 +82,7 @@ class GracefulStop(Checkpoint):
         if not self.saving:  # a validation outside training
             self.leave(trainer)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.looping = True
+    on_test_start = on_validation_start
 
     def on_test_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self.check(trainer)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 
 from latentfaces.evaluation.grids import save_grid
 from latentfaces.training.base_module import BaseModule
+from latentfaces.training.callbacks.dashboard import dashboards
 from latentfaces.training.callbacks.ema import averaged_weights
 from latentfaces.training.checkpoint import full_disk_survived
 
@@ -34,6 +34,5 @@ class Previews(Callback):
         path = self.folder / f"step_{trainer.global_step:07d}.png"
         with full_disk_survived(trainer, path):
             save_grid(images, path, self.columns)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(f"images/{pl_module.previewed}", [str(path)], step=trainer.global_step)
+            for logger in dashboards(trainer):
+                logger.log_image(f"images/{pl_module.previewed}", [str(path)], step=trainer.global_step)

@@ -1,10 +1,10 @@
 """Verdict on the latents after each validation."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from latentfaces.training.base_module import BaseModule
+from latentfaces.training.callbacks.dashboard import runs
 
 
 class Verdict(Callback):
@@ -22,6 +22,5 @@ class Verdict(Callback):
         self.last = verdict
         if not pl_module.healthy:
             print(verdict)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.summary["verdict"] = verdict
+        for run in runs(trainer):
+            run.summary["verdict"] = verdict
