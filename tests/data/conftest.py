@@ -1,4 +1,4 @@
-"""Photos to pack, and where to."""
+"""Photos, and a folder for their pack."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ WritePhoto = Callable[..., None]
 
 @pytest.fixture
 def write_photo() -> WritePhoto:
-    """`write_photo(path, number, side=16)` writes a gradient that `number` decides."""
+    """Return `write_photo(path, number, side=16)`, which writes a gradient that depends on `number`."""
 
     def write(path: Path, number: int, side: int = 16) -> None:
         rows, columns = np.mgrid[0:side, 0:side]
@@ -33,5 +33,5 @@ def photos(tmp_path: Path, write_photo: WritePhoto) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return where the pack is to lie, two levels below what exists."""
+    """Return a folder for the pack, two levels below an existing one."""
     return tmp_path / "data" / "photos-8"

@@ -1,4 +1,4 @@
-"""Batches end to end: order from the seed, ranks that share, latents in place of pictures."""
+"""Data module: order of batches, ranks, latents, rejected data and resumed trainings."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,7 +24,7 @@ MakeData = Callable[..., FFHQDataModule]
 
 @pytest.fixture
 def make_data(tmp_path: Path) -> MakeData:
-    """`make_data(seed=0, ...)` gives 40 drawn faces: 36 to train on, 4 held out."""
+    """Return `make_data(seed=0, ...)`, which creates 40 synthetic faces: 36 for training, 4 held out."""
 
     def make(**options: Any) -> FFHQDataModule:
         options = {"batch_size": 6, "horizontal_flip": False} | options
@@ -37,18 +37,18 @@ def make_data(tmp_path: Path) -> MakeData:
 
 
 def pictures(data: FFHQDataModule, batches: Iterable[Any]) -> list[int]:
-    """Return which pictures of the pack are in the batches, in order."""
+    """Return the indices in the pack of the images in the batches, in order."""
     by_bytes = {image.tobytes(): index for index, image in enumerate(data.pack().images)}
     return [by_bytes[image.numpy().tobytes()] for batch in batches for image in batch.images]
 
 
 def floats(data: FFHQDataModule) -> Tensor:
-    """Return an epoch as the training step gets it."""
+    """Return the inputs of an epoch's training steps."""
     return torch.cat([data.on_after_batch_transfer(batch, 0).clone() for batch in data.train_dataloader()])
 
 
 def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Give block means, and one as the std."""
+    """Return block means, and one as the std."""
     mean = F.avg_pool2d(images, 8)
     return mean, torch.ones_like(mean)
 

@@ -1,4 +1,4 @@
-"""Bytes and floats, epochs that are permutations, ranks that share, mirrors that mirror."""
+"""Conversion to float, order of epochs, ranks and mirroring."""
 
 import itertools
 from collections.abc import Iterable

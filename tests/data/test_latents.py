@@ -1,4 +1,4 @@
-"""The cache of latents: what lies where, when it is made, and that half a cache is none."""
+"""Latent cache: layout, reuse, resumes, ranks and damaged files."""
 
 import itertools
 import os
@@ -37,14 +37,14 @@ def write_latents(pack: Pack, key: str, encode: Encode, device: torch.device, ba
 
 @pytest.fixture
 def pack(tmp_path: Path) -> Pack:
-    """Return a pack of seven noisy pictures."""
+    """Return a pack of seven noise images."""
     pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 4, 4), dtype=np.uint8)
     np.save(tmp_path / "images.npy", pixels)
     return Pack(tmp_path, {"num_images": 7, "sha256": "0123456789abcdef"})
 
 
 def block_means(pixels: np.ndarray) -> np.ndarray:
-    """Return what `encode` says of pictures, computed with NumPy."""
+    """Return the mean of `encode`, computed with NumPy."""
     floats = pixels[:, :2].astype(np.float64) / 127.5 - 1
     return floats.reshape(len(pixels), 2, 2, 2, 2, 2).mean((3, 5))
 
@@ -62,7 +62,7 @@ def test_mean_and_deviation_land_in_their_places_for_both_views(pack: Pack, batc
 
 
 def counting(calls: list[int]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return an encoder that notes each call."""
+    """Return an encoder that records the batch size of each call."""
 
     def encode_and_count(images: Tensor) -> tuple[Tensor, Tensor]:
         calls.append(len(images))

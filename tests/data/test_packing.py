@@ -1,4 +1,4 @@
-"""Packing: the pixels and the manifest, damaged pictures, settings, and packings that were cut."""
+"""Packing: pixels and manifest, damaged images, settings, and interrupted packings."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ WritePhoto = Callable[..., None]
 
 
 class Numbered(DrawnFaces):
-    """Pictures that show their number in every pixel; notes what is read, stops at one, fails at some.
+    """Images whose pixels are their index. Records what is read, stops at one, fails at some.
 
     Args:
         num_images: how many.
@@ -80,7 +80,7 @@ def partial_of(folder: Path) -> Path:
 
 
 def interrupted(num_images: int, folder: Path, stop_at: int, **settings: Any) -> list[int]:
-    """Pack numbered pictures until one stops it; return what was read."""
+    """Pack numbered images until one interrupts it. Return the indices that were read."""
     source = Numbered(num_images, stop_at)
     with pytest.raises(KeyboardInterrupt):
         find_or_write_pack(source, folder, SIDE, **settings)
