@@ -21,6 +21,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether the device has bfloat16 units, which are 2 to 16 times as fast as float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public name for these units of a CPU.
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
