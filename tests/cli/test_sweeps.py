@@ -89,7 +89,7 @@ def test_an_extra_that_is_not_installed_is_named(
 
     monkeypatch.setattr(importlib.metadata, "version", nothing)
     said = refusal(["-m", "model=vae", "data=synthetic", choice], train, capfd)
-    assert f"{choice} is an extra: pip install -e '{extra}'" in said
+    assert f"{choice} needs an extra: pip install -e '{extra}'" in said
 
 
 def test_a_sweep_that_was_stopped_goes_on(train: Command, workplace: Path) -> None:
