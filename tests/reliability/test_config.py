@@ -91,7 +91,7 @@ WRONG = {
     "data.val_every=1": "data.val_every=1 is invalid: input should be greater than or equal to 2",
     "+foo=1": "Unknown key foo.",
     "data.folder=/dev/null": "/dev/null/synthetic",
-    "data.num_images=8": "add pictures, or lower data.batch_size",
+    "data.num_images=8": "Add images or lower data.batch_size",
     "model.autoencoder=kl_f8": "model.autoencoder is a group. Use model/autoencoder=kl_f8",
     "name=a/b": "name=a/b must name a folder in outputs/vae",
 }

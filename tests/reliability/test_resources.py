@@ -65,7 +65,7 @@ def test_case_22_in_sampling_the_batch_is_named(
 
     monkeypatch.setattr(FacePipeline, "sample", full)
     said = refused("sample.py", "num_images=3", "batch_size=3", f"output={tmp_path}")
-    assert "lower batch_size=3, or take precision=bf16" in said
+    assert "lower batch_size=3, or use precision=bf16" in said
 
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
