@@ -84,14 +84,14 @@ def test_the_command_reports_both_stages(capsys: pytest.CaptureFixture[str], mon
     ("arguments", "sentence"),
     [
         (["model/denoiser=nonsense"], "nonsense"),
-        (["model=vae", "data.resolution=30"], "data.resolution=30 is not a multiple"),
+        (["model=vae", "data.resolution=30"], "data.resolution=30 is no multiple"),
         (["model=vae", "trainer.max_step=3"], "max_step"),
         (["nonsense"], "Cannot parse override nonsense."),
         (
             ["model=vae", "data.batch_size=0"],
             "data.batch_size=0 is invalid: input should be greater than or equal to 1",
         ),
-        (["model=vae", "trainer.max_time=soon"], "trainer.max_time=soon must be days:hours:minutes:seconds"),
+        (["model=vae", "trainer.max_time=soon"], "trainer.max_time=soon is invalid: use days:hours:minutes:seconds"),
     ],
 )
 def test_mistakes_are_one_line(

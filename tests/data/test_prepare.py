@@ -130,7 +130,7 @@ def test_full_disk_is_one_line_with_its_path(
     status, printed = failure(command, capsys, photos, "--resolution", 8)
     assert status == 2
     assert printed.startswith(f"error: {tmp_path / 'data'}")
-    assert "No space left on device: make room" in printed
+    assert "No space left on device. Free some space" in printed
     assert "\n" not in printed.strip()
 
 

@@ -233,10 +233,10 @@ def test_who_started_a_process_is_known_by_its_environment(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("arguments", "clue"),
     [
-        ([], "torchrun starts processes that must agree on a folder: give the run a name=..."),
+        ([], "The processes of torchrun need one folder. Give the run a name=..."),
         (["name=x", "trainer.devices=3"], "trainer.devices=3, but torchrun started processes for 2"),
         (["name=x", "trainer.num_nodes=2"], "trainer.num_nodes=2, but torchrun started processes for 1"),
-        (["name=x", "data=ffhq", "data.resolution=64"], "FFHQ is not in data yet"),
+        (["name=x", "data=ffhq", "data.resolution=64"], "FFHQ is not in data. Run `latentfaces-prepare ffhq"),
     ],
 )
 def test_what_contradicts_torchrun_is_refused(
