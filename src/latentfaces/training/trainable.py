@@ -20,8 +20,10 @@ def freeze(network: nn.Module, trainable: Trainable) -> None:
         network: its blocks are `ResBlock` or `DiTBlock`, registered in the order of computation.
         trainable: "last": train the last third of the blocks and all that follows them, with the head. "norms": train
             normalization layers (group norm, weighted RMS norm) and the layers that scale and shift their output
-            (`ResBlock.scale_shift`, `modulation` of a DiT). "all": train everything.
+            (`ResBlock.scale_shift`, `modulation` of a DiT). "all": freeze nothing.
     """
+    if trainable == "all":
+        return
     parameters = list(network.parameters())
     if trainable == "norms":
         norms = (
@@ -30,7 +32,7 @@ def freeze(network: nn.Module, trainable: Trainable) -> None:
             if isinstance(module, nn.GroupNorm | RMSNorm) or name.endswith(("scale_shift", "modulation"))
         )
         parameters = [p for norm in norms for p in norm.parameters()]
-    elif trainable == "last":
+    else:
         blocks = [module for module in network.modules() if isinstance(module, ResBlock | DiTBlock)]
         first = next(blocks[-math.ceil(len(blocks) / 3)].parameters())
         parameters = parameters[next(n for n, p in enumerate(parameters) if p is first) :]
