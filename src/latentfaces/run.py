@@ -172,21 +172,26 @@ def has_interpolation(node: Any) -> bool:
 
 
 def find_run(
-    wanted: str, stage: str, outputs: str | Path = "outputs", suits: Callable[[Run], bool] = lambda run: True
+    wanted: str,
+    stage: str,
+    outputs: str | Path = "outputs",
+    suits: Callable[[Run], bool] = lambda run: True,
+    key: str | None = None,
 ) -> Run:
     """Find a run by its folder, its name in `outputs/<stage>`, or as "latest".
 
     Args:
-        wanted: value of the option `vae` or `run`.
+        wanted: value of the option `vae`, `run` or `init`.
         stage: "vae" or "ldm", where names are looked up.
         outputs: folder of all runs.
         suits: condition on "latest", besides that it is finished.
+        key: the option, for messages.
 
     Raises:
         UserError: there is none.
     """
     folder_of_stage = Path(outputs) / stage
-    key = "vae" if stage == "vae" else "run"
+    key = key or ("vae" if stage == "vae" else "run")
     if wanted == "latest":
         runs = [run for run in runs_in(folder_of_stage) if run.finished and suits(run)]
         if not runs:

@@ -107,7 +107,7 @@ def test_each_experiment_builds_for_both_stages(experiment: str, stage: str) -> 
     check_types(OmegaConf.to_container(cfg.model, resolve=True))
     with torch.device("meta"):
         instantiate(cfg.model)
-    assert cfg.trainer.max_time or cfg.trainer.max_steps > 0
+    assert cfg.trainer.max_time or cfg.trainer.max_steps > 0 or cfg.trainer.max_epochs > 0
 
 
 def test_annealing_is_chosen_bare_and_by_key() -> None:

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from latentfaces.cli.devices import num_processes
 from latentfaces.cli.errors import explain
+from latentfaces.cli.init_run import add_init_run
 from latentfaces.cli.vae_run import add_trained_vae
 from latentfaces.config.compose import compose_config
 from latentfaces.config.suggestions import format_error
@@ -60,6 +61,8 @@ def stage_config(stage: str, overrides: Sequence[str]) -> DictConfig:
     cfg = compose_config("train", [f"model={stage}", *own])
     with open_dict(cfg):
         cfg.run_dir = "."
+    add_init_run(cfg)
+    HydraConfig.instance().set_config(cfg)
     if stage == "ldm" and cfg.vae is not None:
         add_trained_vae(cfg)
     elif stage == "ldm":

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from latentfaces.cli import tracking
 from latentfaces.cli.compute import apply_choices, device_choices, keep_freed_memory, training_device
 from latentfaces.cli.devices import drop_stale_ranks, resolve_devices
+from latentfaces.cli.init_run import add_init_run, check_network, take_weights
 from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
 from latentfaces.cli.vae_run import add_trained_vae, copy_vae
 from latentfaces.config.compose import compose_config
@@ -42,7 +43,10 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
     drop_stale_ranks(cfg)
     try:
         refuse_links(cfg)
+        init_run = add_init_run(cfg)
         vae_run = add_trained_vae(cfg) if cfg.stage == "ldm" else None
+        if init_run is not None:
+            check_network(cfg, init_run)
         refuse_secrets_in(cfg)
         check_training(cfg)
         resolve_devices(cfg)
@@ -51,7 +55,7 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
         with trained_alone(cfg):
             checkpoint = claim_run(cfg)
             with graceful_stop(cfg) as stop:
-                parts = build_training(cfg, vae_run, choices, stop)
+                parts = build_training(cfg, init_run, vae_run, choices, stop)
                 with one_job():
                     yield *parts, checkpoint
     except BaseException:
@@ -83,11 +87,14 @@ def graceful_stop(cfg: DictConfig) -> Iterator[Any]:
         raise
 
 
-def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices, stop: Any) -> tuple[Any, Any, Any]:
+def build_training(
+    cfg: DictConfig, init_run: Run | None, vae_run: Run | None, choices: DeviceChoices, stop: Any
+) -> tuple[Any, Any, Any]:
     """Build data module, module and trainer of a checked config, and write the config into the run folder.
 
     Args:
         cfg: the config.
+        init_run: the run whose weights training starts from, or None.
         vae_run: the run that has the VAE, for stage 2.
         choices: how the networks are computed.
         stop: the callback that stops the run on a signal.
@@ -99,6 +106,7 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
     from latentfaces.report.sweep_page import changes_loss
     from latentfaces.training import AtomicCheckpointIO, NonFiniteGuard, TimeLimit
     from latentfaces.training.callbacks import ExactResume
+    from latentfaces.training.trainable import freeze
 
     quiet_libraries()
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -109,6 +117,9 @@ def build_training(cfg: DictConfig, vae_run: Run | None, choices: DeviceChoices,
     module.finite = NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped_steps)
     values = dict(leaves_of(cfg, resolve=True))
     module.objective = {key: str(values[key]) for key in changes_loss(list(values)) if key != "vae"}
+    if init_run is not None:
+        take_weights(module, init_run)
+    freeze(module.network, cfg.trainable)
     check_optimizers(module)
     computed = apply_choices(choices, module.network, training_device(cfg.trainer))
     limit = [TimeLimit(cfg.trainer.max_time)] if cfg.trainer.max_time else []

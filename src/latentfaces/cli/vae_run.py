@@ -35,7 +35,7 @@ def add_trained_vae(cfg: DictConfig) -> Run:
                 raise UserError(f"{cfg.run_dir} was started with the VAE of {trained}. Leave out vae={cfg.vae}")
     else:
         run = find_run(cfg.vae or "latest", "vae", suits=suits)
-        if run.stage != "vae":
+        if run.stage != "vae" and cfg.vae != cfg.init:
             raise UserError(f"vae={cfg.vae} is a run of stage 2. Choose one of stage 1.")
         trained = str(run.folder)
     check_targets(run.config["model"]["autoencoder"])  # a stored config is not trusted

@@ -82,6 +82,8 @@ class TrainConfig:
     on_nonfinite: str = key("fail", Literal["skip", "fail"])
     max_skipped_steps: int = key(10, Positive)
     vae: str | None = None
+    init: str | None = None
+    trainable: str = key("all", Literal["all", "last", "norms"])
     run_dir: str = MISSING
     pack: str | None = None
     data: Any = MISSING

@@ -145,6 +145,8 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
         raise UserError(f"name={cfg.name} must name a folder in outputs/{cfg.stage}. Elsewhere, use hydra.run.dir=...")
     if cfg.stage == "vae" and cfg.vae is not None:
         raise UserError("vae=... has no effect with model=vae, which trains one. Leave it out.")
+    if cfg.trainable != "all" and cfg.init is None:
+        raise UserError(f"trainable={cfg.trainable} has no effect without init=RUN. Add it, or leave trainable out.")
     for key in overridden:
         if key.startswith("annealing."):
             raise UserError(f"{key} has no effect. Use model.kl_weight.{key.removeprefix('annealing.')}=...")
@@ -188,7 +190,7 @@ def check_optimizers(module: Any) -> None:
         parts["model.adversary.optimizer"] = (adversary.make_optimizer, adversary.discriminator)
     for key, (make, network) in parts.items():
         try:
-            optimizer = make(network.named_parameters())
+            optimizer = make((name, p) for name, p in network.named_parameters() if p.requires_grad)
         except ValueError as error:
             raise UserError(f"{key}: {error}") from None
         if optimizer.param_groups[0]["lr"] <= 0:
@@ -233,6 +235,8 @@ def check_loss(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> 
             "change data.resolution"
         )
     if model.adversary is not None:
+        if cfg.trainable == "norms":
+            raise UserError("model/loss=adversarial needs the gradient of the decoder's last layer. Use trainable=last")
         smallest = 3 * 2**model.adversary.discriminator.num_layers
         if cfg.data.resolution < smallest:
             raise UserError(

@@ -1,0 +1,115 @@
+"""Start of a training from the weights of an earlier run."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from latentfaces import diffusion
+from latentfaces.cli.resume import CANDIDATES
+from latentfaces.cli.vae_run import is_chosen_resolution
+from latentfaces.config.compose import compose_config
+from latentfaces.config.overrides import overridden_keys
+from latentfaces.config.validation import NETWORKS
+from latentfaces.errors import UserError
+from latentfaces.ranks import is_main_process
+from latentfaces.run import CONFIG, PARTS, Run, check_targets, find_run, folders_named, open_run
+from latentfaces.training.base_module import BaseModule
+
+GROUPS = {
+    **NETWORKS,
+    "model/schedule": "model.denoiser.schedule",
+    "model/time_sampler": "model.loss.time_sampler",
+    "model/weighting": "model.loss.weighting",
+}
+"""Groups, and where their values are in the config."""
+OF_THIS_RUN = ("model.denoiser.network.channels", "model.denoiser.network.label_channels")
+"""Keys that depend on the VAE and the augmentation of this run."""
+FREE = ("dropout", "label_channels", "auxiliary_depth", "skip_connections", "gradient_checkpointing")
+"""Options of a network that may differ from those of the earlier run."""
+
+
+def add_init_run(cfg: DictConfig) -> Run | None:
+    """Set network, noise schedule and loss as in the run `init`, except for what overrides or a recipe change.
+
+    Stage 2 also gets its VAE. At a resume all this comes from the run itself.
+
+    Returns:
+        The run whose weights are to be taken, or None.
+    """
+    folder, named = Path(cfg.run_dir), cfg.init
+    resumed = cfg.resume.lower() != "false" and any((folder / f"checkpoints/{n}.ckpt").is_file() for n in CANDIDATES)
+    if resumed and (folder / CONFIG).exists():
+        run = open_run(folder)
+        cfg.init = run.config.get("init")
+        folders = [] if cfg.init is None else [Path(cfg.init).resolve()]
+        if named not in (None, "latest") and not {f.resolve() for f in folders_named(named, cfg.stage)} & {*folders}:
+            raise UserError(f"{folder} was started with init={cfg.init or 'null'}. Leave out init={named}")
+    elif named is not None:
+        run = find_run(named, cfg.stage, key="init")
+        if run.stage != cfg.stage:
+            raise UserError(f"init={named} is a run of model={run.stage}. Choose one of model={cfg.stage}.")
+        cfg.init = str(run.folder)
+    if cfg.init is None:
+        return None
+    places = [GROUPS.get(key, key) for key in overridden_keys() if key != "model"]
+    with open_dict(cfg):
+        if cfg.stage == "vae" and not is_chosen_resolution(cfg.data):
+            cfg.data.resolution = run.config["data"]["resolution"]
+        elif cfg.stage == "ldm" and not resumed:
+            cfg.vae = cfg.vae or cfg.init
+        usual = compose_config("train", [f"model={cfg.stage}"])
+        for node in ("autoencoder",) if cfg.stage == "vae" else ("denoiser", "loss"):
+            values = run.config["model"][node]
+            check_targets(values, PARTS | {f"latentfaces.diffusion.{name}" for name in diffusion.__all__})
+            defaults, merged = dict(values_of(usual, node)), OmegaConf.create(values)
+            for key, value in values_of(cfg, node):
+                is_set = any(f"{key}.".startswith(f"{place}.") for place in places)
+                if is_set or key in OF_THIS_RUN or defaults.get(key) != value:
+                    OmegaConf.update(merged, key.removeprefix(f"model.{node}."), value)
+            cfg.model[node] = merged
+    return None if resumed else run
+
+
+def values_of(config: Any, node: str, resolve: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of each part of `model.<node>`. A list is one value."""
+    container: Any = OmegaConf.to_container(config, resolve=resolve) if isinstance(config, DictConfig) else config
+    nodes = [(f"model.{node}", container["model"][node])]
+    for key, value in nodes:
+        if isinstance(value, Mapping):
+            nodes += [(f"{key}.{name}", below) for name, below in value.items()]
+        else:
+            yield key, value
+
+
+def check_network(cfg: DictConfig, run: Run) -> None:
+    """Check that the networks of this run and of the earlier one compute the same function.
+
+    Raises:
+        UserError: naming the first difference.
+    """
+    node = "autoencoder" if cfg.stage == "vae" else "denoiser"
+    theirs, own = dict(values_of(run.config, node)), dict(values_of(cfg, node, resolve=True))
+    for key in {**own, **theirs}:
+        if key.rpartition(".")[2] not in FREE and own.get(key) != theirs.get(key):
+            raise UserError(
+                f"init={run.folder} has {key}={theirs.get(key)}, and this run {own.get(key)}. Set it equal."
+            )
+
+
+def take_weights(module: BaseModule, run: Run) -> None:
+    """Load the exported weights of an earlier run, where names and shapes match, and print what was taken."""
+    weights, network = next(iter(module.exports().items()))
+    state = network.state_dict()
+    before = run.module("autoencoder" if run.stage == "vae" else "denoiser", weights).state_dict()
+    taken = {name: value for name, value in before.items() if name in state and state[name].shape == value.shape}
+    network.load_state_dict(taken, strict=False)
+    if is_main_process():
+        fresh = [name for name in state if name not in taken]
+        print(f"init={run.folder}: {counted([*taken])} weights taken, {counted(fresh)} start fresh")
+
+
+def counted(names: list[str]) -> str:
+    """Return the number of names and the first three."""
+    return f"{len(names)} ({', '.join([*names[:3], *['...'] * (len(names) > 3)]) or 'none'})"
