@@ -145,3 +145,8 @@ def test_disk_is_that_of_a_real_run(train: Command, squeezenet: Path) -> None:
         counted = plan.disk(plan.cost(bfloat16=False))
         assert sum(counted.values()) - sum(plan.data.values()) == pytest.approx(written[folder], rel=0.04), folder
     assert sum(second.data.values()) == pytest.approx(written["data"], rel=0.02)
+
+
+def test_stage_2_has_the_resolution_of_the_vae_that_the_recipe_trains(tmp_path: Path) -> None:
+    sizes = [plan.resolution for plan in plans(["experiment=faces64_cpu", "data=folder", f"data.root={tmp_path}"])]
+    assert sizes == [64, 64]

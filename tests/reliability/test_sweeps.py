@@ -30,6 +30,6 @@ def test_case_06_failed_jobs_are_told_in_their_folders_and_at_the_end_and_the_ot
     assert [line.split(":")[0] for line in end[:3]] == ["Job 0 failed", "Job 2 failed", "Job 3 failed"]
     assert end[3].startswith("3 jobs failed")
     page = (SWEEP / "report.html").read_text()
-    assert "4 jobs, 3 of them failed" in page
+    assert "4 jobs, 3 failed" in page
     assert page.count("num_steps=0 must be at least 1") == 2
     assert page.count("RuntimeError: the planned fault") == 1

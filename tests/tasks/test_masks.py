@@ -81,3 +81,10 @@ def test_the_edge_is_soft_inside_the_hole_alone() -> None:
     narrow = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     narrow[..., 6:9] = True
     assert feathered(narrow, 5)[0, 0, 8, 5:10].tolist() == [0, 0.5, 1, 0.5, 0]
+
+
+def test_a_photo_is_no_mask(tmp_path: Path) -> None:
+    gray = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
+    Image.fromarray(gray).save(tmp_path / "me.png")
+    with pytest.raises(UserError, match="is not black and white"):
+        read_mask(str(tmp_path / "me.png"), photo_of(64, 64), 16)

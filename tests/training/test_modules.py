@@ -51,7 +51,7 @@ def logged(module: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 @torch.no_grad()
 def validate(module: VAEModule, *batches: Tensor) -> None:
     """Run a validation of the module as Lightning does."""
-    module._trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=same))  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=same), global_step=0)  # type: ignore[assignment]
     module.on_validation_epoch_start()
     for number, batch in enumerate(batches):
         module.validation_step(batch, number)
@@ -83,6 +83,8 @@ def test_verdict_is_on_the_last_validation_and_says_nothing_before(
     for parameter in vae_module.autoencoder.encoder.head.parameters():
         torch.nn.init.zeros_(parameter)
     validate(vae_module, torch.rand(4, 3, 16, 16))
+    assert vae_module.verdict() == "posterior collapse in 3 of 3 channels: train for longer"  # the weight is 0 so far
+    vae_module.trainer.global_step = 100  # type: ignore[misc]
     assert vae_module.verdict() == "posterior collapse in 3 of 3 channels: lower model.kl_weight.end"
     assert not vae_module.healthy
 

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from latentfaces.cli.devices import num_processes
 from latentfaces.cli.errors import explain
 from latentfaces.cli.init_run import add_init_run
-from latentfaces.cli.vae_run import add_trained_vae
+from latentfaces.cli.vae_run import add_trained_vae, is_chosen_resolution
 from latentfaces.config.compose import compose_config
 from latentfaces.config.suggestions import format_error
 from latentfaces.config.validation import check_training
@@ -73,6 +73,8 @@ def stage_config(stage: str, overrides: Sequence[str]) -> DictConfig:
             cfg.model.autoencoder = trained.model.autoencoder
             if "_target_" not in cfg.data:
                 cfg.data = OmegaConf.merge(trained.data, cfg.data)
+            elif not is_chosen_resolution(cfg.data):
+                cfg.data.resolution = trained.data.resolution
     with open_dict(cfg):
         del cfg.hydra  # it has no values outside of Hydra's main
     check_training(cfg)

@@ -144,7 +144,7 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
         version=VERSION,
     )
     task = instantiate(cfg.task)
-    if (own or guidance is None) and is_main_process():
+    if (own or guidance is None) and pipeline.denoiser is not None and is_main_process():
         print(described(recipe))
     return task, pipeline, recipe
 
@@ -202,7 +202,8 @@ def described(recipe: Recipe) -> str:
     guidance, solver = (str(config["_target_"]).rpartition(".")[2] for config in (recipe.guidance, sampler))
     weight = f" with weight {recipe.guidance['weight']:.3g}" if "weight" in recipe.guidance else ""
     average = "best weights" if recipe.ema is None else f"ema={recipe.ema:.3g}"
-    return f"guidance: {guidance}{weight}, {average}; {sampler['num_steps']} steps of {solver}"
+    noise = f" with eta={sampler['eta']:g}" if "eta" in sampler else ""
+    return f"guidance: {guidance}{weight}, {average}; {sampler['num_steps']} steps of {solver}{noise}"
 
 
 def remembered(cfg: DictConfig) -> Recipe:

@@ -11,6 +11,7 @@ from pydantic import Field
 from latentfaces import __version__
 
 Positive = Annotated[int, Field(ge=1)]
+PositiveNumber = Annotated[float, Field(gt=0)]
 PositiveOrUnlimited = Literal[-1] | Positive
 Batches = Positive | Annotated[float, Field(gt=0, le=1)] | None
 """A number of batches, or a fraction of them."""

@@ -61,10 +61,12 @@ def unknown_key(wrong: str, config: str, overrides: Sequence[str]) -> str:
         keys = []
     above, _, last = wrong.rpartition(".")
     group = above.replace(".", "/")
+    files = sorted((CONF / group).glob("*.yaml")) if group in GROUPS else []
+    if with_key := [path.stem for path in files if re.search(rf"^ *{last}:", path.read_text(), re.MULTILINE)]:
+        return f"Unknown key {wrong} for this choice of {group}. It belongs to {group}={' or '.join(with_key)}."
     near = [name for name in [*keys, *GROUPS] if re.split(r"[./]", name)[-1] == last]
     nodes = {key[: dot.start()] for key in keys for dot in re.finditer(r"\.", key)}
     near = near or difflib.get_close_matches(wrong, [*keys, *sorted(nodes), *GROUPS], 1)
-    if group in GROUPS and not any(name.startswith(f"{above}.") for name in near):
-        choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        return f"Unknown key {wrong} for this choice of {group}. Choices: {', '.join(choices)}."
+    if files and not any(name.startswith(f"{above}.") for name in near):
+        return f"Unknown key {wrong} for this choice of {group}. Choices: {', '.join(path.stem for path in files)}."
     return f"Unknown key {wrong}." + suggestion(near)

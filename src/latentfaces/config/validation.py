@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import key_of, leaves_of, overridden_keys
-from latentfaces.config.schema import TrainConfig
+from latentfaces.config.schema import PositiveNumber, TrainConfig
 from latentfaces.config.suggestions import GROUPS
 from latentfaces.errors import UserError, warn
 
@@ -150,6 +150,9 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
     for key in overridden:
         if key.startswith("annealing."):
             raise UserError(f"{key} has no effect. Use model.kl_weight.{key.removeprefix('annealing.')}=...")
+    for key in ("model.optimizer.lr", "model.adversary.optimizer.lr"):
+        if (rate := OmegaConf.select(cfg, key)) is not None:
+            check_value(key, rate, PositiveNumber)
     if "max_skipped_steps" in overridden and cfg.on_nonfinite == "fail":
         raise UserError("max_skipped_steps has no effect without on_nonfinite=skip")
     if cfg.requeue and cfg.resume.lower() != "auto":
@@ -190,11 +193,9 @@ def check_optimizers(module: Any) -> None:
         parts["model.adversary.optimizer"] = (adversary.make_optimizer, adversary.discriminator)
     for key, (make, network) in parts.items():
         try:
-            optimizer = make((name, p) for name, p in network.named_parameters() if p.requires_grad)
-        except ValueError as error:
+            make((name, p) for name, p in network.named_parameters() if p.requires_grad)
+        except (ValueError, TypeError) as error:
             raise UserError(f"{key}: {error}") from None
-        if optimizer.param_groups[0]["lr"] <= 0:
-            raise UserError(f"{key}.lr={optimizer.param_groups[0]['lr']} must be above 0")
 
 
 def check_model(cfg: DictConfig, overridden: Sequence[str]) -> None:

@@ -146,7 +146,7 @@ class Packing:
                 image = self.source.read(index, self.resolution, self.settings["filter"])
             except BadImageError as error:
                 if self.on_bad_image == "fail":
-                    remedy = "repair or remove it, or skip such files with data.on_bad_image=skip"
+                    remedy = "repair or remove it, or skip such files (data.on_bad_image=skip, or --on-bad-image skip)"
                     raise UserError(f"{error}: {remedy}") from error
                 self.faults[index] = str(error)
                 if len(self.faults) > max(1, MAX_SKIPPED * len(self.names)):

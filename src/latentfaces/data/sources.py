@@ -253,7 +253,7 @@ class Photos(Source):
         return tuple(folders)
 
     def left_out(self) -> list[str]:
-        return [f"{len(names):,} files ({why}), such as {min(names)}" for why, names in self.listing[1].items()]
+        return [f"{len(names):,} file(s) ({why}), such as {min(names)}" for why, names in self.listing[1].items()]
 
     @cached_property
     def sizes(self) -> dict[str, int]:

@@ -133,7 +133,7 @@ def verdict(values: Mapping[str, float], kl_weight: float) -> str:
 
     Args:
         values: of `LatentHealth`.
-        kl_weight: the KL weight at the end of the training.
+        kl_weight: the KL weight, or 0 if it has not reached its final value.
     """
     less_noise = "lower model.kl_weight.end" if kl_weight > 0 else "train for longer"
     channels = range(sum(name.startswith("kl_") for name in values))

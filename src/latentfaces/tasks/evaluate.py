@@ -71,7 +71,7 @@ class Evaluate(SamplingTask):
         if len(pack.test_indices) < FEWEST:
             raise UserError(
                 f"{pack.folder} has {len(pack.val_indices)} held-out images. task=evaluate reports on half of them and "
-                f"needs at least {2 * FEWEST}."
+                f"needs at least {2 * FEWEST}. Add images, or train with more held out, as with data.val_every=2."
             )
         stage_2 = pipeline.denoiser is not None
         kind = "new faces" if stage_2 else "reconstructions"

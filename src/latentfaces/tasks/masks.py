@@ -12,6 +12,9 @@ from latentfaces.data.images import open_image, to_rgb, turned_upright
 from latentfaces.errors import UserError, warn
 from latentfaces.tasks.photos import OwnPhotos
 
+MAX_GRAY = 0.2
+"""Largest fraction of gray pixels in a mask, whose soft edges are gray."""
+
 
 def read_mask(mask: str, photos: OwnPhotos, resolution: int) -> Tensor:
     """Return the hole (1, 1, R, R) bool: the white or transparent pixels of a mask, cropped like the photos.
@@ -39,7 +42,10 @@ def read_mask(mask: str, photos: OwnPhotos, resolution: int) -> Tensor:
     left, top = (width - side) // 2, (height - side) // 2
     box = (left, top, left + side, top + side)
     pixels = gray.resize((resolution, resolution), Image.Resampling.NEAREST, box=box)
-    hole = torch.from_numpy(np.asarray(pixels) >= 128)[None, None]
+    values = np.asarray(pixels)
+    if ((values > 64) & (values < 192)).mean() > MAX_GRAY:
+        raise UserError(f"{key} is not black and white. Paint white what is to be filled, and black all else.")
+    hole = torch.from_numpy(values >= 128)[None, None]
     if not hole.any():
         raise UserError(f"{key} is black in the central square of the photo. Paint white what is to be filled.")
     if hole.all():

@@ -212,7 +212,10 @@ class VAEModule(BaseModule):
         self.findings = self.health.values()  # of the best weights, over all held-out images
 
     def verdict(self) -> str | None:
-        return verdict(self.findings, self.kl_weight.end) if self.findings else None
+        if not self.findings:
+            return None
+        weight, end = self.kl_weight(self.global_step), self.kl_weight.end
+        return verdict(self.findings, end if weight >= end else 0.0)
 
     @property
     def healthy(self) -> bool:
