@@ -1,11 +1,15 @@
-"""Freed memory is reused."""
+"""Memory and threads of a command."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from latentfaces.cli.compute import limit_threads
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -33,3 +37,34 @@ def faults(**environment: str) -> int:
 def test_large_memory_is_used_again_unless_the_person_has_set_how_malloc_works() -> None:
     assert faults() < 10
     assert faults(MALLOC_ARENA_MAX="4") > 10
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
+    """Files of the kernel for a machine of 4 cores that is idle but for this process."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "loadavg").write_text("0.10 0.10 0.10 1/300 4242\n")
+    yield tmp_path / "cpu.max", tmp_path / "loadavg"
+    torch.set_num_threads(threads)
+
+
+def test_threads_follow_the_quota_of_a_container(machine: tuple[Path, Path]) -> None:
+    limit_threads(*machine)
+    assert torch.get_num_threads() == 4
+    machine[0].write_text("250000 100000\n")
+    limit_threads(*machine)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("runnable", "threads"), [(1, None), (3, 2), (9, 1)])
+def test_a_busy_machine_is_reported(
+    runnable: int, threads: int | None, machine: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine[1].write_text(f"0.10 0.10 0.10 {runnable}/300 4242\n")
+    limit_threads(*machine)
+    notice = capsys.readouterr().err
+    assert f"OMP_NUM_THREADS={threads} may be faster" in notice if threads else notice == ""

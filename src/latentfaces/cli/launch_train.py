@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentfaces.cli import tracking
-from latentfaces.cli.compute import apply_choices, device_choices, keep_freed_memory, training_device
+from latentfaces.cli.compute import apply_choices, device_choices, keep_freed_memory, limit_threads, training_device
 from latentfaces.cli.devices import drop_stale_ranks, resolve_devices
 from latentfaces.cli.init_run import add_init_run, check_network, take_weights
 from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
@@ -50,6 +50,8 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
         refuse_secrets_in(cfg)
         check_training(cfg)
         resolve_devices(cfg)
+        if training_device(cfg.trainer).type == "cpu" and is_main_process():
+            limit_threads()
         choices = device_choices(cfg)
         cfg.trainer.precision = choices.precision
         with trained_alone(cfg):
