@@ -9,9 +9,11 @@ from latentfaces.autoencoder.discriminator import (
 from latentfaces.autoencoder.losses import Distortion, Rate, VAELoss
 from latentfaces.autoencoder.perceptual import PerceptualDistance
 from latentfaces.autoencoder.posterior import DiagonalGaussian
+from latentfaces.autoencoder.pretrained import TAESD, PretrainedVAE, is_pretrained, load_pretrained
 from latentfaces.autoencoder.vae import VAE, Decoder, Encoder, Skips
 
 __all__ = [
+    "TAESD",
     "VAE",
     "Decoder",
     "DiagonalGaussian",
@@ -19,10 +21,13 @@ __all__ = [
     "Encoder",
     "PatchDiscriminator",
     "PerceptualDistance",
+    "PretrainedVAE",
     "Rate",
     "Skips",
     "VAELoss",
     "adaptive_weight",
     "discriminator_loss",
     "generator_loss",
+    "is_pretrained",
+    "load_pretrained",
 ]

@@ -17,7 +17,7 @@ from latentfaces.cli.errors import explain
 from latentfaces.cli.vae_run import add_trained_vae
 from latentfaces.config.compose import compose_config
 from latentfaces.config.suggestions import format_error
-from latentfaces.config.validation import check_training
+from latentfaces.config.validation import check_training, downsampling
 from latentfaces.cost.estimate import Plan, report
 from latentfaces.data.pack import FFHQ_SIZE
 from latentfaces.errors import UserError, escape_stdout
@@ -83,7 +83,7 @@ def plan_of(cfg: DictConfig, num_images: int | None) -> Plan:
         num_images = FFHQ_SIZE if data.get("_target_", "").endswith("from_ffhq") else data.get("num_images")
     is_vae = cfg.stage == "vae"
     channels = model.autoencoder.latent_channels
-    side = data.resolution // (model.autoencoder.patch_size * 2 ** (len(model.autoencoder.multipliers) - 1))
+    side = data.resolution // downsampling(model.autoencoder)
     on_disk = {f"pack of {num_images:,} images": 3 * data.resolution**2 * num_images} if num_images else {}
     if num_images and not is_vae:
         moments = 2 * channels * side**2 * 2  # mean and std in float16
