@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.commands import SHORT, TINY_LDM, refused, run_command
 from helpers.photo_files import photos, tree, write_folder
-from helpers.pretrained_files import write_taesd
+from helpers.pretrained_files import write_compvis, write_diffusers, write_taesd
 from helpers.states import assert_equal, checkpoint
 
 from latentfaces.data import open_pack
@@ -49,6 +49,19 @@ def test_no_other_run_is_needed(files: Path, capsys: pytest.CaptureFixture[str])
     normalized = vae.normalize(torch.from_numpy(latents).float()).transpose(0, 1).flatten(1)
     torch.testing.assert_close(normalized.mean(1), torch.zeros(16), rtol=0, atol=1e-3)
     torch.testing.assert_close(normalized.std(1, correction=0), torch.ones(16), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("vae", ["diffusers:weights#vae", "ldm:weights/model.ckpt"])
+def test_a_vae_of_diffusers_is_kept_in_the_run(files: Path, vae: str) -> None:
+    pytest.importorskip("diffusers")
+    write_diffusers(files / "weights" / "vae", "tiny")
+    write_compvis(files / "weights" / "model.ckpt")
+    run_command("train.py", *COMMAND, f"vae={vae}", "name=faces")
+    run_command("latentfaces-budget", "model=ldm", *DATA, "data.resolution=32", f"vae={vae}")
+    shutil.rmtree("weights")
+    run_command("train.py", *COMMAND, f"vae={vae}", "name=faces", "trainer.max_steps=6", "resume=auto")
+    run_command("sample.py", "run=faces", "num_images=2", "output=samples")
+    assert len(list(Path("samples").glob("0*.png"))) == 2
 
 
 def test_a_kill_while_latents_are_encoded_leaves_a_run_to_resume(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from latentfaces.autoencoder.discriminator import (
 from latentfaces.autoencoder.losses import Distortion, Rate, VAELoss
 from latentfaces.autoencoder.perceptual import PerceptualDistance
 from latentfaces.autoencoder.posterior import DiagonalGaussian
-from latentfaces.autoencoder.pretrained import TAESD, PretrainedVAE, is_pretrained, load_pretrained
+from latentfaces.autoencoder.pretrained import TAESD, DiffusersVAE, PretrainedVAE, is_pretrained, load_pretrained
 from latentfaces.autoencoder.vae import VAE, Decoder, Encoder, Skips
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "VAE",
     "Decoder",
     "DiagonalGaussian",
+    "DiffusersVAE",
     "Distortion",
     "Encoder",
     "PatchDiscriminator",

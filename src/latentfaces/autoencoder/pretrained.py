@@ -3,9 +3,12 @@
 `vae=taesd:FOLDER` needs no other package. diffusers is imported only in this file, and only when it is needed.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +18,7 @@ from latentfaces.autoencoder.vae import VAE, Skips
 from latentfaces.errors import UserError
 from latentfaces.nn import weights_hash
 
+Kind = Literal["AutoencoderKL", "AutoencoderTiny"]
 ZERO_VARIANCE = -30.0
 """Log-variance of an autoencoder without a posterior: the lowest of `DiagonalGaussian`."""
 
@@ -132,11 +136,140 @@ class TAESD(PretrainedVAE):
         self.decoder = nn.Sequential(*up, Block(), conv(out_channels=3))  # type: ignore[assignment]
 
     def posterior(self, images: Tensor) -> DiagonalGaussian:
-        latents = self.encoder(images / 2 + 0.5).float()
-        return DiagonalGaussian(latents, torch.full_like(latents, ZERO_VARIANCE))
+        return without_variance(self.encoder(images / 2 + 0.5))
 
     def decode(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
         return 2 * self.decoder(latents).float() - 1
+
+
+class DiffusersVAE(PretrainedVAE):
+    """VAE of diffusers.
+
+    Args:
+        kind: its class.
+        latent_channels, downsampling, source, licence: see `PretrainedVAE`.
+        config: other arguments of its class.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        latent_channels: int,
+        downsampling: int,
+        source: str = "",
+        licence: str | None = None,
+        **config: Any,
+    ) -> None:
+        super().__init__(latent_channels, downsampling, source, licence)
+        for name, value in config.items():
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                config[name] = [*value]  # a list of OmegaConf
+        self.kind, self.model = kind, diffusers_class(kind)(latent_channels=latent_channels, **config)
+
+    @property
+    def encoder(self) -> nn.Module:  # type: ignore[override]
+        """Encoder without the convolution after it."""
+        return self.model.encoder
+
+    @property
+    def decoder(self) -> nn.Module:  # type: ignore[override]
+        """Decoder without the convolution before it."""
+        return self.model.decoder
+
+    def posterior(self, images: Tensor) -> DiagonalGaussian:
+        encoded = self.model.encode(images)
+        if self.kind == "AutoencoderKL":
+            return DiagonalGaussian.from_moments(encoded.latent_dist.parameters)
+        return without_variance(encoded.latents)
+
+    def decode(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
+        return self.model.decode(latents).sample.float()
+
+
+def without_variance(latents: Tensor) -> DiagonalGaussian:
+    """Return the posterior of an autoencoder that has only latents."""
+    return DiagonalGaussian(latents.float(), torch.full_like(latents, ZERO_VARIANCE, dtype=torch.float32))
+
+
+def diffusers_class(kind: str) -> Any:
+    """Return a class of diffusers, which may be named by an untrusted file."""
+    if kind not in get_args(Kind):
+        raise UserError(f"{kind} is no VAE that can be used. Choose one of {', '.join(get_args(Kind))}.")
+    try:
+        import diffusers
+    except ImportError as error:
+        raise UserError("This VAE needs diffusers. Run pip install -e '.[diffusers]'") from error
+    diffusers.utils.logging.set_verbosity_error()  # its warnings come as errors from here
+    return getattr(diffusers, kind)
+
+
+def load_diffusers(place: str) -> tuple[dict[str, Any], PretrainedVAE]:
+    """Load FOLDER_OR_HUB_ID, with @REVISION for a version of the hub and #SUBFOLDER for a part of a pipeline."""
+    name, _, subfolder = place.partition("#")
+    path = Path(name).expanduser()
+    repository, _, revision = (str(path), "", "") if path.exists() else name.partition("@")
+    options = {"subfolder": subfolder or None, "revision": revision or None}
+    general = diffusers_class("AutoencoderKL")
+    try:
+        config, commit = general.load_config(repository, return_commit_hash=True, **options)
+        kind = diffusers_class(config.get("_class_name"))
+        model, found = kind.from_pretrained(
+            repository, torch_dtype=torch.float32, low_cpu_mem_usage=False, output_loading_info=True, **options
+        )
+        if lost := [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]:
+            raise ValueError(f"{lost[0]} is not in both its config.json and its weights")
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"vae=diffusers:{place} is not a VAE of diffusers, is damaged, or cannot be downloaded ({reason}). Give a "
+            "folder with config.json, or ID#vae for a pipeline of the hub."
+        ) from error
+    licence = None
+    with contextlib.suppress(Exception):  # the card is optional, and may be anything
+        from huggingface_hub import ModelCard
+
+        licence = ModelCard.load(path / "README.md" if path.exists() else repository).data.license
+    source = f"diffusers:{place}" + (f" at {commit}" if commit else "")
+    return wrap(kind.__name__, config, model.state_dict(), source, licence)
+
+
+def wrap(
+    kind: str, config: dict[str, Any], state: dict[str, Tensor], source: str, licence: str | None
+) -> tuple[dict[str, Any], PretrainedVAE]:
+    """Build a `DiffusersVAE` from its weights and a config of diffusers, of which the known arguments are kept."""
+    known = inspect.signature(diffusers_class(kind)).parameters
+    arguments = {name: config.get(name, known[name].default) for name in known}
+    if "{" in json.dumps([licence, *arguments.values()]):  # Hydra would build a _target_ or resolve an interpolation
+        raise UserError(f"{source} has nested values in its config.json. Use only files that you trust.")
+    widths = arguments["encoder_block_out_channels" if kind == "AutoencoderTiny" else "block_out_channels"]
+    arguments |= {"kind": kind, "downsampling": 2 ** (len(widths) - 1), "source": source, "licence": licence}
+    vae = DiffusersVAE(**arguments)
+    fill(vae, {f"model.{name}": value for name, value in state.items()}, source, f"an {kind} of the usual layout")
+    return {"_target_": "latentfaces.autoencoder.DiffusersVAE", **arguments}, vae
+
+
+def load_ldm(place: str) -> tuple[dict[str, Any], PretrainedVAE]:
+    """Load the VAE of a checkpoint of CompVis (`first_stage_model.*`) or of a file with the VAE alone."""
+    diffusers_class("AutoencoderKL")
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    state = {name.removeprefix("first_stage_model."): x for name, x in read_weights(Path(place).expanduser()).items()}
+    parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+    state = {name: value for name, value in state.items() if name.startswith(parts)}
+    widths = [state[name].shape[0] for n in range(32) if (name := f"encoder.down.{n}.block.0.conv2.weight") in state]
+    if not widths or "decoder.conv_in.weight" not in state:
+        raise UserError(f"vae=ldm:{place} has no first_stage_model with encoder and decoder. Choose another file.")
+    config = {
+        "block_out_channels": widths,
+        "layers_per_block": sum(name.startswith("encoder.down.0.") and name.endswith("conv2.weight") for name in state),
+        "latent_channels": state["decoder.conv_in.weight"].shape[1],
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "use_quant_conv": "quant_conv.weight" in state,
+        "use_post_quant_conv": "post_quant_conv.weight" in state,
+        "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in state,
+    }
+    return wrap("AutoencoderKL", config, convert_ldm_vae_checkpoint(state, config), f"ldm:{place}", None)
 
 
 def load_taesd(place: str) -> tuple[dict[str, Any], PretrainedVAE]:
@@ -170,8 +303,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         UserError: the file is missing, damaged, or something else.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state)
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise TypeError("not a state dict")
     except FileNotFoundError:
@@ -197,7 +335,11 @@ def fill(vae: PretrainedVAE, state: dict[str, Tensor], name: str, expected: str)
         raise UserError(f"{name} is not {expected} ({first[:200]}). Choose another vae=...") from None
 
 
-LOADERS: dict[str, Callable[[str], tuple[dict[str, Any], PretrainedVAE]]] = {"taesd": load_taesd}
+LOADERS: dict[str, Callable[[str], tuple[dict[str, Any], PretrainedVAE]]] = {
+    "diffusers": load_diffusers,
+    "ldm": load_ldm,
+    "taesd": load_taesd,
+}
 
 
 def is_pretrained(name: str) -> bool:

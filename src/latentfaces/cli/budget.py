@@ -16,6 +16,7 @@ from latentfaces.cli.devices import num_processes
 from latentfaces.cli.errors import explain
 from latentfaces.cli.vae_run import add_trained_vae
 from latentfaces.config.compose import compose_config
+from latentfaces.config.overrides import as_text
 from latentfaces.config.suggestions import format_error
 from latentfaces.config.validation import check_training, downsampling
 from latentfaces.cost.estimate import Plan, report
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--images={options.images} must be at least 1")
     escape_stdout()
     try:
-        for plan in plans(options.overrides, options.images):
+        for plan in plans([as_text(override) for override in options.overrides], options.images):
             print(report(plan), end="\n\n")
     except (UserError, InstantiationException) as error:
         sys.exit(f"error: {explain(error)}")
