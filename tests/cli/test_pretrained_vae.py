@@ -12,6 +12,7 @@ from helpers.pretrained_files import write_compvis, write_diffusers, write_taesd
 from helpers.states import assert_equal, checkpoint
 
 from latentfaces.data import open_pack
+from latentfaces.report.run_page import differences
 from latentfaces.run import find_run
 
 DATA = ["data=folder", "data.root=photos", "data.resolution=16", "data.val_every=4"]
@@ -33,6 +34,7 @@ def test_no_other_run_is_needed(files: Path, capsys: pytest.CaptureFixture[str])
     run_command("train.py", *COMMAND, *constant, "name=faces")
     run = find_run("faces", "ldm")
     assert {"source": "taesd:weights", "licence": "MIT"}.items() <= run.config["model"]["autoencoder"].items()
+    assert ("model.autoencoder.licence", "MIT", "") in differences(run.folder, run.config)  # in report.html
     assert (run.folder / "images" / "vae.png").exists()
 
     shutil.rmtree("weights")  # the run has a copy

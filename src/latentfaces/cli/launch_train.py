@@ -181,6 +181,8 @@ def save_config(cfg: DictConfig) -> None:
         defaults.run_dir = cfg.run_dir
         if cfg.stage == "ldm":  # these come from the VAE's run
             defaults.vae, defaults.data, defaults.model.autoencoder = cfg.vae, cfg.data, cfg.model.autoencoder
+            for key in ("source", "licence"):  # of a pretrained VAE, which the report shows
+                defaults.model.autoencoder.pop(key, None)
     save_yaml(defaults, folder / ".hydra" / "defaults.yaml", resolve=True)
 
 
