@@ -279,7 +279,7 @@ def load_taesd(place: str) -> tuple[dict[str, Any], PretrainedVAE]:
     names = sorted(file.name.removesuffix("_encoder.pth") for file in folder.glob(f"{name or '*'}_encoder.pth"))
     if len(names) != 1:
         found = f"of {', '.join(names)}: add #NAME" if names else "none: taesd:FOLDER needs NAME_encoder.pth there"
-        raise UserError(f"{path} must have one VAE of the taesd family, but has {found}.")
+        raise UserError(f"taesd:{path} must have one VAE of the taesd family, but has {found}.")
     halves: dict[str, Tensor] = {}
     for half in ("encoder", "decoder"):
         state = read_weights(folder / f"{names[0]}_{half}.pth")
