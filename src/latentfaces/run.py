@@ -25,7 +25,7 @@ PRUNING = "pruning.json"
 GUIDE = "guide_denoiser"
 SNAPSHOTS = Path("checkpoints") / "ema"
 ALLOWED_TARGETS = {
-    "latentfaces.autoencoder": {"VAE"},
+    "latentfaces.autoencoder": {"DiffusersVAE", "TAESD", "VAE"},
     "latentfaces.diffusion": {
         *("Denoiser", "DiT", "UNet", "EDM", "RectifiedFlow", "VPCosine", "VPLinear"),
         *("DDIMSampler", "DDPMSampler", "DPMpp2MSampler", "EulerSampler", "HeunSampler"),

@@ -18,6 +18,8 @@ TEXTS = {
     "output='~/my faces'": f'output="{HOME}/my faces"',
     "hydra.run.dir=~/runs/a": f'hydra.run.dir="{HOME}/runs/a"',
     "vae=null": "vae=null",
+    "vae=taesd:weights#taef1": 'vae="taesd:weights#taef1"',
+    "vae='taesd:my weights#taef1'": 'vae="taesd:my weights#taef1"',
     "model.optimizer.lr=1e-4": "model.optimizer.lr=1e-4",
     "~callbacks.previews": "~callbacks.previews",
     "-m": "-m",

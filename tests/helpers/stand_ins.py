@@ -44,7 +44,7 @@ class PixelVAE(nn.Module):
     def decode(self, latents: Tensor, skips: list[Tensor] | None = None) -> Tensor:
         return F.pixel_shuffle(latents, 2)
 
-    normalize, denormalize = VAE.normalize, VAE.denormalize
+    normalize, denormalize, cache_key = VAE.normalize, VAE.denormalize, VAE.cache_key
 
 
 class GaussianDenoiser(Denoiser):

@@ -18,6 +18,7 @@ from latentfaces.nn import (
     Upsample,
     Upsampling,
     group_norm,
+    weights_hash,
     zero_init,
 )
 
@@ -236,11 +237,20 @@ class VAE(nn.Module):
 
     def encode_with_skips(self, images: Tensor) -> tuple[DiagonalGaussian, Skips]:
         """Encode images to the posterior and the encoder's features for `decode`."""
+        self.check_size(images)
+        moments, skips = self.encoder.with_skips(images)
+        return DiagonalGaussian.from_moments(moments), skips
+
+    def check_size(self, images: Tensor) -> None:
+        """Raise a ValueError if the size of images is not a multiple of `downsampling`."""
         height, width = images.shape[-2:]
         if height % self.downsampling or width % self.downsampling:
             raise ValueError(f"images of {height}x{width} are not a multiple of the VAE's factor {self.downsampling}")
-        moments, skips = self.encoder.with_skips(images)
-        return DiagonalGaussian.from_moments(moments), skips
+
+    @property
+    def cache_key(self) -> str:
+        """Hash of the weights in the name of a latent cache."""
+        return weights_hash(self)
 
     def decode(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
         """Decode latents (b, latent_channels, h, w) to images (b, 3, f h, f w) in [-1, 1].

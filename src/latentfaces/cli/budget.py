@@ -17,8 +17,9 @@ from latentfaces.cli.errors import explain
 from latentfaces.cli.init_run import add_init_run
 from latentfaces.cli.vae_run import add_trained_vae, is_chosen_resolution
 from latentfaces.config.compose import compose_config
+from latentfaces.config.overrides import as_text
 from latentfaces.config.suggestions import format_error
-from latentfaces.config.validation import check_training
+from latentfaces.config.validation import check_training, downsampling
 from latentfaces.cost.estimate import Plan, report
 from latentfaces.data.pack import FFHQ_SIZE
 from latentfaces.errors import UserError, escape_stdout
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--images={options.images} must be at least 1")
     escape_stdout()
     try:
-        for plan in plans(options.overrides, options.images):
+        for plan in plans([as_text(override) for override in options.overrides], options.images):
             print(report(plan), end="\n\n")
     except (UserError, InstantiationException) as error:
         sys.exit(f"error: {explain(error)}")
@@ -88,7 +89,7 @@ def plan_of(cfg: DictConfig, num_images: int | None) -> Plan:
         num_images = FFHQ_SIZE if data.get("_target_", "").endswith("from_ffhq") else data.get("num_images")
     is_vae = cfg.stage == "vae"
     channels = model.autoencoder.latent_channels
-    side = data.resolution // (model.autoencoder.patch_size * 2 ** (len(model.autoencoder.multipliers) - 1))
+    side = data.resolution // downsampling(model.autoencoder)
     on_disk = {f"pack of {num_images:,} images": 3 * data.resolution**2 * num_images} if num_images else {}
     if num_images and not is_vae:
         moments = 2 * channels * side**2 * 2  # mean and std in float16

@@ -15,12 +15,13 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from latentfaces.autoencoder import VAE
 from latentfaces.cli import tracking
 from latentfaces.cli.compute import apply_choices, device_choices, keep_freed_memory, limit_threads, training_device
 from latentfaces.cli.devices import drop_stale_ranks, resolve_devices
 from latentfaces.cli.init_run import add_init_run, check_network, take_weights
 from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
-from latentfaces.cli.vae_run import add_trained_vae, copy_vae
+from latentfaces.cli.vae_run import add_trained_vae, copy_vae, show_reconstructions
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import leaves_of, plain
 from latentfaces.config.secrets import refuse_links, refuse_secrets_in
@@ -44,7 +45,7 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
     try:
         refuse_links(cfg)
         init_run = add_init_run(cfg)
-        vae_run = add_trained_vae(cfg) if cfg.stage == "ldm" else None
+        trained_vae = add_trained_vae(cfg) if cfg.stage == "ldm" else None
         if init_run is not None:
             check_network(cfg, init_run)
         refuse_secrets_in(cfg)
@@ -57,7 +58,7 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
         with trained_alone(cfg):
             checkpoint = claim_run(cfg)
             with graceful_stop(cfg) as stop:
-                parts = build_training(cfg, init_run, vae_run, choices, stop)
+                parts = build_training(cfg, init_run, trained_vae, choices, stop)
                 with one_job():
                     yield *parts, checkpoint
     except BaseException:
@@ -90,23 +91,22 @@ def graceful_stop(cfg: DictConfig) -> Iterator[Any]:
 
 
 def build_training(
-    cfg: DictConfig, init_run: Run | None, vae_run: Run | None, choices: DeviceChoices, stop: Any
+    cfg: DictConfig, init_run: Run | None, trained_vae: Run | VAE | None, choices: DeviceChoices, stop: Any
 ) -> tuple[Any, Any, Any]:
     """Build data module, module and trainer of a checked config, and write the config into the run folder.
 
     Args:
         cfg: the config.
         init_run: the run whose weights training starts from, or None.
-        vae_run: the run that has the VAE, for stage 2.
+        trained_vae: the run that has the VAE, or a pretrained one, for stage 2.
         choices: how the networks are computed.
         stop: the callback that stops the run on a signal.
     """
     from lightning.pytorch import seed_everything
     from lightning.pytorch.loggers import WandbLogger
 
-    from latentfaces.nn import weights_hash
     from latentfaces.report.sweep_page import changes_loss
-    from latentfaces.training import AtomicCheckpointIO, NonFiniteGuard, TimeLimit
+    from latentfaces.training import AtomicCheckpointIO, NonFiniteGuard, TimeLimit, save_weights
     from latentfaces.training.callbacks import ExactResume
     from latentfaces.training.trainable import freeze
 
@@ -140,12 +140,17 @@ def build_training(
         cfg.pack = str(data.folder)
     data.trainer = trainer  # too few images for its devices are reported before other ranks start
     data.pack()  # before the process group exists, whose time limit the waiting ranks would exceed
-    if vae_run is not None:
-        module.autoencoder.load_state_dict(vae_run.module("autoencoder", "best_vae").state_dict())
-        data.use_latents(weights_hash(module.autoencoder), module.encode)
+    if trained_vae is not None:
+        vae = trained_vae.module("autoencoder", "best_vae") if isinstance(trained_vae, Run) else trained_vae
+        module.autoencoder.load_state_dict(vae.state_dict())
+        data.use_latents(module.autoencoder.cache_key, module.encode)
     if is_main_process():
-        if vae_run is not None:
-            copy_vae(vae_run, cfg.run_dir)
+        if isinstance(trained_vae, Run):
+            copy_vae(trained_vae, cfg.run_dir)
+        elif trained_vae is not None:
+            bfloat16 = choices.precision.startswith("bf16")
+            show_reconstructions(module.autoencoder, data.pack(), training_device(cfg.trainer), bfloat16, cfg)
+            save_weights(module.autoencoder, Path(cfg.run_dir) / "checkpoints" / "best_vae.pth")
         save_config(cfg)
         print(described(cfg, trainer, computed))
     for logger in trainer.loggers:
@@ -187,6 +192,8 @@ def save_config(cfg: DictConfig) -> None:
         defaults.run_dir = cfg.run_dir
         if cfg.stage == "ldm":  # these come from the VAE's run
             defaults.vae, defaults.data, defaults.model.autoencoder = cfg.vae, cfg.data, cfg.model.autoencoder
+            for key in ("source", "licence"):  # of a pretrained VAE, which the report shows
+                defaults.model.autoencoder.pop(key, None)
     save_yaml(defaults, folder / ".hydra" / "defaults.yaml", resolve=True)
 
 

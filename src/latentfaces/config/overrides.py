@@ -18,14 +18,17 @@ NOT_TEXT = re.compile(r"[+-]?[\d._]+(e[+-]?\d+)?|true|false|nan|[+-]?inf", re.IG
 
 
 def as_text(override: str) -> str:
-    """Quote an override of a name or a path that Hydra would read as a number, as in name=2026_11_29; expand `~`."""
+    """Quote an override of a name or a path that Hydra would read as a number or not at all; expand `~`.
+
+    Examples are name=2026_11_29 and vae=diffusers:ID#vae.
+    """
     key, equals, value = override.partition("=")
     if key not in ("name", *PATHS) or not equals:
         return override
     text = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
     if key in PATHS and text.startswith("~"):
         return f'{key}="{Path(text).expanduser()}"'
-    return f'{key}="{value}"' if NOT_TEXT.fullmatch(value) else override
+    return f'{key}="{text}"' if NOT_TEXT.fullmatch(value) or "#" in value else override
 
 
 def key_of(override: str) -> str:

@@ -209,7 +209,7 @@ def check_model(cfg: DictConfig, overridden: Sequence[str]) -> None:
         UserError: naming the key and the fix.
     """
     shape, resolution = cfg.model.autoencoder, cfg.data.resolution
-    factor = shape.patch_size * 2 ** (len(shape.multipliers) - 1)
+    factor = downsampling(shape)
     nearest = factor * max(1, round(resolution / factor))
     if resolution % factor:
         raise UserError(
@@ -225,6 +225,13 @@ def check_model(cfg: DictConfig, overridden: Sequence[str]) -> None:
             f"the denoisers of stage 2 need latents of even size, and data.resolution={resolution} gives "
             f"{resolution // factor}. Use {resolution - factor} or {resolution + factor}."
         )
+
+
+def downsampling(shape: DictConfig) -> int:
+    """Return the pixels per latent along each side of the VAE with this config."""
+    if "multipliers" in shape:
+        return shape.patch_size * 2 ** (len(shape.multipliers) - 1)
+    return shape.get("downsampling", 8)  # the taesd family
 
 
 def check_loss(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> None:

@@ -16,7 +16,6 @@ from latentfaces.data.pack import Pack, open_pack
 from latentfaces.errors import UserError
 from latentfaces.evaluation.generation import Nearest, nearest, usual_limit
 from latentfaces.evaluation.plots import plot_neighbours
-from latentfaces.nn import weights_hash
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.evaluate import train_images
@@ -131,7 +130,7 @@ def cached_moments(pipeline: FacePipeline, pack: Pack, batch_size: int) -> NDArr
         posterior = pipeline.vae.encode(images)
         return posterior.mean, posterior.std
 
-    cache = LatentCache(pack, weights_hash(pipeline.vae), encode, batch_size)
+    cache = LatentCache(pack, pipeline.vae.cache_key, encode, batch_size)
     try:
         cache.begin(pipeline.device)
         cache.fill(pipeline.device)

@@ -2,7 +2,7 @@
 
 from latentfaces.training.adversary import Adversary
 from latentfaces.training.base_module import BaseModule
-from latentfaces.training.checkpoint import AtomicCheckpointIO, DiskFullError, damage
+from latentfaces.training.checkpoint import AtomicCheckpointIO, DiskFullError, damage, save_weights
 from latentfaces.training.fit import fit_and_test
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 from latentfaces.training.nan_guard import NonFiniteError, NonFiniteGuard
@@ -25,4 +25,5 @@ __all__ = [
     "VAEModule",
     "damage",
     "fit_and_test",
+    "save_weights",
 ]

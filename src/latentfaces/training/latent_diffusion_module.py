@@ -1,17 +1,22 @@
 """LightningModule of stage 2."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from latentfaces.annealing import WarmupDecay
-from latentfaces.autoencoder import VAE
+from latentfaces.autoencoder import VAE, PretrainedVAE
 from latentfaces.diffusion import Augmentation, Denoiser, DenoisingLoss, Sampler
 from latentfaces.pipeline import FacePipeline
 from latentfaces.training.base_module import BaseModule, OptimizerFactory
+from latentfaces.training.checkpoint import save_weights
 
 NUM_PREVIEWS = 16
+MAX_MEASURED = 10_000
+"""Training images whose latents give the statistics of a pretrained VAE."""
 
 
 class LatentDiffusionModule(BaseModule):
@@ -58,6 +63,15 @@ class LatentDiffusionModule(BaseModule):
         """Encode images (b, 3, R, R) in [-1, 1] to the mean and std of the posterior, for the latent cache."""
         posterior = self.autoencoder.to(images.device).encode(images)
         return posterior.mean, posterior.std
+
+    def setup(self, stage: str) -> None:
+        """Measure the statistics of a pretrained VAE, once, in the latent cache."""
+        if stage != "fit" or not isinstance(self.autoencoder, PretrainedVAE) or self.autoencoder.measured:
+            return
+        dataset = self.trainer.datamodule.train_dataset  # type: ignore[attr-defined]
+        rows = np.linspace(0, len(dataset) - 1, min(len(dataset), MAX_MEASURED)).round().astype(int)
+        self.autoencoder.measure(dataset[row][None] for row in rows)
+        save_weights(self.autoencoder, Path(self.trainer.default_root_dir) / "checkpoints" / "best_vae.pth")
 
     def training_step(self, moments: Tensor, batch_idx: int) -> Tensor:
         mean, std = moments.unbind(1)
