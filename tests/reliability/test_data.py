@@ -239,14 +239,14 @@ def test_case_12_a_bomb_is_refused_naming_the_entry(pack: Prepare) -> None:
 LAYOUTS = {
     "nothing there": ({}, "nowhere", "nowhere does not exist"),
     "an empty folder": ({"empty/": b""}, "empty", "contains no images (.jpg, .jpeg, "),
-    "other files": ({"set/a.npy": b"x", "set/b.npy": b"x"}, "set", "but 2 files (.npy), such as a.npy"),
+    "other files": ({"set/a.npy": b"x", "set/b.npy": b"x"}, "set", "but 2 file(s) (.npy), such as a.npy"),
     "photos still in their .zip": ({"set/ffhq.zip": b"x"}, "set", "Use data.root=set/ffhq.zip"),
     "a file that is no .zip": ({"set.txt": b"x"}, "set.txt", "is neither a folder nor a .zip. Unpack or convert it."),
     "one photo": (photos(["1.png"]), "1.png", "is one image. Point data.root at a folder"),
     "photos of a kind that is not read": (
         {"set/1.HEIC": b"x", "set/2.heic": b"x", "set/._1.HEIC": b"x"},
         "set",
-        "but 2 files (.heic), such as 1.HEIC. Convert images to JPEG",
+        "but 2 file(s) (.heic), such as 1.HEIC. Convert images to JPEG",
     ),
     "too few": (
         photos(["few/1.png", "few/2.png"]),

@@ -54,11 +54,11 @@ WRONG = {
     "a weight below one": (["guidance=auto", "guidance.weight=0.5"], "guidance: weight=0.5 must be at least 1"),
     "a weight of no guidance": (
         ["guidance.weight=2"],
-        "Unknown key guidance.weight for this choice of guidance. Choices: auto, internal, none.",
+        "Unknown key guidance.weight for this choice of guidance. It belongs to guidance=auto, internal.",
     ),
     "an option of another sampler": (
         ["sampler=heun", "sampler.eta=1"],
-        "Unknown key sampler.eta for this choice of sampler. Choices: ddim, ",
+        "Unknown key sampler.eta for this choice of sampler. It belongs to sampler=ddim, ",
     ),
     "an unknown spacing": (["sampler.spacing=even"], "'karras' or 'log_snr', or 'auto'"),
     "a key that does not exist": (["num_image=3"], "Unknown key num_image. Did you mean num_images?"),

@@ -63,7 +63,7 @@ def unknown_key(wrong: str, config: str, overrides: Sequence[str]) -> str:
     group = above.replace(".", "/")
     files = sorted((CONF / group).glob("*.yaml")) if group in GROUPS else []
     if with_key := [path.stem for path in files if re.search(rf"^ *{last}:", path.read_text(), re.MULTILINE)]:
-        return f"Unknown key {wrong} for this choice of {group}. It belongs to {group}={' or '.join(with_key)}."
+        return f"Unknown key {wrong} for this choice of {group}. It belongs to {group}={', '.join(with_key)}."
     near = [name for name in [*keys, *GROUPS] if re.split(r"[./]", name)[-1] == last]
     nodes = {key[: dot.start()] for key in keys for dot in re.finditer(r"\.", key)}
     near = near or difflib.get_close_matches(wrong, [*keys, *sorted(nodes), *GROUPS], 1)
