@@ -146,7 +146,7 @@ def test_names_that_are_not_utf8_are_escaped(
     (photos / "4.png").rename(photos / os.fsdecode(b"Zo\xeb.png"))
     command(photos.rename(tmp_path / os.fsdecode(b"Jos\xe9")), "--resolution", 8, "--on-bad-image", "skip")
     printed.flush()
-    assert b"1 files (.heic), such as Jos\\udce9.heic" in printed.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"1 file(s) (.heic), such as Jos\\udce9.heic" in printed.buffer.getvalue()  # type: ignore[attr-defined]
     (skipped,) = open_pack(tmp_path / "data" / os.fsdecode(b"Jos\xe9-8")).manifest["skipped"]
     assert "Zo\\udceb.png cannot be read" in skipped
 

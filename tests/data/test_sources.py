@@ -62,10 +62,10 @@ def test_files_that_are_left_out_are_counted_by_reason(tmp_path: Path, as_zip: b
     source = Photos(root)
     assert source.names == images
     assert sorted(source.left_out()) == [
-        "1 files (.txt), such as notes.txt",
-        "1 files (no suffix), such as LICENSE",
-        "2 files (.heic), such as a.HEIC",
-        "6 files (hidden or in a system folder), such as ._1.png",
+        "1 file(s) (.txt), such as notes.txt",
+        "1 file(s) (no suffix), such as LICENSE",
+        "2 file(s) (.heic), such as a.HEIC",
+        "6 file(s) (hidden or in a system folder), such as ._1.png",
     ]
 
 
@@ -81,7 +81,7 @@ def test_runs_and_samples_below_the_root_are_left_out(tmp_path: Path, as_zip: bo
     root = write_zip(tmp_path / "f.zip", files) if as_zip else write_folder(tmp_path / "f", files)
     source = Photos(root)
     assert source.names == ["1.png", "grids/2.png", "grids/grid.png"]
-    assert source.left_out() == ["3 files (written by latentfaces), such as mine/0.png"]
+    assert source.left_out() == ["3 file(s) (written by latentfaces), such as mine/0.png"]
     if not as_zip:
         assert len(Photos(root / "mine").names) == 2
 
@@ -96,8 +96,8 @@ def test_links_that_are_not_followed_are_counted(tmp_path: Path) -> None:
     source = Photos(folder)
     assert source.names == ["1.png", "2.png"]
     assert sorted(source.left_out()) == [
-        "1 files (link to a folder), such as linked",
-        "2 files (dangling link), such as gone.png",
+        "1 file(s) (link to a folder), such as linked",
+        "2 file(s) (dangling link), such as gone.png",
     ]
 
 
@@ -106,7 +106,7 @@ def test_of_zip_members_of_one_name_the_last_is_read_and_the_others_are_counted(
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("1.png", picture_bytes(7))
     source = Photos(path)
-    assert source.left_out() == ["1 files (same name as a later zip member), such as 1.png"]
+    assert source.left_out() == ["1 file(s) (same name as a later zip member), such as 1.png"]
     assert np.array_equal(source.read(0, 6).pixels, decode(picture_bytes(7), 6).pixels)
 
 
