@@ -1,5 +1,6 @@
 """train.py from the command line: files of a run, rejected overrides, and resumes."""
 
+import csv
 import json
 import os
 import shutil
@@ -93,6 +94,15 @@ def test_a_name_is_the_folder_as_it_was_given(train: Command, workplace: Path) -
     train(*TINY_VAE, *SHORT, "trainer.max_steps=1", "name=2026_11_29")
     assert [folder.name for folder in (workplace / "outputs/vae").iterdir()] == ["2026_11_29"]
     assert find_run("2026_11_29", "vae").config["version"] == __version__
+
+
+def test_logged_values_are_those_of_their_step(train: Command) -> None:
+    rows = {}
+    for every in (1, 3):  # epochs have 4 steps
+        train(*TINY_VAE, *SHORT, "trainer.max_steps=12", f"trainer.log_every_n_steps={every}", f"name=every{every}")
+        with Path(f"outputs/vae/every{every}/metrics.csv").open() as file:
+            rows[every] = {row["step"]: row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]}
+    assert rows[3] == {step: rows[1][step] for step in ("2", "5", "8", "11")}
 
 
 REFUSED = {

@@ -21,8 +21,8 @@ from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 from latentfaces.training.vae_module import VAEModule
 
 TrainedModule = VAEModule | LatentDiffusionModule
-LATE = 10**9 + 1
-"""A training step at which every loss term is active. It is odd, so nothing is logged."""
+LATE = 10**9
+"""A training step at which every loss term is active. It is even, so nothing is logged."""
 
 
 class Meter(TorchDispatchMode):

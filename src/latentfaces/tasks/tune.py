@@ -198,7 +198,7 @@ def plot_scores(scores: dict[Choice, float], best: Choice, output: Path) -> Figu
     for choice, value in scores.items():
         compared[choice.sampler] = min(value, compared.get(choice.sampler, math.inf))
     by_sampler.plot(list(compared), list(compared.values()), "o", color=COLORS[3])
-    label_axes(by_weight, f"Guidance, best weights, {usual}", "weight (1 is none)", "distance to held-out images")
+    label_axes(by_weight, "Guidance, best weights", f"weight (1 is none), {usual}", "distance to held-out images")
     label_axes(by_average, "Width of the average", "ema")
     label_axes(by_sampler, "Sampler, at its best", "")
     if by_weight.get_legend_handles_labels()[1]:

@@ -163,7 +163,7 @@ class BaseModule(LightningModule, ABC):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = full_tensor(nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None))
         self.finite.close(self.global_step, {GRADIENT: norm, **self.other_norms()}, self.device)
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self.is_logged:
             self.log("train/gradient_norm", norm)
         if self.finite.skipped:
             for parameter in parameters:  # optimizers skip parameters without a gradient
@@ -202,10 +202,15 @@ class BaseModule(LightningModule, ABC):
         """Seconds of training, over all sessions."""
         return self.seconds_before + time.monotonic() - self.started
 
+    @property
+    def is_logged(self) -> bool:
+        """Whether Lightning writes the metrics of this step: those of step n - 1, 2n - 1, ..."""
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
     def log_terms(self, terms: Mapping[str, Tensor | float]) -> None:
         """Log scalars every `trainer.log_every_n_steps`. Each key takes half a millisecond."""
         self.finite.add(terms, self.image_names())
-        if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if not self.is_logged:
             return
         values = {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in terms.items()}
         if self.finite.num_skipped:
