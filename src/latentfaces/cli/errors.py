@@ -57,10 +57,11 @@ def run(main: Callable[[], Any], config: str) -> None:
     try:
         with errors_raised():
             main()
-    except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {format_error(error, config, overrides)}", file=sys.stderr)
-        sys.exit(1)
     except Exception as error:
+        is_of_config = isinstance(error, HydraException | OmegaConfBaseException)
+        if is_of_config or str(error).startswith("Config group override"):  # a plain ValueError of Hydra
+            print(f"error: {format_error(error, config, overrides)}", file=sys.stderr)
+            sys.exit(1)
         if sentence := explain(error):  # Hydra cannot create the run folder
             print(f"error: {sentence}", file=sys.stderr)
             sys.exit(2)

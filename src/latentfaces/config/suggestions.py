@@ -23,6 +23,8 @@ def format_error(error: Exception, config: str, overrides: Sequence[str]) -> str
         overrides: of the command.
     """
     said, cause = str(error).strip(), error.__cause__
+    if said.startswith("Config group override must be"):
+        return f"{next(o for o in overrides if o.endswith('=null'))} is not a choice of this group. Leave it out."
     if isinstance(error, OverrideParseException):
         name, _, value = str(error.override).partition("=")
         return f"Cannot parse override {error.override}. Quote a value with special characters: '{name}=\"{value}\"'."
