@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 from rich.progress import track
+from rich.text import Text
 
 from latentfaces.data.arrays import ResumableArray
 from latentfaces.data.images import FilterName, digest
@@ -129,6 +131,9 @@ class Packing:
         self.array.resume()
         pending = np.flatnonzero(~self.array.done).tolist()
         tasks = [pending[first : first + AT_ONCE] for first in range(0, len(pending), AT_ONCE)]
+        # Pillow and rich import at first use. A signal in an import can deadlock the threads that import too.
+        Image.init()
+        Text.from_markup("")
         with ThreadPoolExecutor(num_threads()) as pool:
             try:
                 done = pool.map(self.convert, tasks)
