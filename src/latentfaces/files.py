@@ -2,12 +2,13 @@
 
 import contextlib
 import csv
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -58,6 +59,15 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     text = path.read_text()
     rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     return [row for row in rows if None not in row and None not in row.values()]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object of a JSON file. It is empty if the file is missing, damaged or something else."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import importlib
 import inspect
-import json
 import shlex
 import sys
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from latentfaces import __version__
 from latentfaces.errors import UserError
+from latentfaces.files import read_json
 from latentfaces.posthoc_ema import rebuild, snapshots_in
 
 CONFIG, RESULT, TUNED = "config.yaml", "result.json", "tuned.json"
@@ -125,15 +125,6 @@ class Run:
         return module.eval().requires_grad_(False)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read an object of a JSON file. It is empty if the file is missing or was cut off by a crash or a full disk."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def open_run(folder: str | Path) -> Run:
     """Open the run in `folder`.
 
@@ -145,7 +136,7 @@ def open_run(folder: str | Path) -> Run:
         config = yaml.safe_load((folder / CONFIG).read_text())
     except OSError:
         raise UserError(f"{folder} is not a run: it has no {CONFIG}. Name another run.") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         config = None
     if not isinstance(config, dict) or "stage" not in config:
         raise UserError(f"{folder / CONFIG} is not the config of a run. Restore it, or name another run.")

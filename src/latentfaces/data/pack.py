@@ -1,7 +1,6 @@
 """Packs: a folder with `images.npy` (N, 3, R, R) uint8, which is mapped, and `manifest.json`, which describes it."""
 
 import contextlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from latentfaces.data.arrays import open_array
 from latentfaces.errors import UserError
+from latentfaces.files import read_json
 
 FORMAT = 3
 FFHQ_SIZE, FFHQ_TRAIN = 70_000, 60_000
@@ -89,12 +89,9 @@ def open_pack(folder: Path) -> Pack:
             f"The images of this run are not here: {folder} does not exist. Run the command where the run was "
             f"trained, or copy the pack to {folder.absolute()}."
         )
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        raise UserError(
-            f"{folder} is not a complete pack (no readable manifest.json). Delete it and run again."
-        ) from None
+    manifest = read_json(folder / "manifest.json")
+    if not manifest:
+        raise UserError(f"{folder} is not a complete pack (no readable manifest.json). Delete it and run again.")
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"{folder} is a pack of format {manifest.get('format')}, not {FORMAT}. Delete it and run again."

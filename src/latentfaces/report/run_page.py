@@ -13,8 +13,9 @@ import yaml
 
 from latentfaces.evaluation import TensorValues
 from latentfaces.evaluation.panels import SECTIONS, Best, Panel, best_validation, panels, read_curves, sheet
+from latentfaces.files import read_json
 from latentfaces.report.page import REPORT, as_data, embedded, write_page
-from latentfaces.run import CONFIG, Run, command, open_run, overrides_of, read_json, resume_command, train_program
+from latentfaces.run import CONFIG, Run, command, open_run, overrides_of, resume_command, train_program
 
 KINDS = {"vae": "stage 1, a VAE", "ldm": "stage 2, a latent diffusion model"}
 DEFAULTS = Path(".hydra") / "defaults.yaml"

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 
 from latentfaces.errors import ERROR_LOG, UserError
 from latentfaces.evaluation.plots import read_curves
+from latentfaces.files import read_json
 from latentfaces.report.page import REPORT, embedded, write_page
-from latentfaces.run import PRUNING, RESULT, read_json
+from latentfaces.run import PRUNING, RESULT
 
 LOSS, PSNR = "val/best_loss", "test/psnr"
 SHOWN = (

@@ -9,9 +9,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 
 from latentfaces.errors import UserError
 from latentfaces.evaluation import plot_losses
-from latentfaces.files import atomic_write
+from latentfaces.files import atomic_write, read_json
 from latentfaces.report import write_report
-from latentfaces.run import RESULT, read_json
+from latentfaces.run import RESULT
 from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks import BestWeights
 from latentfaces.training.callbacks.status import peak_memory
