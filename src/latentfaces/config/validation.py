@@ -147,6 +147,8 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
         raise UserError("vae=... has no effect with model=vae, which trains one. Leave it out.")
     if cfg.trainable != "all" and cfg.init is None:
         raise UserError(f"trainable={cfg.trainable} has no effect without init=RUN. Add it, or leave trainable out.")
+    if cfg.trainable == "decoder" and cfg.stage == "ldm":
+        raise UserError("trainable=decoder is for model=vae. Use trainable=all, last or norms.")
     for key in overridden:
         if key.startswith("annealing."):
             raise UserError(f"{key} has no effect. Use model.kl_weight.{key.removeprefix('annealing.')}=...")
@@ -252,7 +254,7 @@ def check_loss(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> 
                 "model.adversary.discriminator.num_layers"
             )
     for key in overridden:
-        if "skip_dropout" in key and not model.autoencoder.skip_connections:
+        if "skip_dropout" in key and not model.autoencoder.get("skip_connections"):
             raise UserError(f"{key} has no effect without model.autoencoder.skip_connections=true")
         schedule, _, part = key.rpartition(".")
         annealed = schedule in ("model.kl_weight", "model.skip_dropout") and part in ("start", "num_steps")
