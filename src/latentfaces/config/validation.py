@@ -58,25 +58,30 @@ def check_value(key: str, value: Any, valid: Any) -> None:
         raise UserError(f"{key}={value} is invalid: {expected[0].lower()}{expected[1:]}.") from None
 
 
-def check_keys(cfg: DictConfig, schema: Any, prefix: str = "") -> None:
+def check_keys(cfg: DictConfig, schema: Any) -> None:
     """Check the top-level and `trainer.*` keys against the valid values that the schema states.
 
     Raises:
         UserError: naming key, value and what is expected; or a key that was added with a plus; or a number that is
             not finite.
     """
+    check_fields(cfg, schema)
+    for key, value in leaves_of(cfg):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value} is invalid: a number must be finite.")
+
+
+def check_fields(cfg: DictConfig, schema: Any, prefix: str = "") -> None:
+    """Check the fields of a schema, and those of the schemas within it."""
     fields = schema.__dataclass_fields__
     for name in map(str, cfg):
         if name not in fields and name != "hydra":
             raise UserError(f"Unknown key {name}.")
     for name, field in fields.items():
         if is_dataclass(field.default_factory):
-            check_keys(cfg[name], field.default_factory, f"{name}.")
+            check_fields(cfg[name], field.default_factory, f"{name}.")
         elif "valid" in field.metadata:
             check_value(prefix + name, cfg[name], field.metadata["valid"])
-    for key, value in leaves_of(cfg):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{prefix}{key}={value} is invalid: a number must be finite.")
 
 
 def type_hints(target: str) -> dict[str, Any]:

@@ -43,8 +43,8 @@ class FaceMetrics(Callback):
         max_seconds: longest time for sampling.
         every_n_minutes: shortest interval; 0 for each validation.
         num_photos: largest number of held-out images.
-        max_memorized: largest `val/memorized_fraction`; None to measure none. Few held-out images raise it, as that
-            of n images cannot tell fractions below 4 / n from those of new images.
+        max_memorized: largest `val/memorized_fraction`; None to measure none. With n held-out images the limit is at
+            least 4 / n.
     """
 
     def __init__(
