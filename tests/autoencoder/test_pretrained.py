@@ -12,7 +12,7 @@ from helpers.pretrained_files import KINDS, compvis_state, write_compvis, write_
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from latentfaces.autoencoder import TAESD, VAE, load_pretrained
+from latentfaces.autoencoder import TAESD, VAE, DiffusersVAE, load_pretrained
 from latentfaces.autoencoder.pretrained import Block
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import EncoderFeatures
@@ -70,6 +70,23 @@ def test_encoder_features_see_each_level() -> None:
     features = EncoderFeatures(TAESD(4))(torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8))
     assert features.shape == (2, 2 * (3 * 64 + 4))
     assert not torch.equal(features[0], features[1])
+
+
+def test_the_last_layer_is_that_of_the_decoder(tmp_path: Path) -> None:
+    assert TAESD(4).last_layer.shape == (3, 64, 3, 3)
+    pytest.importorskip("diffusers")
+    write_diffusers(tmp_path)
+    _, vae = load_pretrained(f"diffusers:{tmp_path}")
+    assert isinstance(vae, DiffusersVAE)
+    assert vae.last_layer is vae.model.decoder.conv_out.weight
+
+
+@torch.no_grad()
+def test_a_compiled_vae_computes_the_same() -> None:
+    vae, images = TAESD(4), torch.rand(1, 3, 16, 16)
+    expected = vae(images)[0]
+    vae.compile(backend="eager")
+    torch.testing.assert_close(vae(images)[0], expected)
 
 
 def truncate(folder: Path) -> None:

@@ -90,6 +90,7 @@ REFUSED = {
     "the other stage": ([*LDM, "init=outputs/vae/faces"], "is a run of model=vae. Choose one of model=ldm."),
     "parts of nothing": ([*TINY_VAE, *SHORT, "trainable=norms"], "trainable=norms has no effect without init=RUN."),
     "no such parts": ([*LDM, "trainable=first"], "trainable=first is invalid"),
+    "a decoder of stage 2": ([*LDM, "trainable=decoder"], "trainable=decoder is for model=vae. Use trainable=all,"),
     "a frozen last layer": ([*VAE, *ADVERSARIAL, "trainable=norms"], "Use trainable=last"),
 }
 
@@ -108,9 +109,12 @@ def test_mistakes_get_one_line_and_leave_nothing(mistake: str, place: Path) -> N
     assert not list(Path("outputs").glob("*/wrong"))
 
 
-@pytest.mark.parametrize(("stage", "options"), [("vae", VAE), ("ldm", LDM)])
-@pytest.mark.parametrize("trainable", ["norms", "last"])
-def test_frozen_weights_stay_and_the_others_change(stage: str, options: list[str], trainable: str, place: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "trainable"),
+    [("vae", "norms"), ("vae", "last"), ("vae", "decoder"), ("ldm", "norms"), ("ldm", "last")],
+)
+def test_frozen_weights_stay_and_the_others_change(stage: str, trainable: str, place: Path) -> None:
+    options = VAE if stage == "vae" else LDM
     run_command("train.py", *options, f"trainable={trainable}", "name=new")
     file, prefix = ("best_vae", "autoencoder.") if stage == "vae" else ("best_denoiser", "denoiser.")
     before, after = exported(f"{stage}/faces", file), checkpoint(f"{stage}/new")["state_dict"]
@@ -119,6 +123,8 @@ def test_frozen_weights_stay_and_the_others_change(stage: str, options: list[str
     }  # fmt: skip
     if trainable == "norms":
         expected = {name for name in before if "norm" in name or "scale_shift" in name or "head.0." in name}
+    elif trainable == "decoder":
+        expected = {name for name in before if name.startswith("decoder.")}
     elif stage == "vae":  # three of eight blocks
         expected = {name for name in before if name.startswith("decoder.") and "stem" not in name}
         expected -= {name for name in before if "middle.0" in name}

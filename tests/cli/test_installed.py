@@ -52,7 +52,13 @@ def test_the_wheel_prepares_and_counts_in_an_empty_folder(installed: Path, tmp_p
 
 
 def test_entry_points_import_no_torch() -> None:
-    modules = "latentfaces.cli.train, latentfaces.cli.sample, latentfaces.cli.errors, latentfaces.cli.sweeps"
+    names = ("train", "sample", "prepare", "budget", "errors", "sweeps")
+    modules = ", ".join(f"latentfaces.cli.{name}" for name in names)
     configs = ", ".join(f"latentfaces.config.{p.stem}" for p in (ROOT / "src/latentfaces/config").glob("[a-z]*.py"))
     script = f"import sys, {modules}, {configs}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_sampling_and_packing_import_no_lightning() -> None:
+    script = "import sys, latentfaces.cli.launch_sample, latentfaces.data; sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -65,7 +65,7 @@ def test_word_ffhq_is_fetched_with_its_licence_for_training_without_a_root(
         targets.append(target)
         return photos.rename(target) if photos.exists() else target
 
-    monkeypatch.setattr(prepare, "download_ffhq", download)
+    monkeypatch.setattr("latentfaces.data.kaggle.download_ffhq", download)
     monkeypatch.setattr("latentfaces.data.datamodule.download_ffhq", download)
     (tmp_path / "data").mkdir()
     command("ffhq", "--resolution", 8)
@@ -81,7 +81,7 @@ def test_pack_that_was_taken_along_needs_neither_photos_nor_network(
     def refuse(target: Path) -> Path:
         raise AssertionError("asked Kaggle")
 
-    monkeypatch.setattr(prepare, "download_ffhq", lambda target: photos.rename(target))
+    monkeypatch.setattr("latentfaces.data.kaggle.download_ffhq", lambda target: photos.rename(target))
     monkeypatch.setattr("latentfaces.data.datamodule.download_ffhq", refuse)
     (tmp_path / "data").mkdir()
     command("ffhq", "--resolution", 8)

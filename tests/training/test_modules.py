@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentfaces.annealing import Constant, Linear, WarmupDecay
-from latentfaces.autoencoder import VAE, VAELoss
+from latentfaces.autoencoder import TAESD, VAE, VAELoss
 from latentfaces.diffusion import Denoiser, DenoisingLoss, EulerSampler, LogitNormalTime, RectifiedFlow, UNet
 from latentfaces.errors import UserError
 from latentfaces.evaluation import reconstruction_metrics
@@ -155,6 +155,19 @@ def test_validation_weighs_the_kl_as_at_the_end_of_annealing(
     seen = logged(vae_module, monkeypatch)
     vae_module.evaluate(torch.rand(2, 3, 16, 16) * 2 - 1, "val")  # step 0, where the weight of training is 0
     assert seen["val/loss"] == pytest.approx(seen["val/reconstruction"] + 0.5 * seen["val/kl"], rel=1e-5)
+
+
+def test_a_vae_without_a_variance_has_no_kl(vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae_module.autoencoder = TAESD(4)
+    seen = logged(vae_module, monkeypatch)
+    monkeypatch.setattr(type(vae_module), "global_step", 1000)
+    vae_module._trainer = SimpleNamespace(log_every_n_steps=1)  # type: ignore[assignment]
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    loss = vae_module.training_step(images, 0)
+    vae_module.evaluate(images, "val")
+    assert loss.item() == seen["train/reconstruction"] == seen["train/loss"]
+    assert seen["val/loss"] == seen["val/reconstruction"]
+    assert not any("kl" in name for name in seen)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

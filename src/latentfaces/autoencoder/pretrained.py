@@ -51,7 +51,10 @@ class PretrainedVAE(VAE):
         return self.posterior(images)
 
     def encode_with_skips(self, images: Tensor) -> tuple[DiagonalGaussian, Skips]:
-        """Encode images to the posterior and the inputs of the strided convolutions, for `EncoderFeatures`."""
+        return self.encode(images), []
+
+    def encode_with_features(self, images: Tensor) -> tuple[DiagonalGaussian, Skips]:
+        """Encode images to the posterior and the inputs of the strided convolutions."""
         maps: Skips = []
         strided = [layer for layer in self.encoder.modules() if isinstance(layer, nn.Conv2d) and layer.stride[0] == 2]
         hooks = [layer.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0])) for layer in strided]
@@ -60,6 +63,14 @@ class PretrainedVAE(VAE):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    @property
+    def last_layer(self) -> Tensor:
+        return [layer for layer in self.decoder.modules() if isinstance(layer, nn.Conv2d)][-1].weight
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        self.posterior = torch.compile(self.posterior, *args, **kwargs)  # type: ignore[method-assign]
+        self.decode = torch.compile(self.decode, *args, **kwargs)  # type: ignore[method-assign]
 
     @property
     def cache_key(self) -> str:
@@ -123,6 +134,8 @@ class TAESD(PretrainedVAE):
         source, licence: see `PretrainedVAE`.
     """
 
+    has_variance = False
+
     def __init__(
         self, latent_channels: int = 4, pooled: bool = False, source: str = "", licence: str | None = None
     ) -> None:
@@ -164,21 +177,24 @@ class DiffusersVAE(PretrainedVAE):
         for name, value in config.items():
             if isinstance(value, Sequence) and not isinstance(value, str):
                 config[name] = [*value]  # a list of OmegaConf
-        self.kind, self.model = kind, diffusers_class(kind)(latent_channels=latent_channels, **config)
+        self.has_variance = kind == "AutoencoderKL"
+        self.model = diffusers_class(kind)(latent_channels=latent_channels, **config)
 
     @property
     def encoder(self) -> nn.Module:  # type: ignore[override]
-        """Encoder without the convolution after it."""
-        return self.model.encoder
+        """Encoder, with the convolution after it if there is one."""
+        after = getattr(self.model, "quant_conv", None)
+        return nn.Sequential(self.model.encoder, *([] if after is None else [after]))
 
     @property
     def decoder(self) -> nn.Module:  # type: ignore[override]
-        """Decoder without the convolution before it."""
-        return self.model.decoder
+        """Decoder, with the convolution before it if there is one."""
+        before = getattr(self.model, "post_quant_conv", None)
+        return nn.Sequential(*([] if before is None else [before]), self.model.decoder)
 
     def posterior(self, images: Tensor) -> DiagonalGaussian:
         encoded = self.model.encode(images)
-        if self.kind == "AutoencoderKL":
+        if self.has_variance:
             return DiagonalGaussian.from_moments(encoded.latent_dist.parameters)
         return without_variance(encoded.latents)
 
@@ -221,7 +237,7 @@ def load_diffusers(place: str) -> tuple[dict[str, Any], PretrainedVAE]:
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"vae=diffusers:{place} is not a VAE of diffusers, is damaged, or cannot be downloaded ({reason}). Give a "
+            f"diffusers:{place} is not a VAE of diffusers, is damaged, or cannot be downloaded ({reason}). Give a "
             "folder with config.json, or ID#vae for a pipeline of the hub."
         ) from error
     licence = None
@@ -258,7 +274,7 @@ def load_ldm(place: str) -> tuple[dict[str, Any], PretrainedVAE]:
     state = {name: value for name, value in state.items() if name.startswith(parts)}
     widths = [state[name].shape[0] for n in range(32) if (name := f"encoder.down.{n}.block.0.conv2.weight") in state]
     if not widths or "decoder.conv_in.weight" not in state:
-        raise UserError(f"vae=ldm:{place} has no first_stage_model with encoder and decoder. Choose another file.")
+        raise UserError(f"ldm:{place} has no first_stage_model with encoder and decoder. Choose another file.")
     config = {
         "block_out_channels": widths,
         "layers_per_block": sum(name.startswith("encoder.down.0.") and name.endswith("conv2.weight") for name in state),
@@ -332,7 +348,7 @@ def fill(vae: PretrainedVAE, state: dict[str, Tensor], name: str, expected: str)
         vae.load_state_dict({key: value.float() for key, value in state.items()} | statistics)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
-        raise UserError(f"{name} is not {expected} ({first[:200]}). Choose another vae=...") from None
+        raise UserError(f"{name} is not {expected} ({first[:200]}). Choose another VAE.") from None
 
 
 LOADERS: dict[str, Callable[[str], tuple[dict[str, Any], PretrainedVAE]]] = {
@@ -343,12 +359,12 @@ LOADERS: dict[str, Callable[[str], tuple[dict[str, Any], PretrainedVAE]]] = {
 
 
 def is_pretrained(name: str) -> bool:
-    """Return whether `vae=<name>` is not a run."""
+    """Return whether `vae=<name>` or `init=<name>` is not a run."""
     return name.partition(":")[0] in LOADERS
 
 
 def load_pretrained(name: str) -> tuple[dict[str, Any], PretrainedVAE]:
-    """Load the VAE of `vae=<name>`.
+    """Load the VAE of `vae=<name>` or `init=<name>`.
 
     Returns:
         The config that builds its network, and the VAE.

@@ -192,6 +192,8 @@ class VAE(nn.Module):
 
     latent_mean: Tensor
     latent_std: Tensor
+    has_variance = True
+    """False for an autoencoder whose posterior has only a mean: it has no KL divergence."""
 
     def __init__(
         self,
@@ -240,6 +242,15 @@ class VAE(nn.Module):
         self.check_size(images)
         moments, skips = self.encoder.with_skips(images)
         return DiagonalGaussian.from_moments(moments), skips
+
+    def encode_with_features(self, images: Tensor) -> tuple[DiagonalGaussian, Skips]:
+        """Encode images to the posterior and the encoder's features, for `EncoderFeatures`."""
+        return self.encode_with_skips(images)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """Weight of the decoder's last convolution."""
+        return self.decoder.last_layer
 
     def check_size(self, images: Tensor) -> None:
         """Raise a ValueError if the size of images is not a multiple of `downsampling`."""

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
@@ -12,17 +13,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from latentfaces.cli.devices import num_processes
 from latentfaces.cli.errors import explain
-from latentfaces.cli.init_run import add_init_run
-from latentfaces.cli.vae_run import add_trained_vae, is_chosen_resolution
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import as_text
 from latentfaces.config.suggestions import format_error
 from latentfaces.config.validation import check_training, downsampling
-from latentfaces.cost.estimate import Plan, report
-from latentfaces.data.pack import FFHQ_SIZE
 from latentfaces.errors import UserError, escape_stdout
+
+if TYPE_CHECKING:
+    from latentfaces.cost.estimate import Plan
 
 STAGES = ("vae", "ldm")
 
@@ -36,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.images is not None and options.images < 1:
         parser.error(f"--images={options.images} must be at least 1")
     escape_stdout()
+    from latentfaces.cost.estimate import report  # imports torch: only once the arguments are valid
+
     try:
         for plan in plans([as_text(override) for override in options.overrides], options.images):
             print(report(plan), end="\n\n")
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {format_error(error, 'train', options.overrides)}")
 
 
-def plans(overrides: Sequence[str], num_images: int | None = None) -> list[Plan]:
+def plans(overrides: Sequence[str], num_images: int | None = None) -> "list[Plan]":
     """Return the trainings that the overrides describe: the stages of `model=`, or both.
 
     `model.autoencoder` is for stage 1 and `model.denoiser` for stage 2. Other overrides are for all stages.
@@ -57,6 +58,9 @@ def plans(overrides: Sequence[str], num_images: int | None = None) -> list[Plan]
 
 def stage_config(stage: str, overrides: Sequence[str]) -> DictConfig:
     """Return the checked config of a stage. Stage 2 gets the VAE of `vae=RUN`, or the one that stage 1 would train."""
+    from latentfaces.cli.init_run import add_init_run
+    from latentfaces.cli.vae_run import add_trained_vae, is_chosen_resolution
+
     foreign = ("model/denoiser", "model.denoiser") if stage == "vae" else ("model/autoencoder", "model.autoencoder")
     own = [override for override in overrides if not override.lstrip("+~").startswith(foreign)]
     cfg = compose_config("train", [f"model={stage}", *own])
@@ -82,8 +86,12 @@ def stage_config(stage: str, overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def plan_of(cfg: DictConfig, num_images: int | None) -> Plan:
+def plan_of(cfg: DictConfig, num_images: int | None) -> "Plan":
     """Return the plan of a checked config."""
+    from latentfaces.cli.devices import num_processes
+    from latentfaces.cost.estimate import Plan
+    from latentfaces.data.pack import FFHQ_SIZE
+
     trainer, data, model, callbacks = cfg.trainer, cfg.data, cfg.model, cfg.callbacks or {}
     if num_images is None:
         num_images = FFHQ_SIZE if data.get("_target_", "").endswith("from_ffhq") else data.get("num_images")

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from latentfaces.config.overrides import overridden_keys
+from latentfaces.data.packing import num_threads
 from latentfaces.errors import UserError, warn
 from latentfaces.nn import (
     DeviceChoices,
@@ -63,7 +64,7 @@ def limit_threads(cgroup: Path = Path("/sys/fs/cgroup/cpu.max"), loadavg: Path =
     for _ in range(5):
         time.sleep(0.01)
         samples.append(int(loadavg.read_text().split()[3].partition("/")[0]) - 1)  # runnable threads but this one
-    idle = len(os.sched_getaffinity(0)) - statistics.median(samples)
+    idle = num_threads() - statistics.median(samples)
     if torch.get_num_threads() > max(idle, 1):
         warn(f"other processes keep the CPU busy. OMP_NUM_THREADS={max(int(idle), 1)} may be faster.")
 

@@ -146,7 +146,7 @@ def out_of_memory(error: BaseException, cfg: DictConfig) -> str | None:
             "images of a step)",
             "use trainer.precision=bf16-mixed" * (not str(cfg.trainer.precision).startswith("bf16")),
             "use model.autoencoder.gradient_checkpointing=true"
-            * (cfg.stage == "vae" and not cfg.model.autoencoder.gradient_checkpointing),
+            * (cfg.stage == "vae" and cfg.model.autoencoder.get("gradient_checkpointing") is False),
             "choose a smaller model/denoiser" * (cfg.stage == "ldm"),
         ]
     choices = [remedy for remedy in remedies if remedy]

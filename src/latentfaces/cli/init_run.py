@@ -1,4 +1,4 @@
-"""Start of a training from the weights of an earlier run."""
+"""Start of a training from the weights of an earlier run or of a pretrained VAE."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentfaces import diffusion
+from latentfaces.autoencoder import VAE, is_pretrained, load_pretrained
 from latentfaces.cli.resume import CANDIDATES
 from latentfaces.cli.vae_run import is_chosen_resolution
 from latentfaces.config.compose import compose_config
@@ -30,13 +31,13 @@ FREE = ("dropout", "label_channels", "auxiliary_depth", "skip_connections", "gra
 """Options of a network that may differ from those of the earlier run."""
 
 
-def add_init_run(cfg: DictConfig) -> Run | None:
+def add_init_run(cfg: DictConfig) -> Run | VAE | None:
     """Set network, noise schedule and loss as in the run `init`, except for what overrides or a recipe change.
 
     Stage 2 also gets its VAE. At a resume all this comes from the run itself.
 
     Returns:
-        The run whose weights are to be taken, or None.
+        The run or the pretrained VAE whose weights are to be taken, or None.
     """
     folder, named = Path(cfg.run_dir), cfg.init
     resumed = cfg.resume.lower() != "false" and any((folder / f"checkpoints/{n}.ckpt").is_file() for n in CANDIDATES)
@@ -46,6 +47,8 @@ def add_init_run(cfg: DictConfig) -> Run | None:
         folders = [] if cfg.init is None else [Path(cfg.init).resolve()]
         if named not in (None, "latest") and not {f.resolve() for f in folders_named(named, cfg.stage)} & {*folders}:
             raise UserError(f"{folder} was started with init={cfg.init or 'null'}. Leave out init={named}")
+    elif named is not None and is_pretrained(named):
+        return add_pretrained(cfg)
     elif named is not None:
         run = find_run(named, cfg.stage, key="init")
         if run.stage != cfg.stage:
@@ -53,6 +56,8 @@ def add_init_run(cfg: DictConfig) -> Run | None:
         cfg.init = str(run.folder)
     if cfg.init is None:
         return None
+    if is_pretrained(cfg.init):
+        return add_pretrained(cfg, run)
     places = [GROUPS.get(key, key) for key in overridden_keys() if key != "model"]
     with open_dict(cfg):
         if cfg.stage == "vae" and not is_chosen_resolution(cfg.data):
@@ -70,6 +75,33 @@ def add_init_run(cfg: DictConfig) -> Run | None:
                     OmegaConf.update(merged, key.removeprefix(f"model.{node}."), value)
             cfg.model[node] = merged
     return None if resumed else run
+
+
+def add_pretrained(cfg: DictConfig, run: Run | None = None) -> VAE | None:
+    """Set the network of stage 1 to the pretrained VAE `init`, or at a resume to that of the run.
+
+    Raises:
+        UserError: there is no such VAE, or an override has no effect on it.
+    """
+    if cfg.stage == "ldm":
+        raise UserError(f"init={cfg.init} is a VAE. Use vae={cfg.init} with model=ldm.")
+    if cfg.trainable in ("last", "norms"):
+        raise UserError(f"trainable={cfg.trainable} is for networks of this project. Use trainable=decoder or =all.")
+    vae = None
+    if run is None:
+        config, vae = load_pretrained(cfg.init)
+    else:
+        config = run.config["model"]["autoencoder"]
+        check_targets(config)
+    fixed = ["model/autoencoder", "model.autoencoder"]
+    if vae is not None and not vae.has_variance:
+        fixed += ["annealing", "model.kl_weight", "model.loss.kl_"]
+    for key in overridden_keys():
+        if key.startswith(tuple(fixed)):
+            raise UserError(f"{key} has no effect with init={cfg.init}. Leave it out.")
+    with open_dict(cfg):
+        cfg.model.autoencoder = config
+    return vae
 
 
 def values_of(config: Any, node: str, resolve: bool = False) -> Iterator[tuple[str, Any]]:
@@ -98,16 +130,17 @@ def check_network(cfg: DictConfig, run: Run) -> None:
             )
 
 
-def take_weights(module: BaseModule, run: Run) -> None:
-    """Load the exported weights of an earlier run, where names and shapes match, and print what was taken."""
+def take_weights(module: BaseModule, init: Run | VAE, name: str) -> None:
+    """Load weights of the run or the VAE `init=<name>` where names and shapes match, and print what was taken."""
     weights, network = next(iter(module.exports().items()))
     state = network.state_dict()
-    before = run.module("autoencoder" if run.stage == "vae" else "denoiser", weights).state_dict()
+    node = "autoencoder" if weights == "best_vae" else "denoiser"
+    before = (init.module(node, weights) if isinstance(init, Run) else init).state_dict()
     taken = {name: value for name, value in before.items() if name in state and state[name].shape == value.shape}
     network.load_state_dict(taken, strict=False)
     if is_main_process():
         fresh = [name for name in state if name not in taken]
-        print(f"init={run.folder}: {counted([*taken])} weights taken, {counted(fresh)} start fresh")
+        print(f"init={name}: {counted([*taken])} weights taken, {counted(fresh)} start fresh")
 
 
 def counted(names: list[str]) -> str:

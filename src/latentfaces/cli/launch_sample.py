@@ -75,7 +75,6 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     """Return the task, the pipeline of its run and the folder of its images."""
     keep_freed_memory()
     from latentfaces.ranks import Ranks
-    from latentfaces.tasks.output import PictureFolder, new_folder
 
     refuse_links(cfg)
     refuse_secrets_in(cfg)
@@ -93,6 +92,8 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
         task, pipeline = remade(recipe)
     else:
         task, pipeline, recipe = composed(cfg, find_run(cfg.run, "ldm"))
+    from latentfaces.tasks.output import PictureFolder, new_folder
+
     if cfg.compile:
         pipeline.compile()
     weights = pipeline.weights

@@ -21,13 +21,15 @@ from latentfaces.cli.compute import apply_choices, device_choices, keep_freed_me
 from latentfaces.cli.devices import drop_stale_ranks, resolve_devices
 from latentfaces.cli.init_run import add_init_run, check_network, take_weights
 from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
-from latentfaces.cli.vae_run import add_trained_vae, copy_vae, show_reconstructions
+from latentfaces.cli.vae_run import add_trained_vae, copy_vae
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import leaves_of, plain
 from latentfaces.config.secrets import refuse_links, refuse_secrets_in
 from latentfaces.config.validation import check_optimizers, check_training
+from latentfaces.evaluation.reconstructions import show_reconstructions
 from latentfaces.files import atomic_write, drop_if_empty
 from latentfaces.nn import DeviceChoices
+from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import is_main_process
 from latentfaces.run import CONFIG, Run
 from latentfaces.signals import Stopped
@@ -44,10 +46,10 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
     drop_stale_ranks(cfg)
     try:
         refuse_links(cfg)
-        init_run = add_init_run(cfg)
+        init = add_init_run(cfg)
         trained_vae = add_trained_vae(cfg) if cfg.stage == "ldm" else None
-        if init_run is not None:
-            check_network(cfg, init_run)
+        if isinstance(init, Run):
+            check_network(cfg, init)
         refuse_secrets_in(cfg)
         check_training(cfg)
         resolve_devices(cfg)
@@ -58,7 +60,7 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
         with trained_alone(cfg):
             checkpoint = claim_run(cfg)
             with graceful_stop(cfg) as stop:
-                parts = build_training(cfg, init_run, trained_vae, choices, stop)
+                parts = build_training(cfg, init, trained_vae, choices, stop)
                 with one_job():
                     yield *parts, checkpoint
     except BaseException:
@@ -91,13 +93,13 @@ def graceful_stop(cfg: DictConfig) -> Iterator[Any]:
 
 
 def build_training(
-    cfg: DictConfig, init_run: Run | None, trained_vae: Run | VAE | None, choices: DeviceChoices, stop: Any
+    cfg: DictConfig, init: Run | VAE | None, trained_vae: Run | VAE | None, choices: DeviceChoices, stop: Any
 ) -> tuple[Any, Any, Any]:
     """Build data module, module and trainer of a checked config, and write the config into the run folder.
 
     Args:
         cfg: the config.
-        init_run: the run whose weights training starts from, or None.
+        init: the run or the pretrained VAE whose weights training starts from, or None.
         trained_vae: the run that has the VAE, or a pretrained one, for stage 2.
         choices: how the networks are computed.
         stop: the callback that stops the run on a signal.
@@ -119,8 +121,8 @@ def build_training(
     module.finite = NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped_steps)
     values = dict(leaves_of(cfg, resolve=True))
     module.objective = {key: str(values[key]) for key in changes_loss(list(values)) if key != "vae"}
-    if init_run is not None:
-        take_weights(module, init_run)
+    if init is not None:
+        take_weights(module, init, cfg.init)
     freeze(module.network, cfg.trainable)
     check_optimizers(module)
     computed = apply_choices(choices, module.network, training_device(cfg.trainer))
@@ -145,11 +147,16 @@ def build_training(
         module.autoencoder.load_state_dict(vae.state_dict())
         data.use_latents(module.autoencoder.cache_key, module.encode)
     if is_main_process():
+        if isinstance(init, VAE) or isinstance(trained_vae, VAE):
+            bfloat16 = choices.precision.startswith("bf16")
+            pipeline = FacePipeline(
+                module.autoencoder, None, cfg.data.resolution, training_device(cfg.trainer), bfloat16
+            )
+            path = Path(cfg.run_dir) / "images" / "vae.png"
+            show_reconstructions(pipeline.reconstruct, data.pack(), cfg.vae or cfg.init, path)
         if isinstance(trained_vae, Run):
             copy_vae(trained_vae, cfg.run_dir)
         elif trained_vae is not None:
-            bfloat16 = choices.precision.startswith("bf16")
-            show_reconstructions(module.autoencoder, data.pack(), training_device(cfg.trainer), bfloat16, cfg)
             save_weights(module.autoencoder, Path(cfg.run_dir) / "checkpoints" / "best_vae.pth")
         save_config(cfg)
         print(described(cfg, trainer, computed))

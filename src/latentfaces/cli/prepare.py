@@ -3,19 +3,22 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latentfaces.cli.errors import explain
-from latentfaces.data.kaggle import LICENCE, download_ffhq
-from latentfaces.data.pack import Pack, open_pack
-from latentfaces.data.packing import find_or_write_pack
-from latentfaces.data.sources import Photos
-from latentfaces.data.verify import damaged_files
 from latentfaces.errors import UserError, escape_stdout
 from latentfaces.signals import Stopped, handle_signals, stop
 
+if TYPE_CHECKING:
+    from latentfaces.data import Pack, Photos
 
-def prepare(arguments: argparse.Namespace) -> Pack:
+
+def prepare(arguments: argparse.Namespace) -> "Pack":
     """Find or write the pack, and verify it with `--verify`."""
+    from latentfaces.data import Photos, open_pack  # imports torch: only once the arguments are valid
+    from latentfaces.data.kaggle import LICENCE, download_ffhq
+    from latentfaces.data.packing import find_or_write_pack
+
     if arguments.source == "ffhq":
         if arguments.licence is not None:
             raise UserError(f"--licence={arguments.licence} has no effect: FFHQ is under {LICENCE}. Omit it.")
@@ -33,12 +36,14 @@ def prepare(arguments: argparse.Namespace) -> Pack:
     return verified(pack, source) if arguments.verify else pack
 
 
-def verified(pack: Pack, source: Photos) -> Pack:
+def verified(pack: "Pack", source: "Photos") -> "Pack":
     """Return the pack if its checksums and those of its images are right.
 
     Raises:
         UserError: naming each that is not.
     """
+    from latentfaces.data.verify import damaged_files
+
     damaged = list(damaged_files(pack, source))
     if damaged:
         remedy = f"{len(damaged)} damaged. Fetch them again, delete {pack.folder} and run again."

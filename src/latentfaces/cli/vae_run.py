@@ -3,24 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentfaces.autoencoder import VAE, is_pretrained, load_pretrained
 from latentfaces.config.overrides import overridden_keys
 from latentfaces.config.paths import CONF
-from latentfaces.data import Pack, to_float
 from latentfaces.errors import UserError
-from latentfaces.evaluation import calculate_metrics
-from latentfaces.evaluation.grids import save_grid
 from latentfaces.files import atomic_write
-from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import is_main_process
 from latentfaces.run import CONFIG, DATA, Run, check_targets, find_run, folders_named, open_run
-
-NUM_SHOWN, NUM_MEASURED = 8, 16
-"""Images in the strip of a pretrained VAE's reconstructions, and in the metrics."""
 
 
 def add_trained_vae(cfg: DictConfig) -> Run | VAE:
@@ -89,21 +80,3 @@ def copy_vae(run: Run, folder: str | Path) -> None:
     if source.resolve() != target.resolve():
         with atomic_write(target) as file:
             file.write(source.read_bytes())
-
-
-def show_reconstructions(vae: VAE, pack: Pack, device: torch.device, bfloat16: bool, cfg: DictConfig) -> None:
-    """Print PSNR and SSIM of a pretrained VAE on held-out images, and write images/vae.png: images and reconstructions.
-
-    Raises:
-        UserError: the reconstructions are not finite.
-    """
-    rows = np.linspace(0, len(pack.val_indices) - 1, min(NUM_MEASURED, len(pack.val_indices))).round().astype(int)
-    images = to_float(torch.from_numpy(pack.images[pack.val_indices[rows]]))
-    pipeline = FacePipeline(vae, None, images.shape[-1], device, bfloat16)
-    reconstructions = pipeline.reconstruct(images).float().cpu().clamp(-1, 1)
-    if not reconstructions.isfinite().all():
-        raise UserError(f"vae={cfg.vae} reconstructs images of this data as NaN or Inf. Choose another VAE.")
-    path = Path(cfg.run_dir) / "images" / "vae.png"
-    save_grid(torch.cat([images[:NUM_SHOWN], reconstructions[:NUM_SHOWN]]), path, columns=len(images[:NUM_SHOWN]))
-    values = calculate_metrics(images, reconstructions)
-    print(f"{cfg.vae} reconstructs held-out images with {values['psnr']:.1f} dB and SSIM {values['ssim']:.3f}: {path}")

@@ -58,25 +58,30 @@ def check_value(key: str, value: Any, valid: Any) -> None:
         raise UserError(f"{key}={value} is invalid: {expected[0].lower()}{expected[1:]}.") from None
 
 
-def check_keys(cfg: DictConfig, schema: Any, prefix: str = "") -> None:
+def check_keys(cfg: DictConfig, schema: Any) -> None:
     """Check the top-level and `trainer.*` keys against the valid values that the schema states.
 
     Raises:
         UserError: naming key, value and what is expected; or a key that was added with a plus; or a number that is
             not finite.
     """
+    check_fields(cfg, schema)
+    for key, value in leaves_of(cfg):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value} is invalid: a number must be finite.")
+
+
+def check_fields(cfg: DictConfig, schema: Any, prefix: str = "") -> None:
+    """Check the fields of a schema, and those of the schemas within it."""
     fields = schema.__dataclass_fields__
     for name in map(str, cfg):
         if name not in fields and name != "hydra":
             raise UserError(f"Unknown key {name}.")
     for name, field in fields.items():
         if is_dataclass(field.default_factory):
-            check_keys(cfg[name], field.default_factory, f"{name}.")
+            check_fields(cfg[name], field.default_factory, f"{name}.")
         elif "valid" in field.metadata:
             check_value(prefix + name, cfg[name], field.metadata["valid"])
-    for key, value in leaves_of(cfg):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{prefix}{key}={value} is invalid: a number must be finite.")
 
 
 def type_hints(target: str) -> dict[str, Any]:
@@ -147,6 +152,8 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
         raise UserError("vae=... has no effect with model=vae, which trains one. Leave it out.")
     if cfg.trainable != "all" and cfg.init is None:
         raise UserError(f"trainable={cfg.trainable} has no effect without init=RUN. Add it, or leave trainable out.")
+    if cfg.trainable == "decoder" and cfg.stage == "ldm":
+        raise UserError("trainable=decoder is for model=vae. Use trainable=all, last or norms.")
     for key in overridden:
         if key.startswith("annealing."):
             raise UserError(f"{key} has no effect. Use model.kl_weight.{key.removeprefix('annealing.')}=...")
@@ -252,7 +259,7 @@ def check_loss(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> 
                 "model.adversary.discriminator.num_layers"
             )
     for key in overridden:
-        if "skip_dropout" in key and not model.autoencoder.skip_connections:
+        if "skip_dropout" in key and not model.autoencoder.get("skip_connections"):
             raise UserError(f"{key} has no effect without model.autoencoder.skip_connections=true")
         schedule, _, part = key.rpartition(".")
         annealed = schedule in ("model.kl_weight", "model.skip_dropout") and part in ("start", "num_steps")

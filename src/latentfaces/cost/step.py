@@ -118,7 +118,7 @@ def fake_gpu() -> Iterator[None]:
     def group_norm_float32(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return group_norm(x.float(), *args, **kwargs)
 
-    def flash_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def flash_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
         return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
 
     with (

@@ -43,7 +43,7 @@ class EncoderFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        posterior, maps = self.vae.encode_with_skips(to_float(images.to(self.vae.latent_mean.device)))
+        posterior, maps = self.vae.encode_with_features(to_float(images.to(self.vae.latent_mean.device)))
         levels = [level.float().flatten(2) for level in (*maps, posterior.mean)]
         return torch.cat([f(level, -1) for level in levels for f in (torch.mean, torch.std)], dim=1).cpu()
 

@@ -5,10 +5,11 @@ from typing import Literal
 
 from torch import nn
 
+from latentfaces.autoencoder import VAE
 from latentfaces.diffusion.dit import DiTBlock
 from latentfaces.nn import ResBlock, RMSNorm
 
-Trainable = Literal["all", "last", "norms"]
+Trainable = Literal["all", "last", "norms", "decoder"]
 OPTIONAL = {"embed_label", "auxiliary_head", "skips"}
 """Parts that an earlier run may lack. They are always trained."""
 
@@ -20,12 +21,16 @@ def freeze(network: nn.Module, trainable: Trainable) -> None:
         network: its blocks are `ResBlock` or `DiTBlock`, registered in the order of computation.
         trainable: "last": train the last third of the blocks and all that follows them, with the head. "norms": train
             normalization layers (group norm, weighted RMS norm) and the layers that scale and shift their output
-            (`ResBlock.scale_shift`, `modulation` of a DiT). "all": freeze nothing.
+            (`ResBlock.scale_shift`, `modulation` of a DiT). "decoder": train the decoder of a VAE, so that latents stay
+            the same. "all": freeze nothing.
     """
     if trainable == "all":
         return
     parameters = list(network.parameters())
-    if trainable == "norms":
+    if trainable == "decoder":
+        assert isinstance(network, VAE)
+        parameters = list(network.decoder.parameters())
+    elif trainable == "norms":
         norms = (
             module
             for name, module in network.named_modules()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latentfaces.annealing import AnnealingSchedule, Constant, WarmupDecay
-from latentfaces.autoencoder import VAE, DiagonalGaussian, Distortion, VAELoss
+from latentfaces.autoencoder import VAE, DiagonalGaussian, Distortion, PretrainedVAE, VAELoss
 from latentfaces.errors import UserError, warn
 from latentfaces.evaluation import HEALTHY, LatentHealth, reconstruction_metrics, verdict
 from latentfaces.training.adversary import Adversary
@@ -68,16 +68,19 @@ class VAEModule(BaseModule):
         return {"best_vae": vae, "best_encoder": vae.encoder, "best_decoder": vae.decoder}
 
     def shards(self) -> Mapping[nn.Module, tuple[str, ...]]:
+        if isinstance(self.autoencoder, PretrainedVAE):
+            raise UserError("strategy=fsdp cannot shard a pretrained VAE. Use strategy=ddp.")
         return {self.autoencoder.encoder: ("with_skips",), self.autoencoder.decoder: ()}
 
     def training_step(self, images: Tensor, batch_idx: int) -> Tensor:
         kl_weight = self.kl_weight(self.global_step)
         skip_dropout = self.skip_dropout(self.global_step)
         reconstructions, posterior, latents = self.autoencoder(images, skip_dropout)
-        rate = self.loss.rate(posterior, images)
         total, logged = self.weigh_distortion(images, reconstructions)
-        total = total + kl_weight * rate.total
-        logged |= {"train/kl": rate.kl, "train/kl_weight": kl_weight}
+        if self.autoencoder.has_variance:
+            rate = self.loss.rate(posterior, images)
+            total = total + kl_weight * rate.total
+            logged |= {"train/kl": rate.kl, "train/kl_weight": kl_weight}
         if self.autoencoder.skip_connections:
             logged["train/skip_dropout"] = skip_dropout
         if self.loss.equivariance_weight:
@@ -94,7 +97,7 @@ class VAEModule(BaseModule):
         leaf = reconstructions.detach().requires_grad_()
         distortion = self.loss.distortion(images, leaf)
         (gradient,) = torch.autograd.grad(distortion.total, leaf)
-        adversarial = self.adversary.generator_loss(reconstructions, gradient, self.autoencoder.decoder.last_layer)
+        adversarial = self.adversary.generator_loss(reconstructions, gradient, self.autoencoder.last_layer)
         learned = self.adversary.discriminator_step(images, reconstructions, 1 / self.trainer.accumulate_grad_batches)
         value = distortion.total.detach() + adversarial.loss
         # It has the value and the gradient of the sum, although each gradient was computed only once.
@@ -184,10 +187,12 @@ class VAEModule(BaseModule):
         """Log loss, PSNR (dB) and SSIM of reconstructions. Return the posterior, the images and the reconstructions."""
         posterior, skips = self.autoencoder.encode_with_skips(images)
         reconstructions = self.autoencoder.decode(posterior.mode())
-        distortion, rate = self.loss.distortion(images, reconstructions), self.loss.rate(posterior, images)
-        # The final weight of the KL divergence: with that of this step, a run would look best before its KL counts.
-        values = {"loss": distortion.total + self.kl_weight.end * rate.total, "kl": rate.kl, **distortion.terms}
-        values |= reconstruction_metrics(images, reconstructions)
+        distortion = self.loss.distortion(images, reconstructions)
+        values = {"loss": distortion.total, **distortion.terms, **reconstruction_metrics(images, reconstructions)}
+        if self.autoencoder.has_variance:
+            rate = self.loss.rate(posterior, images)
+            # The weight at the end: with that of this step, a run would look best before its KL counts.
+            values |= {"loss": distortion.total + self.kl_weight.end * rate.total, "kl": rate.kl}
         if self.autoencoder.skip_connections:
             for name, strength in (("with_half_skips", 0.5), ("with_skips", 1.0)):
                 detailed = self.autoencoder.decode(posterior.mode(), [strength * skip for skip in skips])

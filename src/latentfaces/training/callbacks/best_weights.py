@@ -30,6 +30,8 @@ class BestWeights(Callback):
     def __init__(self, folder: str | Path, monitor: str = "val/loss") -> None:
         self.folder, self.monitor = Path(folder), monitor
         self.best = math.inf
+        self.closed = False
+        """Keep the best weights so far."""
 
     def forget(self) -> None:
         """Write the next weights, whatever their loss."""
@@ -53,7 +55,7 @@ class BestWeights(Callback):
         value = float(trainer.callback_metrics[self.monitor])
         if not math.isfinite(value):
             raise NonFiniteError(f"{self.monitor} is {value} at step {trainer.global_step}")
-        if value < self.best:
+        if value < self.best and not self.closed:
             with averaged_weights(trainer, pl_module), full_disk_survived(trainer, self.folder):
                 self.write(pl_module)
                 self.best = value

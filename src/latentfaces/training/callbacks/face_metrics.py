@@ -1,26 +1,36 @@
-"""Quality of samples during training of stage 2."""
+"""Quality and novelty of samples during training of stage 2."""
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from latentfaces.data.pack import Pack
 from latentfaces.errors import UserError
 from latentfaces.evaluation import FeatureDistance
-from latentfaces.evaluation.features import features_by_name
+from latentfaces.evaluation.feature_cache import image_features
+from latentfaces.evaluation.features import Features, features_by_name
+from latentfaces.evaluation.generation import memorization
+from latentfaces.ranks import Ranks, is_main_process
+from latentfaces.training.callbacks.best_weights import BestWeights
 from latentfaces.training.callbacks.ema import averaged_weights
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 
 FEWEST = 32
+BY_CHANCE = 4
+"""New images have a `memorized_fraction` above 4 / n in at most 3 % of draws of n <= 50 held-out images."""
 
 
 class FaceMetrics(Callback):
     """Log `val/feature_distance` of samples to held-out images after some validations (see `FeatureDistance`).
+
+    With `max_memorized`, also log `val/memorized_fraction` (see `Memorization`) and stop training when it is too large.
+    Weights from then on are never the best ones.
 
     The samples start from the same noise each time, and use the averaged weights. Training waits for at most
     `max_seconds` and one batch: if that is too short for `num_images`, fewer are measured.
@@ -31,8 +41,10 @@ class FaceMetrics(Callback):
         num_images: number of samples, at least 32.
         batch_size: batch size of sampling.
         max_seconds: longest time for sampling.
-        every_n_minutes: shortest interval.
+        every_n_minutes: shortest interval; 0 for each validation.
         num_photos: largest number of held-out images.
+        max_memorized: largest `val/memorized_fraction`; None to measure none. With n held-out images the limit is at
+            least 4 / n.
     """
 
     def __init__(
@@ -44,52 +56,100 @@ class FaceMetrics(Callback):
         max_seconds: float = 60.0,
         every_n_minutes: float = 20.0,
         num_photos: int = 1000,
+        max_memorized: Annotated[float, Interval(ge=0, le=1)] | None = None,
     ) -> None:
         if num_images < FEWEST:
             raise ValueError(f"num_images={num_images} must be at least {FEWEST} to measure by")
         self.features, self.weights, self.num_images, self.batch_size = features, weights, num_images, batch_size
         self.max_seconds, self.every_n_minutes, self.num_photos = max_seconds, every_n_minutes, num_photos
+        self.max_memorized, self.limit = max_memorized, 1.0
+        self.memorized = 0.0
+        """Last `val/memorized_fraction`."""
+        self.measured, self.measured_step = -float("inf"), -1
+        self.extract: Features | None = None
         self.distance: FeatureDistance | None = None
-        self.measured = -float("inf")
+        self.train_features = self.held_out_features = torch.empty(0)
 
-    @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, LatentDiffusionModule):
             raise UserError("callbacks.face_metrics has no effect with model=vae: leave it out")
-        network = features_by_name(self.features, pl_module.autoencoder, self.weights, "callbacks.face_metrics.weights")
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         pack = data.pack()
+        num_held_out = min(len(pack.val_indices), self.num_photos)
+        if self.max_memorized is not None:
+            self.limit = max(self.max_memorized, BY_CHANCE / num_held_out)
+        if not trainer.is_global_zero:
+            return
+        self.extract = features_by_name(
+            self.features, pl_module.autoencoder, self.weights, "callbacks.face_metrics.weights"
+        )
         chosen = np.random.default_rng(0).permutation(pack.tuning_indices)[: self.num_photos]
-        if len(chosen) < FEWEST:
+        if len(chosen) >= FEWEST:
+            self.distance = FeatureDistance(self.extract, torch.from_numpy(pack.images[np.sort(chosen)]))
+        elif self.max_memorized is None:
             raise UserError(
                 f"{pack.folder} has {len(pack.val_indices)} held-out images. callbacks.face_metrics compares with half "
                 f"of them and needs at least {2 * FEWEST}."
             )
-        self.distance = FeatureDistance(network, torch.from_numpy(pack.images[np.sort(chosen)]))
+        if self.max_memorized is not None:
+            self.remember(self.extract, pack)
+            if self.limit > self.max_memorized:
+                print(
+                    f"With {num_held_out} held-out images val/memorized_fraction is coarse: training stops above "
+                    f"{self.limit:.2f}. Hold out more for a smaller limit, as with data.val_every=2."
+                )
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_sharded = pl_module.device_mesh is not None
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not (is_sharded or trainer.is_global_zero):
+    def remember(self, extract: Features, pack: Pack) -> None:
+        """Extract features of the training images, as they are and mirrored, and of held-out images."""
+        views = [image_features(extract, pack, self.batch_size, Ranks(), mirrored) for mirrored in (False, True)]
+        self.train_features = torch.stack([view[pack.train_indices] for view in views], dim=1)
+        self.held_out_features = views[0][pack.val_indices[: self.num_photos]]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.memorized > self.limit:
+            self.stop(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Before `BestWeights` writes. The weights after the last step are validated, but not by trainer.fit.
+        if trainer.sanity_checking or (trainer.state.fn != "fit" and self.max_memorized is None):
             return
         assert isinstance(pl_module, LatentDiffusionModule)
+        values = self.measure(trainer, pl_module)
+        for logger in trainer.loggers if values else ():
+            logger.log_metrics(values, step=trainer.global_step)
+        if self.max_memorized is not None:
+            self.memorized = trainer.strategy.broadcast(values.get("val/memorized_fraction", self.memorized))
+            if self.memorized > self.limit:
+                self.stop(trainer)
+
+    def measure(self, trainer: Trainer, module: LatentDiffusionModule) -> dict[str, float]:
+        """Return the metrics, if they are due. They are on rank 0."""
+        is_sharded = module.device_mesh is not None
+        if not (is_sharded or trainer.is_global_zero):
+            return {}
         # With sharded weights all ranks sample together, by the clock of rank 0.
         agreed: Callable[[bool], bool] = trainer.strategy.broadcast if is_sharded else bool
-        if not agreed(time.monotonic() - self.measured >= 60 * self.every_n_minutes):
-            return
-        with averaged_weights(trainer, pl_module), trainer.precision_plugin.val_step_context():
-            faces = self.faces(pl_module, agreed)
-        self.measured = time.monotonic()
+        is_due = trainer.state.fn != "fit" or time.monotonic() - self.measured >= 60 * self.every_n_minutes
+        if self.measured_step == trainer.global_step or not agreed(is_due):
+            return {}
+        with averaged_weights(trainer, module), trainer.precision_plugin.val_step_context():
+            faces = self.faces(module, agreed)
+        self.measured, self.measured_step = time.monotonic(), trainer.global_step
         if not trainer.is_global_zero:
-            return
-        assert self.distance is not None
+            return {}
         if len(faces) < FEWEST:
             print(
                 f"callbacks.face_metrics: {len(faces)} faces in {self.max_seconds:g} seconds are too few to measure. "
                 "Raise callbacks.face_metrics.max_seconds."
             )
-            return
-        for logger in trainer.loggers:
-            logger.log_metrics({"val/feature_distance": self.distance(faces)}, step=trainer.global_step)
+            return {}
+        values = {} if self.distance is None else {"val/feature_distance": self.distance(faces)}
+        if self.max_memorized is not None:
+            assert self.extract is not None
+            features = torch.cat([self.extract(batch) for batch in faces.split(self.batch_size)])
+            found = memorization(features, self.train_features, self.held_out_features)
+            values["val/memorized_fraction"] = found.memorized_fraction
+        return values
 
     def faces(self, module: LatentDiffusionModule, agreed: Callable[[bool], bool] = bool) -> Tensor:
         """Return samples (n, 3, R, R) uint8, as many as the time allows."""
@@ -103,5 +163,29 @@ class FaceMetrics(Callback):
                 break
         return torch.cat(made)
 
+    def stop(self, trainer: Trainer) -> None:
+        """Stop training with the best weights so far.
+
+        Raises:
+            UserError: there are none.
+        """
+        found = f"val/memorized_fraction is {self.memorized:.2f} at step {trainer.global_step}, above {self.limit:.2f}"
+        best = next(c for c in trainer.callbacks if isinstance(c, BestWeights))  # type: ignore[attr-defined]
+        if best.best == float("inf"):
+            raise UserError(f"{found}, in the first validation. Add images, or lower trainer.val_check_interval.")
+        if not best.closed and is_main_process():
+            print(
+                f"{found}: training stops, and earlier weights stay the best. To continue, raise "
+                "callbacks.face_metrics.max_memorized."
+            )
+        best.closed = trainer.should_stop = True
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.distance = None  # the next job of a sweep needs the memory
+        if stage != "fit":  # the next job of a sweep needs the memory
+            self.extract = self.distance = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.max_memorized is None else {"memorized": self.memorized}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.memorized = state_dict["memorized"]
