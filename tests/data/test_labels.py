@@ -11,7 +11,7 @@ from latentfaces.data.labels import LabelTable, infer_kind, read_labels
 from latentfaces.data.sources import DrawnFaces, Photos
 from latentfaces.data.synthetic import known_labels, sample_face
 from latentfaces.errors import UserError
-from latentfaces.label import Label
+from latentfaces.labels import Label
 
 NAN = float("nan")
 NAMES = ["a/1.png", "a/2.png", "b/3.png", "b/4.png", "5.png"]

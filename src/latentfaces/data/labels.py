@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from latentfaces.data.label_files import CLASS, Row, label_rows
 from latentfaces.data.sources import Source, natural_key
 from latentfaces.errors import UserError
-from latentfaces.label import Kind, Label
+from latentfaces.labels import Kind, Label
 
 MAX_CHOICES, MAX_SHOWN = 64, 8
 """Choices of a category, and those that the summary shows."""
