@@ -292,16 +292,19 @@ class FacePipeline:
         with self.autocast():
             return sampler(predictor, noise, fresh)
 
-    def invert(self, images: Tensor, sampler: Sampler) -> Tensor:
+    def invert(self, images: Tensor, sampler: Sampler, condition: Tensor | None = None) -> Tensor:
         """Map images (n, 3, R, R) in [-1, 1] to noise (n, c, h, w) from which `sampler` generates them approximately.
+
+        `condition` is as for `images`.
 
         Raises:
             UserError: the sampler adds noise, so it cannot be inverted.
         """
         latents = self.encode(images)
+        predictor = self.predictor if condition is None else self.predictor_given(condition)
         try:
             with self.autocast():
-                return sampler.invert(self.predictor, latents)
+                return sampler.invert(predictor, latents)
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -330,7 +333,11 @@ class FacePipeline:
             yield self.images(draw(), sampler, draw, None if condition is None else condition[batch])
 
     def images(
-        self, noise: Tensor, sampler: Sampler, fresh: Callable[[], Tensor], condition: Tensor | None = None
+        self,
+        noise: Tensor,
+        sampler: Sampler,
+        fresh: Callable[[], Tensor] | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Map noise (b, c, h, w) to samples (b, 3, R, R) uint8 on the CPU: the one path from noise to images.
 
