@@ -57,7 +57,7 @@ def test_missing_cells_and_rows_are_nan_and_counted(read: Read) -> None:
     assert same(values(table)["age"], [NAN, 7, 9, NAN, NAN])
     head, smile, age = table.summary.splitlines()
     assert "3 of 5 images have a row" in head
-    assert "1 rows are of no image, such as elsewhere.png" in head
+    assert "1 row(s) have no image, such as elsewhere.png" in head
     assert smile.split() == ["smile", "binary", "1", "in", "50.0%;", "3", "missing"]
     assert age.split() == ["age", "number", "7", "to", "9,", "mean", "8,", "std", "1;", "3", "missing"]
 

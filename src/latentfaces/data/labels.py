@@ -60,7 +60,9 @@ def read_labels(
     """
     cells = Cells(names, label_rows(wanted, source, names))
     if not cells.places:
-        example = f"{cells.stranger} is none of the images, such as {names[0]}" if cells.stranger else "it has no rows"
+        example = (
+            f"{cells.unmatched} is none of the images, such as {names[0]}" if cells.unmatched else "it has no rows"
+        )
         raise UserError(f"data.labels={wanted} has no label of these images: {example}. Choose another file.")
     check_names(wanted, cells, chosen, kinds or {})
     labels, columns, left_out = [], [], []
@@ -84,8 +86,8 @@ def read_labels(
         raise UserError(f"data.labels={wanted} has no usable label, only {', '.join(left_out)}. Choose another file.")
     values = np.stack(columns, axis=1)
     head = f"Labels: {len(cells.places):,} of {len(names):,} images have a row in {wanted}"
-    if cells.num_strangers:
-        head += f"; {cells.num_strangers:,} rows are of no image, such as {cells.stranger}"
+    if cells.num_unmatched:
+        head += f"; {cells.num_unmatched:,} row(s) have no image, such as {cells.unmatched}"
     if left_out:
         head += f"; left out: {', '.join(left_out)}"
     return LabelTable(labels, values, "\n".join([head, *summarized(labels, values, values[train])]))
@@ -106,7 +108,7 @@ class Cells:
         self.columns: dict[str, list[str]] = {}
         self.places: dict[int, str] = {}
         """Where the row of an image is."""
-        self.num_strangers, self.stranger = 0, ""
+        self.num_unmatched, self.unmatched = 0, ""
         """Number of rows without an image, and the first."""
         full, short = {name: index for index, name in enumerate(names)}, dict[str, int]()
         for index, path in enumerate(map(PurePosixPath, names)):
@@ -116,7 +118,7 @@ class Cells:
             name = row.image.replace("\\", "/")
             index = full.get(name, short.get(name, UNKNOWN))
             if index == UNKNOWN:
-                self.num_strangers, self.stranger = self.num_strangers + 1, self.stranger or name
+                self.num_unmatched, self.unmatched = self.num_unmatched + 1, self.unmatched or name
                 continue
             if index == AMBIGUOUS:
                 raise UserError(f"{row.place}: several images are named {name}. Give the path below the root.")
@@ -196,13 +198,13 @@ def category(name: str, texts: list[str], train: NDArray[np.int64], cells: Cells
 
 def number(name: str, texts: list[str], train: NDArray[np.int64], cells: Cells) -> Typed:
     """Return a number."""
-    values = np.array([as_number(text) for text in texts], np.float32)
+    values = np.array([as_number(text) for text in texts])
     wrong = next((index for index in np.flatnonzero(np.isnan(values)) if texts[index]), None)
     if wrong is not None:
         raise cells.unreadable(name, int(wrong), "a number")
-    trained = values[train][~np.isnan(values[train])].astype(np.float64)
+    trained = values[train][~np.isnan(values[train])]
     statistics = (float(trained.mean()), float(trained.std()) or 1.0, float(trained.min()), float(trained.max()))
-    return Label(name, "number", (), *statistics), values
+    return Label(name, "number", (), *statistics), values.astype(np.float32)
 
 
 TYPED = {"binary": binary, "category": category, "number": number}
