@@ -25,7 +25,7 @@ from latentfaces.tasks.variants import Name, check_fraction, check_skips, encode
 class Edit(PackTask):
     """A row for each photo: the photo, then `num_images` edits of it: noise is added up to some time, then removed.
 
-    Where labels are asked for, the photo is inverted and generated again with them instead; see `relabel`.
+    Where labels are requested, the photo is inverted and generated again with them instead; see `relabeled`.
 
     Args:
         num_photos: maximum number of photos.
@@ -64,7 +64,7 @@ class Edit(PackTask):
         return pictures.grid(*beside(photos, torch.cat(shown)))
 
     def by_labels(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
-        """Write photos with the labels that are asked for. Return the path of the grid.
+        """Write photos with the requested labels. Return the path of the grid.
 
         Its columns are the photo, the photo generated again without a change, the result, and their difference.
         """
