@@ -20,6 +20,7 @@ from latentfaces.cli import tracking
 from latentfaces.cli.compute import apply_choices, device_choices, keep_freed_memory, limit_threads, training_device
 from latentfaces.cli.devices import drop_stale_ranks, resolve_devices
 from latentfaces.cli.init_run import add_init_run, check_network, take_weights
+from latentfaces.cli.labels import add_conditioning, has_labels, save_labels
 from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
 from latentfaces.cli.vae_run import add_trained_vae, copy_vae
 from latentfaces.config.compose import compose_config
@@ -107,45 +108,24 @@ def build_training(
     from lightning.pytorch import seed_everything
     from lightning.pytorch.loggers import WandbLogger
 
-    from latentfaces.report.sweep_page import changes_loss
-    from latentfaces.training import AtomicCheckpointIO, NonFiniteGuard, TimeLimit, save_weights
-    from latentfaces.training.callbacks import ExactResume
-    from latentfaces.training.trainable import freeze
+    from latentfaces.training import save_weights
 
     quiet_libraries()
     seed_everything(cfg.seed, workers=True, verbose=False)
-    with open_dict(cfg):
-        if "wandb" in cfg.logger:
-            tracking.prepare_wandb(cfg)
-    module = instantiate(cfg.model)
-    module.finite = NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped_steps)
-    values = dict(leaves_of(cfg, resolve=True))
-    module.objective = {key: str(values[key]) for key in changes_loss(list(values)) if key != "vae"}
-    if init is not None:
-        take_weights(module, init, cfg.init)
-    freeze(module.network, cfg.trainable)
-    check_optimizers(module)
+    trainer = build_trainer(cfg, stop)
+    # Data comes last, as it may be downloaded and packed for hours. But the size of the network depends on labels.
+    data = packed_data(cfg, trainer) if has_labels(cfg) else None
+    if data is not None:
+        add_conditioning(cfg, data)
+    module = build_module(cfg, init)
     computed = apply_choices(choices, module.network, training_device(cfg.trainer))
-    limit = [TimeLimit(cfg.trainer.max_time)] if cfg.trainer.max_time else []
-    trainer: Any = instantiate(
-        cfg.trainer,
-        # Exact resume and a graceful stop do not depend on the choice of callbacks.
-        callbacks=[ExactResume(), *instantiate(cfg.callbacks).values(), *limit, stop],
-        logger=list(instantiate(cfg.logger).values()),
-        plugins=[AtomicCheckpointIO(cfg.on_full_disk)],
-        default_root_dir=cfg.run_dir,
-        use_distributed_sampler=False,  # the data module distributes batches, which makes a resume exact
-        val_check_interval=batches_between_validations(cfg.trainer),
-    )
-    data = instantiate(cfg.data)  # downloads and packs, so it comes after all that can fail without it
-    with open_dict(cfg):
-        cfg.pack = str(data.folder)
-    data.trainer = trainer  # too few images for its devices are reported before other ranks start
-    data.pack()  # before the process group exists, whose time limit the waiting ranks would exceed
+    data = data or packed_data(cfg, trainer)
     if trained_vae is not None:
         vae = trained_vae.module("autoencoder", "best_vae") if isinstance(trained_vae, Run) else trained_vae
         module.autoencoder.load_state_dict(vae.state_dict())
         data.use_latents(module.autoencoder.cache_key, module.encode)
+    if data.label_table is not None:
+        module.label_rows = save_labels(data, cfg.run_dir)
     if is_main_process():
         if isinstance(init, VAE) or isinstance(trained_vae, VAE):
             bfloat16 = choices.precision.startswith("bf16")
@@ -164,6 +144,54 @@ def build_training(
         if isinstance(logger, WandbLogger):
             tracking.begin(logger, plain(cfg))
     return data, module, trainer
+
+
+def build_trainer(cfg: DictConfig, stop: Any) -> Any:
+    """Build the Trainer with the callbacks and loggers of the config, and `stop`."""
+    from latentfaces.training import AtomicCheckpointIO, TimeLimit
+    from latentfaces.training.callbacks import ExactResume
+
+    if "wandb" in cfg.logger:
+        with open_dict(cfg):
+            tracking.prepare_wandb(cfg)
+    limit = [TimeLimit(cfg.trainer.max_time)] if cfg.trainer.max_time else []
+    return instantiate(
+        cfg.trainer,
+        # Exact resume and a graceful stop do not depend on the choice of callbacks.
+        callbacks=[ExactResume(), *instantiate(cfg.callbacks).values(), *limit, stop],
+        logger=list(instantiate(cfg.logger).values()),
+        plugins=[AtomicCheckpointIO(cfg.on_full_disk)],
+        default_root_dir=cfg.run_dir,
+        use_distributed_sampler=False,  # the data module distributes batches, which makes a resume exact
+        val_check_interval=batches_between_validations(cfg.trainer),
+    )
+
+
+def build_module(cfg: DictConfig, init: Run | VAE | None) -> Any:
+    """Build the LightningModule, with the weights of `init` if there is one."""
+    from latentfaces.report.sweep_page import changes_loss
+    from latentfaces.training import NonFiniteGuard
+    from latentfaces.training.trainable import freeze
+
+    module = instantiate(cfg.model)
+    module.finite = NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped_steps)
+    values = dict(leaves_of(cfg, resolve=True))
+    module.objective = {key: str(values[key]) for key in changes_loss(list(values)) if key != "vae"}
+    if init is not None:
+        take_weights(module, init, cfg.init)
+    freeze(module.network, cfg.trainable)
+    check_optimizers(module)
+    return module
+
+
+def packed_data(cfg: DictConfig, trainer: Any) -> Any:
+    """Build the data module, and pack its images."""
+    data = instantiate(cfg.data)
+    with open_dict(cfg):
+        cfg.pack = str(data.folder)
+    data.trainer = trainer  # too few images for its devices are reported before other ranks start
+    data.pack()  # before the process group exists, whose time limit the waiting ranks would exceed
+    return data
 
 
 def quiet_libraries() -> None:
@@ -199,6 +227,7 @@ def save_config(cfg: DictConfig) -> None:
         defaults.run_dir = cfg.run_dir
         if cfg.stage == "ldm":  # these come from the VAE's run
             defaults.vae, defaults.data, defaults.model.autoencoder = cfg.vae, cfg.data, cfg.model.autoencoder
+            defaults.model.conditioning = cfg.model.conditioning  # and this from the labels
             for key in ("source", "licence"):  # of a pretrained VAE, which the report shows
                 defaults.model.autoencoder.pop(key, None)
     save_yaml(defaults, folder / ".hydra" / "defaults.yaml", resolve=True)
