@@ -24,6 +24,7 @@ from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import Ranks
 from latentfaces.report import write_report
 from latentfaces.tasks.base import SamplingTask
+from latentfaces.tasks.labels import evaluate_labels, labels_of_run
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.reconstruct import reconstructions
 
@@ -43,7 +44,8 @@ class Evaluate(SamplingTask):
 
     The metrics are Frechet and kernel distance, precision and recall. Samples also get the fraction of duplicates, and
     the fraction nearer to a training image, as it is or mirrored, than new images are. The same metrics of as many
-    training images are the reference. With features "inception" the Frechet distance is the FID.
+    training images are the reference. With features "inception" the Frechet distance is the FID. For a run with labels
+    a probe recognizes the asked labels in the samples.
 
     Ranks share the images, and rank 0 compares the features. Images are not kept: their features go to a file, so that
     memory does not grow with `num_images`. A killed evaluation with the same `output` resumes, also for more images.
@@ -77,6 +79,7 @@ class Evaluate(SamplingTask):
         kind = "new faces" if stage_2 else "reconstructions"
         count = self.num_images if stage_2 else min(self.num_images, len(pack.test_indices))
         extract = features_by_name(self.features, pipeline.vae, self.weights)
+        labels = labels_of_run(self.folder, pack, pipeline.conditioning) if pipeline.conditioning else None
         real = image_features(extract, pack, self.batch_size, ranks)
         mirrored = image_features(extract, pack, self.batch_size, ranks, mirrored=True) if stage_2 else real
         make = partial(self.images, pipeline, pack)
@@ -103,6 +106,10 @@ class Evaluate(SamplingTask):
             **values,
             "training_photos": self.named(generator_metrics(held_out, alike)),
         }
+        if labels is not None and pipeline.conditioning is not None:
+            asked = pipeline.labels_for([(self.seed, number) for number in range(len(fake))])
+            known = (labels[pack.train_indices], labels[pack.test_indices], asked)
+            metrics["labels"] = evaluate_labels(pipeline.conditioning.labels, (train, held_out, fake), known)
         (pictures.folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
         for name, value in values.items():
             print(f"{name} {value:.4g}")
