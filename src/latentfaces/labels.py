@@ -25,3 +25,10 @@ class Label:
     std: float = 1.0
     low: float = 0.0
     high: float = 1.0
+
+    @property
+    def contrast(self) -> tuple[float, float]:
+        """Two values to compare: 0 and 1, the first two choices, or a std below and above the mean."""
+        if self.kind != "number":
+            return 0.0, 1.0
+        return max(self.low, self.mean - self.std), min(self.high, self.mean + self.std)

@@ -34,7 +34,7 @@ ALLOWED_TARGETS = {
         *("AutoGuidance", "Conditioning", "InternalGuidance", "LabelGuidance", "NoGuidance"),
     },
     "latentfaces.tasks": {
-        *("Edit", "Generate", "Inpaint", "Interpolate", "Invert"),
+        *("Compare", "Edit", "Generate", "Inpaint", "Interpolate", "Invert"),
         *("Neighbours", "Reconstruct", "Variations"),
     },
 }

@@ -119,6 +119,7 @@ class SampleConfig:
     guidance: Any = None
     task: Any = MISSING
     image: str | None = None
+    labels: dict[str, Any] = field(default_factory=dict)
 
 
 def register() -> None:

@@ -101,7 +101,7 @@ class Conditioning:
     def describe(self, values: Tensor) -> dict[str, float | str]:
         """Return the known values of labels (L,) by name, as a user types them."""
         return {
-            label.name: label.choices[int(value)] if label.kind == "category" else value
+            label.name: label.choices[int(value)] if label.kind == "category" else float(f"{value:.6g}")
             for label, value in zip(self.labels, values.tolist(), strict=True)
             if math.isfinite(value)
         }

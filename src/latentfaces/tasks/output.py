@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,8 @@ from latentfaces.files import atomic_write, drop_if_empty
 from latentfaces.ranks import Ranks
 
 MAX_COLUMNS = 16
+OWN_LABELS = "labels_of_image"
+"""Key of an image's own labels in its metadata."""
 
 
 def new_folder(wanted: Path) -> Path:
@@ -81,10 +83,11 @@ class PictureFolder:
         if raised[0] is not None:
             drop_if_empty(self.folder)
 
-    def add(self, images: Tensor) -> None:
-        """Write images (n, 3, H, W) uint8, numbered from the last one on."""
-        for image in images:
-            save_png(image, self.folder / f"{self.count:05d}.png", self.text(index=self.count))
+    def add(self, images: Tensor, labels: Sequence[Mapping[str, float | str]] = ()) -> None:
+        """Write images (n, 3, H, W) uint8, numbered from the last one on, with the known labels of each, if any."""
+        for image, own in itertools.zip_longest(images, labels):
+            more = {OWN_LABELS: own} if own else {}
+            save_png(image, self.folder / f"{self.count:05d}.png", self.text(index=self.count, **more))
             self.count += 1
 
     def grid(self, images: Tensor, columns: int) -> Path:

@@ -1,5 +1,6 @@
 """LightningModule of stage 2."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from latentfaces.training.checkpoint import save_weights
 
 Batch = Tensor | tuple[Tensor, Tensor]
 """Moments (b, 2, c, h, w), or moments and labels (b, L), NaN where unknown."""
-NUM_PREVIEWS = 16
+NUM_PREVIEWS, NUM_COMPARED, MAX_LABELS = 16, 4, 6
+"""Samples of a preview, then those for each of two values of a label, and the number of labels."""
 MAX_MEASURED = 10_000
 """Training images whose latents give the statistics of a pretrained VAE."""
 
@@ -119,26 +121,41 @@ class LatentDiffusionModule(BaseModule):
 
     @torch.no_grad()
     def preview(self) -> Tensor:
-        """Return samples (n, 3, R, R) uint8, from the same noise each time."""
+        """Return samples (n, 3, R, R) uint8, from the same noise each time.
+
+        For each of the first labels follow samples of two values, with the same noise and no other label.
+        """
         assert self.latent_shape is not None
         generator = torch.Generator().manual_seed(self.seed)
-        return self.faces_from(torch.randn(NUM_PREVIEWS, *self.latent_shape, generator=generator), generator)
+        noise = torch.randn(NUM_PREVIEWS, *self.latent_shape, generator=generator)
+        rows = [self.faces_from(noise, generator)]
+        labels = self.conditioning.labels if self.conditioning is not None else []
+        for index, label in enumerate(labels[:MAX_LABELS]):
+            values = torch.full((2 * NUM_COMPARED, len(labels)), math.nan)
+            values[:, index] = torch.tensor(label.contrast).repeat_interleave(NUM_COMPARED)
+            rows.append(self.faces_from(noise[:NUM_COMPARED].repeat(2, 1, 1, 1), generator, values))
+        return torch.cat(rows)
 
     @torch.no_grad()
-    def faces_from(self, noise: Tensor, generator: torch.Generator) -> Tensor:
+    def faces_from(self, noise: Tensor, generator: torch.Generator, labels: Tensor | None = None) -> Tensor:
         """Map noise (n, c, h, w) to samples (n, 3, R, R) uint8 on the CPU, with the sampler of the previews.
 
         Args:
             noise: initial noise.
-            generator: CPU generator, for a sampler that adds noise.
+            generator: CPU generator, for labels and a sampler that adds noise.
+            labels: labels (n, L), by default those of random training images.
         """
+        if labels is None and self.label_rows is not None:
+            labels = self.label_rows[torch.randint(len(self.label_rows), (len(noise),), generator=generator)]
+        resolution = noise.shape[-1] * self.autoencoder.downsampling
         pipeline = FacePipeline(
-            self.autoencoder, self.denoiser, noise.shape[-1] * self.autoencoder.downsampling, self.device
+            self.autoencoder, self.denoiser, resolution, self.device, conditioning=self.conditioning
         )
         return pipeline.images(
             noise.to(self.device),
             self.sampler,
             lambda: torch.randn(noise.shape, generator=generator).to(self.device),
+            pipeline.condition(labels),
         )
 
 
