@@ -7,13 +7,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentfaces.evaluation.features import Features
 from latentfaces.evaluation.generation import kernel_distance
 from latentfaces.labels import Label
 
-DECAY = 1e-2
+DECAY = 0.1
 """Weight of the squared norm in the probe's loss."""
 FEWEST = 50
 """Images and samples that a distance needs."""
+SIDE = 32
+"""Height and width of the gray images that a probe sees in addition to the features."""
+
+
+def gray_pixels(images: Tensor) -> Tensor:
+    """Return images (n, 3, H, W) uint8 as gray pixels (n, SIDE * SIDE) in [0, 1].
+
+    Features of a network are averages over the image. On aligned faces a smile shows in single pixels.
+    """
+    gray = images.float().mean(1, keepdim=True) / 255
+    return F.adaptive_avg_pool2d(gray, SIDE).flatten(1)
+
+
+class WithPixels:
+    """Features followed by `gray_pixels`."""
+
+    def __init__(self, extract: Features) -> None:
+        self.extract, self.key = extract, f"{extract.key}-gray"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map images (n, 3, H, W) uint8 to features (n, d + SIDE * SIDE) float32 on the CPU."""
+        return torch.cat([self.extract(images), gray_pixels(images)], dim=1)
 
 
 class Probe:
@@ -56,13 +79,15 @@ def label_metrics(
     train: tuple[Tensor, Tensor],
     held_out: tuple[Tensor, Tensor],
     fake: tuple[Tensor, Tensor],
+    num_features: int,
 ) -> dict[str, Any]:
     """Return how often samples have the label that was asked for, and their distance to images with that label.
 
     Args:
         labels: schema of the labels. Numbers are left out.
-        train, held_out, fake: features (n, d) and labels (n, L), not finite where unknown. The labels of samples are
-            those asked for.
+        train, held_out, fake: what the probe sees (n, d), and labels (n, L), not finite where unknown. The labels of
+            samples are those asked for.
+        num_features: columns, from the first, that the distances compare.
 
     Returns:
         For each label `accuracy` and `balanced_accuracy` of the probe on the held-out images, which bound what can be
@@ -86,7 +111,8 @@ def label_metrics(
                 if rows.any():
                     group[key] = mean(right[rows])
             if min(group["num_photos"], group["num_images"]) >= FEWEST:
-                group["kernel_distance"] = kernel_distance(real[0][chosen[0]], samples[0][chosen[1]])
+                groups = (rows[mask, :num_features] for (rows, _), mask in zip((real, samples), chosen, strict=True))
+                group["kernel_distance"] = kernel_distance(*groups)
             values[name] = group
         recalls = [group["accuracy"] for group in values.values() if "accuracy" in group]
         metrics[label.name] = {

@@ -19,6 +19,7 @@ from latentfaces.errors import UserError
 from latentfaces.evaluation.features import Features, features_by_name
 from latentfaces.evaluation.generation import Memorization, generator_metrics, memorization
 from latentfaces.evaluation.plots import plot_distances, plot_neighbours
+from latentfaces.evaluation.probe import WithPixels
 from latentfaces.files import require_space
 from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import Ranks
@@ -83,12 +84,15 @@ class Evaluate(SamplingTask):
         real = image_features(extract, pack, self.batch_size, ranks)
         mirrored = image_features(extract, pack, self.batch_size, ranks, mirrored=True) if stage_2 else real
         make = partial(self.images, pipeline, pack)
-        fake, shown = self.sample_features(extract, make, count, pictures)
+        seen = extract if labels is None else WithPixels(extract)
+        seen_in_fake, shown = self.sample_features(seen, make, count, pictures)
         if ranks.rank > 0:
             return pictures.folder
         # A GPU compares all pairs of 50,000 in seconds, two cores of a CPU in half an hour.
         device = pipeline.device if pipeline.device.type == "cuda" else torch.device("cpu")
-        fake, held_out, train = (rows.to(device) for rows in (fake, real[pack.test_indices], real[pack.train_indices]))
+        seen_in_fake = seen_in_fake.to(device)
+        fake, held_out = seen_in_fake[:, : real.shape[1]], real[pack.test_indices].to(device)
+        train = real[pack.train_indices].to(device)
         print(f"comparing {len(fake):,} {kind} with {len(held_out):,} held-out images")
         values = self.named(generator_metrics(held_out, fake))
         figures: list[Figure] = []
@@ -108,8 +112,7 @@ class Evaluate(SamplingTask):
         }
         if labels is not None and pipeline.conditioning is not None:
             asked = pipeline.labels_for([(self.seed, number) for number in range(len(fake))])
-            known = (labels[pack.train_indices], labels[pack.test_indices], asked)
-            metrics["labels"] = evaluate_labels(pipeline.conditioning.labels, (train, held_out, fake), known)
+            metrics["labels"] = evaluate_labels(pack, pipeline.conditioning, labels, real, seen_in_fake, asked)
         (pictures.folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
         for name, value in values.items():
             print(f"{name} {value:.4g}")

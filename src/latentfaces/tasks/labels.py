@@ -1,18 +1,21 @@
 """Labels in task=evaluate."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from latentfaces.data import FFHQDataModule, Pack
 from latentfaces.data.labels import read_labels
 from latentfaces.diffusion import Conditioning
 from latentfaces.errors import UserError
-from latentfaces.evaluation.probe import label_metrics
-from latentfaces.labels import Label
+from latentfaces.evaluation.probe import gray_pixels, label_metrics
 from latentfaces.run import DATA, check_targets, open_run
+
+AT_ONCE = 1024
 
 
 def labels_of_run(folder: str | None, pack: Pack, conditioning: Conditioning) -> Tensor:
@@ -36,11 +39,26 @@ def labels_of_run(folder: str | None, pack: Pack, conditioning: Conditioning) ->
 
 
 def evaluate_labels(
-    labels: Sequence[Label], features: tuple[Tensor, Tensor, Tensor], values: tuple[Tensor, Tensor, Tensor]
+    pack: Pack, conditioning: Conditioning, labels: Tensor, real: Tensor, fake: Tensor, asked: Tensor
 ) -> dict[str, Any]:
-    """Print and return `label_metrics`, from features and labels of training images, held-out images and samples."""
-    train, held_out, fake = ((x, y.to(x.device)) for x, y in zip(features, values, strict=True))
-    metrics = label_metrics(labels, train, held_out, fake)
+    """Print and return `label_metrics`.
+
+    Args:
+        pack: the images.
+        conditioning: schema of the labels.
+        labels: labels (N, L) of the images.
+        real: features (N, d) of the images.
+        fake: features (n, d + p) of the samples, of `WithPixels`.
+        asked: labels (n, L) of the samples.
+    """
+
+    def known(indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        parts = np.array_split(indices, max(1, len(indices) // AT_ONCE))
+        pixels = torch.cat([gray_pixels(torch.from_numpy(pack.images[part])) for part in parts])
+        return torch.cat([real[indices], pixels], dim=1).to(fake), labels[indices].to(fake)
+
+    train, held_out = known(pack.train_indices), known(pack.test_indices)
+    metrics = label_metrics(conditioning.labels, train, held_out, (fake, asked.to(fake)), real.shape[1])
     print("Labels: accuracy of the probe on held-out images, then the fraction of samples with the asked label")
     for line in described(metrics):
         print(line)
