@@ -22,7 +22,7 @@ SIDE = 32
 def gray_pixels(images: Tensor) -> Tensor:
     """Return images (n, 3, H, W) uint8 as gray pixels (n, SIDE * SIDE) in [0, 1].
 
-    Features of a network are averages over the image. On aligned faces a smile shows in single pixels.
+    Features average over the image. On aligned faces a smile shows in the pixels of the mouth.
     """
     gray = images.float().mean(1, keepdim=True) / 255
     return F.adaptive_avg_pool2d(gray, SIDE).flatten(1)

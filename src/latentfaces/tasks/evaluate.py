@@ -80,7 +80,8 @@ class Evaluate(SamplingTask):
         kind = "new faces" if stage_2 else "reconstructions"
         count = self.num_images if stage_2 else min(self.num_images, len(pack.test_indices))
         extract = features_by_name(self.features, pipeline.vae, self.weights)
-        labels = labels_of_run(self.folder, pack, pipeline.conditioning) if pipeline.conditioning else None
+        conditioning = pipeline.conditioning
+        labels = labels_of_run(self.folder, pack, conditioning) if self.folder and conditioning else None
         real = image_features(extract, pack, self.batch_size, ranks)
         mirrored = image_features(extract, pack, self.batch_size, ranks, mirrored=True) if stage_2 else real
         make = partial(self.images, pipeline, pack)
@@ -110,9 +111,9 @@ class Evaluate(SamplingTask):
             **values,
             "training_photos": self.named(generator_metrics(held_out, alike)),
         }
-        if labels is not None and pipeline.conditioning is not None:
+        if labels is not None and conditioning is not None:
             asked = pipeline.labels_for([(self.seed, number) for number in range(len(fake))])
-            metrics["labels"] = evaluate_labels(pack, pipeline.conditioning, labels, real, seen_in_fake, asked)
+            metrics["labels"] = evaluate_labels(pack, conditioning, labels, real, seen_in_fake, asked)
         (pictures.folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
         for name, value in values.items():
             print(f"{name} {value:.4g}")

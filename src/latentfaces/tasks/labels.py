@@ -18,13 +18,12 @@ from latentfaces.run import DATA, check_targets, open_run
 AT_ONCE = 1024
 
 
-def labels_of_run(folder: str | None, pack: Pack, conditioning: Conditioning) -> Tensor:
+def labels_of_run(folder: str, pack: Pack, conditioning: Conditioning) -> Tensor:
     """Read the labels (N, L) of a pack's images again, as the training of the run did.
 
     Raises:
         UserError: they are missing or have changed.
     """
-    assert folder is not None
     config = open_run(folder).config["data"]
     check_targets(config, DATA)
     arguments = {key: value for key, value in config.items() if key != "_target_"}
