@@ -48,7 +48,7 @@ class FacePipeline:
         sampler: default sampler; `DPMpp2MSampler(20, eta=1.0)` by default.
         ema: width of the weights' average; None for that of the best weights.
         conditioning: labels of a denoiser that was trained with them.
-        label_rows: labels (N, L) of the training images, from which labels that are not asked are drawn.
+        label_rows: labels (N, L) of the training images, from which labels that are not requested are drawn.
     """
 
     def __init__(
@@ -118,8 +118,7 @@ class FacePipeline:
             denoiser = run.module("denoiser", "best_denoiser") if ema is None else run.averaged("denoiser", ema)
             guide = partial(run.module, "denoiser", GUIDE) if run.has_weights(GUIDE) else None
             conditioning = build(run.config["model"].get("conditioning"))
-            if (run.folder / LABELS).exists():
-                rows = torch.from_numpy(np.array(open_array(run.folder / LABELS)))
+            rows = label_rows(run.folder / LABELS, conditioning)
         elif ema is not None:
             raise UserError(f"ema={ema} has no effect on a run of stage 1. Leave it out.")
         resolution = run.config["data"]["resolution"]
@@ -138,9 +137,9 @@ class FacePipeline:
         return self.guide if self.guidance.uses_guide else None
 
     def ask(self, labels: Mapping[str, object]) -> None:
-        """Ask for images with these labels, as {"Smiling": 1, "Hair": "blond", "Male": "free"}.
+        """Request labels, as {"Smiling": 1, "Hair": "blond", "Male": "free"}, for all further samples.
 
-        Labels that are not given are drawn from the training images; "free" leaves one unknown.
+        Labels that are not requested are drawn from the training images; "free" leaves one unknown.
 
         Raises:
             UserError: the run has no such label or value.
@@ -165,14 +164,14 @@ class FacePipeline:
         return [self.conditioning.describe(row) if self.conditioning else {} for row in self.labels_for(names)]
 
     def condition(self, labels: Tensor | None = None) -> Tensor | None:
-        """Return the condition (n, size) for labels (n, L), by default for what is asked alone: (1, size)."""
+        """Return the condition (n, size) of labels (n, L), by default that of the requested labels: (1, size)."""
         if self.conditioning is None:
             return None
         return self.conditioning(self.asked[None] if labels is None else labels).to(self.device)
 
     @property
     def predictor(self) -> Predictor:
-        """Guided denoiser that knows the labels that are asked for; see `predictor_given`."""
+        """Guided denoiser with the requested labels; see `predictor_given`."""
         return self.predictor_given(self.condition())
 
     def predictor_given(self, condition: Tensor | None) -> Predictor:
@@ -292,16 +291,19 @@ class FacePipeline:
         with self.autocast():
             return sampler(predictor, noise, fresh)
 
-    def invert(self, images: Tensor, sampler: Sampler) -> Tensor:
+    def invert(self, images: Tensor, sampler: Sampler, condition: Tensor | None = None) -> Tensor:
         """Map images (n, 3, R, R) in [-1, 1] to noise (n, c, h, w) from which `sampler` generates them approximately.
+
+        `condition` is as for `images`.
 
         Raises:
             UserError: the sampler adds noise, so it cannot be inverted.
         """
         latents = self.encode(images)
+        predictor = self.predictor if condition is None else self.predictor_given(condition)
         try:
             with self.autocast():
-                return sampler.invert(self.predictor, latents)
+                return sampler.invert(predictor, latents)
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -330,7 +332,11 @@ class FacePipeline:
             yield self.images(draw(), sampler, draw, None if condition is None else condition[batch])
 
     def images(
-        self, noise: Tensor, sampler: Sampler, fresh: Callable[[], Tensor], condition: Tensor | None = None
+        self,
+        noise: Tensor,
+        sampler: Sampler,
+        fresh: Callable[[], Tensor] | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Map noise (b, c, h, w) to samples (b, 3, R, R) uint8 on the CPU: the one path from noise to images.
 
@@ -338,7 +344,7 @@ class FacePipeline:
             noise: initial noise.
             sampler: maps noise to latents.
             fresh: returns further noise of the same shape, for a sampler that adds noise.
-            condition: condition (b, size) of the labels, by default of those that are asked for.
+            condition: condition (b, size), by default that of the requested labels.
         """
         return to_uint8(self.decode(self.sample(noise, sampler, fresh, condition))).cpu()
 
@@ -359,7 +365,7 @@ class FacePipeline:
             seed: seed of the noise.
             sampler: maps noise to latents; the pipeline's by default.
             batch_size: samples at once.
-            labels: ask for these labels first, see `ask`.
+            labels: request these labels first, see `ask`.
 
         Raises:
             ValueError: num_images is below 1.
@@ -370,6 +376,20 @@ class FacePipeline:
             self.ask(labels)
         names = [(seed, number) for number in range(num_images)]
         return torch.cat(list(self.faces(names, sampler or self.sampler, batch_size)))
+
+
+def label_rows(path: Path, conditioning: Conditioning | None) -> Tensor | None:
+    """Read the labels (N, L) of a run's training images, if it has any.
+
+    Raises:
+        UserError: the file does not have the labels of the run.
+    """
+    if conditioning is None or not path.exists():
+        return None
+    rows = np.array(open_array(path), np.float32)
+    if rows.ndim != 2 or rows.shape[1] != len(conditioning.labels):
+        raise UserError(f"{path} does not fit the labels in the config of its run. Restore both files.")
+    return torch.from_numpy(rows)
 
 
 def generator_of(seed: int, number: int) -> torch.Generator:

@@ -100,6 +100,16 @@ def test_the_pipeline_generates_what_is_asked(labeled: Path) -> None:
     assert torch.equal(pipeline.labels_for([(0, 0), (0, 1)]).nan_to_num(-1), drawn.nan_to_num(-1))
 
 
+def test_a_photo_gets_another_label_without_guidance_by_default(sample: Command) -> None:
+    Image.new("RGB", (16, 16), (200, 150, 120)).save("me.png")
+    run_command(
+        "sample.py", "run=labeled", "task=edit", "image=me.png", "labels.smile=1", "task.photo_labels={smile: 0}",
+        "sampler.num_steps=2", "output=pictures",
+    )  # fmt: skip
+    assert metadata("00000.png")["guidance"] == {"_target_": "latentfaces.diffusion.NoGuidance"}
+    assert sorted(path.name for path in Path("pictures").iterdir()) == ["00000.png", "grid.png"]
+
+
 def test_tuning_tries_guidance_by_labels(sample: Command) -> None:
     few = ["num_images=32", "task.weights=[1.5]", "task.emas=[]", "~task.samplers.ddpm", "~task.samplers.dpmpp_2m"]
     sample("task=tune", *few)
@@ -118,6 +128,8 @@ MISTAKES = {
         ["run=faces", "task=compare"],
         "task=compare needs a run that was trained with data.labels",
     ),
+    "strength": (["run=labeled", "task=edit", "labels.smile=1", "task.strength=1"], "task.strength=... has no effect"),
+    "no labels": (["run=labeled", "task=edit", "task.mask=hole.png"], "task.mask=... has no effect without labels"),
     "no list": (["run=labeled", "task=compare", "task.rows={smile: 1}"], "task.rows has no list for smile"),
 }
 

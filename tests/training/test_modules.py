@@ -274,6 +274,27 @@ def test_the_denoiser_sees_the_augmentation_then_the_labels_that_are_not_dropped
     assert module.latent_shape == (2, 4, 4)
 
 
+def test_previews_show_two_values_of_each_label_with_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    labels = [Label("Smiling", "binary"), Label("Age", "number", mean=40.0, std=10.0, low=1.0, high=45.0)]
+    network = UNet(2, width=8, multipliers=[1, 2], num_blocks=1, attention_levels=[], label_channels=4)
+    module = LatentDiffusionModule(
+        VAE(latent_channels=2, channels=8, multipliers=[1, 2], num_blocks=1, attention=False),
+        Denoiser(network, RectifiedFlow()), DenoisingLoss(LogitNormalTime()), EulerSampler(1), None,
+        partial(torch.optim.AdamW, lr=1e-3), WarmupDecay(), seed=0, conditioning=Conditioning(labels),
+    )  # fmt: skip
+    module.label_rows, module.latent_shape = torch.tensor([[1.0, 20.0], [0.0, 42.0]]), torch.Size((2, 4, 4))
+    seen: list[tuple[Tensor, Tensor]] = []
+    network.register_forward_pre_hook(lambda network, inputs: seen.append((inputs[0], inputs[2])))
+    assert module.preview().shape == (16 + 8 + 8, 3, 8, 8)
+    (noise, drawn), (same, smiling), (_, age) = seen
+    assert {(smiling, round(age, 3)) for smiling, _, age, _ in drawn.tolist()} == {(1, -2), (0, 0.2)}
+    assert torch.equal(same, noise[:4].repeat(2, 1, 1, 1))
+    assert smiling[:, 0].tolist() == [0.0] * 4 + [1.0] * 4
+    assert torch.equal(smiling[:, 2:], drawn[:4, 2:].repeat(2, 1))
+    assert age[:, 2].tolist() == pytest.approx([-1.0] * 4 + [0.5] * 4)  # 30, and 45 instead of 50
+
+
 def test_previews_outlive_the_batch_whose_memory_is_used_again(
     vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:

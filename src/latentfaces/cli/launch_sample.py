@@ -32,7 +32,7 @@ REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size")
 SHARED = ("generate", "evaluate")
 """Tasks that several ranks can share."""
 UNLABELED = ("reconstruct", "tune")
-"""Tasks that cannot ask for labels: they use the VAE alone, or compare with images of all labels."""
+"""Tasks without requested labels: they use the VAE alone, or compare with images of all labels."""
 HEUN = CONF / "sampler" / "heun.yaml"
 VERSION = 2
 """Version of recipes. Recipes of version 1 do not name it: other noise for a seed, raw task.strength, other inpaint."""
@@ -50,7 +50,7 @@ class Recipe:
         ema: width of the weights' average; None for that of the best weights.
         precision: "fp32" or "bf16".
         files: the first 12 digits of the SHA-256 of each file in the settings, by its key.
-        labels: labels that are asked for.
+        labels: requested labels.
         weights: hashes of the weights; None before they are loaded.
         version: see `VERSION`.
     """
@@ -123,7 +123,8 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     choices = HydraConfig.get().runtime.choices
     # Inverted noise is wider than N(0, 1) under guidance, and a random sampler cannot be inverted.
     between_photos = cfg.image is not None and "to_image" in cfg.task
-    guidance: Any = NoGuidance() if between_photos or "guidance" not in choices else None
+    by_labels = choices["task"] == "edit" and bool(cfg.labels)
+    guidance: Any = NoGuidance() if between_photos or by_labels or "guidance" not in choices else None
     if cfg.guidance is not None:
         check_types(plain(cfg.guidance), "guidance")
         guidance = instantiate(OmegaConf.create({"guidance": plain(cfg.guidance)})).guidance  # errors then name the key
@@ -196,6 +197,11 @@ def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
         raise UserError("task.to_seed=... has no effect between photos. Leave it out, or leave out image.")
     if cfg.labels and task in UNLABELED:
         raise UserError(f"labels.{next(iter(cfg.labels))}=... has no effect with task={task}. Leave it out.")
+    if task == "edit":
+        idle = ("num_images", "task.strength", "task.skips") if cfg.labels else ("task.photo_labels", "task.mask")
+        if given := [key for key in idle if key in overridden_keys()]:
+            where = "in an edit by labels" if cfg.labels else "without labels.NAME=..."
+            raise UserError(f"{given[0]}=... has no effect {where}. Leave it out.")
     if cfg.ema is not None and task == "tune":
         raise UserError("ema=... has no effect with task=tune, which tries those of task.emas. Leave it out.")
     if stage == "vae" or "sampler" not in cfg.task:

@@ -27,7 +27,7 @@ GAP, MIN_FONT = 6, 12
 class Compare(SamplingTask):
     """A cell of `num_images` samples for each value in `rows` and `columns`, with the same noise in every cell.
 
-    Other labels are the same in every cell too: those that are asked for, or else drawn as for new samples.
+    Other labels are the same in every cell too: those that are requested, or else drawn as for new samples.
 
     Args:
         rows: values by label, as {"Smiling": [0, 1]}; of several labels every combination.

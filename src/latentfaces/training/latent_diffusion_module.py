@@ -1,6 +1,5 @@
 """LightningModule of stage 2."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -123,18 +122,25 @@ class LatentDiffusionModule(BaseModule):
     def preview(self) -> Tensor:
         """Return samples (n, 3, R, R) uint8, from the same noise each time.
 
-        For each of the first labels follow samples of two values, with the same noise and no other label.
+        For each of the first labels follow samples of two values, with noise and other labels of the first samples.
         """
         assert self.latent_shape is not None
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(NUM_PREVIEWS, *self.latent_shape, generator=generator)
-        rows = [self.faces_from(noise, generator)]
-        labels = self.conditioning.labels if self.conditioning is not None else []
-        for index, label in enumerate(labels[:MAX_LABELS]):
-            values = torch.full((2 * NUM_COMPARED, len(labels)), math.nan)
+        labels = self.random_labels(NUM_PREVIEWS, generator)
+        rows = [self.faces_from(noise, generator, labels)]
+        for index, label in enumerate(self.conditioning.labels[:MAX_LABELS] if self.conditioning is not None else []):
+            assert labels is not None
+            values = labels[:NUM_COMPARED].repeat(2, 1)
             values[:, index] = torch.tensor(label.contrast).repeat_interleave(NUM_COMPARED)
             rows.append(self.faces_from(noise[:NUM_COMPARED].repeat(2, 1, 1, 1), generator, values))
         return torch.cat(rows)
+
+    def random_labels(self, number: int, generator: torch.Generator) -> Tensor | None:
+        """Return the labels (number, L) of random training images; None for a denoiser without labels."""
+        if self.label_rows is None:
+            return None
+        return self.label_rows[torch.randint(len(self.label_rows), (number,), generator=generator)]
 
     @torch.no_grad()
     def faces_from(self, noise: Tensor, generator: torch.Generator, labels: Tensor | None = None) -> Tensor:
@@ -145,8 +151,7 @@ class LatentDiffusionModule(BaseModule):
             generator: CPU generator, for labels and a sampler that adds noise.
             labels: labels (n, L), by default those of random training images.
         """
-        if labels is None and self.label_rows is not None:
-            labels = self.label_rows[torch.randint(len(self.label_rows), (len(noise),), generator=generator)]
+        labels = self.random_labels(len(noise), generator) if labels is None else labels
         resolution = noise.shape[-1] * self.autoencoder.downsampling
         pipeline = FacePipeline(
             self.autoencoder, self.denoiser, resolution, self.device, conditioning=self.conditioning
