@@ -49,7 +49,7 @@ def rows(classes: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return gaussians(classes, seed), labels
 
 
-def test_agreement_is_that_of_the_samples_with_what_was_asked() -> None:
+def test_found_is_the_agreement_of_samples_with_their_labels() -> None:
     classes = torch.arange(4000) % 2
     train, held_out, fake = (rows(classes, seed) for seed in range(3))
     result = label_metrics([SMILE, AGE], train, held_out, fake, num_features=3)
@@ -59,7 +59,7 @@ def test_agreement_is_that_of_the_samples_with_what_was_asked() -> None:
     assert smile["balanced_accuracy"] == pytest.approx(BEST, abs=0.03)
     assert smile["found"] == pytest.approx(BEST, abs=0.03)
     assert [smile["values"][value]["num_images"] for value in "01"] == [1800, 1800]
-    # Samples that have the opposite of what was asked agree as often as the probe errs.
+    # Samples with the opposite label agree as often as the probe errs.
     contrary = (fake[0], 1 - fake[1])
     assert label_metrics([SMILE], train, held_out, contrary, 3)["smile"]["found"] == pytest.approx(1 - BEST, abs=0.03)
 

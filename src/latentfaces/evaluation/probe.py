@@ -54,24 +54,26 @@ class Probe:
         counts = classes.bincount()
         self.weight = features.new_zeros(features.shape[1], len(counts), requires_grad=True)
         self.bias = features.new_zeros(len(counts), requires_grad=True)
+        scaled = self.scaled(features)
         optimizer = torch.optim.LBFGS([self.weight, self.bias], max_iter=100, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = F.cross_entropy(self.logits(features), classes, 1 / counts) + DECAY * self.weight.square().sum()
+            logits = scaled @ self.weight + self.bias
+            loss = F.cross_entropy(logits, classes, 1 / counts) + DECAY * self.weight.square().sum()
             loss.backward()
             return loss
 
         optimizer.step(closure)
 
-    def logits(self, features: Tensor) -> Tensor:
-        """Return the logits (n, classes) of features (n, d)."""
-        return (features - self.mean) / self.std @ self.weight + self.bias
+    def scaled(self, features: Tensor) -> Tensor:
+        """Return standardized features (n, d)."""
+        return (features - self.mean) / self.std
 
     @torch.no_grad()
     def __call__(self, features: Tensor) -> Tensor:
         """Return the most probable class (n,) of features (n, d)."""
-        return self.logits(features).argmax(1)
+        return (self.scaled(features) @ self.weight + self.bias).argmax(1)
 
 
 def label_metrics(
