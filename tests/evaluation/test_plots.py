@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentfaces.evaluation import plot_losses, plot_neighbours, visualize_random_input_output
-from latentfaces.evaluation.panels import best_validation, panels, read_curves, running_mean
+from latentfaces.evaluation.panels import best_validation, panels, read_curves, running_mean, sheet
 from latentfaces.evaluation.plots import plot_distances
 
 METRICS = """\
@@ -125,6 +125,18 @@ def test_values_of_a_kind_share_a_panel_and_each_kind_its_section() -> None:
         "latents: detail": ("latents", ["high", "low"]),
         "latents: kl": ("latents", ["channel 0", "channel 1"]),
     }
+
+
+def test_32_channels_share_a_panel_without_a_legend() -> None:
+    (many,) = panels({f"health/kl_{n}": ([1.0, 2.0], [float(n), 1.0]) for n in range(32)})
+    _, axes = sheet()
+    many.draw(axes[0, 0], None)
+    assert len(axes[0, 0].lines) == 32
+    assert axes[0, 0].get_legend() is None
+    many.curves = dict(list(many.curves.items())[:8])
+    _, axes = sheet()
+    many.draw(axes[0, 0], None)
+    assert axes[0, 0].get_legend() is not None
 
 
 def test_long_curves_are_shown_palely_with_their_running_mean() -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ class Panel:
 
     def draw(self, axes: Axes, best: Best | None) -> None:
         """Draw the curves, with a logarithmic axis if values are positive and span more than a factor of 20."""
-        colors = iter(COLORS)
+        colors = cycle(COLORS)
         for label, (steps, values) in self.curves.items():
             color = STAGES.get(label) or next(colors)
             if len(values) >= MANY:
@@ -70,7 +71,8 @@ class Panel:
             note = str(best) if self.title == "loss" else None
             axes.axvline(best.step, color="#718096", linestyle=":", linewidth=1.2, label=note, zorder=0)
         label_axes(axes, self.title, "training step")
-        if len(axes.get_legend_handles_labels()[1]) > 1 or self.title == "loss" or "val" in self.curves:
+        several = 1 < len(axes.get_legend_handles_labels()[1]) <= len(COLORS)  # a longer legend would hide the curves
+        if several or self.title == "loss" or "val" in self.curves:
             axes.legend(fontsize=8, frameon=False, ncols=1 + (len(self.curves) > 5))
 
 
