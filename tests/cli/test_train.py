@@ -262,7 +262,13 @@ CHOICES = {
         "model/weighting=min_snr",
         "model/time_sampler=uniform",
     ],
-    "x0 on a cosine, Muon": ["model/schedule=vp_cosine", "model.denoiser.target=x0", "model/optimizer=muon"],
+    "x0 on a cosine, weighted as v, Muon": [
+        "model/schedule=vp_cosine",
+        "model.denoiser.target=x0",
+        "model/weighting=v",
+        "model.loss.time_sampler.mean=auto",
+        "model/optimizer=muon",
+    ],
     "augmentation": ["model/augmentation=nonleaky", "model.augmentation.probability=0.5"],
 }
 DIT = [

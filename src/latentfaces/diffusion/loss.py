@@ -61,11 +61,11 @@ class EDMWeighting(SNRWeighting):
 
 
 class VWeighting(Weighting):
-    """Squared error of v, whatever the target: with target "x0" this is x0-prediction with v-loss (Li & He 2025).
+    """Weight that makes the loss the squared error of v for any target (with target="x0": Li & He 2025, table 1).
 
     Args:
-        max_x0_weight: upper bound of the weight of the squared error of x0, which is 1 / t^2 on a `RectifiedFlow`.
-            The default is that of the paper, t = 0.05.
+        max_x0_weight: upper bound of the weight of the squared error of x0, 1 / t^2 on a `RectifiedFlow`. The default
+            bounds it where t is below 0.05, as in the paper.
     """
 
     def __init__(self, max_x0_weight: float = 400.0) -> None:

@@ -24,8 +24,8 @@ def per_sample(t: Tensor) -> Tensor:
 def shift_for(shape: Sequence[int]) -> float:
     """Return the factor of sigma / alpha for latents (..., c, h, w): max(1, sqrt(c h w / 4096)).
 
-    The more values latents have, the more noise it takes to hide them (Esser et al. 2024, section 5.3.2; counted in
-    values instead of tokens by Zheng et al. 2025, section 4.3).
+    The more values latents have, the more noise it takes to hide the image (Esser et al. 2024, eq. 23, with values
+    instead of pixels as in arXiv 2510.11690).
     """
     return max(1.0, math.sqrt(math.prod(shape[-3:]) / 4096))
 
