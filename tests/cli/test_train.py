@@ -266,7 +266,7 @@ CHOICES = {
         "model/schedule=vp_cosine",
         "model.denoiser.target=x0",
         "model/weighting=v",
-        "model.loss.time_sampler.mean=auto",
+        "model.loss.time_sampler.mean=0.4",
         "model/optimizer=muon",
     ],
     "augmentation": ["model/augmentation=nonleaky", "model.augmentation.probability=0.5"],
