@@ -53,6 +53,13 @@ def test_the_pipeline_loads_it(earlier: Path) -> None:
     assert faces.float().std() > 1
 
 
+def test_its_times_are_not_shifted_unless_its_training_was(earlier: Path) -> None:
+    run = find_run("latest", "ldm")
+    assert FacePipeline.load(run).sampler.shift == 1.0
+    run.config["model"]["loss"]["time_sampler"]["mean"] = "auto"
+    assert FacePipeline.load(run).sampler.shift == "auto"
+
+
 def test_a_png_of_it_is_remade(earlier: Path, sample: Command) -> None:
     sample("task=remake", "image=made/00000.png", "output=again")
     assert (pixels("again/00000.png").int() - pixels("made/00000.png").int()).abs().max() <= 1

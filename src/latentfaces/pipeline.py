@@ -92,8 +92,8 @@ class FacePipeline:
         """Load the best weights of a run, as from "outputs/ldm/faces".
 
         Guidance, sampler and ema default to those that task=tune found for the best weights. Without tuning they are
-        `AutoGuidance` if the run has a guide, and `DPMpp2MSampler(20, eta=1.0)`. The tuned ema belongs to the tuned
-        guidance, so another guidance ignores both.
+        `AutoGuidance` if the run has a guide, and `DPMpp2MSampler(20, eta=1.0)`, shifted if training was. The tuned
+        ema belongs to the tuned guidance, so another guidance ignores both.
 
         Args:
             run: the run or its folder.
@@ -115,6 +115,8 @@ class FacePipeline:
                 guidance = AutoGuidance(AUTO_WEIGHT)
             if sampler is None and tuned.get("sampler") is not None:  # earlier versions tuned none
                 sampler = build(tuned["sampler"])
+            elif sampler is None and run.config["model"]["loss"]["time_sampler"].get("mean") == "auto":
+                sampler = DPMpp2MSampler(20, "auto", eta=1.0)  # as in training
             denoiser = run.module("denoiser", "best_denoiser") if ema is None else run.averaged("denoiser", ema)
             guide = partial(run.module, "denoiser", GUIDE) if run.has_weights(GUIDE) else None
             conditioning = build(run.config["model"].get("conditioning"))

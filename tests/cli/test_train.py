@@ -262,7 +262,13 @@ CHOICES = {
         "model/weighting=min_snr",
         "model/time_sampler=uniform",
     ],
-    "x0 on a cosine, Muon": ["model/schedule=vp_cosine", "model.denoiser.target=x0", "model/optimizer=muon"],
+    "x0 on a cosine, weighted as v, Muon": [
+        "model/schedule=vp_cosine",
+        "model.denoiser.target=x0",
+        "model/weighting=v",
+        "model.loss.time_sampler.mean=0.4",
+        "model/optimizer=muon",
+    ],
     "augmentation": ["model/augmentation=nonleaky", "model.augmentation.probability=0.5"],
 }
 DIT = [
@@ -334,18 +340,19 @@ def test_a_network_beside_a_recipe_that_sizes_its_own_is_refused(
     assert f"{choice} conflicts with experiment={experiment}" in refused("train.py", *options)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model=vae", "data=synthetic", "experiment=faces64_cpu", "model/autoencoder=skip_f8"],
+        ["model=ldm", "experiment=faces64_10min", "model/denoiser=dit_s"],
+    ],
+)
 def test_a_network_beside_a_recipe_counts_where_the_recipe_leaves_a_part_of_it_open(
-    home_with_vae: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str], home_with_vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home_with_vae)
-    options = [
-        "model=vae",
-        "data=synthetic",
-        "experiment=faces64_cpu",
-        "model/autoencoder=skip_f8",
-        "trainer.max_steps=0",
-    ]
-    assert "trainer.max_steps=0 is invalid" in refused("train.py", *options, "name=open")  # and no word of the network
+    said = refused("train.py", *options, "trainer.max_steps=0", "name=open")  # and no word of the network
+    assert "trainer.max_steps=0 is invalid" in said
 
 
 @pytest.mark.parametrize("mistake", WRONG_FOR_STAGE_TWO)

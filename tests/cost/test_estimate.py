@@ -150,3 +150,8 @@ def test_disk_is_that_of_a_real_run(train: Command, squeezenet: Path) -> None:
 def test_stage_2_has_the_resolution_of_the_vae_that_the_recipe_trains(tmp_path: Path) -> None:
     sizes = [plan.resolution for plan in plans(["experiment=faces64_cpu", "data=folder", f"data.root={tmp_path}"])]
     assert sizes == [64, 64]
+
+
+def test_the_recipe_for_24_gb_fits() -> None:
+    for plan in plans(["experiment=ffhq256", "data=ffhq"]):
+        assert sum(plan.cost(bfloat16=True).memory.values()) < 0.8 * 24e9, plan.title

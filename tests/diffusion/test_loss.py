@@ -1,5 +1,6 @@
 """The objective of stage 2 where the best denoiser has a closed form: it, and nothing else, has the least loss."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -28,12 +29,18 @@ from latentfaces.diffusion import (
     Target,
     UniformTime,
     UniformWeighting,
+    VWeighting,
     Weighting,
 )
 from latentfaces.diffusion.schedule import per_sample
 
 S = 0.6
-WEIGHTINGS: dict[str, Weighting] = {"uniform": UniformWeighting(), "min_snr": MinSNRWeighting(), "edm": EDMWeighting()}
+WEIGHTINGS: dict[str, Weighting] = {
+    "uniform": UniformWeighting(),
+    "min_snr": MinSNRWeighting(),
+    "edm": EDMWeighting(),
+    "v": VWeighting(),
+}
 EVERY_SCHEDULE = pytest.mark.parametrize("name", SCHEDULES)
 EVERY_TARGET = pytest.mark.parametrize("target", TARGETS)
 EVERY_WEIGHTING = pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -236,6 +243,15 @@ def test_drawn_times_are_those_of_the_time_sampler(name: str, target: Target) ->
     assert torch.equal(asked[0], SCHEDULES[name].condition(LogitNormalTime(0.4)(8, SCHEDULES[name])))
 
 
+def test_automatic_mean_is_that_for_the_size_of_the_latents() -> None:
+    denoiser = IdealDenoiser(gaussian(S), RectifiedFlow())
+    x0, losses = torch.randn(4, 16, 32, 32), []
+    for mean in ("auto", math.log(2)):
+        torch.manual_seed(0)
+        losses.append(DenoisingLoss(LogitNormalTime(mean))(denoiser, x0))
+    assert torch.equal(*losses)
+
+
 def weights(weighting: Weighting, name: str, target: Target, ratio: Tensor) -> Tensor:
     """Weights at given ratios of noise to data."""
     denoiser = Denoiser(nn.Identity(), SCHEDULES[name], target)
@@ -279,8 +295,31 @@ def test_edm_weights_are_those_of_karras_et_al_for_x0(name: str) -> None:
     assert torch.allclose(weights(EDMWeighting(), name, "x0", RATIOS), expected)
 
 
+def test_v_weights_of_a_rectified_flow_are_those_of_its_paper() -> None:
+    t = double(0.01, 0.05, 0.1, 0.5, 0.9)
+    papers: dict[Target, Tensor] = {"x0": 1 / t**2, "eps": 1 / (1 - t) ** 2, "v": torch.ones_like(t)}
+    bounded = (t / 0.05).square().clamp(max=1)  # below t = 0.05 the error of x0 keeps the weight 400
+    for target, expected in papers.items():
+        denoiser = Denoiser(nn.Identity(), RectifiedFlow(), target)
+        assert torch.allclose(VWeighting()(denoiser, t), expected * bounded), target
+
+
 @EVERY_SCHEDULE
-@pytest.mark.parametrize("weighting", ["min_snr", "edm"])
+def test_v_weighted_loss_of_x0_is_the_squared_error_of_the_implied_v(name: str) -> None:
+    x0, noise, guess = normal(5, 2, 3, 3), normal(5, 2, 3, 3, seed=1), normal(5, 2, 3, 3, seed=2)
+    schedule = SCHEDULES[name]
+    t = schedule.time_at(double(0.1, 0.3, 1.0, 4.0, 10.0))
+    denoiser = IdealDenoiser(lambda x_t, alpha, sigma: guess, schedule, "x0")
+    implied_noise = (schedule.add_noise(x0, noise, t) - per_sample(schedule.alpha(t)) * guess) / per_sample(
+        schedule.sigma(t)
+    )
+    a, b = (per_sample(part) for part in schedule.v_coefficients(t))
+    expected = (a * (guess - x0) + b * (implied_noise - noise)).square().mean((1, 2, 3))
+    assert torch.allclose(DenoisingLoss(UniformTime(), VWeighting())(denoiser, x0, t, noise)[0], expected)
+
+
+@EVERY_SCHEDULE
+@pytest.mark.parametrize("weighting", ["min_snr", "edm", "v"])
 def test_weighted_loss_of_the_same_data_is_the_same_in_every_target(name: str, weighting: str) -> None:
     losses = [mixture_losses(gaussian(2.0), name, target, weighting, lambda p, x_t: p) for target in TARGETS]
     assert torch.allclose(losses[0], losses[1])
@@ -291,6 +330,11 @@ def test_weighted_loss_of_the_same_data_is_the_same_in_every_target(name: str, w
 def test_gamma_that_is_not_above_zero_is_refused(gamma: float) -> None:
     with pytest.raises(ValueError, match=f"gamma={gamma}"):
         MinSNRWeighting(gamma)
+
+
+def test_bound_of_v_weights_that_is_not_above_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_x0_weight=0"):
+        VWeighting(0)
 
 
 def test_edm_loss_is_that_of_karras_et_al() -> None:

@@ -6,7 +6,6 @@ For data N(0, s^2), the equation dx / dt of every schedule only rescales: x at t
 import itertools
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import pytest
 import torch
@@ -27,14 +26,14 @@ from latentfaces.diffusion import (
     VPCosine,
     VPLinear,
 )
-from latentfaces.diffusion.samplers import Trajectory
+from latentfaces.diffusion.samplers import Auto, Trajectory
 from latentfaces.diffusion.schedule import Spacing
 
 
 class SDEDPMpp2M(DPMpp2MSampler):
     """Sampler of `sampler=dpmpp_2m_sde`."""
 
-    def __init__(self, num_steps: int, shift: float = 1.0, spacing: Spacing | Literal["auto"] = "auto") -> None:
+    def __init__(self, num_steps: int, shift: float | Auto = 1.0, spacing: Spacing | Auto = "auto") -> None:
         super().__init__(num_steps, shift, spacing, eta=1.0)
 
 
@@ -403,6 +402,20 @@ def test_noise_is_drawn_where_none_is_given() -> None:
 @pytest.mark.parametrize("schedule", [RectifiedFlow(), EDM()])
 def test_times_go_from_one_to_zero_by_the_shift(schedule: NoiseSchedule, shift: float, expected: list[float]) -> None:
     assert EulerSampler(4, shift, "uniform").times(schedule) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("shape", "shift"), [((4, 32, 32), 1.0), ((16, 32, 32), 2.0), ((7, 16, 64, 64), 4.0)])
+def test_automatic_shift_is_the_root_of_the_size_over_4096(shape: tuple[int, ...], shift: float) -> None:
+    assert EulerSampler(9, "auto").times(RectifiedFlow(), shape=shape) == EulerSampler(9, shift).times(RectifiedFlow())
+
+
+@EVERY_ODE_SAMPLER
+def test_automatic_shift_is_for_the_size_of_the_latents(kind: type[Sampler]) -> None:
+    denoiser, noise = ideal(), normal(2, 16, 32, 32)
+    auto, by_hand = kind(5, "auto"), kind(5, 2.0)
+    assert torch.equal(auto(denoiser, noise), by_hand(denoiser, noise))
+    assert torch.equal(auto.refine(denoiser, noise, 0.9), by_hand.refine(denoiser, noise, 0.9))
+    assert torch.equal(auto.invert(denoiser, noise), by_hand.invert(denoiser, noise))
 
 
 def test_shift_multiplies_the_noise_over_the_data_of_each_time() -> None:

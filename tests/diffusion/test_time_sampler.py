@@ -57,6 +57,21 @@ def test_higher_mean_asks_more_of_noisy_times(kind: type[LogitNormalTime | LogNo
     assert (kind(1.0).from_uniform(u, FLOW) > kind(0.0).from_uniform(u, FLOW)).all()
 
 
+@pytest.mark.parametrize(
+    ("shape", "shift"), [((4, 16, 16), 1), ((4, 32, 32), 1), ((16, 32, 32), 2), ((32, 64, 64), math.sqrt(32))]
+)
+def test_automatic_mean_shifts_times_by_the_size_of_the_latents(shape: tuple[int, ...], shift: float) -> None:
+    # Esser et al. 2024, eq. 23
+    t = LogitNormalTime(0.0, 0.8).from_uniform(U, FLOW)
+    shifted = LogitNormalTime("auto", 0.8).sized(shape).from_uniform(U, FLOW)
+    assert torch.allclose(shifted, shift * t / (1 + (shift - 1) * t), atol=1e-12)
+
+
+def test_other_distributions_do_not_depend_on_the_size() -> None:
+    for sampler in (UniformTime(), LogNormalNoise(), LogitNormalTime(0.3)):
+        assert sampler.sized((32, 64, 64)) is sampler
+
+
 @SPREADS
 def test_log_normal_noise_is_logit_normal_time_on_a_rectified_flow(mean: float, std: float) -> None:
     u = torch.linspace(0.001, 0.999, 99, dtype=torch.float64)

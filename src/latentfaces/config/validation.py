@@ -128,16 +128,23 @@ def check_groups(cfg: DictConfig, overridden: Sequence[str]) -> None:
     for group, network in NETWORKS.items():
         if group not in overridden or choices.get("experiment") is None:
             continue
-        without: Any = {}
         chosen: Any = OmegaConf.to_container(OmegaConf.select(cfg, network))
-        with contextlib.suppress(ConfigCompositionException):  # other overrides are for the chosen network
-            others = compose_config("train", [override for override in overrides if key_of(override) != group])
-            without = OmegaConf.to_container(OmegaConf.select(others, network))
+        if network_without("experiment", network, overrides) == chosen:
+            continue
+        without = network_without(group, network, overrides)
         if without == chosen or without.get("_target_") != chosen["_target_"]:
             raise UserError(
                 f"{group}={choices[group]} conflicts with experiment={choices['experiment']}, which sets the network "
                 f"size. Leave one out, or set single values with {network}.KEY=..."
             )
+
+
+def network_without(key: str, network: str, overrides: Sequence[str]) -> Any:
+    """Return the config of a network if `key` were not overridden; an empty one if the others need that override."""
+    with contextlib.suppress(ConfigCompositionException):
+        others = compose_config("train", [override for override in overrides if key_of(override) != key])
+        return OmegaConf.to_container(OmegaConf.select(others, network))
+    return {}
 
 
 def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:

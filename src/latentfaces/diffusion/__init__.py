@@ -5,7 +5,14 @@ from latentfaces.diffusion.conditioning import Conditioning
 from latentfaces.diffusion.denoiser import Denoiser, Predictor, Target
 from latentfaces.diffusion.dit import DiT
 from latentfaces.diffusion.guidance import AutoGuidance, Guidance, InternalGuidance, LabelGuidance, NoGuidance
-from latentfaces.diffusion.loss import DenoisingLoss, EDMWeighting, MinSNRWeighting, UniformWeighting, Weighting
+from latentfaces.diffusion.loss import (
+    DenoisingLoss,
+    EDMWeighting,
+    MinSNRWeighting,
+    UniformWeighting,
+    VWeighting,
+    Weighting,
+)
 from latentfaces.diffusion.noise import PerSampleNoise
 from latentfaces.diffusion.samplers import DDIMSampler, DDPMSampler, DPMpp2MSampler, EulerSampler, HeunSampler, Sampler
 from latentfaces.diffusion.schedule import EDM, NoiseSchedule, RectifiedFlow, VPCosine, VPLinear
@@ -45,5 +52,6 @@ __all__ = [
     "UniformWeighting",
     "VPCosine",
     "VPLinear",
+    "VWeighting",
     "Weighting",
 ]

@@ -60,6 +60,26 @@ class EDMWeighting(SNRWeighting):
         return snr + 1
 
 
+class VWeighting(Weighting):
+    """Weight that makes the loss the squared error of v for any target (with target="x0": Li & He 2025, table 1).
+
+    Args:
+        max_x0_weight: upper bound of the weight of the squared error of x0, 1 / t^2 on a `RectifiedFlow`. The default
+            bounds it where t is below 0.05, as in the paper.
+    """
+
+    def __init__(self, max_x0_weight: float = 400.0) -> None:
+        if max_x0_weight <= 0:
+            raise ValueError(f"max_x0_weight={max_x0_weight} must be above 0")
+        self.max_x0_weight = max_x0_weight
+
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        schedule, (_, q) = denoiser.schedule, denoiser.x0_coefficients(t)
+        a, b = schedule.v_coefficients(t)
+        slope = a - b * schedule.alpha(t) / schedule.sigma(t)  # dv / dx0 at a given x_t
+        return slope.square().clamp(max=self.max_x0_weight) * q.square()
+
+
 class DenoisingLoss(nn.Module):
     """Weighted mean squared error of the prediction (Ho et al. 2020; Lipman et al. 2023, eq. 9).
 
@@ -85,7 +105,7 @@ class DenoisingLoss(nn.Module):
         condition: Tensor | None = None,
     ) -> Tensor:
         """Return the loss per head and sample, (heads, b), for x0 (b, c, h, w); t and noise are drawn if None."""
-        t = self.time_sampler(len(x0), denoiser.schedule, x0.device) if t is None else t
+        t = self.time_sampler.sized(x0.shape)(len(x0), denoiser.schedule, x0.device) if t is None else t
         noise = torch.randn_like(x0) if noise is None else noise
         heads = denoiser.heads(denoiser.schedule.add_noise(x0, noise, t), t, condition)
         target, weight = denoiser.target_of(x0, noise, t), self.weighting(denoiser, t)

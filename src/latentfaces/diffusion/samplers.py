@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from latentfaces.diffusion.denoiser import Predictor
-from latentfaces.diffusion.schedule import NoiseSchedule, Spacing
+from latentfaces.diffusion.schedule import NoiseSchedule, Spacing, shift_for
 
+Auto = Literal["auto"]
 AfterStep = Callable[[Tensor, float], Tensor]
 """Callback (x at t, t) -> x, applied after each step."""
 
@@ -60,20 +61,21 @@ class Sampler(ABC):
     Args:
         num_steps: number of steps from noise to data.
         shift: factor of sigma / alpha, smaller near the end of a schedule. Above 1 it moves steps to noisy times. For a
-            rectified flow, t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23).
+            rectified flow, t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23). "auto" is `shift_for` the
+            latents.
         spacing: even spacing of the times. "uniform" in t; "karras" in (sigma / alpha)^(1/7) (Karras et al. 2022,
             eq. 5); "log_snr" in log(sigma / alpha) (Lu et al. 2022); "auto" uses the schedule's default.
     """
 
-    def __init__(self, num_steps: int, shift: float = 1.0, spacing: Spacing | Literal["auto"] = "auto") -> None:
+    def __init__(self, num_steps: int, shift: float | Auto = 1.0, spacing: Spacing | Auto = "auto") -> None:
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps} must be at least 1")
-        if shift <= 0:
+        if shift != "auto" and shift <= 0:
             raise ValueError(f"shift={shift} must be above 0")
         self.num_steps, self.shift, self.spacing = num_steps, shift, spacing
 
-    def times(self, schedule: NoiseSchedule, first: float = 1.0) -> list[float]:
-        """Return num_steps + 1 times, from `first` down to 0."""
+    def times(self, schedule: NoiseSchedule, first: float = 1.0, shape: Sequence[int] = ()) -> list[float]:
+        """Return num_steps + 1 times, from `first` down to 0, for latents of a shape (..., c, h, w)."""
         spacing = schedule.spacing if self.spacing == "auto" else self.spacing
         fraction = torch.arange(self.num_steps, dtype=torch.float64) / self.num_steps
         if spacing == "uniform":
@@ -87,20 +89,21 @@ class Sampler(ABC):
             else:
                 ratio = high * (low / high) ** fraction
             t = schedule.time_at(ratio)
-        if self.shift != 1:
+        shift = shift_for(shape) if self.shift == "auto" else self.shift
+        if shift != 1:
             ratio, last = schedule.ratio(t), schedule.ratio(torch.tensor(first, dtype=torch.float64))
             # Stay below `last`, or several steps would start at the end of the schedule.
-            t = schedule.time_at(self.shift * ratio / (1 + (self.shift - 1) * ratio / last))
+            t = schedule.time_at(shift * ratio / (1 + (shift - 1) * ratio / last))
         t[0] = first
         return [*t.clamp(max=first).tolist(), 0.0]
 
-    def checked_times(self, denoiser: Predictor) -> list[float]:
-        """Return the times for this denoiser, after it has checked them.
+    def checked_times(self, denoiser: Predictor, shape: Sequence[int]) -> list[float]:
+        """Return the times for this denoiser and latents of a shape (..., c, h, w), after it has checked them.
 
         Raises:
             UserError: no time lies in the denoiser's guidance interval.
         """
-        times = self.times(denoiser.schedule, denoiser.first_time)
+        times = self.times(denoiser.schedule, denoiser.first_time, shape)
         denoiser.check_times(times[:-1])
         return times
 
@@ -113,7 +116,7 @@ class Sampler(ABC):
             noise: initial noise.
             fresh: returns new noise of the same shape, for samplers that add noise; `torch.randn_like` if None.
         """
-        times = self.checked_times(denoiser)
+        times = self.checked_times(denoiser, noise.shape)
         return self.solve(denoiser, at(denoiser.schedule.sigma, times[0]) * noise, Trajectory(times, fresh))
 
     @torch.no_grad()
@@ -127,7 +130,7 @@ class Sampler(ABC):
     ) -> Tensor:
         """Map x_t (b, c, h, w) at the time `start` to latents, by the steps below it."""
         start = min(start, denoiser.first_time)
-        below = [t for t in self.checked_times(denoiser) if t < start * (1 - 1e-4)]
+        below = [t for t in self.checked_times(denoiser, x_t.shape) if t < start * (1 - 1e-4)]
         return self.solve(denoiser, x_t, Trajectory([start, *below], fresh, after_step))
 
     @torch.no_grad()
@@ -141,7 +144,7 @@ class Sampler(ABC):
             raise ValueError("A sampler that adds noise cannot be inverted. Use sampler=heun.")
         schedule = denoiser.schedule
         cleanest = float(schedule.time_at(torch.tensor(CLEANEST, dtype=torch.float64)))
-        times = sorted({cleanest, *(t for t in self.checked_times(denoiser) if t > cleanest)})
+        times = sorted({cleanest, *(t for t in self.checked_times(denoiser, latents.shape) if t > cleanest)})
         x = self.solve(denoiser, at(schedule.alpha, cleanest) * latents, Trajectory(times))
         return x / at(schedule.sigma, times[-1])
 
@@ -222,7 +225,7 @@ class NoisySampler(Sampler):
     """
 
     def __init__(
-        self, num_steps: int, shift: float = 1.0, spacing: Spacing | Literal["auto"] = "auto", eta: float = 0.0
+        self, num_steps: int, shift: float | Auto = 1.0, spacing: Spacing | Auto = "auto", eta: float = 0.0
     ) -> None:
         super().__init__(num_steps, shift, spacing)
         if not 0 <= eta <= 1:
@@ -268,7 +271,7 @@ class DDPMSampler(DDIMSampler):
         num_steps, shift, spacing: see `Sampler`.
     """
 
-    def __init__(self, num_steps: int, shift: float = 1.0, spacing: Spacing | Literal["auto"] = "auto") -> None:
+    def __init__(self, num_steps: int, shift: float | Auto = 1.0, spacing: Spacing | Auto = "auto") -> None:
         super().__init__(num_steps, shift, spacing, eta=1.0)
 
 

@@ -7,6 +7,7 @@ Times t are tensors (b,). Latents are (b, c, h, w) with mean 0 and std 1.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -18,6 +19,15 @@ Spacing = Literal["uniform", "karras", "log_snr"]
 def per_sample(t: Tensor) -> Tensor:
     """Reshape (b,) to (b, 1, 1, 1) for multiplication with latents."""
     return t[:, None, None, None]
+
+
+def shift_for(shape: Sequence[int]) -> float:
+    """Return the factor of sigma / alpha for latents (..., c, h, w): max(1, sqrt(c h w / 4096)).
+
+    The more values latents have, the more noise it takes to hide the image (Esser et al. 2024, eq. 23, with values
+    instead of pixels as in arXiv 2510.11690).
+    """
+    return max(1.0, math.sqrt(math.prod(shape[-3:]) / 4096))
 
 
 class NoiseSchedule(ABC):

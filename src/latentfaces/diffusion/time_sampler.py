@@ -1,11 +1,14 @@
 """Distributions of the time t in training."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from latentfaces.diffusion.schedule import NoiseSchedule
+from latentfaces.diffusion.schedule import NoiseSchedule, shift_for
 
 
 class TimeSampler(ABC):
@@ -19,6 +22,10 @@ class TimeSampler(ABC):
         """Draw times (batch_size,), stratified: one from each of batch_size equal slices (Kingma et al. 2021, I.1)."""
         slices = torch.arange(batch_size, device=device)
         return self.inside((slices + torch.rand(batch_size, device=device)) / batch_size, schedule)
+
+    def sized(self, shape: Sequence[int]) -> "TimeSampler":
+        """Return the distribution for latents (..., c, h, w): this one unless it depends on their size."""
+        return self
 
     def inside(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
         """Map u as `from_uniform` does, but never to t = 1, where some weightings are 0 * infinity."""
@@ -38,15 +45,20 @@ class LogitNormalTime(TimeSampler):
     As for `UniformTime`, t is measured on the schedule's even scale.
 
     Args:
-        mean: above 0 draws more noisy times.
+        mean: above 0 draws more noisy times. "auto" is log `shift_for` the latents, which `sized` sets: on a
+            `RectifiedFlow` this shifts the times of mean 0 as `Sampler` does.
         std: std of logit(t), above 0.
     """
 
-    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(self, mean: float | Literal["auto"] = 0.0, std: float = 1.0) -> None:
         check_std(std)
         self.mean, self.std = mean, std
 
+    def sized(self, shape: Sequence[int]) -> TimeSampler:
+        return LogitNormalTime(math.log(shift_for(shape)), self.std) if self.mean == "auto" else self
+
     def from_uniform(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
+        assert self.mean != "auto", "The mean depends on the size of the latents: call sized."
         return time_at_fraction(torch.sigmoid(self.mean + self.std * normal_quantile(u)), schedule)
 
 

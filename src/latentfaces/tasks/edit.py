@@ -89,7 +89,7 @@ class Edit(PackTask):
         noise = draw()
         if start >= predictor.first_time:  # some schedules keep a trace of the photo even there
             return pipeline.sample(noise, self.sampler, draw)
-        times = self.sampler.times(predictor.schedule, predictor.first_time)
+        times = self.sampler.times(predictor.schedule, predictor.first_time, x0.shape)
         reached = [t for t in times if 0 < t <= start * (1 + 1e-4)]
         if not reached:
             raise UserError(

@@ -100,7 +100,7 @@ class Inpaint(PhotoTask):
         Each step is independent: a multistep sampler takes all of them as its first.
         """
         predictor = pipeline.predictor
-        for t, t_next in itertools.pairwise(self.sampler.checked_times(predictor)):
+        for t, t_next in itertools.pairwise(self.sampler.checked_times(predictor, x.shape)):
             for repeat in range(self.resample if t_next > 0 else 1):
                 if repeat > 0:
                     x = noised_again(predictor.schedule, x, t_next, t, draw())

@@ -65,7 +65,7 @@ def named(samplers: Sequence[Sampler]) -> dict[str, Sampler]:
     names = {}
     for sampler in samplers:
         config = config_of(sampler)
-        usual = {"shift": 1.0, "spacing": "auto", "eta": 0.0}
+        usual = {"shift": "auto", "spacing": "auto", "eta": 0.0}
         rest = [f"{key}={value}" for key, value in config.items() if key in usual and value != usual[key]]
         names[" ".join([type(sampler).__name__.removesuffix("Sampler"), str(sampler.num_steps), *rest])] = sampler
     return names

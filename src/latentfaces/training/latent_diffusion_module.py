@@ -113,7 +113,7 @@ class LatentDiffusionModule(BaseModule):
         generator = torch.Generator().manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         u = (torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(x0)
-        t = self.loss.time_sampler.inside(u.to(x0), self.denoiser.schedule)
+        t = self.loss.time_sampler.sized(x0.shape).inside(u.to(x0), self.denoiser.schedule)
         condition = None if self.conditioning is None else self.conditioning(labels)
         loss = self.loss(self.denoiser, x0, t, noise, condition)[0].mean()
         self.log(f"{stage}/loss", loss, batch_size=len(x0), sync_dist=True)
