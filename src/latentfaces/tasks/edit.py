@@ -68,15 +68,17 @@ class Edit(PackTask):
 
         Its columns are the photo, the photo generated again without a change, the result, and their difference.
         """
-        own = self.image and read_photos(self.image, pipeline.resolution, self.num_photos, self.seed)
-        photos = own.images if own else photos_for(pipeline.resolution, None, self.pack, self.num_photos, self.seed)
+        size, own = pipeline.resolution, None
+        if self.image is not None:
+            own = read_photos(self.image, size, self.num_photos, self.seed)
+        photos = own.images if own is not None else photos_for(size, None, self.pack, self.num_photos, self.seed)
         unchanged, changed = relabeled(pipeline, photos, self.photo_labels or {}, self.sampler, self.batch_size)
         report("_without_change", photos, unchanged)
         print_moved(pipeline, unchanged, changed, open_pack(Path(self.pack)) if self.pack is not None else None)
         difference = (127.5 + (changed.float() - unchanged.float()) / 2).to(torch.uint8)
-        if self.mask is not None and own:
-            hole = read_mask(self.mask, own, pipeline.resolution)
-            changed = composed(photos, changed, hole, feathered(hole, pipeline.resolution // 32))
+        if self.mask is not None and own is not None:
+            hole = read_mask(self.mask, own, size)
+            changed = composed(photos, changed, hole, feathered(hole, size // 32))
         pictures.add(changed)
         return pictures.grid(*beside(photos, unchanged, changed, difference))
 
