@@ -12,6 +12,9 @@ from helpers.commands import SHORT, TINY_LDM, Command, refused, run_command, tra
 from helpers.states import checkpoint
 from PIL import Image
 
+from latentfaces.cli.init_run import condition_weight
+from latentfaces.diffusion import Conditioning
+from latentfaces.labels import Label
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import open_run
 
@@ -115,6 +118,20 @@ def test_tuning_tries_guidance_by_labels(sample: Command) -> None:
     sample("task=tune", *few)
     Path("outputs/ldm/labeled/tuned.json").unlink()
     assert ",labels,1.5," in Path("pictures/scores.csv").read_text()
+
+
+def test_a_run_with_other_labels_starts_from_the_weights_of_those_that_both_have() -> None:
+    glasses, age, hair = Label("glasses", "binary"), Label("age", "number"), Label("hair", "category", ("red", "blond"))
+    other_hair = Label("hair", "category", ("blond", "gray"))
+    earlier, now = Conditioning([glasses, hair]), Conditioning([age, other_hair, glasses])
+    before = torch.arange(1.0, 8).expand(3, -1)  # 2 of an augmentation, then glasses, known, red, blond, known
+    weight = condition_weight(torch.ones(3, 7 + 2), now, before, earlier)
+    #                      augmentation, age, known, blond, gray, known, glasses, known
+    assert weight[0].tolist() == [1, 2, 0, 0, 6, 0, 7, 3, 4]
+
+
+def test_a_run_with_labels_starts_as_the_unlabeled_one_that_it_is_from() -> None:
+    assert condition_weight(torch.ones(3, 2), Conditioning([Label("glasses", "binary")]), None, None).eq(0).all()
 
 
 MISTAKES = {

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
 
 from latentfaces import diffusion
 from latentfaces.autoencoder import VAE, is_pretrained, load_pretrained
@@ -13,9 +15,10 @@ from latentfaces.cli.vae_run import is_chosen_resolution
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import overridden_keys
 from latentfaces.config.validation import NETWORKS
+from latentfaces.diffusion import Conditioning
 from latentfaces.errors import UserError
 from latentfaces.ranks import is_main_process
-from latentfaces.run import CONFIG, PARTS, Run, check_targets, find_run, folders_named, open_run
+from latentfaces.run import CONFIG, PARTS, Run, build, check_targets, find_run, folders_named, open_run
 from latentfaces.training.base_module import BaseModule
 
 GROUPS = {
@@ -29,6 +32,8 @@ OF_THIS_RUN = ("model.denoiser.network.channels", "model.denoiser.network.label_
 """Keys that depend on the VAE and the augmentation of this run."""
 FREE = ("dropout", "label_channels", "auxiliary_depth", "skip_connections", "gradient_checkpointing")
 """Options of a network that may differ from those of the earlier run."""
+CONDITION = "network.embed_label.weight"
+"""Weight of the layer that takes the condition."""
 
 
 def add_init_run(cfg: DictConfig) -> Run | VAE | None:
@@ -136,11 +141,36 @@ def take_weights(module: BaseModule, init: Run | VAE, name: str) -> None:
     state = network.state_dict()
     node = "autoencoder" if weights == "best_vae" else "denoiser"
     before = (init.module(node, weights) if isinstance(init, Run) else init).state_dict()
+    if isinstance(init, Run) and CONDITION in state:
+        conditioning = build(init.config["model"].get("conditioning"))
+        before[CONDITION] = condition_weight(state[CONDITION], module.conditioning, before.get(CONDITION), conditioning)
     taken = {name: value for name, value in before.items() if name in state and state[name].shape == value.shape}
     network.load_state_dict(taken, strict=False)
     if is_main_process():
         fresh = [name for name in state if name not in taken]
         print(f"init={name}: {counted([*taken])} weights taken, {counted(fresh)} start fresh")
+
+
+def condition_weight(
+    own: Tensor, conditioning: Conditioning | None, before: Tensor | None, earlier: Conditioning | None
+) -> Tensor:
+    """Return the weight (width, n) of the layer of the condition, from that of the earlier run.
+
+    Entries that the earlier run lacks get 0, so that the network starts as it was.
+    """
+    weight = torch.zeros_like(own)
+    if before is not None:
+        known = entries_of(earlier, before.shape[1])
+        for column, entry in enumerate(entries_of(conditioning, own.shape[1])):
+            if entry in known:
+                weight[:, column] = before[:, known.index(entry)]
+    return weight
+
+
+def entries_of(conditioning: Conditioning | None, size: int) -> list[tuple[str, object]]:
+    """Return the meaning of each entry of a condition: first those of the augmentation, then those of the labels."""
+    labels = conditioning.entries if conditioning is not None else []
+    return [*(("", number) for number in range(size - len(labels))), *labels]
 
 
 def counted(names: list[str]) -> str:

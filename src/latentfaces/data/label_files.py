@@ -60,7 +60,7 @@ def read_text(path: Path, wanted: str, source: Source) -> str:
         return path.read_text("utf-8-sig")  # spreadsheets put a mark at the beginning
     except (FileNotFoundError, BadImageError):
         raise UserError(
-            f"data.labels={wanted} does not exist. Give a CSV, a JSON, a folder of JSONs, or auto."
+            f"data.labels={wanted} does not exist. Give a file, a folder of JSONs, auto or folders."
         ) from None
     except UnicodeDecodeError:
         raise UserError(f"data.labels={wanted} is not in UTF-8. Convert it.") from None

@@ -39,7 +39,11 @@ class Conditioning:
         self.labels = [label if isinstance(label, Label) else Label(**label) for label in labels]
         self.dropout, self.joint_dropout = dropout, joint_dropout
         self.names = [label.name for label in self.labels]
-        self.size = sum(len(label.choices) or 1 for label in self.labels) + len(self.labels)
+        self.entries = [
+            (label.name, entry) for label in self.labels for entry in (*(label.choices or [label.kind]), None)
+        ]
+        """Label and meaning of each entry of the condition: a choice, the kind of the value, or None for "known"."""
+        self.size = len(self.entries)
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return the condition (b, size) for labels (b, L), float; a value that is not finite is unknown."""

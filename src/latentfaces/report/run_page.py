@@ -175,22 +175,16 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
             if name in result
         ]
         if rows:
-            folder_name = path.parent.relative_to(folder)
-            found.append(
-                {"kind": "samples", **result, "rows": rows, "folder": folder_name, "labels": label_rows(result)}
-            )
+            shown = {"rows": rows, "labels": label_rows(result), "folder": path.parent.relative_to(folder)}
+            found.append({"kind": "samples", **result, **shown})
     return found
 
 
 def label_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return label, value, images, probe accuracy, samples with the asked label, and kernel distance."""
-    return [
-        (
-            name,
-            value,
-            f"{group['num_images']:,}",
-            *(f"{group[key]:{form}}" if key in group else "" for key, form in GROUP),
-        )
-        for name, label in result.get("labels", {}).items()
-        for value, group in label["values"].items()
-    ]
+    rows = []
+    for name, label in result.get("labels", {}).items():
+        for value, group in label["values"].items():
+            metrics = [f"{group[key]:{form}}" if key in group else "" for key, form in GROUP]
+            rows.append((name, value, f"{group['num_images']:,}", *metrics))
+    return rows
