@@ -141,13 +141,14 @@ def take_weights(module: BaseModule, init: Run | VAE, name: str) -> None:
     state = network.state_dict()
     node = "autoencoder" if weights == "best_vae" else "denoiser"
     before = (init.module(node, weights) if isinstance(init, Run) else init).state_dict()
-    if isinstance(init, Run) and CONDITION in state:
-        conditioning = build(init.config["model"].get("conditioning"))
-        before[CONDITION] = condition_weight(state[CONDITION], module.conditioning, before.get(CONDITION), conditioning)
     taken = {name: value for name, value in before.items() if name in state and state[name].shape == value.shape}
+    fresh = [name for name in state if name not in taken]
+    if isinstance(init, Run) and CONDITION in state:
+        conditioning: Any = module.conditioning
+        earlier = build(init.config["model"].get("conditioning"))
+        taken[CONDITION] = condition_weight(state[CONDITION], conditioning, before.get(CONDITION), earlier)
     network.load_state_dict(taken, strict=False)
     if is_main_process():
-        fresh = [name for name in state if name not in taken]
         print(f"init={name}: {counted([*taken])} weights taken, {counted(fresh)} start fresh")
 
 
