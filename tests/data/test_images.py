@@ -194,7 +194,7 @@ def test_picture_cut_short_raises(kind: str, kept: float) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"not a picture at all"])
 def test_what_is_no_picture_raises(data: bytes) -> None:
-    with pytest.raises(OSError, match="not a BMP, GIF, JPEG, PNG, TIFF, WEBP image"):
+    with pytest.raises(OSError, match="not one of AVIF, BMP, GIF, JPEG, PNG, TIFF, WEBP"):
         decode(data, 16)
 
 
@@ -273,7 +273,7 @@ def test_turned_jpeg_at_reduced_scale_stands_upright(orientation: int) -> None:
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "PPM", "ICO"])
 def test_formats_that_are_not_listed_are_not_opened(kind: str) -> None:
     # Pillow starts Ghostscript to load PostScript.
-    with pytest.raises(OSError, match="not a BMP, GIF, JPEG, PNG, TIFF, WEBP image"):
+    with pytest.raises(OSError, match="not one of AVIF, BMP, GIF, JPEG, PNG, TIFF, WEBP"):
         images.open_image(io.BytesIO(encoded(random_rgb(16, 16), kind)))
 
 
