@@ -119,6 +119,7 @@ class SampleConfig:
     guidance: Any = None
     task: Any = MISSING
     image: str | None = None
+    align: str = key("auto", Literal["auto", "true", "false", "True", "False"])
 
 
 def register() -> None:

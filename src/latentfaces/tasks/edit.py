@@ -37,15 +37,17 @@ class Edit(PackTask):
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the edits. Return the path of the grid."""
         check_skips(pipeline, self.skips)
-        photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_photos, self.seed)
+        photos = photos_for(
+            pipeline.resolution, self.image, self.pack, self.num_photos, self.seed, self.alignment(pictures)
+        )
         shown = []
-        for which, names in variants(len(photos), self.num_images, self.seed, self.batch_size):
-            x0, features = encode(pipeline, photos, which)
+        for which, names in variants(len(photos.images), self.num_images, self.seed, self.batch_size):
+            x0, features = encode(pipeline, photos.images, which)
             skips = [self.skips * feature for feature in features] if self.skips else None
             faces = to_uint8(pipeline.decode(self.edited(pipeline, x0, names), skips)).cpu()
-            pictures.add(faces)
+            photos.save(faces, which, pictures)
             shown.append(faces)
-        return pictures.grid(*beside(photos, torch.cat(shown)))
+        return pictures.grid(*beside(photos.images, torch.cat(shown)))
 
     def edited(self, pipeline: FacePipeline, x0: Tensor, names: list[Name]) -> Tensor:
         """Return latents (b, c, h, w) for the latents x0 of photos, each with the noise of its name."""
