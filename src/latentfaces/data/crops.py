@@ -150,17 +150,13 @@ def paste(photo: Image.Image, face: Image.Image, square: Square, weight: Floats)
         weight: (R, R) in [0, 1]. The mean color of the face is shifted to that of the photo where it is below 1.
     """
     size = face.width
-    rest = 1 - weight[..., None]
-    change = np.asarray(crop(photo, square, size), np.float32) - np.asarray(face, np.float32)
-    shift = (rest * change).sum((0, 1)) / max(float(rest.sum()), 1.0)
+    rest, pixels = 1 - weight[..., None], np.asarray(face, np.float32)
+    shift = (rest * (np.asarray(crop(photo, square, size)) - pixels)).sum((0, 1)) / max(float(rest.sum()), 1.0)
+    matched = Image.fromarray((pixels + shift).round().clip(0, 255).astype(np.uint8))
     left, top = np.floor(square.corners.min(0)).clip(0).astype(int).tolist()
     right, bottom = np.minimum(np.ceil(square.corners.max(0)), photo.size).astype(int).tolist()
-    affine = moved(inverse(square.affine(size)), (left, top))
-    extent = (right - left, bottom - top)
-    alpha = np.asarray(warp(Image.fromarray(weight.astype(np.float32)), affine, extent))[..., None]
-    old = np.asarray(photo.crop((left, top, right, bottom)), np.float32)
-    new = np.asarray(warp(face, affine, extent), np.float32) + shift
-    mixed = (old + alpha * (new - old)).round().clip(0, 255).astype(np.uint8)
+    affine, extent = moved(inverse(square.affine(size)), (left, top)), (right - left, bottom - top)
+    mask = warp(Image.fromarray((255 * weight).round().astype(np.uint8)), affine, extent)
     result = photo.copy()
-    result.paste(Image.fromarray(mixed), (left, top))
+    result.paste(warp(matched, affine, extent), (left, top), mask)
     return result

@@ -70,7 +70,8 @@ class OwnPhotos:
         for i, photo in enumerate(which):
             if photo in self.aligned:
                 whole = self.aligned[photo].with_face(faces[i], None if holes is None else holes[i, 0], mask)
-                save_png(whole, pictures.folder / f"whole_{first + i:05d}.png", pictures.text(index=first + i))
+                path = pictures.folder / f"whole_{first + i:05d}.png"
+                save_png(whole, path, pictures.text(index=first + i), compress_level=1)
 
 
 def photos_for(
