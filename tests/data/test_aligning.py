@@ -115,8 +115,8 @@ def test_run_that_was_killed_goes_on_with_what_is_missing(
     align_photos(photos, tmp_path / "out", 32)
     assert sorted(detector)[-2:] == [120, 240]
     assert 110 not in detector
-    align_photos(photos, tmp_path / "whole", 32)
-    assert rows_of(tmp_path / "out") == rows_of(tmp_path / "whole")
+    align_photos(photos, tmp_path / "once", 32)
+    assert rows_of(tmp_path / "out") == rows_of(tmp_path / "once")
     assert not progress.exists()
 
 
@@ -127,6 +127,12 @@ def test_other_contents_of_the_folder_are_refused(photos: Photos, tmp_path: Path
     write_folder(tmp_path / "mine", {"notes.txt": b"x"})
     with pytest.raises(UserError, match="mine has other contents"):
         align_photos(photos, tmp_path / "mine", 32)
+
+
+def test_folder_inside_of_the_photos_is_refused(photos: Photos, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is inside of"):
+        align_photos(photos, tmp_path / "photos" / "faces", 32)
+    assert not (tmp_path / "photos" / "faces").exists()
 
 
 def test_names_that_would_collide_keep_their_suffix(photos: Photos, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def pixels_of(path: str | Path) -> np.ndarray:
 
 
 def inside(square: Square) -> np.ndarray:
-    """Which pixels of the photo have their center in the square, (HEIGHT, WIDTH)."""
+    """Mask of the pixels whose center is in the square, (HEIGHT, WIDTH)."""
     x, y = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
     points = points_in(inverse(square.affine(1)), np.stack([x, y], axis=-1).reshape(-1, 2))
     return ((points >= 0) & (points <= 1)).all(1).reshape(HEIGHT, WIDTH)

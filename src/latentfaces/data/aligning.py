@@ -10,11 +10,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from rich.progress import track
 from rich.text import Text
 
 from latentfaces.data import align
+from latentfaces.data.contact_sheet import SIDE, contact_sheet
 from latentfaces.data.crops import Square, crop
 from latentfaces.data.packing import num_threads
 from latentfaces.data.sources import ALIGNMENT, CONTACT_SHEET, FACES_CSV, BadImageError, Photos
@@ -28,8 +29,8 @@ FIELDS = (
     *(f"{landmark}_{axis}" for landmark in LANDMARKS for axis in "xy"),
 )
 """Columns of faces.csv. Without a file the face was left out, for the reason in `left_out`. Positions in pixels."""
-SHOWN, COLUMNS, THUMBNAIL, CAPTION = 64, 8, 128, 28
-"""Faces of each kind on the contact sheet, and its layout in pixels."""
+MAX_SHOWN = 64
+"""Faces of each kind on the contact sheet."""
 
 
 def align_photos(source: Photos, folder: Path, size: int) -> Photos:
@@ -43,14 +44,17 @@ def align_photos(source: Photos, folder: Path, size: int) -> Photos:
     Raises:
         UserError: the extra `align` is missing, the folder has other contents, or no face is taken.
     """
-    align.session()
-    settings = {"fingerprint": source.fingerprint, "size": size}
+    if source.archive is None and folder.resolve().is_relative_to(source.root.resolve()):
+        raise UserError(f"{folder} is inside of {source.root}. Choose a folder elsewhere for the faces.")
+    if not (folder / FACES_CSV).exists():
+        align.session()  # before anything is written
+    settings = json.dumps({"fingerprint": source.fingerprint, "size": size})
     with file_lock(folder):
         path = folder / ALIGNMENT
         if not folder.exists() or not any(folder.iterdir()):
             with atomic_write(path) as file:
-                file.write(json.dumps(settings).encode())
-        elif not path.exists() or json.loads(path.read_text()) != settings:
+                file.write(settings.encode())
+        elif not path.exists() or path.read_text() != settings:
             raise UserError(f"{folder} has other contents than the {size}-pixel faces of {source.name}. Delete it.")
         if not (folder / FACES_CSV).exists():
             Aligning(source, folder, size).run()
@@ -89,6 +93,7 @@ class Aligning:
             self.stems[name] = str(stem) if is_unique else name
         self.progress = folder / "progress.csv"
         self.rows: dict[str, list[Row]] = {}
+        self.people = dict(zip(map(printable, source.names), source.identities() or [], strict=False))
 
     def run(self) -> None:
         """Process the pending photos, then write the contact sheet and faces.csv."""
@@ -129,8 +134,8 @@ class Aligning:
             image = crop(photo, face.square, self.size)
             left_out = align.reason_against(face, image)
             row = {"source": printable(name), "face": number, "left_out": left_out, "score": f"{face.score:.3f}"}
-            row |= {"side": f"{face.square.side:.1f}"}
-            row |= dict(zip(FIELDS[6:], (f"{x:.1f}" for x in (*face.box, *face.landmarks.ravel())), strict=True))
+            numbers = (face.square.side, *face.box, *face.landmarks.ravel())
+            row |= dict(zip(FIELDS[5:], (f"{number:.1f}" for number in numbers), strict=True))
             if not left_out:
                 path = self.folder / (self.stems[name] + (f"-face{number}" if number > 1 else "") + ".png")
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,13 +149,15 @@ class Aligning:
         rows = [row for name in self.source.names for row in self.rows[printable(name)]]
         taken = [row for row in rows if row.get("file")]
         left_out = [row for row in rows if not row.get("file")]
-        if people := self.source.identities():
-            of = dict(zip(map(printable, self.source.names), people, strict=True))
+        if self.people:
+            lines = io.StringIO()
+            people = ((row["file"], self.people[row["source"]]) for row in taken)
+            csv.writer(lines).writerows([("name", "identity"), *people])
             with atomic_write(self.folder / "identity.csv") as file:
-                lines = io.StringIO()
-                csv.writer(lines).writerows([("name", "identity"), *((r["file"], of[r["source"]]) for r in taken)])
                 file.write(lines.getvalue().encode())
-        self.contact_sheet(taken, left_out)
+        sections = {f"taken: {len(taken):,}": taken, f"left out: {len(left_out):,}": left_out}
+        sheet = contact_sheet({title: self.thumbnails(some) for title, some in sections.items()})
+        sheet.save(self.folder / CONTACT_SHEET)
         with atomic_write(self.folder / FACES_CSV) as file:
             file.write((",".join(FIELDS) + "\n" + as_csv(rows)).encode())
         self.progress.unlink()
@@ -158,35 +165,23 @@ class Aligning:
         for reason, count in Counter(row["left_out"].partition(":")[0] for row in left_out).most_common():
             print(f"  {count:,} {reason}")
 
-    def contact_sheet(self, taken: list[Row], left_out: list[Row]) -> None:
-        """Write a picture with evenly spaced faces: those that are taken above those that are left out."""
+    def thumbnails(self, rows: list[Row]) -> list[tuple[Image.Image, tuple[str, str]]]:
+        """Return evenly spaced faces of some rows, each with the name of the photo and the reason to leave it out."""
         names = {printable(name): name for name in self.source.names}
-        shown = [rows[:: -(-len(rows) // SHOWN) or 1] for rows in (taken, left_out)]
-        heights = [-(-len(rows) // COLUMNS) * (THUMBNAIL + CAPTION) for rows in shown]
-        sheet = Image.new("RGB", (COLUMNS * THUMBNAIL, sum(heights) + 2 * CAPTION), "white")
-        draw, top = ImageDraw.Draw(sheet), 0
-        for title, rows, height in zip(
-            (f"taken: {len(taken)}", f"left out: {len(left_out)}"), shown, heights, strict=True
-        ):
-            draw.text((4, top + 8), title, "black")
-            for index, row in enumerate(rows):
-                x, y = index % COLUMNS * THUMBNAIL, top + CAPTION + index // COLUMNS * (THUMBNAIL + CAPTION)
-                sheet.paste(self.thumbnail(row, names[row["source"]]), (x, y))
-                lines = (PurePosixPath(row["source"]).name, row["left_out"])
-                draw.text((x + 2, y + THUMBNAIL), "\n".join(line[:20] for line in lines), "black", font_size=10)
-            top += CAPTION + height
-        sheet.save(self.folder / CONTACT_SHEET)
+        shown = rows[:: -(-len(rows) // MAX_SHOWN) or 1]
+        return [
+            (self.thumbnail(row, names[row["source"]]), (PurePosixPath(row["source"]).name, row["left_out"]))
+            for row in shown
+        ]
 
     def thumbnail(self, row: Row, name: str) -> Image.Image:
         """Return the face of a row or, where there is none, the photo; gray if it cannot be read."""
-        gray = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "gray")
         try:
             photo = self.source.photo(name)
         except BadImageError:
-            return gray
+            return Image.new("RGB", (SIDE, SIDE), "gray")
         if row.get("score"):
             marks = np.array([float(row[field]) for field in FIELDS[10:]]).reshape(5, 2)
-            return crop(photo, Square.of_landmarks(marks), THUMBNAIL)
-        photo.thumbnail((THUMBNAIL, THUMBNAIL))
-        gray.paste(photo)
-        return gray
+            return crop(photo, Square.of_landmarks(marks), SIDE)
+        photo.thumbnail((SIDE, SIDE))
+        return photo

@@ -19,8 +19,6 @@ def save_png(image: Tensor, path: Path, text: dict[str, str] | None = None, comp
     with atomic_write(path) as file:
         pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()
         Image.fromarray(pixels).save(file, "PNG", pnginfo=info, compress_level=compress_level)
-            file, "PNG", pnginfo=info, compress_level=compress_level
-        )
 
 
 def save_grid(images: Tensor, path: Path, columns: int = 8, text: dict[str, str] | None = None) -> None:
