@@ -120,15 +120,11 @@ def find_faces(photo: Image.Image) -> list[Face]:
     Raises:
         UserError: the extra is missing.
     """
-    faces = []
-    for side in SIDES:
-        factor = min(1.0, side / max(photo.size))
-        small = photo.resize([max(1, round(factor * side)) for side in photo.size], reducing_gap=3.0)
+    faces, longer = [], max(photo.size)
+    for largest in sorted({min(side, longer) for side in SIDES}):
+        small = photo.resize([max(1, round(side * largest / longer)) for side in photo.size], reducing_gap=3.0)
         scale = np.array(photo.size) / small.size
-        for face in detect(small):
-            faces.append(Face(face.landmarks * scale, face.box * np.tile(scale, 2), face.score))
-        if factor == 1.0 and max(photo.size) <= min(SIDES):
-            break
+        faces += [Face(face.landmarks * scale, face.box * np.tile(scale, 2), face.score) for face in detect(small)]
     refined = (refine(photo, face) for face in distinct(faces))
     return sorted((face for face in refined if face is not None), key=lambda face: -face.square.side)
 

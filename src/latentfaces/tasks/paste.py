@@ -32,20 +32,20 @@ class Alignment:
     folder: Path
 
     def square(self, photo: Image.Image, name: str) -> Square | None:
-        """Return the square of the chosen face, or None where the photo is left as it is.
+        """Return the square of the chosen face, or None where "auto" leaves the photo as it is.
 
         Raises:
             UserError: the photo has no such face, or the extra `align` is missing.
         """
-        if self.mode == "false":
-            return None
         faces = find_faces(photo)
         if not faces and self.mode == "auto":
             warn(f"No face was found in {name}: its central square is used.")
             return None
         if not 1 <= self.face <= len(faces):
-            shown = f"{len(faces)} face(s)" if faces else "no face"
-            raise UserError(f"task.face={self.face}, but {shown} was found in {name}. Change it, or use align=false.")
+            raise UserError(
+                f"task.face={self.face}, but the number of faces found in {name} is {len(faces)}. Change it, or use "
+                "align=false."
+            )
         if len(faces) > 1:
             path = self.folder / f"faces_{PurePosixPath(name).stem}.png"
             numbered(photo, faces).save(path)

@@ -126,13 +126,13 @@ def read_photos(
     aligned, pixels = dict[int, AlignedPhoto](), []
     try:
         for number, index in enumerate(wanted):
-            photo = None if alignment is None or alignment.mode == "false" else source.photo(source.names[index])
-            square = None if alignment is None or photo is None else alignment.square(photo, source.names[index])
-            if photo is not None and square is not None:
+            pixels.append(source.read(index, resolution).pixels)
+            if alignment is None or alignment.mode == "false":
+                continue
+            photo = source.photo(source.names[index])
+            if (square := alignment.square(photo, source.names[index])) is not None:
                 aligned[number] = AlignedPhoto(source, source.names[index], square)
-                pixels.append(np.asarray(crop(photo, square, resolution)).transpose(2, 0, 1))
-            else:
-                pixels.append(source.read(index, resolution).pixels)
+                pixels[-1] = np.asarray(crop(photo, square, resolution)).transpose(2, 0, 1)
     except BadImageError as error:
         raise UserError(f"{error}. Give another {key}=...") from error
     sizes = [upright_size(source.file_bytes(name)) for name in names]
