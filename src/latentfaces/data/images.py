@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import warnings
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ FilterName = Literal["auto", "box", "bilinear", "bicubic", "lanczos"]
 
 MAX_PIXELS = 2**28  # FFHQ in the wild has at most 2^26
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow rejects photos of 179 megapixels, with other words
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_image` raises an error instead
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 HAS_HEIF = find_spec("pillow_heif") is not None  # the extra photos
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26  # editors store their history as text

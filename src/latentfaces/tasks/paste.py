@@ -38,14 +38,13 @@ class Alignment:
             UserError: the photo has no such face, or the extra `align` is missing.
         """
         faces = find_faces(photo)
-        if not faces and self.mode == "auto":
+        if not faces and self.mode == "auto" and self.face == 1:
             warn(f"No face was found in {name}: its central square is used.")
             return None
+        if not faces:
+            raise UserError(f"No face was found in {name}. Give another photo, or use align=false.")
         if not 1 <= self.face <= len(faces):
-            raise UserError(
-                f"task.face={self.face}, but the number of faces found in {name} is {len(faces)}. Change it, or use "
-                "align=false."
-            )
+            raise UserError(f"task.face={self.face} must be between 1 and {len(faces)}, the number of faces in {name}.")
         if len(faces) > 1:
             path = self.folder / f"faces_{PurePosixPath(name).stem}.png"
             numbered(photo, faces).save(path)
