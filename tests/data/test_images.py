@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, PngImagePlugin
 
 from latentfaces.data import images
-from latentfaces.data.images import FilterName, Picture
+from latentfaces.data.images import ORIENTATION_TAG, FilterName, Picture, decode_photo
 
 Array = NDArray[Any]
 
@@ -194,7 +194,7 @@ def test_picture_cut_short_raises(kind: str, kept: float) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"not a picture at all"])
 def test_what_is_no_picture_raises(data: bytes) -> None:
-    with pytest.raises(OSError, match="not a BMP, GIF, JPEG, PNG, TIFF, WEBP image"):
+    with pytest.raises(OSError, match="not one of AVIF, BMP, GIF, JPEG, PNG, TIFF, WEBP"):
         decode(data, 16)
 
 
@@ -273,7 +273,7 @@ def test_turned_jpeg_at_reduced_scale_stands_upright(orientation: int) -> None:
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "PPM", "ICO"])
 def test_formats_that_are_not_listed_are_not_opened(kind: str) -> None:
     # Pillow starts Ghostscript to load PostScript.
-    with pytest.raises(OSError, match="not a BMP, GIF, JPEG, PNG, TIFF, WEBP image"):
+    with pytest.raises(OSError, match="not one of AVIF, BMP, GIF, JPEG, PNG, TIFF, WEBP"):
         images.open_image(io.BytesIO(encoded(random_rgb(16, 16), kind)))
 
 
@@ -386,3 +386,20 @@ def test_damaged_metadata_does_not_reject_an_image() -> None:
     exif = b"Exif\0\0II*\0" + struct.pack("<IHHHI4sI", 8, 1, 274, 2, 2, b"6\0", 0)
     for damaged in ({"exif": b"no EXIF at all"}, {"exif": exif}, {"pnginfo": text}):
         assert np.array_equal(decode(encoded(picture, **damaged), 6).pixels, picture)
+
+
+@pytest.mark.parametrize(("kind", "turn"), [("AVIF", 1), ("AVIF", 6), ("HEIF", 1), ("HEIF", 6)])
+def test_photos_of_phones_are_read_upright(kind: str, turn: int) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    image, exif = Image.new("RGB", (64, 32), "blue"), Image.Exif()
+    image.paste("red", (0, 0, 32, 32))
+    exif[ORIENTATION_TAG] = turn
+    image.info["exif"] = exif.tobytes()  # from there the writer of HEIF takes the rotation of the pixels
+    photo = decode_photo(encoded(image, kind, quality=90, **({"exif": exif} if kind == "AVIF" else {})))
+    assert photo.size == ((64, 32) if turn == 1 else (32, 64))
+    first, last = photo.getpixel((4, 4)), photo.getpixel((photo.width - 5, photo.height - 5))
+    assert isinstance(first, tuple)
+    assert isinstance(last, tuple)
+    assert first[0] > 200 > 50 > first[2]
+    assert last[2] > 200 > 50 > last[0]

@@ -140,13 +140,13 @@ def test_names_that_are_not_utf8_are_escaped(
 ) -> None:
     printed = io.TextIOWrapper(io.BytesIO(), "utf-8")
     monkeypatch.setattr(sys, "stdout", printed)
-    (photos / os.fsdecode(b"Jos\xe9.heic")).write_bytes(b"x")
+    (photos / os.fsdecode(b"Jos\xe9.cr3")).write_bytes(b"x")
     (photos / "3.png").rename(photos / os.fsdecode(b"Jos\xe9.png"))
     (photos / "4.png").write_bytes(b"x")
     (photos / "4.png").rename(photos / os.fsdecode(b"Zo\xeb.png"))
     command(photos.rename(tmp_path / os.fsdecode(b"Jos\xe9")), "--resolution", 8, "--on-bad-image", "skip")
     printed.flush()
-    assert b"1 file(s) (.heic), such as Jos\\udce9.heic" in printed.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"1 file(s) (.cr3), such as Jos\\udce9.cr3" in printed.buffer.getvalue()  # type: ignore[attr-defined]
     (skipped,) = open_pack(tmp_path / "data" / os.fsdecode(b"Jos\xe9-8")).manifest["skipped"]
     assert "Zo\\udceb.png cannot be read" in skipped
 

@@ -56,7 +56,7 @@ def test_zip_and_folder_give_equal_names_and_pixels(tmp_path: Path) -> None:
 def test_files_that_are_left_out_are_counted_by_reason(tmp_path: Path, as_zip: bool) -> None:
     images = ["1.png", "2.jfif", "3.JPE"]
     hidden = ["._1.png", ".trash/1.png", "__MACOSX/1.png", "b/.2.jpg", "b/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg"]
-    others = ["a.HEIC", "b/b.heic", "notes.txt", "LICENSE", "identity.csv", ".git/config", "@eaDir/1.heic"]
+    others = ["a.CR3", "b/b.cr3", "notes.txt", "LICENSE", "identity.csv", ".git/config", "@eaDir/1.cr3"]
     files = photos([*images, *hidden, "Thumbnails/1.jpg", *others])
     root = write_zip(tmp_path / "f.zip", files) if as_zip else write_folder(tmp_path / "f", files)
     source = Photos(root)
@@ -64,7 +64,7 @@ def test_files_that_are_left_out_are_counted_by_reason(tmp_path: Path, as_zip: b
     assert sorted(source.left_out()) == [
         "1 file(s) (.txt), such as notes.txt",
         "1 file(s) (no suffix), such as LICENSE",
-        "2 file(s) (.heic), such as a.HEIC",
+        "2 file(s) (.cr3), such as a.CR3",
         "6 file(s) (hidden or in a system folder), such as ._1.png",
     ]
 

@@ -244,9 +244,9 @@ LAYOUTS = {
     "a file that is no .zip": ({"set.txt": b"x"}, "set.txt", "is neither a folder nor a .zip. Unpack or convert it."),
     "one photo": (photos(["1.png"]), "1.png", "is one image. Point data.root at a folder"),
     "photos of a kind that is not read": (
-        {"set/1.HEIC": b"x", "set/2.heic": b"x", "set/._1.HEIC": b"x"},
+        {"set/1.CR3": b"x", "set/2.cr3": b"x", "set/._1.CR3": b"x"},
         "set",
-        "but 2 file(s) (.heic), such as 1.HEIC. Convert images to JPEG",
+        "but 2 file(s) (.cr3), such as 1.CR3. Convert images to JPEG",
     ),
     "too few": (
         photos(["few/1.png", "few/2.png"]),

@@ -9,6 +9,8 @@ from helpers.commands import SHORT, TINY_LDM, TINY_VAE, run_command
 from helpers.stand_ins import drawn, read, save_photo
 from PIL import Image, ImageDraw
 
+from latentfaces.data.align import Face
+
 SHOTS = ["num_images=2", "sampler.num_steps=2"]
 
 
@@ -95,3 +97,36 @@ def test_mistakes_get_one_sentence(
     assert exit_.value.code != 0
     assert clue in said
     assert "Traceback" not in said
+
+
+@pytest.fixture
+def wide_photo(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A photo whose only face, says the stand-in for the detector, is at the right."""
+    marks = np.array([[100.0, 30], [112, 32], [105, 38], [100, 46], [110, 47]])
+    monkeypatch.setattr("latentfaces.tasks.paste.find_faces", lambda photo: [Face(marks, np.zeros(4), 0.9)])
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 80, 160), dtype=np.uint8)
+    return Path(save_photo(pixels, home / "wide.png"))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_face_of_a_photo_is_edited_pasted_back_and_made_again(
+    installed: bool, wide_photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentfaces.data.align.has_detector", lambda: installed)
+    run_command("sample.py", "task=edit", "image=wide.png", *SHOTS, f"output={tmp_path / 'edit'}")
+    text = json.loads(Image.open(tmp_path / "edit" / "00001.png").text["latentfaces"])  # type: ignore[attr-defined]
+    assert text["settings"]["align"] == ("auto" if installed else "false")
+    assert (tmp_path / "edit" / "whole_00001.png").exists() == installed
+    shown = "whole_00001.png" if installed else "00001.png"
+    monkeypatch.setattr("latentfaces.data.align.has_detector", lambda: False)  # remake reads the recipe alone
+    run_command("sample.py", "task=remake", f"image={tmp_path / 'edit' / shown}", f"output={tmp_path / 'again'}")
+    assert np.array_equal(read(tmp_path / "again" / shown), read(tmp_path / "edit" / shown))
+    if installed:
+        assert np.array_equal(read(tmp_path / "again" / shown)[..., :60], read(wide_photo)[..., :60])
+
+
+def test_alignment_without_a_photo_is_refused(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["task=edit"], ["task=generate"], ["task=generate", "image=me.png"]):
+        with pytest.raises(SystemExit):
+            run_command("sample.py", *arguments, "align=true", "output=refused")
+        assert "has no effect" in capfd.readouterr().err

@@ -16,6 +16,10 @@ def photo_of(width: int, height: int) -> OwnPhotos:
     return OwnPhotos(["me.png"], torch.zeros(1, 3, 16, 16, dtype=torch.uint8), [(width, height)])
 
 
+def hole_in(mask: str, photos: OwnPhotos, resolution: int) -> torch.Tensor:
+    return read_mask(mask, photos, resolution)[0]
+
+
 def painted(path: Path, width: int, height: int, box: tuple[int, int, int, int], mode: str = "L") -> str:
     """A black mask with a white box (left, top, right, bottom)."""
     image = Image.new(mode, (width, height), 0)
@@ -31,14 +35,14 @@ def test_a_mask_is_cropped_and_resized_like_its_photo(mode: str, scale: int, tmp
     mask = painted(tmp_path / "m.png", 24 * scale, 16 * scale, (6 * scale, 3 * scale, 10 * scale, 8 * scale), mode)
     expected = np.zeros((16, 16), bool)
     expected[3:8, 2:6] = True
-    assert np.array_equal(read_mask(mask, photo_of(24, 16), 16)[0, 0], expected)
+    assert np.array_equal(hole_in(mask, photo_of(24, 16), 16)[0, 0], expected)
 
 
 def test_an_erased_part_is_a_hole(tmp_path: Path) -> None:
     image = Image.new("RGBA", (16, 16), (0, 0, 0, 255))
     image.paste((0, 0, 0, 0), (0, 0, 4, 16))
     image.save(tmp_path / "m.png")
-    hole = read_mask(str(tmp_path / "m.png"), photo_of(16, 16), 16)
+    hole = hole_in(str(tmp_path / "m.png"), photo_of(16, 16), 16)
     assert hole.sum() == 4 * 16
     assert hole[..., :4].all()
 
@@ -46,8 +50,8 @@ def test_an_erased_part_is_a_hole(tmp_path: Path) -> None:
 def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
     mask = painted(tmp_path / "m.png", 20, 20, (5, 5, 9, 9))
     with pytest.raises(UserError, match=r"task.mask=.*20x20.*me.png 24x16"):
-        read_mask(mask, photo_of(24, 16), 16)
-    read_mask(mask, photo_of(1001, 1000), 16)  # but for rounding
+        hole_in(mask, photo_of(24, 16), 16)
+    hole_in(mask, photo_of(1001, 1000), 16)  # but for rounding
 
 
 def test_black_missing_or_damaged_masks_are_refused_and_a_white_one_is_noted(
@@ -55,14 +59,14 @@ def test_black_missing_or_damaged_masks_are_refused_and_a_white_one_is_noted(
 ) -> None:
     for box in ((0, 0, 0, 0), (0, 0, 4, 16)):  # the second is white only where the photo is cut
         with pytest.raises(UserError, match=r"task.mask=.*black"):
-            read_mask(painted(tmp_path / "m.png", 24, 16, box), photo_of(24, 16), 16)
+            hole_in(painted(tmp_path / "m.png", 24, 16, box), photo_of(24, 16), 16)
     with pytest.raises(UserError, match=r"task.mask=.*does not exist"):
-        read_mask(str(tmp_path / "nowhere.png"), photo_of(24, 16), 16)
+        hole_in(str(tmp_path / "nowhere.png"), photo_of(24, 16), 16)
     (tmp_path / "torn.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"task.mask=.*cannot be read"):
-        read_mask(str(tmp_path / "torn.png"), photo_of(24, 16), 16)
+        hole_in(str(tmp_path / "torn.png"), photo_of(24, 16), 16)
     assert capsys.readouterr().err == ""
-    assert read_mask(painted(tmp_path / "m.png", 24, 16, (0, 0, 24, 16)), photo_of(24, 16), 16).all()
+    assert hole_in(painted(tmp_path / "m.png", 24, 16, (0, 0, 24, 16)), photo_of(24, 16), 16).all()
     assert "white all over" in capsys.readouterr().err
 
 
@@ -87,4 +91,4 @@ def test_a_photo_is_no_mask(tmp_path: Path) -> None:
     gray = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
     Image.fromarray(gray).save(tmp_path / "me.png")
     with pytest.raises(UserError, match="is not black and white"):
-        read_mask(str(tmp_path / "me.png"), photo_of(64, 64), 16)
+        hole_in(str(tmp_path / "me.png"), photo_of(64, 64), 16)

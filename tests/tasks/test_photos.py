@@ -55,7 +55,7 @@ def test_a_single_picture_is_read_without_those_beside_it(album: Path) -> None:
 
 
 def test_held_out_photos_are_taken_without_a_picture(pack: Pack) -> None:
-    images = photos_for(16, None, str(pack.folder), 7, seed=1)
+    images = photos_for(16, None, str(pack.folder), 7, seed=1).images
     held_out = {pack.images[index].tobytes() for index in pack.val_indices}
     assert len({image.numpy().tobytes() for image in images} & held_out) == 7
 

@@ -121,6 +121,8 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
         if key in cfg.task:
             cfg.task[key] = value
     refuse_idle_options(cfg, run.stage)
+    if "align" in cfg.task:
+        cfg.task.align = resolved_alignment(cfg)
     choices = HydraConfig.get().runtime.choices
     # Inverted noise is wider than N(0, 1) under guidance, and a random sampler cannot be inverted.
     between_photos = cfg.image is not None and "to_image" in cfg.task
@@ -156,6 +158,14 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     if (own or guidance is None) and pipeline.denoiser is not None and is_main_process():
         print(described(recipe))
     return task, pipeline, recipe
+
+
+def resolved_alignment(cfg: DictConfig) -> str:
+    """Return the value of `align` for the recipe. "auto" aligns only where the extra `align` is installed."""
+    from latentfaces.data.align import has_detector
+
+    value = cfg.align.lower()
+    return "false" if cfg.image is None or (value == "auto" and not has_detector()) else value
 
 
 def remade(recipe: Recipe) -> tuple[Any, Any]:
@@ -194,6 +204,8 @@ def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
     task = HydraConfig.get().runtime.choices["task"]
     if cfg.image is not None and "image" not in cfg.task:
         raise UserError(f"image=... has no effect with task={task}. Leave it out.")
+    if "align" in overridden_keys() and (cfg.image is None or "align" not in cfg.task):
+        raise UserError("align=... has no effect without a photo. Give image=... to a task that takes one.")
     if cfg.image is not None and "task.to_seed" in overridden_keys():
         raise UserError("task.to_seed=... has no effect between photos. Leave it out, or leave out image.")
     if cfg.labels and task in UNLABELED:

@@ -1,4 +1,4 @@
-"""Pack images without training, for machines that have no network. Copy the pack there."""
+"""Pack images without training, for machines that have no network, or align the faces in photos."""
 
 import argparse
 import sys
@@ -13,20 +13,30 @@ if TYPE_CHECKING:
     from latentfaces.data import Pack, Photos
 
 
-def prepare(arguments: argparse.Namespace) -> "Pack":
-    """Find or write the pack, and verify it with `--verify`."""
-    from latentfaces.data import Photos, open_pack  # imports torch: only once the arguments are valid
+ALIGN_OPTIONS = ("source", "align", "resolution")
+"""Options that have an effect with `--align`."""
+
+
+def source_of(arguments: argparse.Namespace) -> "Photos":
+    """Open the images, which are downloaded if they are FFHQ."""
+    from latentfaces.data import Photos  # imports torch: only once the arguments are valid
     from latentfaces.data.kaggle import LICENCE, download_ffhq
-    from latentfaces.data.packing import find_or_write_pack
 
     if arguments.source == "ffhq":
         if arguments.licence is not None:
             raise UserError(f"--licence={arguments.licence} has no effect: FFHQ is under {LICENCE}. Omit it.")
-        source = Photos(download_ffhq(arguments.folder / "ffhq.zip"), LICENCE)
-    elif Path(arguments.source).expanduser().exists():
-        source = Photos(arguments.source, arguments.licence)
-    else:
-        raise UserError(f"{arguments.source} does not exist. Use a folder or .zip of images, or ffhq.")
+        return Photos(download_ffhq(arguments.folder / "ffhq.zip"), LICENCE)
+    if Path(arguments.source).expanduser().exists():
+        return Photos(arguments.source, arguments.licence)
+    raise UserError(f"{arguments.source} does not exist. Use a folder or .zip of images, or ffhq.")
+
+
+def prepare(arguments: argparse.Namespace) -> "Pack":
+    """Find or write the pack, and verify it with `--verify`."""
+    from latentfaces.data import open_pack
+    from latentfaces.data.packing import find_or_write_pack
+
+    source = source_of(arguments)
     folder = arguments.folder / f"{source.name}-{arguments.resolution}"
     if arguments.verify and folder.exists():
         return verified(open_pack(folder), source)
@@ -56,7 +66,8 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="latentfaces-prepare", description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="folder or .zip of images, or ffhq")
-    parser.add_argument("--resolution", type=int, required=True, help="height and width in pixels")
+    parser.add_argument("--resolution", type=int, help="height and width in pixels; with --align 256 by default")
+    parser.add_argument("--align", type=Path, metavar="OUT", help="only write the aligned faces, to the folder OUT")
     parser.add_argument("--folder", type=Path, default=Path("data"), help="folder of the packs (data)")
     parser.add_argument("--licence", help="terms of the images, for the manifest")
     parser.add_argument("--on-bad-image", choices=["fail", "skip"], default="fail")
@@ -64,18 +75,30 @@ def main() -> None:
     parser.add_argument("--filter", choices=["auto", "box", "bilinear", "bicubic", "lanczos"], default="auto")
     parser.add_argument("--verify", action="store_true", help="compare images and pack with their checksums")
     arguments = parser.parse_args()
+    if arguments.align is not None:
+        for name, value in vars(arguments).items():
+            if name not in ALIGN_OPTIONS and value != parser.get_default(name):
+                parser.error(f"--{name.replace('_', '-')} has no effect with --align. Leave it out.")
+        arguments.resolution = 256 if arguments.resolution is None else arguments.resolution
+    elif arguments.resolution is None:
+        parser.error("the following arguments are required: --resolution")
     if arguments.resolution < 1 or arguments.val_every < 1:
         parser.error("--resolution and --val-every must be at least 1")
     escape_stdout()
     try:
         with handle_signals(stop):
+            if arguments.align is not None:
+                from latentfaces.data.aligning import align_photos
+
+                align_photos(source_of(arguments), arguments.align, arguments.resolution)
+                return
             pack = prepare(arguments)
     except Stopped as stopped:
         print(f"Stopped by {stopped.signal.name}. Run the same command to resume.", file=sys.stderr)
         raise
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:  # of a file that was open already
-            error.filename = arguments.folder
+            error.filename = arguments.align or arguments.folder
         if (message := explain(error)) is None:
             raise
         print(f"error: {message}", file=sys.stderr)

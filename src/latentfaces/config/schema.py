@@ -120,6 +120,7 @@ class SampleConfig:
     task: Any = MISSING
     image: str | None = None
     labels: dict[str, Any] = field(default_factory=dict)
+    align: str = key("auto", Literal["auto", "true", "false", "True", "False"])
 
 
 def register() -> None:

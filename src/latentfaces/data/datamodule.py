@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from latentfaces.data.aligning import align_photos
 from latentfaces.data.datasets import (
     Draws,
     FFHQDataset,
@@ -93,11 +94,22 @@ class FFHQDataModule(LightningDataModule):
         """Indices in the pack of the images of the current batch."""
 
     @classmethod
-    def from_photos(cls, root: str | Path, licence: str | None = None, **options: Any) -> "FFHQDataModule":
-        """Create from a folder or .zip of photos; `options` as for the class. The pack alone is enough."""
+    def from_photos(
+        cls, root: str | Path, licence: str | None = None, align: bool = False, **options: Any
+    ) -> "FFHQDataModule":
+        """Create from a folder or .zip of photos; `options` as for the class. The pack alone is enough.
+
+        With `align` the images are the aligned faces, which are written to a folder next to the pack.
+        """
+        resolution, aligned = options["resolution"], "-aligned" if align else ""
         if Path(root).expanduser().exists():
-            return cls(Photos(root, licence), **options)
-        pack = Path(options["folder"]) / f"{Path(root).name.removesuffix('.zip')}-{options['resolution']}"
+            source = Photos(root, licence)
+            if align:
+                name = source.name + aligned
+                source = align_photos(source, Path(options["folder"]) / f"{name}-{resolution}-faces", resolution)
+                source.name = name
+            return cls(source, **options)
+        pack = Path(options["folder"]) / f"{Path(root).name.removesuffix('.zip')}{aligned}-{resolution}"
         if pack.exists():
             if is_main_process():
                 print(f"{root} does not exist: using the pack {pack} alone")

@@ -2,7 +2,9 @@
 
 import hashlib
 import io
-from functools import lru_cache
+import warnings
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
@@ -17,7 +19,9 @@ FilterName = Literal["auto", "box", "bilinear", "bicubic", "lanczos"]
 
 MAX_PIXELS = 2**28  # FFHQ in the wild has at most 2^26
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow rejects photos of 179 megapixels, with other words
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_image` raises an error instead
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+HAS_HEIF = find_spec("pillow_heif") is not None  # the extra photos
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26  # editors store their history as text
 SRGB = ImageCms.createProfile("sRGB")
 
@@ -44,17 +48,28 @@ class Picture(NamedTuple):
     sha256: str  # of the file, see `digest`
 
 
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Return `FORMATS`, and HEIF where the extra `photos` is installed."""
+    if not HAS_HEIF:
+        return FORMATS
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False)
+    return (*FORMATS, "HEIF")
+
+
 def open_image(file: str | Path | IO[bytes]) -> Image.Image:
-    """Open an image in one of `FORMATS`. For others, such as PostScript, Pillow may start a program.
+    """Open an image in one of `readable_formats`. For others, such as PostScript, Pillow may start a program.
 
     Raises:
         OSError: the file is not an image of these formats.
         ValueError: the image has too many pixels, or pixels without a known range.
     """
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=readable_formats())
     except UnidentifiedImageError:
-        raise UnidentifiedImageError(f"not a {', '.join(FORMATS)} image") from None
+        raise UnidentifiedImageError(f"not one of {', '.join(readable_formats())}") from None
     except Image.DecompressionBombError:
         raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
     if image.width * image.height > MAX_PIXELS:
@@ -155,6 +170,16 @@ def decode(data: bytes, resolution: int, resize_filter: FilterName = "auto") -> 
             image.draft(None, (resolution, resolution))
         pixels = center_square(image, resolution, resize_filter)
     return Picture(pixels, enlarged, digest(data))
+
+
+def decode_photo(data: bytes) -> Image.Image:
+    """Decode an image of any shape, upright and in RGB.
+
+    Raises:
+        Exception: as `decode`.
+    """
+    with open_image(io.BytesIO(data)) as image:
+        return to_rgb(turned_upright(image))
 
 
 def digest(data: bytes) -> str:

@@ -16,21 +16,26 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from latentfaces.data.images import FilterName, Picture, decode, digest
+from PIL import Image
+
+from latentfaces.data.images import HAS_HEIF, FilterName, Picture, decode, decode_photo, digest
 from latentfaces.data.pack import Pack
 from latentfaces.data.synthetic import draw_face
 from latentfaces.errors import UserError
 
 FFHQ_JSON = "ffhq-dataset-v2.json"
 FFHQ_FOLDERS = ("images1024x1024", "thumbnails128x128", "in-the-wild-images")
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+HEIF = (".heic", ".heif")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", *HEIF * HAS_HEIF)
 SYSTEM_FOLDERS = {
     *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # of network storages
     *("thumbnails", "thumbs"),
 }
 """Folders that other programs add next to images, in lower case. Hidden ones begin with a dot."""
-METADATA = ("identity.csv", FFHQ_JSON)
+ALIGNMENT, FACES_CSV, CONTACT_SHEET = "alignment.json", "faces.csv", "contact_sheet.png"
+"""Files next to aligned faces: settings, what was done with each face, and a picture of them."""
+METADATA = ("identity.csv", FFHQ_JSON, ALIGNMENT, FACES_CSV, CONTACT_SHEET)
 MAX_FILE_BYTES = 2**28
 RUN, PNG_TEXT = ".hydra/config.yaml", b"latentfaces\0"
 """A file in each run folder, and the key of the metadata in each PNG of sample.py."""
@@ -237,14 +242,19 @@ class Photos(Source):
         images, others = dict[str, int](), defaultdict[str, list[str]](list)
         own = self.own_outputs([name for name, _, _ in files])
         for name, size, reason in files:
+            file = PurePosixPath(name)
+            if file.name in METADATA:
+                continue
             is_image = name.lower().endswith(SUFFIXES)
             if is_hidden(name) or name.startswith(own):
                 if is_image:
                     others["hidden or in a system folder" if is_hidden(name) else "written by latentfaces"].append(name)
             elif is_image and not reason:
                 images[name] = size
-            elif (file := PurePosixPath(name)).name not in METADATA:
-                others[reason or file.suffix.lower() or "no suffix"].append(name)
+            else:
+                suffix = file.suffix.lower()
+                kind = f"{suffix}: pip install 'latentfaces[photos]'" if suffix in HEIF else suffix or "no suffix"
+                others[reason or kind].append(name)
         return dict(sorted(images.items(), key=lambda item: (natural_key(item[0]), item[0]))), others
 
     def own_outputs(self, names: list[str]) -> tuple[str, ...]:
@@ -317,6 +327,18 @@ class Photos(Source):
         try:
             return decode(data, resolution, resize_filter)
         except Exception as error:  # Pillow has a dozen ways to say that a file is damaged
+            raise BadImageError(f"{self.root / name} cannot be read ({error})") from error
+
+    def photo(self, name: str) -> Image.Image:
+        """Return one image of any shape, upright and in RGB.
+
+        Raises:
+            BadImageError: the file is damaged or not an image.
+        """
+        data = self.file_bytes(name)
+        try:
+            return decode_photo(data)
+        except Exception as error:  # as in `read`
             raise BadImageError(f"{self.root / name} cannot be read ({error})") from error
 
     def checksums(self) -> dict[str, str]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from latentfaces.diffusion import Sampler
+from latentfaces.tasks.output import PictureFolder
+from latentfaces.tasks.paste import Alignment
 
 
 @dataclass(kw_only=True)
@@ -28,9 +30,17 @@ class PhotoTask(SamplingTask):
 
     Args:
         image: an image, or a folder or .zip of images.
+        align: work on the face in a photo of `image`: "true", "false" or "auto"; see `Alignment`.
+        face: number of the face.
     """
 
     image: str | None
+    align: str = "false"  # as for recipes of earlier versions
+    face: int = 1
+
+    def alignment(self, pictures: PictureFolder) -> Alignment:
+        """Return the choice of a face in each photo."""
+        return Alignment(self.align, self.face, pictures.folder)
 
 
 @dataclass(kw_only=True)

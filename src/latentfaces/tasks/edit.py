@@ -15,7 +15,7 @@ from latentfaces.tasks.base import PackTask
 from latentfaces.tasks.inpaint import composed
 from latentfaces.tasks.masks import feathered, read_mask
 from latentfaces.tasks.output import PictureFolder, beside
-from latentfaces.tasks.photos import photos_for, read_photos
+from latentfaces.tasks.photos import photos_for
 from latentfaces.tasks.reconstruct import report
 from latentfaces.tasks.relabel import print_moved, relabeled
 from latentfaces.tasks.variants import Name, check_fraction, check_skips, encode, variants
@@ -53,34 +53,35 @@ class Edit(PackTask):
         if not pipeline.asked.isnan().all():
             return self.by_labels(pipeline, pictures)
         check_skips(pipeline, self.skips)
-        photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_photos, self.seed)
+        photos = photos_for(
+            pipeline.resolution, self.image, self.pack, self.num_photos, self.seed, self.alignment(pictures)
+        )
         shown = []
-        for which, names in variants(len(photos), self.num_images, self.seed, self.batch_size):
-            x0, features = encode(pipeline, photos, which)
+        for which, names in variants(len(photos.images), self.num_images, self.seed, self.batch_size):
+            x0, features = encode(pipeline, photos.images, which)
             skips = [self.skips * feature for feature in features] if self.skips else None
             faces = to_uint8(pipeline.decode(self.edited(pipeline, x0, names), skips)).cpu()
-            pictures.add(faces)
+            photos.save(faces, which, pictures)
             shown.append(faces)
-        return pictures.grid(*beside(photos, torch.cat(shown)))
+        return pictures.grid(*beside(photos.images, torch.cat(shown)))
 
     def by_labels(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write photos with the requested labels. Return the path of the grid.
 
         Its columns are the photo, the photo generated again without a change, the result, and their difference.
         """
-        size, own = pipeline.resolution, None
-        if self.image is not None:
-            own = read_photos(self.image, size, self.num_photos, self.seed)
-        photos = own.images if own is not None else photos_for(size, None, self.pack, self.num_photos, self.seed)
-        unchanged, changed = relabeled(pipeline, photos, self.photo_labels or {}, self.sampler, self.batch_size)
-        report("_without_change", photos, unchanged)
+        size, alignment = pipeline.resolution, self.alignment(pictures)
+        photos = photos_for(size, self.image, self.pack, self.num_photos, self.seed, alignment)
+        images, hole, mask = photos.images, None, None
+        unchanged, changed = relabeled(pipeline, images, self.photo_labels or {}, self.sampler, self.batch_size)
+        report("_without_change", images, unchanged)
         print_moved(pipeline, unchanged, changed, open_pack(Path(self.pack)) if self.pack is not None else None)
         difference = (127.5 + (changed.float() - unchanged.float()) / 2).to(torch.uint8)
-        if self.mask is not None and own is not None:
-            hole = read_mask(self.mask, own, size)
-            changed = composed(photos, changed, hole, feathered(hole, size // 32))
-        pictures.add(changed)
-        return pictures.grid(*beside(photos, unchanged, changed, difference))
+        if self.mask is not None:
+            hole, mask = read_mask(self.mask, photos, size)
+            changed = composed(images, changed, hole, feathered(hole, size // 32))
+        photos.save(changed, list(range(len(images))), pictures, hole, mask)
+        return pictures.grid(*beside(images, unchanged, changed, difference))
 
     def edited(self, pipeline: FacePipeline, x0: Tensor, names: list[Name]) -> Tensor:
         """Return latents (b, c, h, w) for the latents x0 of photos, each with the noise of its name."""

@@ -62,24 +62,26 @@ class Inpaint(PhotoTask):
         assert self.mask is not None
         strength = float(pipeline.vae.skip_connections) if self.skips is None else self.skips
         check_skips(pipeline, strength)
-        photos = read_photos(self.image, pipeline.resolution, self.num_photos, self.seed)
-        hole = read_mask(self.mask, photos, pipeline.resolution)
+        alignment = self.alignment(pictures)
+        photos = read_photos(self.image, pipeline.resolution, self.num_photos, self.seed, alignment=alignment)
+        hole, mask = read_mask(self.mask, photos, pipeline.resolution)
         weight = feathered(hole, pipeline.resolution // 32 if self.feather is None else self.feather)
         visible = hidden(photos.images, hole)
         shown = []
         for which, names in variants(len(visible), self.num_images, self.seed, self.batch_size):
             x0, features = encode(pipeline, visible, which)
-            kept = [strength * ~shrunk(hole, *f.shape[-2:]).to(f.device) * f for f in features] if strength else None
-            latents = self.filled(pipeline, x0, grown(shrunk(hole, *x0.shape[-2:])).to(x0.device), names)
+            own = hole[which]
+            kept = [strength * ~shrunk(own, *f.shape[-2:]).to(f.device) * f for f in features] if strength else None
+            latents = self.filled(pipeline, x0, grown(shrunk(own, *x0.shape[-2:])).to(x0.device), names)
             filled = to_uint8(pipeline.decode(latents, kept)).cpu()
-            faces = composed(photos.images[which], filled, hole, weight)
-            pictures.add(faces)
+            faces = composed(photos.images[which], filled, own, weight[which])
+            photos.save(faces, which, pictures, own, mask)
             shown.append(faces)
         holes = torch.where(hole, GRAY, photos.images)
         return pictures.grid(*beside(photos.images, holes, torch.cat(shown)))
 
     def filled(self, pipeline: FacePipeline, x0: Tensor, hole: Tensor, names: list[Name]) -> Tensor:
-        """Return latents (b, c, h, w) that equal x0 outside the hole (1, 1, h, w), each with the noise of its name."""
+        """Return latents (b, c, h, w) that equal x0 outside the hole (b, 1, h, w), each with the noise of its name."""
         predictor, draw = pipeline.predictor, pipeline.draws(names)
         noise = draw()
         # The kept part follows one straight trajectory, unless sampling is random anyway: then each step draws it.
@@ -146,11 +148,11 @@ def hidden(photos: Tensor, hole: Tensor) -> Tensor:
 
 
 def grown(hole: Tensor) -> Tensor:
-    """Grow a hole (1, 1, h, w) bool by one cell on all sides: the encoder sees some of the hole from there."""
+    """Grow holes (b, 1, h, w) bool by one cell on all sides: the encoder sees some of the hole from there."""
     return F.max_pool2d(hole.float(), 3, stride=1, padding=1) > 0
 
 
 def composed(photos: Tensor, faces: Tensor, hole: Tensor, weight: Tensor) -> Tensor:
-    """Blend faces inside the hole with photos (b, 3, R, R) uint8; `weight` (1, 1, R, R) is that of the faces."""
+    """Blend faces inside the hole with photos (b, 3, R, R) uint8; `weight` (b, 1, R, R) is that of the faces."""
     mixed = photos.float().lerp(faces.float(), weight).round().to(torch.uint8)
     return torch.where(hole, mixed, photos)

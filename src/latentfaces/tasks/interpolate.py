@@ -57,8 +57,9 @@ class Interpolate(PhotoTask):
         """Write the row. Return its path."""
         photos = None
         if self.image is not None and self.to_image is not None:
-            left = one_photo(pipeline.resolution, self.image, self.seed)
-            right = one_photo(pipeline.resolution, self.to_image, self.seed, key="task.to_image")
+            alignment = self.alignment(pictures)
+            left = one_photo(pipeline.resolution, self.image, self.seed, alignment=alignment)
+            right = one_photo(pipeline.resolution, self.to_image, self.seed, "task.to_image", alignment)
             photos = found_noise(pipeline, torch.cat([left, right]), self.sampler, self.batch_size)
         fractions = torch.linspace(0, 1, self.num_images).split(self.batch_size)
         faces = torch.cat([self.between(pipeline, photos, part.tolist()) for part in fractions])

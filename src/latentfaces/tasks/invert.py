@@ -36,7 +36,9 @@ class Invert(PackTask):
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the images and the noise. Return the path of the grid."""
-        photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_images, self.seed)
+        photos = photos_for(
+            pipeline.resolution, self.image, self.pack, self.num_images, self.seed, self.alignment(pictures)
+        ).images
         noise = found_noise(pipeline, photos, self.sampler, self.batch_size)
         again = torch.cat(list(pipeline.faces_from_noise(noise, self.sampler, self.batch_size)))
         through_vae = reconstructions(pipeline, photos, 0.0, self.batch_size)

@@ -2,18 +2,23 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from latentfaces.data.crops import crop
 from latentfaces.data.images import open_image, orientation
 from latentfaces.data.pack import open_pack
 from latentfaces.data.sources import SUFFIXES, BadImageError, Photos
 from latentfaces.errors import UserError, and_others, warn
+from latentfaces.evaluation import save_png
+from latentfaces.tasks.output import PictureFolder
+from latentfaces.tasks.paste import AlignedPhoto, Alignment
 
 Size = tuple[int, int]
 """Width and height, in pixels."""
@@ -33,16 +38,50 @@ class OnePhoto(Photos):
 
 @dataclass(frozen=True)
 class OwnPhotos:
-    """Photos as inputs of the model, with their names and original sizes."""
+    """Photos as inputs of the model, with their names and original sizes, which are unknown for those of a pack."""
 
     names: list[str]
     images: Tensor
-    """(n, 3, R, R) uint8: central squares."""
+    """(n, 3, R, R) uint8: central squares or aligned faces."""
     sizes: list[Size]
     """Sizes of the upright files."""
+    aligned: dict[int, AlignedPhoto] = field(default_factory=dict)
+    """Those that show an aligned face, by their number."""
+
+    def save(
+        self,
+        faces: Tensor,
+        which: list[int],
+        pictures: PictureFolder,
+        holes: Tensor | None = None,
+        mask: Image.Image | None = None,
+    ) -> None:
+        """Write faces (b, 3, R, R) uint8, and aligned photos with the face in them as whole_00000.png, ...
+
+        Args:
+            faces: the results.
+            which: the number of the photo of each face.
+            pictures: the folder.
+            holes: (b, 1, R, R) bool, the parts that are pasted; None for all of the crop.
+            mask: see `AlignedPhoto.with_face`.
+        """
+        first = pictures.count
+        pictures.add(faces)
+        for i, photo in enumerate(which):
+            if photo in self.aligned:
+                whole = self.aligned[photo].with_face(faces[i], None if holes is None else holes[i, 0], mask)
+                path = pictures.folder / f"whole_{first + i:05d}.png"
+                save_png(whole, path, pictures.text(index=first + i), compress_level=1)
 
 
-def photos_for(resolution: int, image: str | None, pack: str | None, num_photos: int, seed: int) -> Tensor:
+def photos_for(
+    resolution: int,
+    image: str | None,
+    pack: str | None,
+    num_photos: int,
+    seed: int,
+    alignment: Alignment | None = None,
+) -> OwnPhotos:
     """Read the user's photos or, without any, held-out photos of the run's pack.
 
     Args:
@@ -51,26 +90,31 @@ def photos_for(resolution: int, image: str | None, pack: str | None, num_photos:
         pack: the folder of the run's pack.
         num_photos: maximum number of photos.
         seed: selects photos where there are more.
-
-    Returns:
-        (n, 3, R, R) uint8.
+        alignment: choice of a face in each of the user's photos.
 
     Raises:
         UserError: there is neither `image` nor a pack, or a photo is damaged.
     """
     if image is not None:
-        return read_photos(image, resolution, num_photos, seed).images
+        return read_photos(image, resolution, num_photos, seed, alignment=alignment)
     if pack is None:
         raise UserError("This run has no pack with held-out images. Give photos with image=....")
     opened = open_pack(Path(pack))
-    return torch.from_numpy(opened.images[choose(opened.val_indices, num_photos, seed)])
+    return OwnPhotos([], torch.from_numpy(opened.images[choose(opened.val_indices, num_photos, seed)]), [])
 
 
-def read_photos(image: str, resolution: int, num_photos: int, seed: int, key: str = "image") -> OwnPhotos:
+def read_photos(
+    image: str,
+    resolution: int,
+    num_photos: int,
+    seed: int,
+    key: str = "image",
+    alignment: Alignment | None = None,
+) -> OwnPhotos:
     """Read the user's photos. Warn of those that are cropped or enlarged.
 
     Args:
-        image, resolution, num_photos, seed: see `photos_for`.
+        image, resolution, num_photos, seed, alignment: see `photos_for`.
         key: the key of `image` on the command line.
 
     Raises:
@@ -79,20 +123,29 @@ def read_photos(image: str, resolution: int, num_photos: int, seed: int, key: st
     source = open_source(image, key)
     wanted = choose(np.arange(len(source.names)), num_photos, seed).tolist()
     names = [source.names[index] for index in wanted]
+    aligned, pixels = dict[int, AlignedPhoto](), []
     try:
-        pixels = np.stack([source.read(index, resolution).pixels for index in wanted])
+        for number, index in enumerate(wanted):
+            pixels.append(source.read(index, resolution).pixels)
+            if alignment is None or alignment.mode == "false":
+                continue
+            photo = source.photo(source.names[index])
+            if (square := alignment.square(photo, source.names[index])) is not None:
+                aligned[number] = AlignedPhoto(source, source.names[index], square)
+                pixels[-1] = np.asarray(crop(photo, square, resolution)).transpose(2, 0, 1)
     except BadImageError as error:
         raise UserError(f"{error}. Give another {key}=...") from error
     sizes = [upright_size(source.file_bytes(name)) for name in names]
-    warn_of_shapes(names, sizes, resolution)
-    return OwnPhotos(names, torch.from_numpy(pixels), sizes)
+    used = [(round(aligned[i].square.side),) * 2 if i in aligned else size for i, size in enumerate(sizes)]
+    warn_of_shapes([f"the face in {name}" * (i in aligned) or name for i, name in enumerate(names)], used, resolution)
+    return OwnPhotos(names, torch.from_numpy(np.stack(pixels)), sizes, aligned)
 
 
-def one_photo(resolution: int, image: str, seed: int, key: str = "image") -> Tensor:
+def one_photo(resolution: int, image: str, seed: int, key: str = "image", alignment: Alignment | None = None) -> Tensor:
     """Read one image, (1, 3, R, R) uint8, for a task that takes no folder."""
     if not Path(image).is_file() or not Photos.is_picture(Path(image).name):
         raise UserError(f"{key}={image} must be one image ({', '.join(SUFFIXES)})")
-    return read_photos(image, resolution, 1, seed, key).images
+    return read_photos(image, resolution, 1, seed, key, alignment).images
 
 
 def open_source(image: str, key: str) -> Photos:

@@ -10,6 +10,7 @@ from latentfaces.data.images import to_float, to_uint8
 from latentfaces.evaluation import calculate_metrics
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.output import PictureFolder, bands
+from latentfaces.tasks.paste import Alignment
 from latentfaces.tasks.photos import photos_for
 
 
@@ -25,6 +26,7 @@ class Reconstruct:
         num_images: maximum number of photos.
         seed: selects photos where there are more.
         batch_size: photos at once.
+        align, face: see `PhotoTask`.
     """
 
     pack: str | None
@@ -32,16 +34,20 @@ class Reconstruct:
     num_images: int
     seed: int
     batch_size: int
+    align: str = "false"
+    face: int = 1
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write photos above reconstructions. Return the path of the grid."""
-        images = photos_for(pipeline.resolution, self.image, self.pack, self.num_images, self.seed)
+        alignment = Alignment(self.align, self.face, pictures.folder)
+        photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_images, self.seed, alignment)
+        images = photos.images
         rows = [images, reconstructions(pipeline, images, 0.0, self.batch_size)]
         report("", rows[0], rows[1])
         if pipeline.vae.skip_connections:
             rows.append(reconstructions(pipeline, images, 1.0, self.batch_size))
             report("_with_skips", rows[0], rows[2])
-        pictures.add(rows[-1])
+        photos.save(rows[-1], list(range(len(images))), pictures)
         return pictures.grid(*bands(rows))
 
 

@@ -31,13 +31,15 @@ class Variations(PackTask):
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the variations. Return the path of the grid."""
-        photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_photos, self.seed)
-        own = found_noise(pipeline, photos, self.sampler, self.batch_size)
+        photos = photos_for(
+            pipeline.resolution, self.image, self.pack, self.num_photos, self.seed, self.alignment(pictures)
+        )
+        own = found_noise(pipeline, photos.images, self.sampler, self.batch_size)
         shown = []
-        for which, names in variants(len(photos), self.num_images, self.seed, self.batch_size):
+        for which, names in variants(len(photos.images), self.num_images, self.seed, self.batch_size):
             fresh = pipeline.noise(names)
             noise = torch.stack([slerp(own[p], other, self.amount) for p, other in zip(which, fresh, strict=True)])
             faces = torch.cat(list(pipeline.faces_from_noise(noise, self.sampler, self.batch_size)))
-            pictures.add(faces)
+            photos.save(faces, which, pictures)
             shown.append(faces)
-        return pictures.grid(*beside(photos, torch.cat(shown)))
+        return pictures.grid(*beside(photos.images, torch.cat(shown)))
