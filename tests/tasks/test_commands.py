@@ -9,6 +9,8 @@ from helpers.commands import SHORT, TINY_LDM, TINY_VAE, run_command
 from helpers.stand_ins import drawn, read, save_photo
 from PIL import Image, ImageDraw
 
+from latentfaces.marks import EDITED, GENERATED, read_source
+
 SHOTS = ["num_images=2", "sampler.num_steps=2"]
 
 
@@ -54,6 +56,10 @@ def test_a_task_writes_its_pictures_and_says_where(task: str, home: Path, capsys
     )
     text = json.loads(Image.open(f"{task}/00001.png").text["latentfaces"])  # type: ignore[attr-defined]
     assert (text["task"], text["index"]) == (task, 1)
+    shown = [path for path in Path(task).iterdir() if path.suffix in (".png", ".gif")]
+    new = {path.name for path in shown if read_source(path) == GENERATED}
+    assert new == ({"00000.png", "00001.png"} if task == "neighbours" else set())
+    assert {read_source(path) for path in shown if path.name not in new} == {EDITED}
 
 
 def test_a_photo_is_kept_around_what_is_painted_anew(home: Path) -> None:
@@ -95,3 +101,9 @@ def test_mistakes_get_one_sentence(
     assert exit_.value.code != 0
     assert clue in said
     assert "Traceback" not in said
+
+
+def test_previews_are_marked(home: Path) -> None:
+    for stage, source in (("vae", EDITED), ("ldm", GENERATED)):
+        previews = [*Path(f"outputs/{stage}/faces/images").glob("step_*.png")]
+        assert {read_source(path) for path in previews} == {source}

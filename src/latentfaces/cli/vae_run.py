@@ -15,6 +15,7 @@ from latentfaces.errors import UserError
 from latentfaces.evaluation import calculate_metrics
 from latentfaces.evaluation.grids import save_grid
 from latentfaces.files import atomic_write
+from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import is_main_process
 from latentfaces.run import CONFIG, DATA, Run, check_targets, find_run, folders_named, open_run
@@ -104,6 +105,11 @@ def show_reconstructions(vae: VAE, pack: Pack, device: torch.device, bfloat16: b
     if not reconstructions.isfinite().all():
         raise UserError(f"vae={cfg.vae} reconstructs images of this data as NaN or Inf. Choose another VAE.")
     path = Path(cfg.run_dir) / "images" / "vae.png"
-    save_grid(torch.cat([images[:NUM_SHOWN], reconstructions[:NUM_SHOWN]]), path, columns=len(images[:NUM_SHOWN]))
+    save_grid(
+        torch.cat([images[:NUM_SHOWN], reconstructions[:NUM_SHOWN]]),
+        path,
+        columns=len(images[:NUM_SHOWN]),
+        source=EDITED,
+    )
     values = calculate_metrics(images, reconstructions)
     print(f"{cfg.vae} reconstructs held-out images with {values['psnr']:.1f} dB and SSIM {values['ssim']:.3f}: {path}")

@@ -119,6 +119,9 @@ class SampleConfig:
     guidance: Any = None
     task: Any = MISSING
     image: str | None = None
+    mark: str | None = key(None, Literal["c2pa"] | None)
+    mark_certificate: str | None = None
+    mark_key: str | None = None
 
 
 def register() -> None:

@@ -3,6 +3,7 @@
 from latentfaces.tasks.edit import Edit
 from latentfaces.tasks.evaluate import Evaluate
 from latentfaces.tasks.generate import Generate
+from latentfaces.tasks.identify import Identify
 from latentfaces.tasks.inpaint import Inpaint
 from latentfaces.tasks.interpolate import Interpolate
 from latentfaces.tasks.invert import Invert
@@ -16,6 +17,7 @@ __all__ = [
     "Edit",
     "Evaluate",
     "Generate",
+    "Identify",
     "Inpaint",
     "Interpolate",
     "Invert",

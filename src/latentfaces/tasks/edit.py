@@ -8,6 +8,7 @@ from torch import Tensor
 
 from latentfaces.data.images import to_uint8
 from latentfaces.errors import UserError
+from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import PackTask
 from latentfaces.tasks.output import PictureFolder, beside
@@ -36,6 +37,7 @@ class Edit(PackTask):
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the edits. Return the path of the grid."""
+        pictures.source = EDITED
         check_skips(pipeline, self.skips)
         photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_photos, self.seed)
         shown = []

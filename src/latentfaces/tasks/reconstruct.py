@@ -8,6 +8,7 @@ from torch import Tensor
 
 from latentfaces.data.images import to_float, to_uint8
 from latentfaces.evaluation import calculate_metrics
+from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.output import PictureFolder, bands
 from latentfaces.tasks.photos import photos_for
@@ -35,6 +36,7 @@ class Reconstruct:
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write photos above reconstructions. Return the path of the grid."""
+        pictures.source = EDITED
         images = photos_for(pipeline.resolution, self.image, self.pack, self.num_images, self.seed)
         rows = [images, reconstructions(pipeline, images, 0.0, self.batch_size)]
         report("", rows[0], rows[1])
