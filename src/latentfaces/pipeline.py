@@ -23,6 +23,7 @@ from latentfaces.diffusion import (
     Sampler,
 )
 from latentfaces.errors import UserError
+from latentfaces.model_folder import open_model
 from latentfaces.nn import best_device, weights_hash
 from latentfaces.run import GUIDE, Run, build, open_run
 
@@ -112,6 +113,19 @@ class FacePipeline:
             raise UserError(f"ema={ema} has no effect on a run of stage 1. Leave it out.")
         resolution = run.config["data"]["resolution"]
         return cls(vae, denoiser, resolution, device, bfloat16, guide, guidance, sampler, ema)
+
+    @classmethod
+    def from_pretrained(
+        cls, place: str | Path, device: torch.device | str | None = None, bfloat16: bool = False
+    ) -> "FacePipeline":
+        """Load a folder of `latentfaces-export`, or ID or ID@REVISION of the hub, with its guidance and its sampler.
+
+        It needs torch, safetensors, pillow and numpy alone. The folder may be untrusted.
+
+        Raises:
+            UserError: there is no such folder, or it is damaged.
+        """
+        return cls.load(open_model(place), device, bfloat16)
 
     @cached_property
     def guide(self) -> Denoiser | None:

@@ -124,8 +124,19 @@ class SampleConfig:
     mark_key: str | None = None
 
 
+@dataclass
+class ExportConfig:
+    """export.yaml."""
+
+    run: str = "latest"
+    to: str = MISSING
+    push: str | None = None
+    dry_run: bool = False
+
+
 def register() -> None:
     """Register the schemas with Hydra."""
     store = ConfigStore.instance()
     store.store("train_schema", TrainConfig)
     store.store("sample_schema", SampleConfig)
+    store.store("export_schema", ExportConfig)

@@ -1,0 +1,60 @@
+"""Sample faces with numpy and onnxruntime alone: python sample_onnx.py NUM_IMAGES SEED."""
+
+import json
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+
+def gaussian(bits: np.random.MT19937, size: int) -> np.ndarray:
+    """Draw (size,) values as torch.randn does: Box-Muller on blocks of 16; the last 16 anew if they are no block."""
+    uniform = (bits.random_raw(size) & 0xFFFFFF) / np.float32(2**24)
+    last = (bits.random_raw(16) & 0xFFFFFF) / np.float32(2**24) if size % 16 else uniform[-16:]
+    first, second = np.concatenate([uniform[: size // 16 * 16], last]).reshape(-1, 2, 8).swapaxes(0, 1)
+    radius, angle = np.sqrt(-2 * np.log(1 - first)), 2 * np.pi * second
+    values = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+    return np.concatenate([values[: size - 16], values[-16:]])
+
+
+def sample(folder: Path, names: list[tuple[int, int]]) -> np.ndarray:
+    """Return the faces (n, 3, R, R) in [-1, 1] with these names (seed, number)."""
+    plan = json.loads((folder / "sampling.json").read_text())
+    denoiser, decoder = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in ("denoiser", "decoder"))
+    streams = [np.random.MT19937() for _ in names]
+    for stream, name in zip(streams, names, strict=True):
+        key = np.random.SeedSequence(name).generate_state(624)
+        stream.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": 624}}
+    terms: list[np.ndarray] = []
+    for step in plan["steps"]:
+        if step["kind"] == "noise":
+            noise = np.stack([gaussian(stream, int(np.prod(plan["latent_shape"]))) for stream in streams])
+            terms.append(noise.reshape(-1, *plan["latent_shape"]))
+            continue
+        x = np.float32(sum(weight * term for weight, term in zip(step["x"], terms, strict=True)))
+        if step["kind"] == "denoise":
+            values = {"x_t": x} | {key: np.full(len(x), step[key], np.float32) for key in ("t", "guided")}
+            inputs = {wanted.name: values[wanted.name] for wanted in denoiser.get_inputs()}
+            terms.append(denoiser.run(None, inputs)[0].astype(np.float64))
+    return decoder.run(None, {"latents": x})[0]
+
+
+def png(face: np.ndarray, xmp: str) -> bytes:
+    """Encode a face (3, R, R) in [-1, 1] as PNG with XMP, which marks it as generated."""
+    rows = ((face + 1) * 127.5).round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+    lines = np.insert(rows.reshape(len(rows), -1), 0, 0, axis=1)  # 0: unfiltered
+    header = struct.pack(">2I5B", rows.shape[1], rows.shape[0], 8, 2, 0, 0, 0)
+    chunks = {b"IHDR": header, b"iTXt": b"XML:com.adobe.xmp" + bytes(5) + xmp.encode()}
+    chunks |= {b"IDAT": zlib.compress(lines.tobytes()), b"IEND": b""}
+    packed = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks.items())
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+if __name__ == "__main__":
+    here, (num_images, seed) = Path(__file__).parent, map(int, sys.argv[1:])
+    for number in range(num_images):
+        face = sample(here, [(seed, number)])[0]
+        Path(f"{number:05d}.png").write_bytes(png(face, json.loads((here / "sampling.json").read_text())["xmp"]))
