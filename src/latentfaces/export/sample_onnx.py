@@ -26,7 +26,7 @@ def sample(folder: Path, names: list[tuple[int, int]]) -> np.ndarray:
     denoiser, decoder = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in ("denoiser", "decoder"))
     streams = [np.random.MT19937() for _ in names]
     for stream, name in zip(streams, names, strict=True):
-        key = np.random.SeedSequence(name).generate_state(624)
+        key = np.random.SeedSequence(name).generate_state(624).astype(np.uint32)
         stream.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": 624}}
     terms: list[np.ndarray] = []
     for step in plan["steps"]:
@@ -34,7 +34,7 @@ def sample(folder: Path, names: list[tuple[int, int]]) -> np.ndarray:
             noise = np.stack([gaussian(stream, int(np.prod(plan["latent_shape"]))) for stream in streams])
             terms.append(noise.reshape(-1, *plan["latent_shape"]))
             continue
-        x = np.float32(sum(weight * term for weight, term in zip(step["x"], terms, strict=True)))
+        x = np.asarray(sum(c * term for c, term in zip(step["x"], terms, strict=True)), np.float32)
         if step["kind"] == "denoise":
             values = {"x_t": x} | {key: np.full(len(x), step[key], np.float32) for key in ("t", "guided")}
             inputs = {wanted.name: values[wanted.name] for wanted in denoiser.get_inputs()}
