@@ -42,11 +42,18 @@ def test_both_notebooks_run_one_after_the_other(tmp_path: Path, monkeypatch: pyt
     sampling = ["num_images=4", "sampler.num_steps=2"]
     printed = executed(
         "train_ldm.ipynb",
-        {"NAME": "notebook", "VAE": "notebook", "OPTIONS": [*options, *SHORT], "SAMPLING": sampling, "WORK": work},
+        {
+            "NAME": "notebook",
+            "VAE": "notebook",
+            "OPTIONS": [*options, *SHORT, "data.labels=auto"],
+            "SAMPLING": sampling,
+            "COMPARE": "{smile: [0, 1]}",
+            "WORK": work,
+        },
     )
     assert (tmp_path / "notebook-neighbours/neighbours.json").exists()
     assert "median_distance" in printed
-    assert "6 pictures" in printed
+    assert "7 pictures" in printed
 
 
 @pytest.mark.parametrize("name", ["train_vae.ipynb", "train_ldm.ipynb"])

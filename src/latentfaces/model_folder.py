@@ -15,7 +15,7 @@ from torch import Tensor
 from latentfaces.diffusion import NoGuidance, Sampler
 from latentfaces.diffusion.guidance import Extrapolation
 from latentfaces.errors import UserError
-from latentfaces.run import GUIDE, Run, build, check_targets, has_interpolation
+from latentfaces.run import GUIDE, LABELS, Run, build, check_targets, has_interpolation
 
 CONFIG = "config.json"
 FORMAT = 1
@@ -25,7 +25,7 @@ DIFFUSERS_WEIGHTS = Path("vae") / "diffusion_pytorch_model.safetensors"
 """Weights of a VAE of diffusers, which has a folder as diffusers reads it."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 MAX_CONFIG = 2**20
-PATTERNS = [CONFIG, "*.safetensors", "vae/*", "labels.npy"]
+PATTERNS = [CONFIG, "*.safetensors", "vae/*", LABELS]
 """Files that are downloaded from a hub."""
 
 

@@ -1,6 +1,6 @@
 """FacePipeline: a trained run as an object."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from latentfaces.autoencoder import VAE, Skips
+from latentfaces.data.arrays import open_array
 from latentfaces.data.images import to_uint8
 from latentfaces.diffusion import (
     AutoGuidance,
+    Conditioning,
     Denoiser,
     DPMpp2MSampler,
     Guidance,
@@ -25,7 +27,7 @@ from latentfaces.diffusion import (
 from latentfaces.errors import UserError
 from latentfaces.model_folder import open_model
 from latentfaces.nn import best_device, weights_hash
-from latentfaces.run import GUIDE, Run, build, open_run
+from latentfaces.run import GUIDE, LABELS, Run, build, open_run
 
 PIXELS_AT_ONCE = {"cuda": 2**20, "cpu": 2**18}
 """Pixels per call of encoder or decoder: on a CPU 4 images of 256 x 256. More take memory and are hardly faster."""
@@ -46,6 +48,8 @@ class FacePipeline:
         guidance: guidance of the denoiser; none by default.
         sampler: default sampler; `DPMpp2MSampler(20, eta=1.0)` by default.
         ema: width of the weights' average; None for that of the best weights.
+        conditioning: labels of a denoiser that was trained with them.
+        label_rows: labels (N, L) of the training images, from which labels that are not asked are drawn.
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class FacePipeline:
         guidance: Guidance | None = None,
         sampler: Sampler | None = None,
         ema: float | None = None,
+        conditioning: Conditioning | None = None,
+        label_rows: Tensor | None = None,
     ) -> None:
         self.device, self.bfloat16 = torch.device(device or best_device()), bfloat16
         self.vae = vae.to(self.device)
@@ -68,6 +74,9 @@ class FacePipeline:
         self.guidance: Guidance = guidance or NoGuidance()
         self.sampler: Sampler = sampler or DPMpp2MSampler(20, eta=1.0)
         self.ema = ema
+        self.conditioning, self.label_rows = conditioning, label_rows
+        self.asked = torch.empty(0)
+        self.ask({})
         self.colliding_seeds = False
         """Draw noise as older versions did, to reproduce their images: some (seed, number) shared their noise."""
 
@@ -98,7 +107,7 @@ class FacePipeline:
         """
         run = run if isinstance(run, Run) else open_run(run)
         vae = run.module("autoencoder", "best_vae")
-        denoiser = guide = None
+        denoiser = guide = conditioning = rows = None
         if run.stage == "ldm":
             tuned = (run.tuned() or {}) if guidance is None or sampler is None else {}
             if guidance is None and tuned:
@@ -109,10 +118,14 @@ class FacePipeline:
                 sampler = build(tuned["sampler"])
             denoiser = run.module("denoiser", "best_denoiser") if ema is None else run.averaged("denoiser", ema)
             guide = partial(run.module, "denoiser", GUIDE) if run.has_weights(GUIDE) else None
+            conditioning = build(run.config["model"].get("conditioning"))
+            if (run.folder / LABELS).exists():
+                rows = torch.from_numpy(np.array(open_array(run.folder / LABELS)))
         elif ema is not None:
             raise UserError(f"ema={ema} has no effect on a run of stage 1. Leave it out.")
         resolution = run.config["data"]["resolution"]
-        return cls(vae, denoiser, resolution, device, bfloat16, guide, guidance, sampler, ema)
+        parts = (guide, guidance, sampler, ema, conditioning, rows)
+        return cls(vae, denoiser, resolution, device, bfloat16, *parts)
 
     @classmethod
     def from_pretrained(
@@ -136,11 +149,48 @@ class FacePipeline:
     @property
     def guide_in_use(self) -> Denoiser | None:
         """The guide, if the guidance uses it."""
-        return self.guide if isinstance(self.guidance, AutoGuidance) else None
+        return self.guide if self.guidance.uses_guide else None
+
+    def ask(self, labels: Mapping[str, object]) -> None:
+        """Ask for images with these labels, as {"Smiling": 1, "Hair": "blond", "Male": "free"}.
+
+        Labels that are not given are drawn from the training images; "free" leaves one unknown.
+
+        Raises:
+            UserError: the run has no such label or value.
+        """
+        if self.conditioning is not None:
+            self.asked = self.conditioning.parse(labels)
+        elif labels:
+            raise UserError(
+                f"labels.{next(iter(labels))} has no effect: this run was trained without labels. Leave it out, or "
+                "train with data.labels=...."
+            )
+
+    def labels_for(self, names: Sequence[tuple[int, int]]) -> Tensor:
+        """Return the labels (n, L) of the samples with names (seed, number); not finite where unknown."""
+        if self.conditioning is None:
+            return torch.empty(len(names), 0)
+        rows = torch.empty(0) if self.label_rows is None else self.label_rows
+        return self.conditioning.draw(self.asked, rows, names)
+
+    def described_labels(self, names: Sequence[tuple[int, int]]) -> list[dict[str, float | str]]:
+        """Return the known labels of the samples with these names, by the names of the labels."""
+        return [self.conditioning.describe(row) if self.conditioning else {} for row in self.labels_for(names)]
+
+    def condition(self, labels: Tensor | None = None) -> Tensor | None:
+        """Return the condition (n, size) for labels (n, L), by default for what is asked alone: (1, size)."""
+        if self.conditioning is None:
+            return None
+        return self.conditioning(self.asked[None] if labels is None else labels).to(self.device)
 
     @property
     def predictor(self) -> Predictor:
-        """Guided denoiser.
+        """Guided denoiser that knows the labels that are asked for; see `predictor_given`."""
+        return self.predictor_given(self.condition())
+
+    def predictor_given(self, condition: Tensor | None) -> Predictor:
+        """Return the guided denoiser for a condition (n, size) or (1, size).
 
         Raises:
             UserError: there is no denoiser, or the guidance does not fit it.
@@ -151,7 +201,8 @@ class FacePipeline:
                 "and sample that run."
             )
         try:
-            return self.guidance(self.denoiser, self.guide_in_use)
+            guide = self.guide_in_use
+            return self.guidance(self.denoiser.given(condition), guide.given(condition) if guide else None)
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -243,21 +294,31 @@ class FacePipeline:
                 reconstructed.append(self.vae.decode(posterior.mode(), scaled))
         return torch.cat(reconstructed)
 
-    def sample(self, noise: Tensor, sampler: Sampler, fresh: Callable[[], Tensor] | None = None) -> Tensor:
-        """Map noise (n, c, h, w) to normalized latents; `fresh` as for `Sampler`."""
+    def sample(
+        self,
+        noise: Tensor,
+        sampler: Sampler,
+        fresh: Callable[[], Tensor] | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Map noise (n, c, h, w) to normalized latents; `fresh` as for `Sampler`, `condition` as for `images`."""
+        predictor = self.predictor if condition is None else self.predictor_given(condition)
         with self.autocast():
-            return sampler(self.predictor, noise, fresh)
+            return sampler(predictor, noise, fresh)
 
-    def invert(self, images: Tensor, sampler: Sampler) -> Tensor:
+    def invert(self, images: Tensor, sampler: Sampler, condition: Tensor | None = None) -> Tensor:
         """Map images (n, 3, R, R) in [-1, 1] to noise (n, c, h, w) from which `sampler` generates them approximately.
+
+        `condition` is as for `images`.
 
         Raises:
             UserError: the sampler adds noise, so it cannot be inverted.
         """
         latents = self.encode(images)
+        predictor = self.predictor if condition is None else self.predictor_given(condition)
         try:
             with self.autocast():
-                return sampler.invert(self.predictor, latents)
+                return sampler.invert(predictor, latents)
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -272,23 +333,44 @@ class FacePipeline:
             draw()  # the first draw is the initial noise
             yield self.images(part, sampler, draw)
 
-    def faces(self, names: Sequence[tuple[int, int]], sampler: Sampler, batch_size: int = 64) -> Iterator[Tensor]:
-        """Yield the samples with names (seed, number) in batches (b, 3, R, R) uint8 on the CPU."""
-        for start in range(0, len(names), batch_size):
-            draw = self.draws(names[start : start + batch_size])
-            yield self.images(draw(), sampler, draw)
+    def faces(
+        self, names: Sequence[tuple[int, int]], sampler: Sampler, batch_size: int = 64, labels: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the samples with names (seed, number) in batches (b, 3, R, R) uint8 on the CPU.
 
-    def images(self, noise: Tensor, sampler: Sampler, fresh: Callable[[], Tensor]) -> Tensor:
+        Their labels (n, L) are those of `labels_for` by default.
+        """
+        condition = self.condition(self.labels_for(names) if labels is None else labels)
+        for start in range(0, len(names), batch_size):
+            batch = slice(start, start + batch_size)
+            draw = self.draws(names[batch])
+            yield self.images(draw(), sampler, draw, None if condition is None else condition[batch])
+
+    def images(
+        self,
+        noise: Tensor,
+        sampler: Sampler,
+        fresh: Callable[[], Tensor] | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
         """Map noise (b, c, h, w) to samples (b, 3, R, R) uint8 on the CPU: the one path from noise to images.
 
         Args:
             noise: initial noise.
             sampler: maps noise to latents.
             fresh: returns further noise of the same shape, for a sampler that adds noise.
+            condition: condition (b, size) of the labels, by default of those that are asked for.
         """
-        return to_uint8(self.decode(self.sample(noise, sampler, fresh))).cpu()
+        return to_uint8(self.decode(self.sample(noise, sampler, fresh, condition))).cpu()
 
-    def generate(self, num_images: int, seed: int, sampler: Sampler | None = None, batch_size: int = 64) -> Tensor:
+    def generate(
+        self,
+        num_images: int,
+        seed: int,
+        sampler: Sampler | None = None,
+        batch_size: int = 64,
+        labels: Mapping[str, object] | None = None,
+    ) -> Tensor:
         """Generate samples (num_images, 3, R, R) uint8.
 
         Sample i depends on (seed, i) alone, to one level of 255 for any batch size.
@@ -298,12 +380,15 @@ class FacePipeline:
             seed: seed of the noise.
             sampler: maps noise to latents; the pipeline's by default.
             batch_size: samples at once.
+            labels: ask for these labels first, see `ask`.
 
         Raises:
             ValueError: num_images is below 1.
         """
         if num_images < 1:
             raise ValueError(f"num_images={num_images} must be at least 1")
+        if labels is not None:
+            self.ask(labels)
         names = [(seed, number) for number in range(num_images)]
         return torch.cat(list(self.faces(names, sampler or self.sampler, batch_size)))
 

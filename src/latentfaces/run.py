@@ -20,6 +20,8 @@ from latentfaces.errors import UserError
 from latentfaces.posthoc_ema import rebuild, snapshots_in
 
 CONFIG, RESULT, TUNED = "config.yaml", "result.json", "tuned.json"
+LABELS = "labels.npy"
+"""Labels (N, L) float32 of the training images, in the order of the pack's `train_indices`."""
 PRUNING = "pruning.json"
 GUIDE = "guide_denoiser"
 SNAPSHOTS = Path("checkpoints") / "ema"
@@ -28,10 +30,10 @@ ALLOWED_TARGETS = {
     "latentfaces.diffusion": {
         *("Denoiser", "DiT", "UNet", "EDM", "RectifiedFlow", "VPCosine", "VPLinear"),
         *("DDIMSampler", "DDPMSampler", "DPMpp2MSampler", "EulerSampler", "HeunSampler"),
-        *("AutoGuidance", "InternalGuidance", "NoGuidance"),
+        *("AutoGuidance", "Conditioning", "InternalGuidance", "LabelGuidance", "NoGuidance"),
     },
     "latentfaces.tasks": {
-        *("Edit", "Generate", "Inpaint", "Interpolate", "Invert"),
+        *("Compare", "Edit", "Generate", "Inpaint", "Interpolate", "Invert"),
         *("Neighbours", "Reconstruct", "Variations"),
     },
 }

@@ -21,6 +21,9 @@ TEXTS = {
     "vae=taesd:weights#taef1": 'vae="taesd:weights#taef1"',
     "vae='taesd:my weights#taef1'": 'vae="taesd:my weights#taef1"',
     "model.optimizer.lr=1e-4": "model.optimizer.lr=1e-4",
+    "data.labels=~/labels.csv": f'data.labels="{HOME}/labels.csv"',
+    "data.label_types.age=number": "++data.label_types.age=number",
+    "labels.Smiling=1": "++labels.Smiling=1",
     "~callbacks.previews": "~callbacks.previews",
     "-m": "-m",
 }

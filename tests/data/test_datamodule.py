@@ -172,6 +172,58 @@ def test_latents_come_in_the_order_of_the_pictures(make_data: MakeData, flip: bo
     assert data.train_dataset.moments.shape[1] == 1 + flip  # type: ignore[attr-defined]
 
 
+def labelled(data: FFHQDataModule, *names: str) -> FFHQDataModule:
+    """Return the data module with batches of latents and labels."""
+    data.use_labels(names or None)
+    data.use_latents("key", encode)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def test_batches_of_latents_have_the_labels_of_their_images(make_data: MakeData) -> None:
+    data = labelled(make_data(labels="auto", horizontal_flip=True), "age", "smile")
+    assert data.label_table is not None
+    batches = list(data.train_dataloader())
+    moments, labels = data.on_after_batch_transfer(batches[1], 0)
+    assert (moments.shape, labels.shape, labels.dtype) == ((6, 2, 3, 2, 2), (6, 2), torch.float32)
+    expected = torch.from_numpy(data.label_table.values[batches[1].rows])
+    assert torch.equal(labels.nan_to_num(-9), expected.nan_to_num(-9))
+    # Which images are mirrored changes neither their order nor their labels.
+    plain = list(labelled(make_data(labels="auto", horizontal_flip=False), "age", "smile").train_dataloader())
+    assert torch.equal(plain[1].labels.nan_to_num(-9), batches[1].labels.nan_to_num(-9))
+    held_out = torch.cat([batch.labels for batch in data.test_dataloader()])
+    assert torch.equal(held_out[:, 0], torch.from_numpy(data.label_table.values[data.pack().val_indices, 0]))
+
+
+def test_resumed_run_has_the_labels_of_the_next_batch(make_data: MakeData) -> None:
+    straight, resumed = (labelled(make_data(labels="auto"), "age") for _ in range(2))
+    resumed.load_state_dict({"epoch": 0, "taken": 24})
+    expected = [batch.labels for batch in straight.train_dataloader()][4:]
+    assert torch.equal(torch.cat([batch.labels for batch in resumed.train_dataloader()]), torch.cat(expected))
+
+
+def test_labels_are_summarized_and_need_no_packing(make_data: MakeData, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = make_data().pack()
+    data = make_data(labels="auto", label_types={"age": "number"})
+    capsys.readouterr()
+    table = data.use_labels(["glasses"])
+    assert [label.name for label in table.labels] == ["glasses"]
+    assert "Labels: 40 of 40 images have a row in auto\n  glasses  binary" in capsys.readouterr().out
+    assert data.pack().manifest == packed.manifest
+    with pytest.raises(UserError, match=r"Add data\.labels=FILE"):
+        make_data().use_labels(["glasses"])
+
+
+def test_images_without_use_of_labels_have_none(make_data: MakeData) -> None:
+    data = make_data(labels="auto")
+    assert all(isinstance(data.on_after_batch_transfer(batch, 0), Tensor) for batch in data.train_dataloader())
+    data.use_latents("key", encode)
+    data.prepare_data()
+    data.setup()
+    assert all(isinstance(data.on_after_batch_transfer(batch, 0), Tensor) for batch in data.train_dataloader())
+
+
 def test_filter_reaches_the_pack(photos: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"folder": tmp_path / "data", "resolution": 5, "batch_size": 2}
     packs = [

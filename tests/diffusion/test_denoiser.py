@@ -133,14 +133,14 @@ def test_default_time_samplers_reach_the_start_of_sampling(name: str, time_sampl
     assert time_sampler.from_uniform(double(0.999), denoiser.schedule).item() >= denoiser.first_time
 
 
-def test_network_sees_the_condition_and_the_label_of_each_sample() -> None:
-    network, t, label = Spy(), torch.tensor([0.0, 1 / 80]), torch.rand(2, 8)
+def test_network_sees_the_time_and_the_condition_of_each_sample() -> None:
+    network, t, condition = Spy(), torch.tensor([0.0, 1 / 80]), torch.rand(2, 8)
     denoiser = Denoiser(network, EDM())
     denoiser(torch.ones(2, 1, 2, 2), t)
     assert len(network.seen) == 2
     assert network.seen[1].tolist() == pytest.approx([0.0, 0.5])
-    denoiser(torch.ones(2, 1, 2, 2), t, label)
-    assert torch.equal(network.seen[2], label)
+    denoiser(torch.ones(2, 1, 2, 2), t, condition)
+    assert torch.equal(network.seen[2], condition)
 
 
 def test_all_samples_of_a_prediction_have_the_time_that_is_asked_for() -> None:
@@ -169,9 +169,9 @@ def test_network_without_an_auxiliary_head_has_one_head() -> None:
 
 
 def test_auxiliary_head_comes_second_and_sees_what_the_other_sees() -> None:
-    denoiser, x_t, t, label = Denoiser(TwoHeads(), EDM()), torch.ones(1, 1, 2, 2), torch.ones(1), torch.rand(1, 3)
+    denoiser, x_t, t, condition = Denoiser(TwoHeads(), EDM()), torch.ones(1, 1, 2, 2), torch.ones(1), torch.rand(1, 3)
     assert denoiser.has_auxiliary
-    stronger, weaker = denoiser.heads(x_t, t, label)
-    assert torch.equal(stronger, denoiser(x_t, t, label))
+    stronger, weaker = denoiser.heads(x_t, t, condition)
+    assert torch.equal(stronger, denoiser(x_t, t, condition))
     assert torch.equal(weaker, 0.5 * stronger)
-    assert torch.equal(denoiser.network.seen[2], label)
+    assert torch.equal(denoiser.network.seen[2], condition)

@@ -64,17 +64,17 @@ class ChangedDenoiser(IdealDenoiser):
         super().__init__(mean, SCHEDULES[name], target)
         self.change = change
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.change(super().forward(x_t, t, label), x_t)
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.change(super().forward(x_t, t, condition), x_t)
 
 
 class TwoHeads(nn.Module):
-    """Says x_t plus the label, if there is one, and by its auxiliary head 0."""
+    """Says x_t plus the condition, if there is one, and by its auxiliary head 0."""
 
     auxiliary_depth = 1
 
-    def heads(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> list[Tensor]:
-        return [x_t if label is None else x_t + per_sample(label), torch.zeros_like(x_t)]
+    def heads(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> list[Tensor]:
+        return [x_t if condition is None else x_t + per_sample(condition[:, 0]), torch.zeros_like(x_t)]
 
 
 def mixture_losses(mean: PosteriorMean, name: str, target: Target, weighting: str, change: Change) -> Tensor:
@@ -196,10 +196,10 @@ def test_weight_multiplies_the_loss_of_its_sample() -> None:
     assert loss[1].tolist() == [4.0, 20.0]
 
 
-def test_label_reaches_the_network() -> None:
-    zeros, label = torch.zeros(2, 1, 2, 2), torch.tensor([0.0, 3.0])
+def test_condition_reaches_the_network() -> None:
+    zeros, condition = torch.zeros(2, 1, 2, 2), torch.tensor([[0.0], [3.0]])
     denoiser = Denoiser(TwoHeads(), RectifiedFlow())
-    assert DenoisingLoss(UniformTime())(denoiser, zeros, torch.ones(2), zeros, label)[0].tolist() == [0.0, 9.0]
+    assert DenoisingLoss(UniformTime())(denoiser, zeros, torch.ones(2), zeros, condition)[0].tolist() == [0.0, 9.0]
 
 
 def test_total_is_the_mean_of_the_first_head_and_a_share_of_the_others() -> None:

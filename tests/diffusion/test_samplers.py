@@ -186,7 +186,7 @@ class Linear(IdealDenoiser):
         super().__init__(gaussian(1.0), RectifiedFlow())
         self.a, self.b, self.c = a, b, c
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         self.asked.append(float(t[0]))
         return self.a * x_t + self.b * t[:, None, None, None] + self.c
 
@@ -466,9 +466,9 @@ def test_start_noise_has_the_deviation_of_its_time(name: str) -> None:
     seen: list[Tensor] = []
 
     class Probe(IdealDenoiser):
-        def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
             seen.append(x_t)
-            return super().forward(x_t, t, label)
+            return super().forward(x_t, t, condition)
 
     EulerSampler(3)(Probe(gaussian(S), SCHEDULES[name]), NOISE)
     assert torch.allclose(seen[0], SCHEDULES[name].sigma(double(1.0)) * NOISE)
@@ -524,8 +524,8 @@ def test_inversion_finds_the_noise_that_leads_to_the_latents(kind: type[Sampler]
 class Inexact(IdealDenoiser):
     """Add 0.01 to the best prediction of data N(0, 1)."""
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        return super().forward(x_t, t, label) + 0.01
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        return super().forward(x_t, t, condition) + 0.01
 
 
 @EVERY_SAMPLER

@@ -13,21 +13,30 @@ from helpers.stand_ins import SCHEDULES, White
 from PIL import Image
 from torch import Tensor
 
+from latentfaces.autoencoder import VAE
 from latentfaces.data.images import to_uint8
 from latentfaces.diffusion import (
     AutoGuidance,
+    Conditioning,
     DDIMSampler,
     DDPMSampler,
+    Denoiser,
+    DiT,
     DPMpp2MSampler,
     EulerSampler,
+    Guidance,
     HeunSampler,
+    LabelGuidance,
+    NoGuidance,
     NoiseSchedule,
     Predictor,
+    RectifiedFlow,
     Sampler,
 )
 from latentfaces.export import onnx
 from latentfaces.export.onnx import decoder_program, denoiser_program, write_onnx
 from latentfaces.export.plan import sampling_plan
+from latentfaces.labels import Label
 from latentfaces.marks import GENERATED, read_source
 from latentfaces.pipeline import FacePipeline
 
@@ -122,6 +131,28 @@ def test_programs_of_torch_export_take_any_batch(exported: Path) -> None:
     assert torch.allclose(denoise(x, t, torch.ones(5)), pipeline.predictor.predict(x, 0.25), atol=1e-5)
     assert pipeline.denoiser is not None
     assert torch.allclose(denoise(x, t, torch.zeros(5)), pipeline.denoiser.predict(x, 0.25), atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [LabelGuidance(2.0, auto_weight=1.5), LabelGuidance(2.0), NoGuidance()])
+def test_labels_are_an_input_of_the_program(guidance: Guidance) -> None:
+    torch.manual_seed(0)
+    conditioning = Conditioning([Label("Smiling", "binary"), Label("Hair", "category", ("dark", "blond"))])
+
+    def denoiser() -> Denoiser:
+        network = DiT(4, 16, 1, 2, 2, label_channels=conditioning.size)
+        for parameter in network.parameters():  # the initial network returns 0
+            torch.nn.init.normal_(parameter, std=0.3)
+        return Denoiser(network, RectifiedFlow()).eval().requires_grad_(False)
+
+    vae = VAE(4, 8, (1, 2), 1, attention=False).eval()
+    options = {"guide": denoiser(), "guidance": guidance, "conditioning": conditioning}
+    pipeline = FacePipeline(vae, denoiser(), 16, "cpu", **options)  # type: ignore[arg-type]
+    x, t = torch.randn(3, *pipeline.latent_shape), torch.full((3,), 0.5)
+    condition = conditioning(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, torch.nan]]))
+    guided = denoiser_program(pipeline).module()(x, t, torch.ones(3), condition)
+    expected = pipeline.predictor_given(condition).predict(x, 0.5)
+    assert torch.allclose(guided, expected, atol=1e-5)
+    assert (expected[0] - pipeline.predictor_given(condition[[1, 1, 1]]).predict(x, 0.5)[0]).abs().max() > 0.01
 
 
 def test_what_cannot_be_exported_is_one_line(

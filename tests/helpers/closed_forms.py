@@ -30,7 +30,7 @@ class IdealDenoiser(Denoiser):
         self.mean = mean
         self.asked: list[float] = []
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         self.asked.append(float(t[0]))
         alpha, sigma = per_sample(self.schedule.alpha(t)), per_sample(self.schedule.sigma(t))
         x0 = self.mean(x_t, alpha, sigma)

@@ -60,7 +60,7 @@ class GaussianDenoiser(Denoiser):
         super().__init__(nn.Identity(), RectifiedFlow(), "v")
         self.mean, self.axes, self.variances = mean.flatten(), axes, variances
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
         away = x_t.flatten(1) - alpha * self.mean
         along = away @ self.axes * (alpha * self.variances / (alpha**2 * self.variances + sigma**2))
@@ -75,7 +75,7 @@ class White(Denoiser):
         super().__init__(nn.Identity(), schedule or RectifiedFlow(), "v")
         self.std = std
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         alpha, sigma = per_sample(self.schedule.alpha(t)), per_sample(self.schedule.sigma(t))
         x0 = alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2) * x_t
         return self.target_of(x0, (x_t - alpha * x0) / sigma, t)

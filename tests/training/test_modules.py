@@ -11,9 +11,19 @@ from torch import Tensor
 
 from latentfaces.annealing import Constant, Linear, WarmupDecay
 from latentfaces.autoencoder import VAE, VAELoss
-from latentfaces.diffusion import Denoiser, DenoisingLoss, EulerSampler, LogitNormalTime, RectifiedFlow, UNet
+from latentfaces.diffusion import (
+    Augmentation,
+    Conditioning,
+    Denoiser,
+    DenoisingLoss,
+    EulerSampler,
+    LogitNormalTime,
+    RectifiedFlow,
+    UNet,
+)
 from latentfaces.errors import UserError
 from latentfaces.evaluation import reconstruction_metrics
+from latentfaces.labels import Label
 from latentfaces.training import LatentDiffusionModule, NonFiniteError, TimeLimit, VAEModule
 from latentfaces.training.vae_module import require_range
 
@@ -222,7 +232,7 @@ def test_the_vae_of_stage_2_is_frozen_and_its_latents_are_normalised(monkeypatch
     )  # fmt: skip
     seen: dict[str, Tensor] = {}
 
-    def spy(denoiser: Denoiser, x0: Tensor, label: Tensor | None) -> Tensor:
+    def spy(denoiser: Denoiser, x0: Tensor, condition: Tensor | None) -> Tensor:
         seen["x0"] = x0
         return torch.zeros(1, len(x0), requires_grad=True)
 
@@ -234,6 +244,55 @@ def test_the_vae_of_stage_2_is_frozen_and_its_latents_are_normalised(monkeypatch
     assert seen["x0"].std() == pytest.approx(1.0, abs=0.1)
     assert not any(p.requires_grad for p in vae.parameters())
     assert all(p.requires_grad for p in network.parameters())
+
+
+def test_the_denoiser_sees_the_augmentation_then_the_labels_that_are_not_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    conditioning = Conditioning([Label("Smiling", "binary"), Label("Age", "number", mean=40.0, std=10.0)], 0.5, 0.0)
+    network = UNet(2, width=8, multipliers=[1, 2], num_blocks=1, attention_levels=[], label_channels=8 + 4)
+    module = LatentDiffusionModule(
+        VAE(latent_channels=2, channels=8, multipliers=[1, 2], num_blocks=1, attention=False),
+        Denoiser(network, RectifiedFlow()), DenoisingLoss(LogitNormalTime()), EulerSampler(2), Augmentation(0.5),
+        partial(torch.optim.AdamW, lr=1e-3), WarmupDecay(), seed=0, conditioning=conditioning,
+    )  # fmt: skip
+    seen: list[Tensor] = []
+    network.embed_label.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    monkeypatch.setattr(module, "log_terms", lambda terms: None)
+    monkeypatch.setattr(module, "log", lambda name, value, **_: None)
+    module._trainer = SimpleNamespace(world_size=1, global_rank=0)  # type: ignore[assignment]
+    batch = torch.rand(64, 2, 2, 4, 4), torch.tensor([[1.0, 30.0]] * 63 + [[1.0, float("nan")]])
+    module.training_step(batch, 0)
+    (condition,) = seen
+    smiling, age = condition[:, 8:10], condition[:63, 10:]
+    assert condition[:, :8].any(1).float().mean() > 0.8
+    assert {tuple(row) for row in smiling.tolist()} == {(1.0, 1.0), (0.0, 0.0)}
+    assert {tuple(row) for row in age.tolist()} == {(-1.0, 1.0), (0.0, 0.0)}
+    module.validation_step(batch, 0)
+    assert seen[1].tolist() == [[0.0] * 8 + [1, 1, -1, 1]] * 63 + [[0.0] * 8 + [1, 1, 0, 0]]
+    assert module.latent_shape == (2, 4, 4)
+
+
+def test_previews_show_two_values_of_each_label_with_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    labels = [Label("Smiling", "binary"), Label("Age", "number", mean=40.0, std=10.0, low=1.0, high=45.0)]
+    network = UNet(2, width=8, multipliers=[1, 2], num_blocks=1, attention_levels=[], label_channels=4)
+    module = LatentDiffusionModule(
+        VAE(latent_channels=2, channels=8, multipliers=[1, 2], num_blocks=1, attention=False),
+        Denoiser(network, RectifiedFlow()), DenoisingLoss(LogitNormalTime()), EulerSampler(1), None,
+        partial(torch.optim.AdamW, lr=1e-3), WarmupDecay(), seed=0, conditioning=Conditioning(labels),
+    )  # fmt: skip
+    module.label_rows, module.latent_shape = torch.tensor([[1.0, 20.0], [0.0, 42.0]]), torch.Size((2, 4, 4))
+    seen: list[tuple[Tensor, Tensor]] = []
+    network.register_forward_pre_hook(lambda network, inputs: seen.append((inputs[0], inputs[2])))
+    assert module.preview().shape == (16 + 8 + 8, 3, 8, 8)
+    (noise, drawn), (same, smiling), (_, age) = seen
+    assert {(smiling, round(age, 3)) for smiling, _, age, _ in drawn.tolist()} == {(1, -2), (0, 0.2)}
+    assert torch.equal(same, noise[:4].repeat(2, 1, 1, 1))
+    assert smiling[:, 0].tolist() == [0.0] * 4 + [1.0] * 4
+    assert torch.equal(smiling[:, 2:], drawn[:4, 2:].repeat(2, 1))
+    assert age[:, 2].tolist() == pytest.approx([-1.0] * 4 + [0.5] * 4)  # 30, and 45 instead of 50
 
 
 def test_previews_outlive_the_batch_whose_memory_is_used_again(

@@ -31,6 +31,8 @@ REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size", "mark"
 """Overrides of task=remake. The metadata of the image has everything else."""
 SHARED = ("generate", "evaluate")
 """Tasks that several ranks can share."""
+UNLABELED = ("reconstruct", "tune")
+"""Tasks that cannot ask for labels: they use the VAE alone, or compare with images of all labels."""
 HEUN = CONF / "sampler" / "heun.yaml"
 VERSION = 2
 """Version of recipes. Recipes of version 1 do not name it: other noise for a seed, raw task.strength, other inpaint."""
@@ -48,6 +50,7 @@ class Recipe:
         ema: width of the weights' average; None for that of the best weights.
         precision: "fp32" or "bf16".
         files: the first 12 digits of the SHA-256 of each file in the settings, by its key.
+        labels: labels that are asked for.
         weights: hashes of the weights; None before they are loaded.
         version: see `VERSION`.
     """
@@ -59,6 +62,7 @@ class Recipe:
     ema: float | None = None
     precision: str = Precision.fp32.name
     files: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     version: int = 1
 
@@ -120,7 +124,8 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     choices = HydraConfig.get().runtime.choices
     # Inverted noise is wider than N(0, 1) under guidance, and a random sampler cannot be inverted.
     between_photos = cfg.image is not None and "to_image" in cfg.task
-    guidance: Any = NoGuidance() if between_photos or "guidance" not in choices else None
+    by_labels = choices["task"] == "edit" and bool(cfg.labels)
+    guidance: Any = NoGuidance() if between_photos or by_labels or "guidance" not in choices else None
     if cfg.guidance is not None:
         check_types(plain(cfg.guidance), "guidance")
         guidance = instantiate(OmegaConf.create({"guidance": plain(cfg.guidance)})).guidance  # errors then name the key
@@ -128,6 +133,8 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     sampler = None if own and not between_photos else build(plain(OmegaConf.load(HEUN)))  # type: ignore[arg-type]
     bfloat16 = cfg.precision is Precision.bf16
     pipeline = FacePipeline.load(run, bfloat16=bfloat16, ema=cfg.ema, guidance=guidance, sampler=sampler)
+    labels = plain(cfg.labels)
+    pipeline.ask(labels)
     if own:
         defaults = config_of(pipeline.sampler)
         with open_dict(cfg):
@@ -142,6 +149,7 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
         pipeline.ema,
         cfg.precision.name,
         named_files(settings),
+        labels,
         version=VERSION,
     )
     task = instantiate(cfg.task)
@@ -162,6 +170,7 @@ def remade(recipe: Recipe) -> tuple[Any, Any]:
         raise UserError(f"The metadata of the image do not fit this version of latentfaces ({error}).") from error
     bfloat16 = recipe.precision == Precision.bf16.name
     pipeline = FacePipeline.load(open_run(recipe.run), bfloat16=bfloat16, ema=recipe.ema, guidance=guidance)
+    pipeline.ask(recipe.labels)
     if recipe.version == 1:
         pipeline.colliding_seeds = True
         if recipe.task == "edit":
@@ -187,6 +196,13 @@ def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
         raise UserError(f"image=... has no effect with task={task}. Leave it out.")
     if cfg.image is not None and "task.to_seed" in overridden_keys():
         raise UserError("task.to_seed=... has no effect between photos. Leave it out, or leave out image.")
+    if cfg.labels and task in UNLABELED:
+        raise UserError(f"labels.{next(iter(cfg.labels))}=... has no effect with task={task}. Leave it out.")
+    if task == "edit":
+        idle = ("num_images", "task.strength", "task.skips") if cfg.labels else ("task.photo_labels", "task.mask")
+        if given := [key for key in idle if key in overridden_keys()]:
+            where = "in an edit by labels" if cfg.labels else "without labels.NAME=..."
+            raise UserError(f"{given[0]}=... has no effect {where}. Leave it out.")
     if cfg.ema is not None and task == "tune":
         raise UserError("ema=... has no effect with task=tune, which tries those of task.emas. Leave it out.")
     if stage == "vae" or "sampler" not in cfg.task:
@@ -212,6 +228,7 @@ def remembered(cfg: DictConfig) -> Recipe:
     from PIL import UnidentifiedImageError
 
     from latentfaces.data.images import open_image
+    from latentfaces.tasks.output import OWN_LABELS
 
     if cfg.image is None:
         raise UserError("task=remake needs an image. Give image=FACE.png.")
@@ -225,6 +242,7 @@ def remembered(cfg: DictConfig) -> Recipe:
         raise UserError(f"image={cfg.image} cannot be read ({error})") from None
     try:
         index = text.pop("index", None)
+        text.pop(OWN_LABELS, None)  # they follow from the rest
         recipe = Recipe(**text)
         if recipe.version > VERSION:
             raise UserError(f"image={cfg.image} was made by a newer version of latentfaces. Update it.")

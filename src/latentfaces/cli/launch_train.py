@@ -20,6 +20,7 @@ from latentfaces.cli import tracking
 from latentfaces.cli.compute import apply_choices, device_choices, keep_freed_memory, limit_threads, training_device
 from latentfaces.cli.devices import drop_stale_ranks, resolve_devices
 from latentfaces.cli.init_run import add_init_run, check_network, take_weights
+from latentfaces.cli.labels import add_conditioning, has_labels, save_labels
 from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
 from latentfaces.cli.vae_run import add_trained_vae, copy_vae, show_reconstructions
 from latentfaces.config.compose import compose_config
@@ -102,6 +103,7 @@ def build_training(
         choices: how the networks are computed.
         stop: the callback that stops the run on a signal.
     """
+    import torch
     from lightning.pytorch import seed_everything
     from lightning.pytorch.loggers import WandbLogger
 
@@ -115,15 +117,6 @@ def build_training(
     with open_dict(cfg):
         if "wandb" in cfg.logger:
             tracking.prepare_wandb(cfg)
-    module = instantiate(cfg.model)
-    module.finite = NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped_steps)
-    values = dict(leaves_of(cfg, resolve=True))
-    module.objective = {key: str(values[key]) for key in changes_loss(list(values)) if key != "vae"}
-    if init_run is not None:
-        take_weights(module, init_run)
-    freeze(module.network, cfg.trainable)
-    check_optimizers(module)
-    computed = apply_choices(choices, module.network, training_device(cfg.trainer))
     limit = [TimeLimit(cfg.trainer.max_time)] if cfg.trainer.max_time else []
     trainer: Any = instantiate(
         cfg.trainer,
@@ -135,11 +128,22 @@ def build_training(
         use_distributed_sampler=False,  # the data module distributes batches, which makes a resume exact
         val_check_interval=batches_between_validations(cfg.trainer),
     )
-    data = instantiate(cfg.data)  # downloads and packs, so it comes after all that can fail without it
-    with open_dict(cfg):
-        cfg.pack = str(data.folder)
-    data.trainer = trainer  # too few images for its devices are reported before other ranks start
-    data.pack()  # before the process group exists, whose time limit the waiting ranks would exceed
+    data = packed_data(cfg, trainer) if has_labels(cfg) else None
+    if data is not None:  # the size of the network depends on its labels
+        add_conditioning(cfg, data)
+    module = instantiate(cfg.model)
+    module.finite = NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped_steps)
+    values = dict(leaves_of(cfg, resolve=True))
+    module.objective = {key: str(values[key]) for key in changes_loss(list(values)) if key != "vae"}
+    if init_run is not None:
+        take_weights(module, init_run)
+    freeze(module.network, cfg.trainable)
+    check_optimizers(module)
+    computed = apply_choices(choices, module.network, training_device(cfg.trainer))
+    if data is not None:
+        module.label_rows = torch.from_numpy(data.label_table.values[data.pack().train_indices])
+    else:
+        data = packed_data(cfg, trainer)  # it downloads and packs, so it comes after all that can fail without it
     if trained_vae is not None:
         vae = trained_vae.module("autoencoder", "best_vae") if isinstance(trained_vae, Run) else trained_vae
         module.autoencoder.load_state_dict(vae.state_dict())
@@ -151,12 +155,24 @@ def build_training(
             bfloat16 = choices.precision.startswith("bf16")
             show_reconstructions(module.autoencoder, data.pack(), training_device(cfg.trainer), bfloat16, cfg)
             save_weights(module.autoencoder, Path(cfg.run_dir) / "checkpoints" / "best_vae.pth")
+        if cfg.stage == "ldm" and module.label_rows is not None:
+            save_labels(module.label_rows.numpy(), cfg.run_dir)
         save_config(cfg)
         print(described(cfg, trainer, computed))
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             tracking.begin(logger, plain(cfg))
     return data, module, trainer
+
+
+def packed_data(cfg: DictConfig, trainer: Any) -> Any:
+    """Build the data module, and pack its images."""
+    data = instantiate(cfg.data)
+    with open_dict(cfg):
+        cfg.pack = str(data.folder)
+    data.trainer = trainer  # too few images for its devices are reported before other ranks start
+    data.pack()  # before the process group exists, whose time limit the waiting ranks would exceed
+    return data
 
 
 def quiet_libraries() -> None:
@@ -192,6 +208,7 @@ def save_config(cfg: DictConfig) -> None:
         defaults.run_dir = cfg.run_dir
         if cfg.stage == "ldm":  # these come from the VAE's run
             defaults.vae, defaults.data, defaults.model.autoencoder = cfg.vae, cfg.data, cfg.model.autoencoder
+            defaults.model.conditioning = cfg.model.conditioning  # and this from the labels
             for key in ("source", "licence"):  # of a pretrained VAE, which the report shows
                 defaults.model.autoencoder.pop(key, None)
     save_yaml(defaults, folder / ".hydra" / "defaults.yaml", resolve=True)

@@ -23,10 +23,16 @@ CANDIDATES = ("last", "last.previous", "best")
 LOCK, PATIENCE, PATIENCE_OF_A_CLUSTER = ".lock", 10.0, 120.0
 """The lock file of a training, and seconds to wait for a training that is about to end."""
 
-NEW_KEYS = {"model.denoiser.network.position_table": "False", "init": "None", "trainable": "all"}
+NEW_KEYS = {
+    "model.denoiser.network.position_table": "False",
+    "init": "None",
+    "trainable": "all",
+    "model.labels": "None",
+}
 """Keys that runs of earlier versions lack, and the values that they had."""
 NOT_COMPARED = (
     *("name", "version", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk"),
+    *("model.conditioning*", "model.denoiser.network.label_channels"),  # of data.labels; see `cli.labels`
     *("data.num_workers", "trainer.sync_batchnorm", "trainer.use_distributed_sampler"),  # keys of earlier versions
 )
 """Keys that do not affect training."""

@@ -9,20 +9,27 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 PATHS = (
-    *("data.root", "data.folder", "vae", "init", "run", "output", "to", "image", "task.to_image", "task.mask"),
+    *("data.root", "data.folder", "data.labels", "vae", "init", "run", "output", "to", "image"),
+    *("task.to_image", "task.mask"),
     *("hydra.run.dir", "hydra.sweep.dir"),
 )
 """Keys whose value is a path, or may be one."""
 NOT_TEXT = re.compile(r"[+-]?[\d._]+(e[+-]?\d+)?|true|false|nan|[+-]?inf", re.IGNORECASE)
 """Values that Hydra reads as a number or a truth value."""
+MAPPINGS = ("data.label_types.", "labels.")
+"""Keys of mappings whose names the user chooses. Hydra accepts new names only with a plus."""
 
 
 def as_text(override: str) -> str:
     """Quote an override of a name or a path that Hydra would read as a number or not at all; expand `~`.
 
+    New names in `MAPPINGS` get a plus.
+
     Examples are name=2026_11_29 and vae=diffusers:ID#vae.
     """
     key, equals, value = override.partition("=")
+    if key.startswith(MAPPINGS):
+        return f"++{override}"
     if key not in ("name", *PATHS) or not equals:
         return override
     text = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value

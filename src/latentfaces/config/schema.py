@@ -119,6 +119,7 @@ class SampleConfig:
     guidance: Any = None
     task: Any = MISSING
     image: str | None = None
+    labels: dict[str, Any] = field(default_factory=dict)
     mark: str | None = key(None, Literal["c2pa"] | None)
     mark_certificate: str | None = None
     mark_key: str | None = None

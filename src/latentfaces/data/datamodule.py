@@ -1,7 +1,7 @@
 """Batches for both stages."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ from latentfaces.data.datasets import (
 )
 from latentfaces.data.images import FilterName, to_float
 from latentfaces.data.kaggle import LICENCE, download_ffhq
+from latentfaces.data.labels import LabelTable, read_labels
 from latentfaces.data.latents import Encode, LatentCache
 from latentfaces.data.pack import Pack, hold_out, open_pack
 from latentfaces.data.packing import find_or_write_pack
@@ -38,8 +39,9 @@ Batches = Iterable[ImageBatch | LatentBatch]
 class FFHQDataModule(LightningDataModule):
     """Images, packed once. Batches are images (stage 1) or, with an encoder, cached posteriors (stage 2).
 
-    A batch is images (b, 3, R, R) float in [-1, 1], or moments (b, 2, c, h, w) float: mean and std. Images move to the
-    device as uint8, and are mirrored and converted to float there.
+    A batch is images (b, 3, R, R) float in [-1, 1], or moments (b, 2, c, h, w) float: mean and std. With `use_labels`
+    it is moments and labels (b, L) float, NaN where missing. Images move to the device as uint8, and are mirrored and
+    converted to float there.
 
     Args:
         source: the images.
@@ -52,6 +54,8 @@ class FFHQDataModule(LightningDataModule):
         val_every: one of this many images (or identities) is held out.
         num_val_images: maximum number of held-out images in a validation, evenly spaced; the test takes all.
         filter: resize filter; "auto" is the mean for integer factors, Lanczos otherwise.
+        labels: labels of the images, see `label_rows`.
+        label_types: kinds of labels, where they are not to be inferred.
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class FFHQDataModule(LightningDataModule):
         val_every: Annotated[int, Ge(2)] = 10,
         num_val_images: Annotated[int, Ge(1)] = 1000,
         filter: FilterName = "auto",
+        labels: str | None = None,
+        label_types: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.source = source
@@ -73,6 +79,8 @@ class FFHQDataModule(LightningDataModule):
         self.resolution, self.batch_size, self.seed = resolution, batch_size, seed
         self.horizontal_flip, self.on_bad_image, self.val_every = horizontal_flip, on_bad_image, val_every
         self.num_val_images, self.filter = num_val_images, filter
+        self.labels, self.label_types = labels, dict(label_types or {})
+        self.label_table: LabelTable | None = None
         self.opened: Pack | None = None
         self.encoder: tuple[str, Encode] | None = None
         self.train_dataset: Dataset[Tensor]
@@ -113,6 +121,22 @@ class FFHQDataModule(LightningDataModule):
     def use_latents(self, key: str, encode: Encode) -> None:
         """Return cached posteriors of `encode` from now on; `key` is the hash of its weights."""
         self.encoder = key, encode
+
+    def use_labels(self, names: Sequence[str] | None = None) -> LabelTable:
+        """Read the labels of these names, by default all, and print a summary. Batches of latents have them then.
+
+        Raises:
+            UserError: there are no such labels, or the file is damaged.
+        """
+        if self.labels is None:
+            raise UserError("model.labels needs labels. Add data.labels=FILE, or data.labels=auto with data=synthetic.")
+        pack = self.pack()
+        self.label_table = read_labels(
+            self.labels, self.source, pack.manifest["names"], pack.train_indices, names, self.label_types
+        )
+        if is_main_process():
+            print(self.label_table.summary)
+        return self.label_table
 
     def pack(self) -> Pack:
         """Return the pack, which is written if there is none.
@@ -157,9 +181,10 @@ class FFHQDataModule(LightningDataModule):
         num_val = min(self.num_val_images, len(held_out))
         spaced = held_out[np.linspace(0, len(held_out) - 1, num_val).round().astype(int)]
         moments = self.encoded(self.cache(pack)) if self.encoder is not None else None
+        labels = self.label_table.values if self.label_table is not None else None
 
         def dataset(indices: NDArray[np.int64]) -> Dataset[Tensor]:
-            return FFHQDataset(pack.images, indices) if moments is None else LatentDataset(moments, indices)
+            return FFHQDataset(pack.images, indices) if moments is None else LatentDataset(moments, indices, labels)
 
         self.train_dataset, self.val_dataset = dataset(pack.train_indices), dataset(spaced)
         self.test_dataset = dataset(held_out)
@@ -249,10 +274,13 @@ class FFHQDataModule(LightningDataModule):
         # Lightning searches a batch for tensors to move, which costs 0.2 ms a step.
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def on_after_batch_transfer(self, batch: ImageBatch | LatentBatch, dataloader_idx: int) -> Tensor:
+    def on_after_batch_transfer(
+        self, batch: ImageBatch | LatentBatch, dataloader_idx: int
+    ) -> Tensor | tuple[Tensor, Tensor]:
         self.rows = batch.rows
         if isinstance(batch, LatentBatch):
-            return batch.moments.float()
+            moments = batch.moments.float()
+            return moments if batch.labels is None else (moments, batch.labels)
         if batch.images.device.type != "cpu":
             return to_float(batch.images, batch.mirrored)
         # On a CPU the allocation takes longer than the conversion. A step is over before the next batch is converted,

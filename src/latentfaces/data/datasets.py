@@ -39,6 +39,8 @@ class LatentBatch(NamedTuple):
     """(b, 2, c, h, w) float16: mean and std."""
     rows: NDArray[np.int64]
     """(b,) indices of the images in the pack."""
+    labels: Tensor | None = None
+    """(b, L) float32, NaN where missing; None without labels."""
 
 
 class FFHQDataset(Dataset[Tensor]):
@@ -69,10 +71,16 @@ class LatentDataset(Dataset[Tensor]):
     Args:
         moments: (N, V, 2, c, h, w) float16, in memory or mapped: unchanged and, if V is 2, mirrored.
         indices: which of the N images are in this dataset, in order.
+        labels: (N, L) float32, or None. A mirrored image has the same labels.
     """
 
-    def __init__(self, moments: NDArray[np.float16], indices: NDArray[np.int64]) -> None:
-        self.moments, self.indices = moments, indices
+    def __init__(
+        self,
+        moments: NDArray[np.float16],
+        indices: NDArray[np.int64],
+        labels: NDArray[np.float32] | None = None,
+    ) -> None:
+        self.moments, self.indices, self.labels = moments, indices, labels
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -82,7 +90,8 @@ class LatentDataset(Dataset[Tensor]):
 
     def __getitems__(self, draws: Draws) -> LatentBatch:
         rows = self.indices[draws.items]
-        return LatentBatch(torch.from_numpy(self.moments[rows, draws.mirrored.view(np.uint8)]), rows)
+        labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
+        return LatentBatch(torch.from_numpy(self.moments[rows, draws.mirrored.view(np.uint8)]), rows, labels)
 
 
 class TrainBatches(Sampler[Draws]):

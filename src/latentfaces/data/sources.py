@@ -134,7 +134,7 @@ class DrawnFaces(Source):
 
     Args:
         num_images: number of faces.
-        seed: image i is drawn from seed * 1,000,003 + i.
+        seed: the faces of two seeds differ.
     """
 
     def __init__(self, num_images: int, seed: int = 0) -> None:
@@ -151,8 +151,12 @@ class DrawnFaces(Source):
     def fingerprint(self) -> str:
         return f"drawn faces, num_images={self.num_images}, seed={self.seed}"
 
+    def face_seed(self, index: int) -> int:
+        """Return the seed of one face."""
+        return self.seed * 1_000_003 + index
+
     def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
-        pixels = draw_face(self.seed * 1_000_003 + index, resolution)  # drawn at this size, so the filter has no effect
+        pixels = draw_face(self.face_seed(index), resolution)  # drawn at this size, so the filter has no effect
         return Picture(pixels.transpose(2, 0, 1), False, digest(pixels.tobytes()))
 
 

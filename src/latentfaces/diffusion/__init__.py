@@ -1,9 +1,10 @@
 """Stage 2: diffusion model that maps noise to latents."""
 
 from latentfaces.diffusion.augmentation import Augmentation
+from latentfaces.diffusion.conditioning import Conditioning
 from latentfaces.diffusion.denoiser import Denoiser, Predictor, Target
 from latentfaces.diffusion.dit import DiT
-from latentfaces.diffusion.guidance import AutoGuidance, Guidance, InternalGuidance, NoGuidance
+from latentfaces.diffusion.guidance import AutoGuidance, Guidance, InternalGuidance, LabelGuidance, NoGuidance
 from latentfaces.diffusion.loss import DenoisingLoss, EDMWeighting, MinSNRWeighting, UniformWeighting, Weighting
 from latentfaces.diffusion.noise import PerSampleNoise
 from latentfaces.diffusion.samplers import DDIMSampler, DDPMSampler, DPMpp2MSampler, EulerSampler, HeunSampler, Sampler
@@ -15,6 +16,7 @@ __all__ = [
     "EDM",
     "Augmentation",
     "AutoGuidance",
+    "Conditioning",
     "DDIMSampler",
     "DDPMSampler",
     "DPMpp2MSampler",
@@ -26,6 +28,7 @@ __all__ = [
     "Guidance",
     "HeunSampler",
     "InternalGuidance",
+    "LabelGuidance",
     "LogNormalNoise",
     "LogitNormalTime",
     "MinSNRWeighting",

@@ -10,7 +10,7 @@ from torch import Tensor
 class Augmentation:
     """Non-leaky augmentation of latents (Karras et al. 2022, appendix F.2).
 
-    The network receives the parameters of the augmentation as a label. Samplers use the label 0, which means none.
+    The network receives the parameters of the augmentation in its condition. Samplers use 0, which means none.
     Vertical flip, scale, rotation, stretch and shift are applied independently. Horizontal flips are in the latent
     cache already. Values beyond the edge are reflected.
 
@@ -26,7 +26,7 @@ class Augmentation:
         self.probability = probability
 
     def __call__(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Return augmented latents (b, c, h, w) and the label (b, 8), which is 0 where nothing was applied."""
+        """Return augmented latents (b, c, h, w) and its parameters (b, 8), which are 0 where nothing was applied."""
         b = len(x0)
         applied = (torch.rand(5, b, device=x0.device) < self.probability).float()
         normal = torch.randn(4, b, device=x0.device)
@@ -35,17 +35,17 @@ class Augmentation:
         turn, stretch, axis = applied[2] * angles[0], applied[3] * 0.2 * normal[1], angles[1]
         shift = applied[4] * 0.125 * normal[2:]
 
-        with torch.autocast(x0.device.type, enabled=False):  # the label must match the transformation exactly
+        with torch.autocast(x0.device.type, enabled=False):  # the parameters must match the transformation exactly
             matrix = scaling(1 / scale.exp2(), (1 - 2 * flip) / scale.exp2()) @ rotation(turn)
             matrix = matrix @ rotation(axis) @ scaling(1 / stretch.exp2(), stretch.exp2()) @ rotation(-axis)
             affine = torch.cat([matrix, 2 * shift.T[..., None]], dim=2)
             grid = F.affine_grid(affine, list(x0.shape), align_corners=False)
             moved = F.grid_sample(x0, grid.to(x0.dtype), padding_mode="reflection", align_corners=False)
-        label = torch.stack(
+        parameters = torch.stack(
             [flip, scale, turn.cos() - 1, turn.sin(), stretch * axis.cos(), stretch * axis.sin(), *shift], dim=1
         )
         untouched = (applied.sum(0) == 0)[:, None, None, None]
-        return torch.where(untouched, x0, moved), label
+        return torch.where(untouched, x0, moved), parameters
 
 
 def scaling(x: Tensor, y: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Denoiser: a network with the schedule and the target that define its output."""
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentfaces.diffusion.schedule import NoiseSchedule, per_sample
@@ -59,6 +61,13 @@ class Denoiser(nn.Module):
     def __init__(self, network: nn.Module, schedule: NoiseSchedule, target: Target = "v") -> None:
         super().__init__()
         self.network, self.schedule, self.target = network, schedule, target
+        self.condition: Tensor | None = None
+
+    def given(self, condition: Tensor | None) -> "Denoiser":
+        """Return this denoiser with the condition (b, n) or (1, n) of its predictions; None where nothing is known."""
+        denoiser = copy.copy(self)  # the network is shared
+        denoiser.condition = condition
+        return denoiser
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the network in place at its first call, with the arguments of `torch.compile`."""
@@ -66,28 +75,41 @@ class Denoiser(nn.Module):
         if self.has_auxiliary:  # losses and guidance call this method instead of forward
             self.network.heads = torch.compile(self.network.heads, *args, **kwargs)  # type: ignore[arg-type, assignment]
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Predict the target (b, c, h, w) in the dtype of x_t; label (b, n) is that of `Augmentation`, if any."""
-        return self.network(*self.inputs(x_t, t, label)).to(x_t.dtype)
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Predict the target (b, c, h, w) in the dtype of x_t; for `condition` see `inputs`."""
+        return self.network(*self.inputs(x_t, t, condition)).to(x_t.dtype)
 
-    def heads(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> list[Tensor]:
+    def heads(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> list[Tensor]:
         """Return the prediction and, if the network has an auxiliary head, its prediction."""
         if not self.has_auxiliary:
-            return [self(x_t, t, label)]
-        return [head.to(x_t.dtype) for head in self.network.heads(*self.inputs(x_t, t, label))]  # type: ignore[operator]
+            return [self(x_t, t, condition)]
+        return [head.to(x_t.dtype) for head in self.network.heads(*self.inputs(x_t, t, condition))]  # type: ignore[operator]
 
     @property
     def has_auxiliary(self) -> bool:
         """Whether the network has an auxiliary head."""
         return bool(getattr(self.network, "auxiliary_depth", 0))
 
-    def inputs(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
-        """Return the network's arguments: scaled x_t, time condition and label, if any."""
+    def inputs(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> tuple[Tensor, ...]:
+        """Return the network's arguments: scaled x_t, the schedule's time and the condition, if any.
+
+        Args:
+            x_t: noised latents (b, c, h, w).
+            t: times (b,).
+            condition: parameters of the augmentation, then labels (b, n). Without the former they are 0; None is 0.
+        """
         inputs = per_sample(self.schedule.input_scale(t)).to(x_t.dtype) * x_t, self.schedule.condition(t)
-        return inputs if label is None else (*inputs, label)
+        if condition is None:
+            return inputs
+        missing = getattr(self.network, "label_channels", condition.shape[1]) - condition.shape[1]
+        return (*inputs, F.pad(condition, (missing, 0)) if missing else condition)
+
+    def condition_of(self, x_t: Tensor) -> Tensor | None:
+        """Return the condition (b, n) of predictions for x_t (b, c, h, w)."""
+        return None if self.condition is None else self.condition.expand(len(x_t), -1)
 
     def predict(self, x_t: Tensor, t: float) -> Tensor:
-        return self(x_t, x_t.new_full((len(x_t),), t))
+        return self(x_t, x_t.new_full((len(x_t),), t), self.condition_of(x_t))
 
     def check_times(self, times: Sequence[float]) -> None:
         """Accept any times: there is no guidance."""

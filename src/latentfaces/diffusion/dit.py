@@ -75,7 +75,7 @@ class DiT(nn.Module):
         qk_norm: normalize queries and keys.
         dropout: dropout probability in both branches of a block.
         auxiliary_depth: number of blocks before the auxiliary head, which guidance="internal" needs; 0 for no head.
-        label_channels: size of the augmentation label (see `Augmentation`); 0 for no label.
+        label_channels: size of the condition: parameters of the augmentation and labels; 0 for none.
         position_table: add a fixed 2-D sin-cos table to the patch embeddings. Rotary attention sees only relative
             positions, so without the table a token cannot know where it is while its content is noise. False by
             default, because configs of older runs lack the key; the presets set it.
@@ -99,7 +99,7 @@ class DiT(nn.Module):
             raise ValueError(f"width={width} must be a multiple of 4 with position_table=true")
         if not 0 <= auxiliary_depth < depth:
             raise ValueError(f"auxiliary_depth={auxiliary_depth} must be at least 0 and below depth={depth}")
-        self.patch_size, self.auxiliary_depth = patch_size, auxiliary_depth
+        self.patch_size, self.auxiliary_depth, self.label_channels = patch_size, auxiliary_depth, label_channels
         self.width, self.head_width = width, width // num_heads
         self.position_table = position_table
         self.embed_patch = nn.Linear(channels * patch_size**2, width)
@@ -109,23 +109,23 @@ class DiT(nn.Module):
         self.head = DiTHead(width, channels * patch_size**2)
         self.auxiliary_head = DiTHead(width, channels * patch_size**2) if auxiliary_depth else None
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.predictions(x_t, t, label, auxiliary=False)[0]
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.predictions(x_t, t, condition, auxiliary=False)[0]
 
-    def heads(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> list[Tensor]:
+    def heads(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> list[Tensor]:
         """Return the prediction and that of the auxiliary head (Internal Guidance: arXiv 2512.24176)."""
-        return self.predictions(x_t, t, label, auxiliary=True)
+        return self.predictions(x_t, t, condition, auxiliary=True)
 
-    def predictions(self, x_t: Tensor, t: Tensor, label: Tensor | None, auxiliary: bool) -> list[Tensor]:
+    def predictions(self, x_t: Tensor, t: Tensor, condition: Tensor | None, auxiliary: bool) -> list[Tensor]:
         """Return the prediction, followed by that of the auxiliary head if asked for."""
         height, width = (side // self.patch_size for side in x_t.shape[-2:])
         tokens = self.embed_patch(F.pixel_unshuffle(x_t, self.patch_size).flatten(2).transpose(1, 2))
         if self.position_table:
             tokens = tokens + position_table_2d(height, width, self.width, x_t.device).to(tokens.dtype)
         embedding = self.embed_time(t)
-        if label is not None:
-            assert self.embed_label is not None, "Got a label, but the network has label_channels=0."
-            embedding = embedding + self.embed_label(label)
+        if condition is not None:
+            assert self.embed_label is not None, "Got a condition, but the network has label_channels=0."
+            embedding = embedding + self.embed_label(condition)
         embedding = F.silu(embedding)
         rotation = rotation_2d(height, width, self.head_width, x_t.device).to(tokens.dtype)
         auxiliary_patches: list[Tensor] = []

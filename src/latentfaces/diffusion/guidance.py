@@ -1,4 +1,4 @@
-"""Guidance without labels: extrapolation away from a weaker denoiser."""
+"""Guidance: extrapolation away from a weaker denoiser, or from the denoiser without labels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,16 +15,22 @@ from latentfaces.errors import UserError
 class Guidance(Protocol):
     """Guidance method, which wraps a denoiser."""
 
+    @property
+    def uses_guide(self) -> bool:
+        """Whether the guide is evaluated."""
+
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
         """Return the guided denoiser; `guide` is an early checkpoint of the same run, if there is one.
 
         Raises:
-            ValueError: the guide or the auxiliary head is missing.
+            ValueError: the guide, the auxiliary head or the labels are missing.
         """
 
 
 class NoGuidance:
     """No guidance: returns the denoiser itself."""
+
+    uses_guide = False
 
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
         return denoiser
@@ -53,22 +59,28 @@ class Extrapolation(ABC):
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
         """See `Guidance`."""
 
+    @property
+    def uses_guide(self) -> bool:
+        return False
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether guidance changes a prediction within the interval."""
+        return self.weight != 1
+
     def applies(self, t: float, schedule: NoiseSchedule) -> bool:
         """Return whether guidance changes the prediction at t."""
         position = float(schedule.condition(torch.tensor(t, dtype=torch.float64)))
-        return self.weight != 1 and self.end <= position <= self.start
+        return self.is_enabled and self.end <= position <= self.start
 
 
 class AutoGuidance(Extrapolation):
     """Guidance by an early checkpoint of the same denoiser (autoguidance: Karras et al. 2024b, eq. 3)."""
 
+    uses_guide = True
+
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
-        if guide is None:
-            raise ValueError(
-                "guidance=auto needs checkpoints/guide_denoiser.pth, which callbacks.guide saves during training. "
-                "Train again, or use guidance=none."
-            )
-        return AutoGuided(denoiser, guide, self)
+        return AutoGuided(denoiser, required(guide, "guidance=auto"), self)
 
 
 class InternalGuidance(Extrapolation):
@@ -81,6 +93,49 @@ class InternalGuidance(Extrapolation):
                 "model.denoiser.network.auxiliary_depth=4, or use guidance=none."
             )
         return InternallyGuided(denoiser, self)
+
+
+class LabelGuidance(Extrapolation):
+    """Guidance by labels (classifier-free guidance: Ho & Salimans 2022), with or without that by a guide.
+
+    For the denoiser D, the denoiser without labels U, and the guide G, which sees the labels, the prediction is
+    D + (weight - 1) (D - U) + (auto_weight - 1) (D - G). In eq. 6 of the paper, `weight` is w + 1.
+
+    Args:
+        weight, start, end: see `Extrapolation`.
+        auto_weight: weight of the guide as in `AutoGuidance`; at 1 it is not evaluated.
+    """
+
+    def __init__(self, weight: float, start: float = 1.0, end: float = 0.0, auto_weight: float = 1.0) -> None:
+        super().__init__(weight, start, end)
+        if auto_weight < 1:
+            raise ValueError(f"auto_weight={auto_weight} must be at least 1 (1 disables the guide)")
+        self.auto_weight = auto_weight
+
+    @property
+    def uses_guide(self) -> bool:
+        return self.auto_weight != 1
+
+    @property
+    def is_enabled(self) -> bool:
+        return self.weight != 1 or self.uses_guide
+
+    def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
+        if denoiser.condition is None:
+            raise ValueError(
+                "guidance=labels needs a run that was trained with data.labels. Train one, or use guidance=none."
+            )
+        return LabelGuided(denoiser, required(guide, "guidance.auto_weight") if self.uses_guide else None, self)
+
+
+def required(guide: Denoiser | None, key: str) -> Denoiser:
+    """Return the guide. Raise ValueError if the run has none."""
+    if guide is None:
+        raise ValueError(
+            f"{key} needs checkpoints/guide_denoiser.pth, which callbacks.guide saves during training. Train again, or "
+            "use guidance=none."
+        )
+    return guide
 
 
 class Guided(ABC):
@@ -110,7 +165,7 @@ class Guided(ABC):
 
     def check_times(self, times: Sequence[float]) -> None:
         guidance = self.guidance
-        if guidance.weight != 1 and not any(guidance.applies(t, self.schedule) for t in times):
+        if guidance.is_enabled and not any(guidance.applies(t, self.schedule) for t in times):
             raise UserError(
                 f"guidance.start={guidance.start:g}, guidance.end={guidance.end:g} contain none of the {len(times)} "
                 "sampling times. Widen the interval or raise sampler.num_steps."
@@ -119,12 +174,11 @@ class Guided(ABC):
     def predict(self, x_t: Tensor, t: float) -> Tensor:
         if not self.guidance.applies(t, self.schedule):
             return self.denoiser.predict(x_t, t)
-        stronger, weaker = self.predict_both(x_t, t)
-        return weaker.lerp(stronger, self.guidance.weight)
+        return self.extrapolate(x_t, t)
 
     @abstractmethod
-    def predict_both(self, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        """Return the stronger and the weaker prediction."""
+    def extrapolate(self, x_t: Tensor, t: float) -> Tensor:
+        """Return the guided prediction."""
 
 
 class AutoGuided(Guided):
@@ -134,13 +188,32 @@ class AutoGuided(Guided):
         super().__init__(denoiser, guidance)
         self.guide = guide
 
-    def predict_both(self, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        return self.denoiser.predict(x_t, t), self.guide.predict(x_t, t)
+    def extrapolate(self, x_t: Tensor, t: float) -> Tensor:
+        stronger, weaker = self.denoiser.predict(x_t, t), self.guide.predict(x_t, t)
+        return weaker.lerp(stronger, self.guidance.weight)
 
 
 class InternallyGuided(Guided):
     """Denoiser guided by its auxiliary head."""
 
-    def predict_both(self, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        stronger, weaker = self.denoiser.heads(x_t, x_t.new_full((len(x_t),), t))
-        return stronger, weaker
+    def extrapolate(self, x_t: Tensor, t: float) -> Tensor:
+        stronger, weaker = self.denoiser.heads(x_t, x_t.new_full((len(x_t),), t), self.denoiser.condition_of(x_t))
+        return weaker.lerp(stronger, self.guidance.weight)
+
+
+class LabelGuided(Guided):
+    """Denoiser guided by its labels and, if there is a guide, by that too."""
+
+    def __init__(self, denoiser: Denoiser, guide: Denoiser | None, guidance: LabelGuidance) -> None:
+        super().__init__(denoiser, guidance)
+        self.guide, self.auto_weight = guide, guidance.auto_weight
+
+    def extrapolate(self, x_t: Tensor, t: float) -> Tensor:
+        condition = self.denoiser.condition_of(x_t)
+        assert condition is not None
+        both = torch.cat([condition, torch.zeros_like(condition)])  # one call of the network; 0 is unknown
+        given, unknown = self.denoiser(torch.cat([x_t, x_t]), x_t.new_full((len(both),), t), both).chunk(2)
+        guided = unknown.lerp(given, self.guidance.weight)
+        if self.guide is not None:
+            guided = guided + (self.auto_weight - 1) * (given - self.guide.predict(x_t, t))
+        return guided

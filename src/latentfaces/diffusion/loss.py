@@ -82,12 +82,12 @@ class DenoisingLoss(nn.Module):
         x0: Tensor,
         t: Tensor | None = None,
         noise: Tensor | None = None,
-        label: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Return the loss per head and sample, (heads, b), for x0 (b, c, h, w); t and noise are drawn if None."""
         t = self.time_sampler(len(x0), denoiser.schedule, x0.device) if t is None else t
         noise = torch.randn_like(x0) if noise is None else noise
-        heads = denoiser.heads(denoiser.schedule.add_noise(x0, noise, t), t, label)
+        heads = denoiser.heads(denoiser.schedule.add_noise(x0, noise, t), t, condition)
         target, weight = denoiser.target_of(x0, noise, t), self.weighting(denoiser, t)
         return torch.stack([weight * (head - target).square().flatten(1).mean(1) for head in heads])
 

@@ -36,7 +36,7 @@ class UNet(nn.Module):
         attention_levels: levels, counted from 0, with self-attention; the middle block always has it.
         head_width: channels of an attention head.
         dropout: dropout probability in the residual blocks.
-        label_channels: size of the augmentation label (see `Augmentation`); 0 for no label.
+        label_channels: size of the condition: parameters of the augmentation and labels; 0 for none.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class UNet(nn.Module):
         label_channels: int = 0,
     ) -> None:
         super().__init__()
-        embedding_width = 4 * width
+        embedding_width, self.label_channels = 4 * width, label_channels
         self.embed_time = TimeEmbedding(embedding_width)
         self.embed_label = nn.Linear(label_channels, embedding_width, bias=False) if label_channels else None
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
@@ -84,11 +84,11 @@ class UNet(nn.Module):
         self.norm = group_norm(in_channels)
         self.out = zero_init(nn.Conv2d(in_channels, channels, 3, padding=1))  # initial prediction: 0, the mean of v
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         embedding = self.embed_time(t)
-        if label is not None:
-            assert self.embed_label is not None, "Got a label, but the network has label_channels=0."
-            embedding = embedding + self.embed_label(label)
+        if condition is not None:
+            assert self.embed_label is not None, "Got a condition, but the network has label_channels=0."
+            embedding = embedding + self.embed_label(condition)
         x = self.stem(x_t)
         skips = [x]
         for layer in self.down:

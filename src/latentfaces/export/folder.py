@@ -17,11 +17,10 @@ from latentfaces.export.card import model_card
 from latentfaces.export.onnx import write_onnx
 from latentfaces.model_folder import CONFIG, FORMAT, WEIGHTS
 from latentfaces.pipeline import FacePipeline
-from latentfaces.run import GUIDE, Run, config_of
+from latentfaces.run import GUIDE, LABELS, Run, config_of
 
 PARTS = ("autoencoder", "denoiser", "conditioning")
 """Nodes of `model` in a run's config from which a pipeline is built."""
-LABELS = "labels.npy"
 NUM_SHOWN, COLUMNS = 16, 8
 
 

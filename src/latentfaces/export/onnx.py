@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from latentfaces.autoencoder import VAE
-from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, InternalGuidance
+from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, InternalGuidance, LabelGuidance
 from latentfaces.diffusion.schedule import per_sample
 from latentfaces.export.plan import sampling_plan
 from latentfaces.marks import GENERATED, xmp
@@ -37,21 +37,29 @@ class Decode(nn.Module):
 
 
 class Denoise(nn.Module):
-    """Guided denoiser: maps x_t (b, c, h, w), t (b,), and guided (b,), 1 or 0, to the prediction (b, c, h, w)."""
+    """Guided denoiser: maps x_t (b, c, h, w), t (b,), guided (b,), 1 or 0, and the condition (b, n) to the prediction.
+
+    A model without labels has no condition.
+    """
 
     def __init__(self, denoiser: Denoiser, guide: Denoiser | None, guidance: Guidance) -> None:
         super().__init__()
         self.denoiser, self.guide, self.guidance = denoiser, guide, guidance
 
-    def forward(self, x_t: Tensor, t: Tensor, guided: Tensor) -> Tensor:
-        if isinstance(self.guidance, AutoGuidance):
-            assert self.guide is not None
-            stronger, weaker = self.denoiser(x_t, t), self.guide(x_t, t)
-        elif isinstance(self.guidance, InternalGuidance):
-            stronger, weaker = self.denoiser.heads(x_t, t)
-        else:
-            return self.denoiser(x_t, t)
-        return stronger + per_sample(guided) * (self.guidance.weight - 1) * (stronger - weaker)
+    def forward(self, x_t: Tensor, t: Tensor, guided: Tensor, condition: Tensor | None = None) -> Tensor:
+        guidance, guide = self.guidance, self.guide
+        if isinstance(guidance, InternalGuidance):
+            prediction, weaker = self.denoiser.heads(x_t, t, condition)
+            return prediction + per_sample(guided) * (guidance.weight - 1) * (prediction - weaker)
+        prediction = self.denoiser(x_t, t, condition)
+        away = torch.zeros_like(prediction)
+        if isinstance(guidance, AutoGuidance | LabelGuidance) and guide is not None:
+            weight = guidance.weight if isinstance(guidance, AutoGuidance) else guidance.auto_weight
+            away = away + (weight - 1) * (prediction - guide(x_t, t, condition))
+        if isinstance(guidance, LabelGuidance):
+            assert condition is not None
+            away = away + (guidance.weight - 1) * (prediction - self.denoiser(x_t, t, torch.zeros_like(condition)))
+        return prediction + per_sample(guided) * away
 
 
 def decoder_program(pipeline: FacePipeline) -> ExportedProgram:
@@ -66,7 +74,10 @@ def denoiser_program(pipeline: FacePipeline) -> ExportedProgram:
     module = Denoise(pipeline.denoiser, pipeline.guide_in_use, pipeline.guidance).eval()
     x_t = torch.zeros(2, *pipeline.latent_shape, device=pipeline.device)
     t = torch.full((2,), 0.5, device=pipeline.device)
-    return torch.export.export(module, (x_t, t, torch.ones_like(t)), dynamic_shapes=({0: Dim("batch")},) * 3)
+    inputs = (x_t, t, torch.ones_like(t))
+    if pipeline.conditioning is not None:
+        inputs = (*inputs, x_t.new_zeros(2, pipeline.conditioning.size))
+    return torch.export.export(module, inputs, dynamic_shapes=({0: Dim("batch")},) * len(inputs))
 
 
 def write_onnx(pipeline: FacePipeline, folder: Path) -> None:
@@ -93,6 +104,7 @@ def write_onnx(pipeline: FacePipeline, folder: Path) -> None:
     if pipeline.denoiser is not None:
         plan = {
             "latent_shape": pipeline.latent_shape,
+            "condition_size": pipeline.conditioning.size if pipeline.conditioning else 0,
             "steps": sampling_plan(pipeline.predictor, pipeline.sampler),
             "xmp": xmp(GENERATED),
         }

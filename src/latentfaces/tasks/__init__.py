@@ -1,5 +1,6 @@
 """Tasks of sample.py, one file each."""
 
+from latentfaces.tasks.compare import Compare
 from latentfaces.tasks.edit import Edit
 from latentfaces.tasks.evaluate import Evaluate
 from latentfaces.tasks.generate import Generate
@@ -14,6 +15,7 @@ from latentfaces.tasks.tune import Tune
 from latentfaces.tasks.variations import Variations
 
 __all__ = [
+    "Compare",
     "Edit",
     "Evaluate",
     "Generate",

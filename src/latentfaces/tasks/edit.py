@@ -1,43 +1,59 @@
-"""SDEdit: add noise to a photo up to some time, then denoise it (Meng et al. 2022, algorithm 1)."""
+"""Edits of photos by SDEdit (Meng et al. 2022, algorithm 1) or by labels."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentfaces.data.images import to_uint8
+from latentfaces.data.pack import open_pack
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import PackTask
+from latentfaces.tasks.inpaint import composed
+from latentfaces.tasks.masks import feathered, read_mask
 from latentfaces.tasks.output import PictureFolder, beside
-from latentfaces.tasks.photos import photos_for
+from latentfaces.tasks.photos import photos_for, read_photos
+from latentfaces.tasks.reconstruct import report
+from latentfaces.tasks.relabel import print_moved, relabeled
 from latentfaces.tasks.variants import Name, check_fraction, check_skips, encode, variants
 
 
 @dataclass(kw_only=True)
 class Edit(PackTask):
-    """A row for each photo: the photo, then `num_images` edits of it.
+    """A row for each photo: the photo, then `num_images` edits of it: noise is added up to some time, then removed.
+
+    Where labels are asked for, the photo is inverted and generated again with them instead; see `relabel`.
 
     Args:
         num_photos: maximum number of photos.
         strength: time on the schedule's even scale (`NoiseSchedule.condition`), in (0, 1], up to which noise is added:
             near 0 the result is the VAE's reconstruction, at 1 nothing is left of the photo.
         skips: strength, in [0, 1], of the photo's features where the VAE has skip connections.
+        photo_labels: labels of the photos, for an edit by labels; those that are not given are unknown.
+        mask: image of the photo's shape, for an edit by labels: outside of white nothing changes.
     """
 
     num_photos: int
     strength: float
     skips: float
+    photo_labels: dict[str, Any] | None = None
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         check_fraction("task.strength", self.strength, low_included=False)
         check_fraction("task.skips", self.skips)
+        if self.mask is not None and self.image is None:
+            raise UserError(f"task.mask={self.mask} needs a photo of its shape. Give image=PHOTO.png.")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the edits. Return the path of the grid."""
         pictures.source = EDITED
+        if not pipeline.asked.isnan().all():
+            return self.by_labels(pipeline, pictures)
         check_skips(pipeline, self.skips)
         photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_photos, self.seed)
         shown = []
@@ -48,6 +64,23 @@ class Edit(PackTask):
             pictures.add(faces)
             shown.append(faces)
         return pictures.grid(*beside(photos, torch.cat(shown)))
+
+    def by_labels(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
+        """Write photos with the labels that are asked for. Return the path of the grid.
+
+        Its columns are the photo, the photo generated again without a change, the result, and their difference.
+        """
+        own = self.image and read_photos(self.image, pipeline.resolution, self.num_photos, self.seed)
+        photos = own.images if own else photos_for(pipeline.resolution, None, self.pack, self.num_photos, self.seed)
+        unchanged, changed = relabeled(pipeline, photos, self.photo_labels or {}, self.sampler, self.batch_size)
+        report("_without_change", photos, unchanged)
+        print_moved(pipeline, unchanged, changed, open_pack(Path(self.pack)) if self.pack is not None else None)
+        difference = (127.5 + (changed.float() - unchanged.float()) / 2).to(torch.uint8)
+        if self.mask is not None and own:
+            hole = read_mask(self.mask, own, pipeline.resolution)
+            changed = composed(photos, changed, hole, feathered(hole, pipeline.resolution // 32))
+        pictures.add(changed)
+        return pictures.grid(*beside(photos, unchanged, changed, difference))
 
     def edited(self, pipeline: FacePipeline, x0: Tensor, names: list[Name]) -> Tensor:
         """Return latents (b, c, h, w) for the latents x0 of photos, each with the noise of its name."""

@@ -51,7 +51,7 @@ class Generate(SamplingTask):
                 shown.append(ranks.join(faces[: max(MAX_IN_GRID - part.start, 0)]))
                 if not self.npz:
                     pictures.count = part.start
-                    pictures.add(faces)
+                    pictures.add(faces, pipeline.described_labels(names))
                     continue
                 faces = ranks.join(faces)
                 if ranks.rank == 0:

@@ -75,11 +75,15 @@ class Interpolate(PhotoTask):
 
     def between(self, pipeline: FacePipeline, photos: Tensor | None, fractions: Sequence[float]) -> Tensor:
         """Return faces (n, 3, R, R) uint8 at these fractions; `photos` (2, c, h, w) is the noise of the photos."""
-        draw = pipeline.draws([(self.seed, 0), (self.to_seed, 0)])
+        seeds = [(self.seed, 0), (self.to_seed, 0)]
+        draw = pipeline.draws(seeds)
 
         def interpolated(ends: Tensor) -> Tensor:
             return torch.stack([slerp(ends[0], ends[1], fraction) for fraction in fractions])
 
         start = draw() if photos is None else photos
-        # Noise that the sampler adds is interpolated too, so the ends are the faces of their seeds.
-        return pipeline.images(interpolated(start), self.sampler, lambda: interpolated(draw()))
+        condition = pipeline.condition(pipeline.labels_for(seeds)) if photos is None else None
+        if condition is not None:
+            condition = torch.stack([condition[0].lerp(condition[1], fraction) for fraction in fractions])
+        # Labels and noise that the sampler adds are interpolated too, so the ends are the faces of their seeds.
+        return pipeline.images(interpolated(start), self.sampler, lambda: interpolated(draw()), condition)

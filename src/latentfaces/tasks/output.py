@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +23,8 @@ from latentfaces.marks import GENERATED, RECIPE, Recipe, Source, mark_npz
 from latentfaces.ranks import Ranks
 
 MAX_COLUMNS = 16
+OWN_LABELS = "labels_of_image"
+"""Key of an image's own labels in its metadata."""
 
 
 def new_folder(wanted: Path) -> Path:
@@ -92,11 +94,12 @@ class PictureFolder:
         if raised[0] is not None:
             drop_if_empty(self.folder)
 
-    def add(self, images: Tensor) -> None:
-        """Write images (n, 3, H, W) uint8, numbered from the last one on."""
-        for image in images:
+    def add(self, images: Tensor, labels: Sequence[Mapping[str, float | str]] = ()) -> None:
+        """Write images (n, 3, H, W) uint8, numbered from the last one on, with the known labels of each, if any."""
+        for image, own in itertools.zip_longest(images, labels):
+            more = {OWN_LABELS: own} if own else {}
             path = self.folder / f"{self.count:05d}.png"
-            save_png(image, path, self.recipe(index=self.count), self.source)
+            save_png(image, path, self.recipe(index=self.count, **more), self.source)
             self.sign(path)
             self.count += 1
 

@@ -24,7 +24,12 @@ from latentfaces.pipeline import FacePipeline
 from latentfaces.run import TUNED, Run, build, config_of, open_run
 from latentfaces.tasks.output import PictureFolder
 
-KINDS = {"none": "NoGuidance", "auto": "AutoGuidance", "internal": "InternalGuidance"}
+KINDS = {
+    "none": "NoGuidance",
+    "auto": "AutoGuidance",
+    "internal": "InternalGuidance",
+    "labels": "LabelGuidance",
+}
 MAX_PHOTOS = 2000
 SHOWN = 16
 
@@ -35,7 +40,7 @@ class Choice:
 
     Args:
         sampler: name of the sampler, see `named`.
-        guidance: "none", "auto" or "internal".
+        guidance: "none", "auto", "internal" or "labels".
         weight: guidance weight; 1 for none.
         ema: width of the average; None for that of the best weights.
     """
@@ -141,6 +146,7 @@ class Tune:
 
         plain = Choice(usual)
         kinds = ["auto"] * (pipeline.guide is not None) + ["internal"] * best_weights.has_auxiliary
+        kinds += ["labels"] * (pipeline.conditioning is not None)
         best = min([plain, *(Choice(usual, kind, weight) for kind in kinds for weight in self.weights)], key=score)
         if run.has_snapshots:
             best = min([best, *(replace(best, ema=ema) for ema in self.emas)], key=score)
@@ -184,7 +190,7 @@ def plot_scores(scores: dict[Choice, float], best: Choice, output: Path) -> Figu
     figure = Figure(figsize=(12.0, 3.4), layout="constrained")
     by_weight, by_average, by_sampler = figure.subplots(1, 3, sharey=True)
     usual = next(iter(scores)).sampler
-    for kind, color in zip(("auto", "internal"), COLORS, strict=False):
+    for kind, color in zip(list(KINDS)[1:], COLORS, strict=False):
         line = sorted(
             (c.weight, v)
             for c, v in scores.items()
@@ -193,7 +199,7 @@ def plot_scores(scores: dict[Choice, float], best: Choice, output: Path) -> Figu
         if len(line) > 1:
             by_weight.plot(*zip(*line, strict=True), marker="o", color=color, label=f"guidance={kind}")
     average = sorted((c.ema, v) for c, v in scores.items() if c.ema is not None and c.sampler == usual)
-    by_average.plot(*zip(*average, strict=True) if average else ([], []), marker="o", color=COLORS[2])
+    by_average.plot(*zip(*average, strict=True) if average else ([], []), marker="o", color=COLORS[4])
     compared: dict[str, float] = {}  # with the best settings so far; of the best sampler also nearby weights
     for choice, value in scores.items():
         compared[choice.sampler] = min(value, compared.get(choice.sampler, math.inf))

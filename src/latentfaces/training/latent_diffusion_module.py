@@ -1,6 +1,6 @@
 """LightningModule of stage 2."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +9,21 @@ from torch import Tensor, nn
 
 from latentfaces.annealing import WarmupDecay
 from latentfaces.autoencoder import VAE, PretrainedVAE
-from latentfaces.diffusion import Augmentation, Denoiser, DenoisingLoss, Sampler
+from latentfaces.diffusion import Augmentation, Conditioning, Denoiser, DenoisingLoss, Sampler
 from latentfaces.pipeline import FacePipeline
 from latentfaces.training.base_module import BaseModule, OptimizerFactory
 from latentfaces.training.checkpoint import save_weights
 
-NUM_PREVIEWS = 16
+Batch = Tensor | tuple[Tensor, Tensor]
+"""Moments (b, 2, c, h, w), or moments and labels (b, L), NaN where unknown."""
+NUM_PREVIEWS, NUM_COMPARED, MAX_LABELS = 16, 4, 6
+"""Samples of a preview, then those for each of two values of a label, and the number of labels."""
 MAX_MEASURED = 10_000
 """Training images whose latents give the statistics of a pretrained VAE."""
 
 
 class LatentDiffusionModule(BaseModule):
-    """Train a denoiser on cached posteriors (b, 2, c, h, w): mean and std.
+    """Train a denoiser on cached posteriors (b, 2, c, h, w): mean and std; with `conditioning`, also labels (b, L).
 
     Args:
         autoencoder: trained VAE, which is not trained further.
@@ -29,6 +32,8 @@ class LatentDiffusionModule(BaseModule):
         sampler: sampler of the previews.
         augmentation: augmentation of latents in training, for a network with its `label_channels`, or None.
         optimizer, lr_schedule, seed: see `BaseModule`.
+        labels: names of the labels to condition on, None for all of the data's; train.py makes `conditioning` of them.
+        conditioning: labels that the denoiser sees, for a network with their `label_channels`, or None.
     """
 
     previewed = "samples"
@@ -43,10 +48,15 @@ class LatentDiffusionModule(BaseModule):
         optimizer: OptimizerFactory,
         lr_schedule: WarmupDecay,
         seed: int,
+        labels: Sequence[str] | None = None,
+        conditioning: Conditioning | None = None,
     ) -> None:
         super().__init__(optimizer, lr_schedule, seed)
         self.autoencoder = autoencoder.requires_grad_(False)
         self.denoiser, self.loss, self.sampler, self.augmentation = denoiser, loss, sampler, augmentation
+        self.conditioning = conditioning
+        self.label_rows: Tensor | None = None
+        """Labels (N, L) of the training images, from which those of samples are drawn."""
         self.latent_shape: torch.Size | None = None
 
     @property
@@ -73,53 +83,88 @@ class LatentDiffusionModule(BaseModule):
         self.autoencoder.measure(dataset[row][None] for row in rows)
         save_weights(self.autoencoder, Path(self.trainer.default_root_dir) / "checkpoints" / "best_vae.pth")
 
-    def training_step(self, moments: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        moments, labels = unpack(batch)
         mean, std = moments.unbind(1)
         # A new sample each time, so that the denoiser sees the full posterior.
         x0 = self.autoencoder.normalize(mean + std * torch.randn_like(mean))
-        x0, label = (x0, None) if self.augmentation is None else self.augmentation(x0)
-        losses = self.loss(self.denoiser, x0, label=label)
+        parts: list[Tensor] = []
+        if self.augmentation is not None:
+            x0, parameters = self.augmentation(x0)
+            parts.append(parameters)
+        if self.conditioning is not None:
+            parts.append(self.conditioning(self.conditioning.drop(labels)))
+        losses = self.loss(self.denoiser, x0, condition=torch.cat(parts, dim=1) if parts else None)
         names = ("train/loss", "train/auxiliary_loss")
         self.log_terms({name: head.mean() for name, head in zip(names, losses, strict=False)})
         return self.loss.total(losses)
 
-    def validation_step(self, moments: Tensor, batch_idx: int) -> None:
-        self.latent_shape = moments.shape[2:]
-        self.evaluate(moments, batch_idx, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.latent_shape = unpack(batch)[0].shape[2:]
+        self.evaluate(batch, batch_idx, "val")
 
-    def test_step(self, moments: Tensor, batch_idx: int) -> None:
-        self.evaluate(moments, batch_idx, "test")
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate(batch, batch_idx, "test")
 
-    def evaluate(self, moments: Tensor, batch_idx: int, stage: str) -> None:
-        """Log the loss at noise and times that are the same in every validation."""
+    def evaluate(self, batch: Batch, batch_idx: int, stage: str) -> None:
+        """Log the loss at noise and times that are the same in every validation, with all labels."""
+        moments, labels = unpack(batch)
         x0 = self.autoencoder.normalize(moments[:, 0])
         generator = torch.Generator().manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         u = (torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(x0)
         t = self.loss.time_sampler.inside(u.to(x0), self.denoiser.schedule)
-        loss = self.loss(self.denoiser, x0, t, noise)[0].mean()
+        condition = None if self.conditioning is None else self.conditioning(labels)
+        loss = self.loss(self.denoiser, x0, t, noise, condition)[0].mean()
         self.log(f"{stage}/loss", loss, batch_size=len(x0), sync_dist=True)
 
     @torch.no_grad()
     def preview(self) -> Tensor:
-        """Return samples (n, 3, R, R) uint8, from the same noise each time."""
+        """Return samples (n, 3, R, R) uint8, from the same noise each time.
+
+        For each of the first labels follow samples of two values, with noise and other labels of the first samples.
+        """
         assert self.latent_shape is not None
         generator = torch.Generator().manual_seed(self.seed)
-        return self.faces_from(torch.randn(NUM_PREVIEWS, *self.latent_shape, generator=generator), generator)
+        noise = torch.randn(NUM_PREVIEWS, *self.latent_shape, generator=generator)
+        labels = self.random_labels(NUM_PREVIEWS, generator)
+        rows = [self.faces_from(noise, generator, labels)]
+        for index, label in enumerate(self.conditioning.labels[:MAX_LABELS] if self.conditioning is not None else []):
+            assert labels is not None
+            values = labels[:NUM_COMPARED].repeat(2, 1)
+            values[:, index] = torch.tensor(label.contrast).repeat_interleave(NUM_COMPARED)
+            rows.append(self.faces_from(noise[:NUM_COMPARED].repeat(2, 1, 1, 1), generator, values))
+        return torch.cat(rows)
+
+    def random_labels(self, number: int, generator: torch.Generator) -> Tensor | None:
+        """Return the labels (number, L) of random training images; None for a denoiser without labels."""
+        if self.label_rows is None:
+            return None
+        return self.label_rows[torch.randint(len(self.label_rows), (number,), generator=generator)]
 
     @torch.no_grad()
-    def faces_from(self, noise: Tensor, generator: torch.Generator) -> Tensor:
+    def faces_from(self, noise: Tensor, generator: torch.Generator, labels: Tensor | None = None) -> Tensor:
         """Map noise (n, c, h, w) to samples (n, 3, R, R) uint8 on the CPU, with the sampler of the previews.
 
         Args:
             noise: initial noise.
-            generator: CPU generator, for a sampler that adds noise.
+            generator: CPU generator, for labels and a sampler that adds noise.
+            labels: labels (n, L), by default those of random training images.
         """
+        labels = self.random_labels(len(noise), generator) if labels is None else labels
+        resolution = noise.shape[-1] * self.autoencoder.downsampling
         pipeline = FacePipeline(
-            self.autoencoder, self.denoiser, noise.shape[-1] * self.autoencoder.downsampling, self.device
+            self.autoencoder, self.denoiser, resolution, self.device, conditioning=self.conditioning
         )
         return pipeline.images(
             noise.to(self.device),
             self.sampler,
             lambda: torch.randn(noise.shape, generator=generator).to(self.device),
+            pipeline.condition(labels),
         )
+
+
+def unpack(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return moments and labels of a batch; a batch without labels has no columns of them."""
+    moments, labels = (batch, batch.new_empty(len(batch), 0)) if isinstance(batch, Tensor) else batch
+    return moments, labels

@@ -1,0 +1,154 @@
+"""Files with labels: one `Row` per image. They are untrusted; nothing in them is run."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from latentfaces.data.sources import BadImageError, DrawnFaces, Photos, Source
+from latentfaces.data.synthetic import known_labels
+from latentfaces.errors import UserError
+
+MAX_BYTES = 2**28
+AUTO, FOLDERS = "auto", "folders"
+CLASS = "class"
+"""Name of the label of formats that have only one."""
+
+
+class Row(NamedTuple):
+    """Labels of one image."""
+
+    image: str
+    """Path below the root, file name, or file name without suffix."""
+    cells: dict[str, str]
+    """Text of each label; "" where missing."""
+    place: str
+    """Where the row is, for messages."""
+
+
+def label_rows(wanted: str, source: Source, names: list[str]) -> Iterator[Row]:
+    """Yield the rows of a file or a rule.
+
+    Args:
+        wanted: value of `data.labels`: a CSV, a JSON, a folder of JSONs, or one of "auto" and "folders".
+        source: the images. The file may be in their folder or .zip.
+        names: names of the images.
+
+    Raises:
+        UserError: the file is missing or damaged, or there are no such labels.
+    """
+    if wanted == AUTO:
+        return drawn_rows(source, names)
+    if wanted == FOLDERS:
+        return (Row(name, {CLASS: PurePosixPath(name).parent.name}, name) for name in names)
+    path = Path(wanted).expanduser()
+    if path.is_dir():
+        return features_rows(path)
+    text = read_text(path, wanted, source)
+    return json_rows(text, wanted) if path.suffix.lower() == ".json" else csv_rows(text, wanted)
+
+
+def read_text(path: Path, wanted: str, source: Source) -> str:
+    """Return the text of a file on disk, or else in the folder or .zip of the images."""
+    try:
+        if not path.exists() and isinstance(source, Photos):
+            return source.file_bytes(wanted).decode("utf-8-sig")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path} has more than {MAX_BYTES:,} bytes. Choose a file of labels.")
+        return path.read_text("utf-8-sig")  # spreadsheets put a mark at the beginning
+    except (FileNotFoundError, BadImageError):
+        raise UserError(
+            f"data.labels={wanted} does not exist. Give a CSV, a JSON, a folder of JSONs, or auto."
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"data.labels={wanted} is not in UTF-8. Convert it.") from None
+
+
+def drawn_rows(source: Source, names: list[str]) -> Iterator[Row]:
+    """Yield the labels of drawn faces, which are known."""
+    if not isinstance(source, DrawnFaces):
+        raise UserError("data.labels=auto is for data=synthetic. Give a file of labels.")
+    return (Row(name, known_labels(source.face_seed(index)), name) for index, name in enumerate(names))
+
+
+def csv_rows(text: str, path: str) -> Iterator[Row]:
+    """Yield the rows of a CSV with the column `name`, or of FFHQ-Aging, which has `image_number`."""
+    lines = csv.reader(io.StringIO(text, newline=""))
+    try:
+        header = [column.strip() for column in next(lines, [])]
+        if len(set(header)) < len(header):
+            raise UserError(f"{path}, line 1: a column is there twice. Remove one.")
+        if "name" not in header and "image_number" not in header:
+            found = ", ".join(header)[:200]
+            raise UserError(f"{path}, line 1: no column `name` with file names, only {found}. Rename that column.")
+        for cells in lines:
+            place = f"{path}, line {lines.line_num}"
+            if cells and len(cells) != len(header):
+                raise UserError(f"{place}: {len(cells)} cells, but the header has {len(header)}. Correct it.")
+            if cells:
+                row = {column: cell.strip() for column, cell in zip(header, cells, strict=True) if column}
+                number = row.pop("image_number", "")
+                yield Row(row.pop("name", number.zfill(5)), row, place)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {lines.line_num}: {error}. Correct or remove it.") from None
+
+
+def json_rows(text: str, path: str) -> Iterator[Row]:
+    """Yield the rows of StyleGAN's dataset.json: {"labels": [[path, class or vector], ...]}."""
+    content = parse(text, path)
+    entries = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise UserError(f'{path} has no list "labels" of [path, class]. Give a dataset.json of StyleGAN, or a CSV.')
+    for number, entry in enumerate(entries):
+        place = f"{path}, entry {number}"
+        match entry:
+            case [str(name), list(vector)]:
+                yield Row(name, {f"{CLASS}_{i}": as_text(value, place) for i, value in enumerate(vector)}, place)
+            case [str(name), value]:
+                yield Row(name, {CLASS: as_text(value, place)}, place)
+            case _:
+                raise UserError(f"{place} is not [path, class] or [path, vector]. Correct it.")
+
+
+def features_rows(folder: Path) -> Iterator[Row]:
+    """Yield the rows of ffhq-features: one JSON per image, of which some are empty."""
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise UserError(f"data.labels={folder} contains no .json. Give the folder of ffhq-features, or a CSV.")
+    for path in paths:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path} has more than {MAX_BYTES:,} bytes. Remove it.")
+        faces = parse(path.read_bytes().decode("utf-8-sig", "replace") or "[]", str(path))
+        face = faces[0] if isinstance(faces, list) and faces else {}
+        attributes = face.get("faceAttributes", {}) if isinstance(face, dict) else None
+        if not isinstance(attributes, dict):
+            raise UserError(f"{path} is not a list of faces with faceAttributes. Remove it.")
+        yield Row(path.stem, flattened(attributes, str(path)), str(path))
+
+
+def flattened(attributes: dict[str, Any], place: str) -> dict[str, str]:
+    """Return the single values of nested attributes: {"hair": {"bald": 0.1}} is hair_bald. Lists are left out."""
+    cells: dict[str, str] = {}
+    for name, value in attributes.items():
+        if isinstance(value, dict):
+            cells |= {f"{name}_{key}": cell for key, cell in flattened(value, place).items()}
+        elif not isinstance(value, list):
+            cells[name] = as_text(value, place)
+    return cells
+
+
+def parse(text: str, path: str) -> Any:
+    """Parse JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON ({type(error).__name__}). Fetch it again.") from None
+
+
+def as_text(value: Any, place: str) -> str:
+    """Return a value of a JSON as the text of a cell."""
+    if isinstance(value, list | dict):
+        raise UserError(f"{place}: {str(value)[:40]} is not a single value. Correct it.")
+    return "" if value is None else str(value).strip()

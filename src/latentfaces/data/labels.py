@@ -1,0 +1,230 @@
+"""Labels of the images of a pack: schema and values."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentfaces.data.label_files import CLASS, Row, label_rows
+from latentfaces.data.sources import Source, natural_key
+from latentfaces.errors import UserError
+from latentfaces.labels import Kind, Label
+
+MAX_CHOICES, MAX_SHOWN = 64, 8
+"""Choices of a category, and those that the summary shows."""
+PAIRS = (("0", "1"), ("-1", "1"), ("false", "true"), ("no", "yes"))
+"""Texts of a binary: 0, then 1."""
+FIXED: dict[str, Kind] = {CLASS: "category"}
+UNKNOWN, AMBIGUOUS = -1, -2
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Labels of the images of a pack.
+
+    Args:
+        labels: schema, from the training images alone.
+        values: (N, L) float32, a row per image in the pack's order; see `Label`. NaN where missing.
+        summary: one line per label, for the user.
+    """
+
+    labels: list[Label]
+    values: NDArray[np.float32]
+    summary: str
+
+
+def read_labels(
+    wanted: str,
+    source: Source,
+    names: list[str],
+    train: NDArray[np.int64],
+    chosen: Sequence[str] | None = None,
+    kinds: Mapping[str, str] | None = None,
+) -> LabelTable:
+    """Read labels of images. Images without a row have missing values.
+
+    Args:
+        wanted: file or rule, see `label_rows`.
+        source: the images.
+        names: names of the images in the pack's order.
+        train: indices of the training images, which decide kinds, choices and statistics.
+        chosen: names of the labels; None for all that can be used.
+        kinds: kinds that the user sets, by label.
+
+    Raises:
+        UserError: naming file and line, or the key.
+    """
+    cells = Cells(names, label_rows(wanted, source, names))
+    if not cells.places:
+        example = (
+            f"{cells.unmatched} is none of the images, such as {names[0]}" if cells.unmatched else "it has no rows"
+        )
+        raise UserError(f"data.labels={wanted} has no label of these images: {example}. Choose another file.")
+    check_names(wanted, cells, chosen, kinds or {})
+    labels, columns, left_out = [], [], []
+    for name in chosen or cells.columns:
+        texts = cells.columns[name]
+        seen = {texts[index] for index in train} - {""}
+        kind = (kinds or {}).get(name) or FIXED.get(name) or infer_kind(seen)
+        num_choices = len(seen) if kind == "category" else 1
+        if seen and num_choices <= MAX_CHOICES:
+            label, column = TYPED[kind](name, texts, train, cells)
+            labels.append(label)
+            columns.append(column)
+        elif chosen is None:
+            left_out.append(f"{name} ({len(seen):,} different texts)")
+        else:
+            raise UserError(
+                f"{name} of data.labels={wanted} has {len(seen):,} different texts in the training images. A category "
+                f"has 1 to {MAX_CHOICES}. Choose other labels."
+            )
+    if not labels:
+        raise UserError(f"data.labels={wanted} has no usable label, only {', '.join(left_out)}. Choose another file.")
+    values = np.stack(columns, axis=1)
+    head = f"Labels: {len(cells.places):,} of {len(names):,} images have a row in {wanted}"
+    if cells.num_unmatched:
+        head += f"; {cells.num_unmatched:,} row(s) have no image, such as {cells.unmatched}"
+    if left_out:
+        head += f"; left out: {', '.join(left_out)}"
+    return LabelTable(labels, values, "\n".join([head, *summarized(labels, values, values[train])]))
+
+
+class Cells:
+    """Texts of the labels of images, in the order of the images.
+
+    Args:
+        names: names of the images.
+        rows: rows of a file.
+
+    Raises:
+        UserError: two rows are of one image, or one is of several images.
+    """
+
+    def __init__(self, names: list[str], rows: Iterable[Row]) -> None:
+        self.columns: dict[str, list[str]] = {}
+        self.places: dict[int, str] = {}
+        """Where the row of an image is."""
+        self.num_unmatched, self.unmatched = 0, ""
+        """Number of rows without an image, and the first."""
+        full, short = {name: index for index, name in enumerate(names)}, dict[str, int]()
+        for index, path in enumerate(map(PurePosixPath, names)):
+            for key in {path.name, path.stem}:
+                short[key] = AMBIGUOUS if key in short else index
+        for row in rows:
+            name = row.image.replace("\\", "/")
+            index = full.get(name, short.get(name, UNKNOWN))
+            if index == UNKNOWN:
+                self.num_unmatched, self.unmatched = self.num_unmatched + 1, self.unmatched or name
+                continue
+            if index == AMBIGUOUS:
+                raise UserError(f"{row.place}: several images are named {name}. Give the path below the root.")
+            if index in self.places:
+                raise UserError(f"{row.place}: {names[index]} has a row already, {self.places[index]}. Remove one.")
+            self.places[index] = row.place
+            for column, text in row.cells.items():
+                if column not in self.columns:
+                    self.columns[column] = [""] * len(names)
+                self.columns[column][index] = text
+
+    def unreadable(self, name: str, index: int, expected: str) -> UserError:
+        """Return the error for the text of a label that is not what is expected."""
+        text = self.columns[name][index][:40]
+        return UserError(
+            f"{self.places[index]}: {name} is {text!r}, not {expected}. Correct it, leave the cell empty, or set "
+            f"data.label_types.{name}=category"
+        )
+
+
+def check_names(wanted: str, cells: Cells, chosen: Sequence[str] | None, kinds: Mapping[str, str]) -> None:
+    """Reject labels that the file does not have, and unknown kinds."""
+    keys = {f"model.labels={name}": name for name in chosen or ()}
+    keys |= {f"data.label_types.{name}={kind}": name for name, kind in kinds.items()}
+    for key, name in keys.items():
+        if name not in cells.columns:
+            raise UserError(f"{key} is not in data.labels={wanted}. Labels: {', '.join(cells.columns)}.")
+    for name, kind in kinds.items():
+        if kind not in get_args(Kind):
+            raise UserError(f"data.label_types.{name}={kind} is invalid. Kinds: {', '.join(get_args(Kind))}.")
+
+
+def as_number(text: str) -> float:
+    """Return the number that a text is, NaN if it is none or not finite."""
+    try:
+        number = float(text)
+    except ValueError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def canonical(text: str) -> str:
+    """Return how `PAIRS` write a text: 1.0 is 1, and True is true."""
+    number = as_number(text)
+    return text.casefold() if math.isnan(number) else f"{number:g}"
+
+
+def infer_kind(seen: set[str]) -> Kind:
+    """Return the kind of a label with these texts. It is a number if most of them are, so that typing errors show."""
+    texts = {canonical(text) for text in seen}
+    if any(texts <= set(pair) for pair in PAIRS):
+        return "binary"
+    numbers = sum(not math.isnan(as_number(text)) for text in seen)
+    return "number" if 2 * numbers > len(seen) else "category"
+
+
+Typed = tuple[Label, NDArray[np.float32]]
+"""A label, and its values (N,)."""
+
+
+def binary(name: str, texts: list[str], train: NDArray[np.int64], cells: Cells) -> Typed:
+    """Return a binary label."""
+    values = {text: float(value) for pair in PAIRS for value, text in enumerate(pair)} | {"": math.nan}
+    found = {text: values.get(canonical(text)) for text in set(texts)}
+    wrong = next((index for index, text in enumerate(texts) if found[text] is None), None)
+    if wrong is not None:
+        raise cells.unreadable(name, wrong, "0 or 1")
+    return Label(name, "binary"), np.array([found[text] for text in texts], np.float32)
+
+
+def category(name: str, texts: list[str], train: NDArray[np.int64], cells: Cells) -> Typed:
+    """Return a category. A held-out image with a choice that no training image has counts as missing."""
+    choices = sorted({texts[index] for index in train} - {""}, key=lambda text: (natural_key(text), text))
+    indices = {choice: float(index) for index, choice in enumerate(choices)}
+    return Label(name, "category", tuple(choices)), np.array([indices.get(t, math.nan) for t in texts], np.float32)
+
+
+def number(name: str, texts: list[str], train: NDArray[np.int64], cells: Cells) -> Typed:
+    """Return a number."""
+    values = np.array([as_number(text) for text in texts])
+    wrong = next((index for index in np.flatnonzero(np.isnan(values)) if texts[index]), None)
+    if wrong is not None:
+        raise cells.unreadable(name, int(wrong), "a number")
+    trained = values[train][~np.isnan(values[train])]
+    statistics = (float(trained.mean()), float(trained.std()) or 1.0, float(trained.min()), float(trained.max()))
+    return Label(name, "number", (), *statistics), values.astype(np.float32)
+
+
+TYPED = {"binary": binary, "category": category, "number": number}
+
+
+def summarized(labels: list[Label], values: NDArray[np.float32], trained: NDArray[np.float32]) -> list[str]:
+    """Return a line per label: its kind, its distribution in the training images, and how many images lack it."""
+    width = max(len(label.name) for label in labels)
+    lines = []
+    for label, column, all_values in zip(labels, trained.T, values.T, strict=True):
+        known = column[~np.isnan(column)]
+        if label.kind == "number":
+            text = f"{label.low:g} to {label.high:g}, mean {label.mean:.4g}, std {label.std:.4g}"
+        elif label.kind == "binary":
+            text = f"1 in {known.mean():.1%}"
+        else:
+            shown = [f"{choice} {(known == index).mean():.1%}" for index, choice in enumerate(label.choices)]
+            text = ", ".join(shown[:MAX_SHOWN]) + f" and {len(shown) - MAX_SHOWN} more" * (len(shown) > MAX_SHOWN)
+        missing = int(np.isnan(all_values).sum())
+        lines.append(
+            f"  {label.name:<{width}}  {label.kind:<8}  {text}" + (f"; {missing:,} missing" if missing else "")
+        )
+    return lines

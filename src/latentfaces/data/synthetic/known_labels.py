@@ -1,0 +1,47 @@
+"""Labels of drawn faces, from their parameters."""
+
+import numpy as np
+
+from latentfaces.data.synthetic.traits import HAIR_RAMP, HAIR_STYLES, Face, sample_face
+
+STYLES = {"cropped": "short", "fringe": "bob"}
+"""Haircuts that look alike at 64 pixels have one name."""
+COLORS = (
+    *zip(HAIR_RAMP, ("blond", "blond", "brown", "black", "black"), strict=True),
+    ((0.66, 0.30, 0.13), "red"), ((0.74, 0.73, 0.72), "gray"),
+)  # fmt: skip
+NO_SMILE, SMILE = 0.35, 0.65
+"""Curves of the mouth in between are left without a label."""
+LEAST_BEARD, LEAST_GAP = 0.3, 0.15
+"""Opacity of a beard and opening of a mouth that are visible at 64 pixels."""
+
+
+def known_labels(seed: int) -> dict[str, str]:
+    """Return the labels of the face of a seed as texts; "" where they cannot be seen."""
+    face = sample_face(np.random.default_rng(seed))
+    return {
+        "glasses": binary(face.glasses is not None),
+        "hat": binary(face.hat is not None),
+        "beard": binary(face.beard > LEAST_BEARD),
+        "smile": "" if NO_SMILE < face.smile < SMILE else binary(face.smile >= SMILE),
+        "open_mouth": binary(face.mouth_open > LEAST_GAP),
+        "hair": "" if face.hat is not None else hair_style(face),
+        "hair_color": "" if face.hat is not None or hair_style(face) == "bald" else hair_color(face),
+        "age": f"{face.age:.3f}",
+    }
+
+
+def binary(value: bool) -> str:
+    """Return the text of a truth value."""
+    return "1" if value else "0"
+
+
+def hair_style(face: Face) -> str:
+    """Return the name of a haircut, which its weight identifies."""
+    name = next(name for name, style in HAIR_STYLES.items() if style.weight == face.style.weight)
+    return STYLES.get(name, name)
+
+
+def hair_color(face: Face) -> str:
+    """Return the nearest of `COLORS`."""
+    return min(COLORS, key=lambda color: float(np.square(np.subtract(color[0], face.hair)).sum()))[1]

@@ -1,0 +1,97 @@
+"""Grid of samples that differ in their labels alone."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from latentfaces.errors import UserError
+from latentfaces.evaluation import save_png
+from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks.base import SamplingTask
+from latentfaces.tasks.output import PictureFolder
+
+GAP, MIN_FONT = 6, 12
+"""Pixels between cells, and the smallest font size."""
+
+
+@dataclass(kw_only=True)
+class Compare(SamplingTask):
+    """A cell of `num_images` samples for each value in `rows` and `columns`, with the same noise in every cell.
+
+    Other labels are the same in every cell too: those that are asked for, or else drawn as for new samples.
+
+    Args:
+        rows: values by label, as {"Smiling": [0, 1]}; of several labels every combination.
+        columns: as `rows`.
+    """
+
+    rows: dict[str, Any] | None
+    columns: dict[str, Any] | None
+
+    def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
+        """Write the samples of all cells. Return the path of the grid."""
+        rows, columns = combinations("rows", self.rows), combinations("columns", self.columns)
+        if pipeline.conditioning is None:
+            raise UserError("task=compare needs a run that was trained with data.labels. Choose another run=...")
+        cells = [pipeline.conditioning.parse({**row, **column}) for row in rows for column in columns]
+        names = [(self.seed, number) for number in range(self.num_images)]
+        own = pipeline.labels_for(names)
+        labels = torch.cat([torch.where(cell.isnan(), own, cell) for cell in cells])
+        faces = torch.cat(list(pipeline.faces(len(cells) * names, self.sampler, self.batch_size, labels)))
+        pictures.add(faces, [pipeline.conditioning.describe(row) for row in labels])
+        side = math.ceil(math.sqrt(self.num_images))
+        tiles = torch.stack([make_grid(cell, side, padding=0) for cell in faces.split(self.num_images)])
+        path = pictures.folder / "grid.png"
+        save_png(titled(tiles, [*map(title, rows)], [*map(title, columns)]), path, pictures.recipe())
+        pictures.sign(path)
+        return path
+
+
+def combinations(key: str, values: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return every combination of the values of the labels; one without labels if there are none.
+
+    Raises:
+        UserError: the values of a label are no list.
+    """
+    for name, choices in (values or {}).items():
+        if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
+            raise UserError(f"task.{key} has no list for {name}. Write 'task.{key}={{{name}: [0, 1]}}'.")
+    names, choices_of = (values or {}).keys(), (values or {}).values()
+    return [dict(zip(names, choices, strict=True)) for choices in itertools.product(*choices_of)]
+
+
+def title(labels: Mapping[str, Any]) -> str:
+    """Return labels as text."""
+    return "\n".join(f"{name}={value}" for name, value in labels.items())
+
+
+def titled(tiles: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor:
+    """Arrange tiles (rows * columns, 3, H, W) uint8 with titles at the left and above; an image (3, H', W') uint8."""
+    height, width = tiles.shape[-2:]
+    font = ImageFont.load_default(max(MIN_FONT, height // 12))
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    boxes = [[draw.multiline_textbbox((0, 0), text, font) for text in texts] for texts in (rows, columns)]
+    left = GAP + (math.ceil(max(box[2] for box in boxes[0])) + GAP if any(rows) else 0)
+    top = GAP + (math.ceil(max(box[3] for box in boxes[1])) + GAP if any(columns) else 0)
+    cell = max(width, *(math.ceil(box[2]) for box in boxes[1]))  # a column is at least as wide as its title
+    size = left + len(columns) * (cell + GAP), top + len(rows) * (height + GAP)
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, len(columns))
+        corner = left + column * (cell + GAP), top + row * (height + GAP)
+        picture.paste(Image.fromarray(tile.permute(1, 2, 0).contiguous().numpy()), corner)
+        if row == 0:
+            draw.multiline_text((corner[0], GAP), columns[column], "black", font)
+        if column == 0:
+            draw.multiline_text((GAP, corner[1]), rows[row], "black", font)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

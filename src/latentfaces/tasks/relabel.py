@@ -1,0 +1,60 @@
+"""Photos generated again with other labels."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from latentfaces.data.images import to_float
+from latentfaces.data.pack import Pack
+from latentfaces.diffusion import NoGuidance, Sampler
+from latentfaces.evaluation.features import EncoderFeatures
+from latentfaces.pipeline import FacePipeline
+
+NUM_HELD_OUT = 64
+"""Held-out images whose distances are the reference for those of edits."""
+
+
+def relabeled(
+    pipeline: FacePipeline, photos: Tensor, photo_labels: Mapping[str, object], sampler: Sampler, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Invert photos with their labels, and generate them again: with these labels, and with those that are asked for.
+
+    The noise keeps what the labels do not say (DDIM inversion: Song et al. 2021, section 5.4). Inversion and unchanged
+    photos are without guidance, under which the noise is wider than N(0, 1).
+
+    Args:
+        pipeline: pipeline that labels were asked of.
+        photos: (n, 3, R, R) uint8.
+        photo_labels: labels of the photos; those that are not given are unknown.
+        sampler: sampler without added noise.
+        batch_size: photos at once.
+
+    Returns:
+        The unchanged and the changed photos, each (n, 3, R, R) uint8.
+    """
+    assert pipeline.conditioning is not None
+    before = pipeline.conditioning.parse(photo_labels)
+    after = torch.where(pipeline.asked.isnan(), before, pipeline.asked)
+    unchanged, changed, guidance = [], [], pipeline.guidance
+    for batch in photos.split(batch_size):
+        pipeline.guidance = NoGuidance()
+        noise = pipeline.invert(to_float(batch), sampler, pipeline.condition(before[None]))
+        unchanged.append(pipeline.images(noise, sampler, condition=pipeline.condition(before[None])))
+        pipeline.guidance = guidance
+        changed.append(pipeline.images(noise, sampler, condition=pipeline.condition(after[None])))
+    return torch.cat(unchanged), torch.cat(changed)
+
+
+def print_moved(pipeline: FacePipeline, unchanged: Tensor, changed: Tensor, pack: Pack | None) -> None:
+    """Print the distance of changed from unchanged photos, in features of the VAE's encoder.
+
+    With a pack, the distance is relative to the mean distance between two of its held-out images.
+    """
+    features, usual = EncoderFeatures(pipeline.vae), 1.0
+    if pack is not None:
+        held_out = features(torch.from_numpy(pack.images[pack.val_indices[:NUM_HELD_OUT]]))
+        usual = float(torch.stack([(a - b).norm() for a, b in pairwise(held_out)]).mean())
+    moved = (features(changed) - features(unchanged)).norm(dim=1) / usual
+    print(f"moved {moved.mean():.4g}" + (" (1: two held-out images)" if pack is not None else ""))

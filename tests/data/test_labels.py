@@ -1,0 +1,263 @@
+"""Labels: each format, kinds, missing values, and errors that name the place."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latentfaces.data.labels import LabelTable, infer_kind, read_labels
+from latentfaces.data.sources import DrawnFaces, Photos
+from latentfaces.data.synthetic import known_labels, sample_face
+from latentfaces.errors import UserError
+from latentfaces.labels import Label
+
+NAN = float("nan")
+NAMES = ["a/1.png", "a/2.png", "b/3.png", "b/4.png", "5.png"]
+Read = Callable[..., LabelTable]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Return `read(text, ...)`: labels of five images, of which the last is held out, from a file with this text."""
+
+    def read_text(text: str | bytes, *chosen: str, file: str = "labels.csv", **kinds: str) -> LabelTable:
+        path = tmp_path / file
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return read_labels(str(path), Photos(tmp_path), NAMES, np.arange(4), chosen or None, kinds)
+
+    return read_text
+
+
+def values(table: LabelTable) -> dict[str, list[float]]:
+    return {label.name: column.tolist() for label, column in zip(table.labels, table.values.T, strict=True)}
+
+
+def same(found: list[float], expected: list[float]) -> bool:
+    return np.array_equal(np.array(found), np.array(expected), equal_nan=True)
+
+
+def test_csv_by_path_file_name_and_stem(read: Read) -> None:
+    table = read(
+        "name,glasses,age,hair\n3,1,30,red\na/1.png,0,20,black\na\\2.png,0,40,red\n4.png,1,50,blond\n5.png,0,90,red\n"
+    )
+    assert table.values.dtype == np.float32
+    assert values(table) == {"glasses": [0, 0, 1, 1, 0], "age": [20, 40, 30, 50, 90], "hair": [0, 2, 2, 1, 2]}
+    glasses, age, hair = table.labels
+    assert (glasses, hair) == (Label("glasses", "binary"), Label("hair", "category", ("black", "blond", "red")))
+    # Statistics are of the four training images, without the 90.
+    assert (age.kind, age.mean, age.low, age.high) == ("number", 35, 20, 50)
+    assert age.std == pytest.approx(np.std([20, 30, 40, 50]))
+
+
+def test_missing_cells_and_rows_are_nan_and_counted(read: Read) -> None:
+    table = read("name,smile,age\n1.png,1,\n2.png,,7\n3.png,0,9\nelsewhere.png,1,1\n")
+    assert same(values(table)["smile"], [1, NAN, 0, NAN, NAN])
+    assert same(values(table)["age"], [NAN, 7, 9, NAN, NAN])
+    head, smile, age = table.summary.splitlines()
+    assert "3 of 5 images have a row" in head
+    assert "1 row(s) have no image, such as elsewhere.png" in head
+    assert smile.split() == ["smile", "binary", "1", "in", "50.0%;", "3", "missing"]
+    assert age.split() == ["age", "number", "7", "to", "9,", "mean", "8,", "std", "1;", "3", "missing"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind"),
+    [
+        ({"0", "1"}, "binary"),
+        ({"1"}, "binary"),
+        ({"-1", "1"}, "binary"),
+        ({"0.0", "1.0"}, "binary"),
+        ({"True", "false"}, "binary"),
+        ({"Yes", "no"}, "binary"),
+        ({"-1", "0", "1"}, "number"),
+        ({"1e-3", "7", "12.5"}, "number"),
+        ({"7", "8", "typing error"}, "number"),
+        ({"7", "old", "young"}, "category"),
+        ({"0-2", "3-6"}, "category"),
+        ({"nan", "inf", "-inf"}, "category"),
+    ],
+)
+def test_kind_is_inferred(texts: set[str], kind: str) -> None:
+    assert infer_kind(texts) == kind
+
+
+@pytest.mark.parametrize("pair", ["0 1", "-1 1", "false TRUE", "No yes", "0.0 1.0"])
+def test_every_form_of_a_binary_is_zero_and_one(read: Read, pair: str) -> None:
+    no, yes = pair.split()
+    assert same(values(read(f"name,x\n1,{no}\n2,{yes}\n3,{yes}\n"))["x"], [0, 1, 1, NAN, NAN])
+
+
+def test_kind_can_be_set(read: Read) -> None:
+    table = read("name,age,group\n1,10,7\n2,2,8\n3,10,\n", age="category", group="number")
+    assert table.labels[0] == Label("age", "category", ("2", "10"))
+    assert same(values(table)["age"], [1, 0, 1, NAN, NAN])
+    assert table.labels[1].kind == "number"
+
+
+def test_choice_that_no_training_image_has_is_missing(read: Read) -> None:
+    table = read("name,hair\n1,red\n2,black\n5,green\n")
+    assert table.labels == [Label("hair", "category", ("black", "red"))]
+    assert np.isnan(table.values[4, 0])
+
+
+def test_chosen_labels_come_in_their_order(read: Read) -> None:
+    table = read("name,a,b,c\n1,1,0,5\n2,0,0,5\n", "c", "a")
+    assert [label.name for label in table.labels] == ["c", "a"]
+    assert table.labels[0].std == 1  # a constant must not be divided by 0
+
+
+def test_texts_that_are_no_category_are_left_out_unless_chosen(tmp_path: Path) -> None:
+    names, path, source = [f"{number}.png" for number in range(65)], tmp_path / "labels.csv", Photos(tmp_path)
+    rows = "".join(f"{name},note {name},{number % 2},\n" for number, name in enumerate(names))
+    path.write_text(f"name,note,x,empty\n{rows}")
+    table = read_labels(str(path), source, names, np.arange(65))
+    assert [label.name for label in table.labels] == ["x"]
+    assert "left out: note (65 different texts), empty (0 different texts)" in table.summary
+    with pytest.raises(UserError, match=r"note of .* has 65 different texts"):
+        read_labels(str(path), source, names, np.arange(65), ["note"])
+
+
+@pytest.mark.parametrize(
+    ("text", "clue"),
+    [
+        ("name,x\n1,0\n2,1\na/1.png,0\n", r"labels\.csv, line 4: a/1\.png has a row already, .*labels\.csv, line 2"),
+        ("name,x\n1,0\n2,1\n3,maybe\n", r"line 4: x is 'maybe', not a number"),
+        ("name,x\n1,30\n2,31\n3,3O\n4,32\n", r"labels\.csv, line 4: x is '3O', not a number"),
+        ("name,x\n1,30\n2,nan\n3,31\n", r"line 3: x is 'nan', not a number"),
+        ("name,x\n1,0\n2,1\n5,maybe\n", r"line 4: x is 'maybe', not 0 or 1.*data\.label_types\.x=category"),
+        ("name,x\n1,0\n2\n", r"line 3: 1 cells, but the header has 2"),
+        ("name,x\n1,0,0\n", r"line 2: 3 cells, but the header has 2"),
+        ("file,x\n1,0\n", r"line 1: no column `name`.*file, x"),
+        ("name,x,x\n1,0,0\n", r"line 1: a column is there twice"),
+        ("name,x\n", r"has no label of these images: it has no rows"),
+        ("", r"line 1: no column `name`"),
+        ("name,x\n77.png,0\n", r"77\.png is none of the images, such as a/1\.png"),
+        (b"name,x\n1,\xff\n", r"labels\.csv is not in UTF-8"),
+        (f'name,x\n1,"{"y" * 200_000}"\n', r"line 2: field larger than field limit"),
+    ],
+)
+def test_error_names_file_and_line(read: Read, text: str | bytes, clue: str) -> None:
+    with pytest.raises(UserError, match=clue) as raised:
+        read(text)
+    assert "\n" not in str(raised.value)
+
+
+def test_spreadsheets_mark_and_blank_lines_are_read(read: Read) -> None:
+    assert same(values(read("\ufeffname,x\r\n1,0\r\n\r\n2,1\r\n"))["x"], [0, 1, NAN, NAN, NAN])
+
+
+def test_name_of_several_images_needs_its_path(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("name,x\na/1.png,0\n1.png,1\n")
+    with pytest.raises(UserError, match=r"line 3: several images are named 1\.png"):
+        read_labels(str(tmp_path / "labels.csv"), Photos(tmp_path), ["a/1.png", "b/1.png"], np.arange(2))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kinds", "clue"),
+    [
+        (["smiel"], {}, r"model\.labels=smiel is not in .*Labels: smile\."),
+        ([], {"smiel": "number"}, r"data\.label_types\.smiel=number is not in"),
+        ([], {"smile": "numbr"}, r"data\.label_types\.smile=numbr is invalid\. Kinds: binary, category, number"),
+    ],
+)
+def test_unknown_names_and_kinds_are_rejected(read: Read, chosen: list[str], kinds: dict[str, str], clue: str) -> None:
+    with pytest.raises(UserError, match=clue):
+        read("name,smile\n1,0\n", *chosen, **kinds)
+
+
+def test_stylegan_json(read: Read) -> None:
+    table = read(json.dumps({"labels": [["a/1.png", 2], ["a/2.png", 10], ["b/3.png", None]]}), file="dataset.json")
+    assert table.labels == [Label("class", "category", ("2", "10"))]
+    assert same(values(table)["class"], [0, 1, NAN, NAN, NAN])
+    table = read(json.dumps({"labels": [["a/1.png", [0, 0.5]], ["a/2.png", [1, 0.7]]]}), file="dataset.json")
+    assert [(label.name, label.kind) for label in table.labels] == [("class_0", "binary"), ("class_1", "number")]
+
+
+@pytest.mark.parametrize(
+    ("text", "clue"),
+    [
+        ("{", "is not readable JSON"),
+        ("[" * 100_000, "is not readable JSON"),
+        ('{"labels": null}', 'has no list "labels"'),
+        ("[1]", 'has no list "labels"'),
+        ('{"labels": [["a/1.png"]]}', r"entry 0 is not \[path, class\]"),
+        ('{"labels": [["a/1.png", {"x": 1}]]}', "entry 0: .* is not a single value"),
+        ('{"labels": [["a/1.png", 1], ["a/1.png", 1]]}', "entry 1: a/1.png has a row already"),
+    ],
+)
+def test_damaged_json_is_one_line(read: Read, text: str, clue: str) -> None:
+    with pytest.raises(UserError, match=clue) as raised:
+        read(text, file="dataset.json")
+    assert "\n" not in str(raised.value)
+
+
+def test_ffhq_aging(tmp_path: Path) -> None:
+    (tmp_path / "ffhq_aging_labels.csv").write_text(
+        "image_number,age_group,age_group_confidence,gender,gender_confidence,glasses\n"
+        "0,0-2,0.9999,male,0.98,None\n1,20-29,1.0,female,1.0,Normal\n2,10-14,0.5,male,0.9,None\n"
+    )
+    names = [f"00000/{number:05d}.png" for number in range(3)]
+    wanted = ["age_group", "gender", "age_group_confidence", "glasses"]
+    table = read_labels(str(tmp_path / "ffhq_aging_labels.csv"), Photos(tmp_path), names, np.arange(3), wanted)
+    assert table.labels[0].choices == ("0-2", "10-14", "20-29")  # youngest first
+    assert table.labels[3].choices == ("None", "Normal")
+    assert [label.kind for label in table.labels] == ["category", "category", "number", "category"]
+    assert table.values[:, 0].tolist() == [0, 2, 1]
+
+
+def test_ffhq_features_of_which_some_are_empty(tmp_path: Path) -> None:
+    face = {"faceAttributes": {"smile": 0.9, "gender": "male", "hair": {"bald": 0.1, "hairColor": []}, "age": 7.0}}
+    for number, content in enumerate([json.dumps([face, {}]), "[]", ""]):
+        (tmp_path / f"{number:05d}.json").write_text(content)
+    names = [f"{number:05d}.png" for number in range(3)]
+    table = read_labels(str(tmp_path), Photos(tmp_path), names, np.arange(3))
+    assert [label.name for label in table.labels] == ["smile", "gender", "hair_bald", "age"]
+    assert same(table.values[:, 3].tolist(), [7, NAN, NAN])
+    assert "3 of 3 images have a row" in table.summary
+    (tmp_path / "00001.json").write_text('[{"faceAttributes": 3}]')
+    with pytest.raises(UserError, match=r"00001\.json is not a list of faces"):
+        read_labels(str(tmp_path), Photos(tmp_path), names, np.arange(3))
+
+
+def test_folders_are_classes(tmp_path: Path) -> None:
+    table = read_labels("folders", Photos(tmp_path), NAMES, np.arange(4))
+    assert table.labels == [Label("class", "category", ("a", "b"))]
+    assert same(values(table)["class"], [0, 0, 1, 1, NAN])
+
+
+def test_file_in_the_folder_of_the_images_is_found(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "labels.csv").write_text("name,x\n1,0\n2,1\n")
+    assert read_labels("sub/labels.csv", Photos(tmp_path), NAMES, np.arange(4)).values[1, 0] == 1
+    with pytest.raises(UserError, match=r"data\.labels=nowhere\.csv does not exist"):
+        read_labels("nowhere.csv", Photos(tmp_path), NAMES, np.arange(4))
+    with pytest.raises(UserError, match=r"contains no \.json"):
+        read_labels(str(tmp_path), Photos(tmp_path), NAMES, np.arange(4))
+
+
+def test_drawn_faces_know_their_labels(tmp_path: Path) -> None:
+    source = DrawnFaces(60, seed=1)
+    table = read_labels("auto", source, source.names, np.arange(54))
+    faces = [sample_face(np.random.default_rng(source.face_seed(index))) for index in range(60)]
+    found = values(table)
+    assert found["glasses"] == [float(face.glasses is not None) for face in faces]
+    assert found["age"] == pytest.approx([face.age for face in faces], abs=1e-3)
+    assert {label.name: label.kind for label in table.labels} == {
+        **dict.fromkeys(("glasses", "hat", "beard", "smile", "open_mouth"), "binary"),
+        **dict.fromkeys(("hair", "hair_color"), "category"),
+        "age": "number",
+    }
+    smiling = [face.smile for face, value in zip(faces, found["smile"], strict=True) if value == 1]
+    serious = [face.smile for face, value in zip(faces, found["smile"], strict=True) if value == 0]
+    assert min(smiling) > max(serious) + 0.25
+    with pytest.raises(UserError, match=r"data\.labels=auto is for data=synthetic"):
+        read_labels("auto", Photos(tmp_path), NAMES, np.arange(4))
+
+
+def test_hair_under_a_hat_is_unknown() -> None:
+    hats = [known_labels(seed) for seed in range(150)]
+    hats = [labels for labels in hats if labels["hat"] == "1"]
+    assert hats
+    assert all(labels["hair"] == labels["hair_color"] == "" for labels in hats)
