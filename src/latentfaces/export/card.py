@@ -133,7 +133,7 @@ def recipe(run: Run, pipeline: FacePipeline) -> dict[str, str]:
     model, networks = config["model"], {"VAE": pipeline.vae, "denoiser": pipeline.denoiser}
     rows = {name: described(part) for name, part in networks.items() if part is not None}
     if isinstance(pipeline.vae, PretrainedVAE):
-        rows["VAE is from"] = f"{pipeline.vae.source} (licence: {pipeline.vae.licence or 'not recorded'})"
+        rows["VAE is from"] = f"{without_path(pipeline.vae.source)} (licence: {pipeline.vae.licence or 'not recorded'})"
     if pipeline.denoiser is not None:
         rows["noise schedule, target"] = f"{type(pipeline.denoiser.schedule).__name__}, {pipeline.denoiser.target}"
         rows["sampler"] = in_words(config_of(pipeline.sampler))
@@ -146,6 +146,12 @@ def recipe(run: Run, pipeline: FacePipeline) -> dict[str, str]:
     rows["precision"] = str(config.get("trainer", {}).get("precision", ""))
     rows["latentfaces"] = f"{config.get('version', 'before 0.1.0')}, exported by {__version__}"
     return {key: value for key, value in rows.items() if value}
+
+
+def without_path(source: str) -> str:
+    """Return where a pretrained VAE is from, without the path of a folder of this machine."""
+    kind, _, place = source.partition(":")
+    return f"{kind}:{Path(place).name}" if Path(place).expanduser().is_absolute() else source
 
 
 def described(module: nn.Module) -> str:

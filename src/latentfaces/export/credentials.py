@@ -2,6 +2,7 @@
 
 import io
 import json
+import mimetypes
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,11 @@ def read_credentials(path: Path) -> str:
         import c2pa
     except ImportError:
         return f"unknown: {MISSING}"
+    kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
     try:
-        with c2pa.Reader(path) as reader:
+        # A manifest elsewhere is not downloaded: the file may be untrusted.
+        settings = c2pa.Settings.from_dict({"verify": {"remote_manifest_fetch": False}})
+        with path.open("rb") as file, c2pa.Reader(kind, file, context=c2pa.Context(settings)) as reader:
             store: dict[str, Any] = json.loads(reader.json())
     except c2pa.C2paError as error:
         absent = str(error).startswith(("ManifestNotFound", "NotSupported"))

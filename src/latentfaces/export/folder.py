@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from latentfaces import __version__
-from latentfaces.autoencoder import DiffusersVAE
+from latentfaces.autoencoder import DiffusersVAE, PretrainedVAE
 from latentfaces.errors import UserError
 from latentfaces.evaluation import save_grid
-from latentfaces.export.card import model_card
+from latentfaces.export.card import model_card, without_path
 from latentfaces.export.onnx import write_onnx
 from latentfaces.model_folder import CONFIG, FORMAT, WEIGHTS
 from latentfaces.pipeline import FacePipeline
@@ -95,6 +95,9 @@ def config_for(run: Run, pipeline: FacePipeline) -> dict[str, Any]:
         "data": {"resolution": pipeline.resolution},
         "model": {part: run.config["model"][part] for part in PARTS if part in run.config["model"]},
     }
+    if isinstance(pipeline.vae, PretrainedVAE):
+        autoencoder = config["model"]["autoencoder"]
+        config["model"]["autoencoder"] = {**autoencoder, "source": without_path(pipeline.vae.source)}
     if isinstance(pipeline.vae, DiffusersVAE):  # which cannot hold them
         config["latents"] = {key: pipeline.vae.get_buffer(key).tolist() for key in ("latent_mean", "latent_std")}
     if pipeline.denoiser is not None:

@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from latentfaces.autoencoder import VAE
 from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, InternalGuidance, LabelGuidance
 from latentfaces.diffusion.schedule import per_sample
+from latentfaces.errors import no_room
 from latentfaces.export.plan import sampling_plan
 from latentfaces.marks import GENERATED, xmp
 from latentfaces.pipeline import FacePipeline
@@ -98,6 +99,8 @@ def write_onnx(pipeline: FacePipeline, folder: Path) -> None:
                 torch.onnx.export(program(pipeline), f=path, external_data=False, verbose=False)
         except Exception as error:  # of the many kinds of torch.export
             path.unlink(missing_ok=True)
+            if no_room(error):
+                raise
             reason = " ".join(str(error).split())[:120]
             print(f"{name}.onnx is left out: this network cannot be exported ({type(error).__name__}: {reason}).")
             return
