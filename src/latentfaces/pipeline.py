@@ -49,7 +49,7 @@ class FacePipeline:
         sampler: default sampler; `DPMpp2MSampler(20, eta=1.0)` by default.
         ema: width of the weights' average; None for that of the best weights.
         conditioning: labels of a denoiser that was trained with them.
-        label_rows: labels (N, L) of the training images, from which labels that are not asked are drawn.
+        label_rows: labels (N, L) of the training images, from which labels that are not requested are drawn.
     """
 
     def __init__(
@@ -119,8 +119,7 @@ class FacePipeline:
             denoiser = run.module("denoiser", "best_denoiser") if ema is None else run.averaged("denoiser", ema)
             guide = partial(run.module, "denoiser", GUIDE) if run.has_weights(GUIDE) else None
             conditioning = build(run.config["model"].get("conditioning"))
-            if (run.folder / LABELS).exists():
-                rows = torch.from_numpy(np.array(open_array(run.folder / LABELS)))
+            rows = label_rows(run.folder / LABELS, conditioning)
         elif ema is not None:
             raise UserError(f"ema={ema} has no effect on a run of stage 1. Leave it out.")
         resolution = run.config["data"]["resolution"]
@@ -152,9 +151,9 @@ class FacePipeline:
         return self.guide if self.guidance.uses_guide else None
 
     def ask(self, labels: Mapping[str, object]) -> None:
-        """Ask for images with these labels, as {"Smiling": 1, "Hair": "blond", "Male": "free"}.
+        """Request labels, as {"Smiling": 1, "Hair": "blond", "Male": "free"}, for all further samples.
 
-        Labels that are not given are drawn from the training images; "free" leaves one unknown.
+        Labels that are not requested are drawn from the training images; "free" leaves one unknown.
 
         Raises:
             UserError: the run has no such label or value.
@@ -179,14 +178,14 @@ class FacePipeline:
         return [self.conditioning.describe(row) if self.conditioning else {} for row in self.labels_for(names)]
 
     def condition(self, labels: Tensor | None = None) -> Tensor | None:
-        """Return the condition (n, size) for labels (n, L), by default for what is asked alone: (1, size)."""
+        """Return the condition (n, size) of labels (n, L), by default that of the requested labels: (1, size)."""
         if self.conditioning is None:
             return None
         return self.conditioning(self.asked[None] if labels is None else labels).to(self.device)
 
     @property
     def predictor(self) -> Predictor:
-        """Guided denoiser that knows the labels that are asked for; see `predictor_given`."""
+        """Guided denoiser with the requested labels; see `predictor_given`."""
         return self.predictor_given(self.condition())
 
     def predictor_given(self, condition: Tensor | None) -> Predictor:
@@ -359,7 +358,7 @@ class FacePipeline:
             noise: initial noise.
             sampler: maps noise to latents.
             fresh: returns further noise of the same shape, for a sampler that adds noise.
-            condition: condition (b, size) of the labels, by default of those that are asked for.
+            condition: condition (b, size), by default that of the requested labels.
         """
         return to_uint8(self.decode(self.sample(noise, sampler, fresh, condition))).cpu()
 
@@ -380,7 +379,7 @@ class FacePipeline:
             seed: seed of the noise.
             sampler: maps noise to latents; the pipeline's by default.
             batch_size: samples at once.
-            labels: ask for these labels first, see `ask`.
+            labels: request these labels first, see `ask`.
 
         Raises:
             ValueError: num_images is below 1.
@@ -391,6 +390,20 @@ class FacePipeline:
             self.ask(labels)
         names = [(seed, number) for number in range(num_images)]
         return torch.cat(list(self.faces(names, sampler or self.sampler, batch_size)))
+
+
+def label_rows(path: Path, conditioning: Conditioning | None) -> Tensor | None:
+    """Read the labels (N, L) of a run's training images, if it has any.
+
+    Raises:
+        UserError: the file does not have the labels of the run.
+    """
+    if conditioning is None or not path.exists():
+        return None
+    rows = np.array(open_array(path), np.float32)
+    if rows.ndim != 2 or rows.shape[1] != len(conditioning.labels):
+        raise UserError(f"{path} does not fit the labels in the config of its run. Restore both files.")
+    return torch.from_numpy(rows)
 
 
 def generator_of(seed: int, number: int) -> torch.Generator:

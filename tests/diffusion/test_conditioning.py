@@ -12,10 +12,13 @@ from latentfaces.diffusion import (
     AutoGuidance,
     Conditioning,
     Denoiser,
+    DiT,
     EulerSampler,
     HeunSampler,
+    InternalGuidance,
     LabelGuidance,
     Predictor,
+    RectifiedFlow,
     Target,
 )
 from latentfaces.diffusion.schedule import per_sample
@@ -169,6 +172,19 @@ def test_autoguidance_sees_the_labels() -> None:
     guided = AutoGuidance(2.0)(denoiser.given(condition), guide.given(condition))
     stronger, weaker = denoiser.given(condition).predict(X_T, 0.5), guide.given(condition).predict(X_T, 0.5)
     assert torch.allclose(guided.predict(X_T, 0.5), 2 * stronger - weaker)
+
+
+def test_internal_guidance_and_augmentation_see_the_labels_last() -> None:
+    torch.manual_seed(0)
+    dit = DiT(2, width=16, depth=3, num_heads=2, patch_size=1, auxiliary_depth=1, label_channels=8 + 4)
+    for parameter in dit.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    denoiser, x_t, condition = Denoiser(dit, RectifiedFlow()), X_T.float(), known(0, 1, 2, NAN, 1).float()
+    full = torch.cat([torch.zeros(5, 8), condition], dim=1)
+    stronger, weaker = dit.heads(x_t, torch.full((5,), 0.6), full)
+    assert not torch.allclose(stronger, dit.heads(x_t, torch.full((5,), 0.6))[0], atol=1e-3)
+    guided = InternalGuidance(1.7)(denoiser.given(condition), None)
+    assert torch.allclose(guided.predict(x_t, 0.6), weaker + 1.7 * (stronger - weaker), atol=1e-5)
 
 
 def test_guidance_by_labels_needs_labels_and_its_guide_a_guide() -> None:

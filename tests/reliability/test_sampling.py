@@ -54,7 +54,7 @@ WRONG = {
     "a weight below one": (["guidance=auto", "guidance.weight=0.5"], "guidance: weight=0.5 must be at least 1"),
     "a weight of no guidance": (
         ["guidance.weight=2"],
-        "Unknown key guidance.weight for this choice of guidance. It belongs to guidance=auto, internal.",
+        "Unknown key guidance.weight for this choice of guidance. It belongs to guidance=auto, internal, labels.",
     ),
     "an option of another sampler": (
         ["sampler=heun", "sampler.eta=1"],

@@ -32,7 +32,7 @@ REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size", "mark"
 SHARED = ("generate", "evaluate")
 """Tasks that several ranks can share."""
 UNLABELED = ("reconstruct", "tune")
-"""Tasks that cannot ask for labels: they use the VAE alone, or compare with images of all labels."""
+"""Tasks without requested labels: they use the VAE alone, or compare with images of all labels."""
 HEUN = CONF / "sampler" / "heun.yaml"
 VERSION = 2
 """Version of recipes. Recipes of version 1 do not name it: other noise for a seed, raw task.strength, other inpaint."""
@@ -50,7 +50,7 @@ class Recipe:
         ema: width of the weights' average; None for that of the best weights.
         precision: "fp32" or "bf16".
         files: the first 12 digits of the SHA-256 of each file in the settings, by its key.
-        labels: labels that are asked for.
+        labels: requested labels.
         weights: hashes of the weights; None before they are loaded.
         version: see `VERSION`.
     """

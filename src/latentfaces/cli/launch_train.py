@@ -155,7 +155,7 @@ def build_training(
             bfloat16 = choices.precision.startswith("bf16")
             show_reconstructions(module.autoencoder, data.pack(), training_device(cfg.trainer), bfloat16, cfg)
             save_weights(module.autoencoder, Path(cfg.run_dir) / "checkpoints" / "best_vae.pth")
-        if cfg.stage == "ldm" and module.label_rows is not None:
+        if data.label_table is not None:
             save_labels(module.label_rows.numpy(), cfg.run_dir)
         save_config(cfg)
         print(described(cfg, trainer, computed))

@@ -14,7 +14,7 @@ from latentfaces.errors import UserError
 from latentfaces.labels import Label
 
 FREE = "free"
-"""Value of a label that is asked to stay unknown."""
+"""Requested value of a label that is to stay unknown."""
 FEWEST, NEAREST = 20, 0.05
 """Fewest rows that are drawn from, and the fraction of rows that match a number."""
 LABEL_STREAM = 1
@@ -60,7 +60,7 @@ class Conditioning:
         return values.masked_fill(alone | all_of_image, math.nan)
 
     def parse(self, asked: Mapping[str, object]) -> Tensor:
-        """Return the labels (L,) that a user asks for: NaN where not asked, inf where "free".
+        """Return the labels (L,) of a request {name: value}: NaN where not requested, inf where "free".
 
         Raises:
             UserError: there is no such label or value; with the choices.
@@ -77,11 +77,11 @@ class Conditioning:
         return values
 
     def draw(self, asked: Tensor, rows: Tensor, names: Sequence[tuple[int, int]]) -> Tensor:
-        """Return labels (n, L) as asked, where the others come from one training row that matches what is asked.
+        """Return labels (n, L): the requested ones, and those of one training row that matches them.
 
         Args:
-            asked: labels (L,) as from `parse`.
-            rows: labels (N, L) of the training images; without any, labels that are not asked are unknown.
+            asked: requested labels (L,), as from `parse`.
+            rows: labels (N, L) of the training images; without any, labels that are not requested are unknown.
             names: seed and number of each image, which alone choose its row.
         """
         rows = self.matching(asked, rows) if len(rows) else asked.new_full((1, len(asked)), math.nan)
@@ -89,7 +89,7 @@ class Conditioning:
         return torch.where(asked.isnan(), rows[chosen], asked)
 
     def matching(self, asked: Tensor, rows: Tensor) -> Tensor:
-        """Return the rows (m, L) that match what is asked; all rows where fewer than `FEWEST` do."""
+        """Return the rows (m, L) that match the requested labels; all rows where fewer than `FEWEST` do."""
         match = torch.ones(len(rows), dtype=torch.bool)
         for label, value, column in zip(self.labels, asked, rows.unbind(1), strict=True):
             if not value.isfinite():
@@ -108,7 +108,7 @@ class Conditioning:
 
 
 def parse_value(label: Label, value: object) -> float:
-    """Return the number that stands for a value of the label.
+    """Return a value of the label as a number.
 
     Raises:
         UserError: it is no value of this label.

@@ -27,7 +27,7 @@ GAP, MIN_FONT = 6, 12
 class Compare(SamplingTask):
     """A cell of `num_images` samples for each value in `rows` and `columns`, with the same noise in every cell.
 
-    Other labels are the same in every cell too: those that are asked for, or else drawn as for new samples.
+    Other labels are the same in every cell too: those that are requested, or else drawn as for new samples.
 
     Args:
         rows: values by label, as {"Smiling": [0, 1]}; of several labels every combination.
@@ -82,13 +82,14 @@ def titled(tiles: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor
     boxes = [[draw.multiline_textbbox((0, 0), text, font) for text in texts] for texts in (rows, columns)]
     left = GAP + (math.ceil(max(box[2] for box in boxes[0])) + GAP if any(rows) else 0)
     top = GAP + (math.ceil(max(box[3] for box in boxes[1])) + GAP if any(columns) else 0)
-    cell = max(width, *(math.ceil(box[2]) for box in boxes[1]))  # a column is at least as wide as its title
-    size = left + len(columns) * (cell + GAP), top + len(rows) * (height + GAP)
-    picture = Image.new("RGB", size, "white")
+    # A cell is at least as large as its titles.
+    across = GAP + max(width, *(math.ceil(box[2]) for box in boxes[1]))
+    down = GAP + max(height, *(math.ceil(box[3]) for box in boxes[0]))
+    picture = Image.new("RGB", (left + len(columns) * across, top + len(rows) * down), "white")
     draw = ImageDraw.Draw(picture)
     for number, tile in enumerate(tiles):
         row, column = divmod(number, len(columns))
-        corner = left + column * (cell + GAP), top + row * (height + GAP)
+        corner = left + column * across, top + row * down
         picture.paste(Image.fromarray(tile.permute(1, 2, 0).contiguous().numpy()), corner)
         if row == 0:
             draw.multiline_text((corner[0], GAP), columns[column], "black", font)

@@ -26,7 +26,7 @@ from latentfaces.tasks.variants import Name, check_fraction, check_skips, encode
 class Edit(PackTask):
     """A row for each photo: the photo, then `num_images` edits of it: noise is added up to some time, then removed.
 
-    Where labels are asked for, the photo is inverted and generated again with them instead; see `relabel`.
+    Where labels are requested, the photo is inverted and generated again with them instead; see `relabeled`.
 
     Args:
         num_photos: maximum number of photos.
@@ -66,19 +66,21 @@ class Edit(PackTask):
         return pictures.grid(*beside(photos, torch.cat(shown)))
 
     def by_labels(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
-        """Write photos with the labels that are asked for. Return the path of the grid.
+        """Write photos with the requested labels. Return the path of the grid.
 
         Its columns are the photo, the photo generated again without a change, the result, and their difference.
         """
-        own = self.image and read_photos(self.image, pipeline.resolution, self.num_photos, self.seed)
-        photos = own.images if own else photos_for(pipeline.resolution, None, self.pack, self.num_photos, self.seed)
+        size, own = pipeline.resolution, None
+        if self.image is not None:
+            own = read_photos(self.image, size, self.num_photos, self.seed)
+        photos = own.images if own is not None else photos_for(size, None, self.pack, self.num_photos, self.seed)
         unchanged, changed = relabeled(pipeline, photos, self.photo_labels or {}, self.sampler, self.batch_size)
         report("_without_change", photos, unchanged)
         print_moved(pipeline, unchanged, changed, open_pack(Path(self.pack)) if self.pack is not None else None)
         difference = (127.5 + (changed.float() - unchanged.float()) / 2).to(torch.uint8)
-        if self.mask is not None and own:
-            hole = read_mask(self.mask, own, pipeline.resolution)
-            changed = composed(photos, changed, hole, feathered(hole, pipeline.resolution // 32))
+        if self.mask is not None and own is not None:
+            hole = read_mask(self.mask, own, size)
+            changed = composed(photos, changed, hole, feathered(hole, size // 32))
         pictures.add(changed)
         return pictures.grid(*beside(photos, unchanged, changed, difference))
 

@@ -19,13 +19,13 @@ NUM_HELD_OUT = 64
 def relabeled(
     pipeline: FacePipeline, photos: Tensor, photo_labels: Mapping[str, object], sampler: Sampler, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Invert photos with their labels, and generate them again: with these labels, and with those that are asked for.
+    """Invert photos with their labels, and generate them again: with these labels, and with the requested ones.
 
     The noise keeps what the labels do not say (DDIM inversion: Song et al. 2021, section 5.4). Inversion and unchanged
     photos are without guidance, under which the noise is wider than N(0, 1).
 
     Args:
-        pipeline: pipeline that labels were asked of.
+        pipeline: pipeline with requested labels.
         photos: (n, 3, R, R) uint8.
         photo_labels: labels of the photos; those that are not given are unknown.
         sampler: sampler without added noise.
