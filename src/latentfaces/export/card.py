@@ -59,7 +59,7 @@ def model_card(run: Run, pipeline: FacePipeline, files: Sequence[str]) -> str:
 
 
 INTENDED_USE = """Research on generative models, teaching, and images of people who do not exist.
-Do not use the images to deceive, to harass, or to stand for a real person.
+Do not use the images to deceive, to harass, or to represent a real person.
 Every image is marked as generated (IPTC `DigitalSourceType`). Keep the mark when you publish one."""
 
 

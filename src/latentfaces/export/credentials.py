@@ -76,7 +76,7 @@ def algorithm_of(secret: bytes, name: str | Path) -> bytes:
     except (TypeError, ValueError) as error:
         raise UserError(f"mark_key={name} is not a private key without a password ({one_line(error)}).") from None
     if isinstance(key, ec.EllipticCurvePrivateKey):
-        return {256: b"es256", 384: b"es384", 521: b"es512"}.get(key.key_size, b"es256")
+        return {384: b"es384", 521: b"es512"}.get(key.key_size, b"es256")
     if isinstance(key, rsa.RSAPrivateKey):
         return b"ps256"
     if isinstance(key, ed25519.Ed25519PrivateKey):

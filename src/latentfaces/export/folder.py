@@ -58,7 +58,7 @@ def new_folder(to: Path) -> Iterator[Path]:
     """Yield a folder that gets the name `to` when it is complete. After an error nothing is left."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"to={to} already exists. Choose another folder.")
-    partial = to.with_name(to.name + ".partial")
+    partial = to.absolute().with_name(f"{to.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)

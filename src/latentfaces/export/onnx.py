@@ -75,7 +75,7 @@ def denoiser_program(pipeline: FacePipeline) -> ExportedProgram:
     module = Denoise(pipeline.denoiser, pipeline.guide_in_use, pipeline.guidance).eval()
     x_t = torch.zeros(2, *pipeline.latent_shape, device=pipeline.device)
     t = torch.full((2,), 0.5, device=pipeline.device)
-    inputs = (x_t, t, torch.ones_like(t))
+    inputs: tuple[Tensor, ...] = (x_t, t, torch.ones_like(t))
     if pipeline.conditioning is not None:
         inputs = (*inputs, x_t.new_zeros(2, pipeline.conditioning.size))
     return torch.export.export(module, inputs, dynamic_shapes=({0: Dim("batch")},) * len(inputs))

@@ -11,7 +11,7 @@ import onnxruntime
 
 
 def gaussian(bits: np.random.MT19937, size: int) -> np.ndarray:
-    """Draw (size,) values as torch.randn does: Box-Muller on blocks of 16; the last 16 anew if they are no block."""
+    """Draw (size,) values as torch.randn does: Box-Muller on blocks of 16; the last 16 again if they are no block."""
     uniform = (bits.random_raw(size) & 0xFFFFFF) / np.float32(2**24)
     last = (bits.random_raw(16) & 0xFFFFFF) / np.float32(2**24) if size % 16 else uniform[-16:]
     first, second = np.concatenate([uniform[: size // 16 * 16], last]).reshape(-1, 2, 8).swapaxes(0, 1)

@@ -111,7 +111,7 @@ class Evaluate(SamplingTask):
         for number, figure in enumerate(figures, start=1):
             path = pictures.folder / f"memorization_{number}.png"
             figure.savefig(path, dpi=120, pil_kwargs={"pnginfo": png_info(EDITED)})
-            pictures.sign(path)
+            pictures.sign(path, EDITED)
         if self.folder is not None and Path(self.folder) in pictures.folder.parents:
             write_report(self.folder)
         return pictures.grid(shown, columns=8)

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import UnidentifiedImageError
+from PIL import Image
 
 from latentfaces.errors import UserError
 from latentfaces.export.credentials import read_credentials
@@ -28,7 +28,7 @@ class Identify:
         path = Path(self.image)
         try:
             source, recipe = read_source(path), read_recipe(path)
-        except (OSError, ValueError, UnidentifiedImageError) as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"image={path} cannot be read ({error}). Give another file.") from None
         return [
             f"source type: {source or 'none'}",

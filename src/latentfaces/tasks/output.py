@@ -111,10 +111,10 @@ class PictureFolder:
             self.sign(path)
         return path
 
-    def sign(self, path: Path) -> None:
+    def sign(self, path: Path, source: Source | None = None) -> None:
         """Sign a new file of the folder, if the user has given a certificate."""
         if self.credentials is not None:
-            self.credentials.sign(path, self.source)
+            self.credentials.sign(path, source or self.source)
 
     def recipe(self, **more: Any) -> Recipe:
         """Return the metadata that reproduce an image."""
