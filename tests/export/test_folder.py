@@ -93,7 +93,7 @@ def test_a_folder_has_every_part_and_no_pickle(exported: Path) -> None:
     assert str(exported).encode() not in b"".join(files.values())
 
 
-def test_tuned_settings_and_labels_come_along(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuned_settings_come_along(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "write_onnx", lambda *_: None)
     folder = shutil.copytree(exported / "outputs/ldm/faces", tmp_path / "faces")
     tuned = {
@@ -103,14 +103,11 @@ def test_tuned_settings_and_labels_come_along(exported: Path, tmp_path: Path, mo
         "of": open_run(folder).stamp("best_denoiser"),
     }
     (folder / "tuned.json").write_text(json.dumps(tuned))
-    np.save(folder / "labels.npy", np.zeros((36, 2), np.float32))
     out = export(open_run(folder), tmp_path / "out")
     loaded = FacePipeline.from_pretrained(out, device="cpu")
     assert (type(loaded.sampler).__name__, loaded.sampler.num_steps) == ("HeunSampler", 3)
     assert vars(loaded.guidance) == {"weight": 2.5, "start": 0.9, "end": 0.0}
     assert np.abs(latents(loaded) - latents(FacePipeline.load(folder, device="cpu"))).max() <= 1e-6
-    assert loaded.label_rows is not None
-    assert loaded.label_rows.shape == (36, 2)
     with pytest.raises(UserError, match=r"ema=0.1 has no effect on .*out, which has one average"):
         FacePipeline.load(open_model(out), ema=0.1)
 
