@@ -133,7 +133,7 @@ def test_programs_of_torch_export_take_any_batch(exported: Path) -> None:
     assert torch.allclose(denoise(x, t, torch.zeros(5)), pipeline.denoiser.predict(x, 0.25), atol=1e-5)
 
 
-@pytest.mark.parametrize("guidance", [LabelGuidance(2.0, auto_weight=1.5), LabelGuidance(2.0), NoGuidance()])
+@pytest.mark.parametrize("guidance", [LabelGuidance(2.0, auto_weight=1.5), NoGuidance()])
 def test_labels_are_an_input_of_the_program(guidance: Guidance) -> None:
     torch.manual_seed(0)
     conditioning = Conditioning([Label("Smiling", "binary"), Label("Hair", "category", ("dark", "blond"))])
