@@ -12,7 +12,10 @@ from helpers.commands import SHORT, TINY_LDM, Command, refused, run_command, tra
 from helpers.states import checkpoint
 from PIL import Image
 
+from latentfaces.cli.labels import drop_other_labels
+from latentfaces.diffusion import Conditioning
 from latentfaces.export.folder import export
+from latentfaces.labels import Label
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import open_run
 
@@ -116,6 +119,17 @@ def test_tuning_tries_guidance_by_labels(sample: Command) -> None:
     sample("task=tune", *few)
     Path("outputs/ldm/labeled/tuned.json").unlink()
     assert ",labels,1.5," in Path("pictures/scores.csv").read_text()
+
+
+@pytest.mark.parametrize(("names", "is_fresh"), [(["smile", "hair_color", "age"], False), (["hat", "smile"], True)])
+def test_weights_of_other_labels_start_fresh(names: list[str], is_fresh: bool, labeled: Path) -> None:
+    run = open_run(labeled / "outputs/ldm/labeled")
+    known = {label.name: label for label in FacePipeline.load(run).conditioning.labels}
+    conditioning = Conditioning([known.get(name, Label(name, "binary")) for name in names])
+    network = run.module("denoiser", "best_denoiser").network
+    before = network.embed_label.weight.clone()
+    drop_other_labels(network, conditioning, run)
+    assert torch.equal(network.embed_label.weight, before) != is_fresh
 
 
 MISTAKES = {

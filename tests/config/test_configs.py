@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentfaces.config.compose import compose_config
+from latentfaces.config.overrides import as_text
 from latentfaces.config.validation import check_types
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +143,7 @@ def first_job(overrides: list[str]) -> list[str]:
 @pytest.mark.parametrize("command", documented_commands())
 def test_each_documented_command_composes(command: str) -> None:
     script, *overrides = shlex.split(command)[1:]
-    assert composed(script.removesuffix(".py"), first_job([o for o in overrides if o != "-m"])) is not None
+    assert composed(script.removesuffix(".py"), first_job([as_text(o) for o in overrides if o != "-m"])) is not None
 
 
 def test_documents_have_commands() -> None:

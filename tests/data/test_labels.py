@@ -76,6 +76,8 @@ def test_missing_cells_and_rows_are_nan_and_counted(read: Read) -> None:
         ({"7", "8", "typing error"}, "number"),
         ({"7", "old", "young"}, "category"),
         ({"0-2", "3-6"}, "category"),
+        ({"0_2", "20_29"}, "category"),
+        ({"1e300", "1e400"}, "category"),
         ({"nan", "inf", "-inf"}, "category"),
     ],
 )
@@ -131,9 +133,9 @@ def test_texts_that_are_no_category_are_left_out_unless_chosen(tmp_path: Path) -
         ("name,x\n1,0,0\n", r"line 2: 3 cells, but the header has 2"),
         ("file,x\n1,0\n", r"line 1: no column `name`.*file, x"),
         ("name,x,x\n1,0,0\n", r"line 1: a column is there twice"),
-        ("name,x\n", r"has no label of these images: it has no rows"),
+        ("name,x\n", r"has no label of these images, such as a/1\.png: it has no rows"),
         ("", r"line 1: no column `name`"),
-        ("name,x\n77.png,0\n", r"77\.png is none of the images, such as a/1\.png"),
+        ("name,x\n77.png,0\n", r"such as a/1\.png: 77\.png is none of the images"),
         (b"name,x\n1,\xff\n", r"labels\.csv is not in UTF-8"),
         (f'name,x\n1,"{"y" * 200_000}"\n', r"line 2: field larger than field limit"),
     ],
@@ -146,6 +148,13 @@ def test_error_names_file_and_line(read: Read, text: str | bytes, clue: str) -> 
 
 def test_spreadsheets_mark_and_blank_lines_are_read(read: Read) -> None:
     assert same(values(read("\ufeffname,x\r\n1,0\r\n\r\n2,1\r\n"))["x"], [0, 1, NAN, NAN, NAN])
+
+
+def test_untrusted_texts_stay_in_one_line(read: Read) -> None:
+    table = read('name,"ha\n ir"\n1,"red\x1b[2J"\n2,"dark\r\nbrown"\n"x\ny",1\n')
+    assert table.labels == [Label("ha ir", "category", ("dark brown", "red\\x1b[2J"))]
+    assert len(table.summary.splitlines()) == 2
+    assert "such as x y" in table.summary
 
 
 def test_name_of_several_images_needs_its_path(tmp_path: Path) -> None:

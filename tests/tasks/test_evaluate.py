@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from latentfaces.autoencoder import VAE
 from latentfaces.data.pack import open_pack
+from latentfaces.data.synthetic import known_labels
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import EncoderFeatures, NetworkFeatures, features_by_name
 from latentfaces.pipeline import FacePipeline
@@ -54,9 +55,17 @@ def home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return trained
 
 
+@pytest.fixture(scope="module")
+def labelled(trained: Path) -> Path:
+    """The workplace with a run "labelled" of stage 2 that knows glasses and age."""
+    rows = [f"drawn-{seed:06d},{known_labels(seed)['glasses']},{seed % 7}" for seed in range(400)]
+    (trained / "labels.csv").write_text("\n".join(["name,glasses,age", *rows]))
+    return trained_in(trained, [*TINY_LDM, *SHORT, "data.labels=labels.csv", "name=labelled"])
+
+
 def evaluate(*options: str) -> dict[str, Any]:
     """Return the content of metrics.json."""
-    few = ["task=evaluate", "num_images=60", "batch_size=16", "sampler.num_steps=2", "output=pictures"]
+    few = ["run=faces", "task=evaluate", "num_images=60", "batch_size=16", "sampler.num_steps=2", "output=pictures"]
     run_command("sample.py", *few, *options)
     told: dict[str, Any] = json.loads(Path("pictures/metrics.json").read_text())
     return told
@@ -126,6 +135,44 @@ def test_faces_of_the_run_by_its_own_encoder(home: Path, capsys: pytest.CaptureF
     assert not page.exists()  # pictures elsewhere say nothing on the run's own
 
 
+def test_asked_labels_are_found_in_images_that_have_them(
+    labelled: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = open_pack(next(Path("data").glob("*-16"))).test_indices
+    glasses = torch.tensor([[float(known_labels(int(seed))["glasses"]), torch.inf] for seed in held_out])
+    give_photos(monkeypatch, held_out)
+    monkeypatch.setattr(FacePipeline, "labels_for", lambda self, names: glasses[: len(names)])
+    few = ["run=labelled", "task=evaluate", "num_images=50", "batch_size=16", "task.features=colours.pt"]
+    run_command("sample.py", *few)
+    (metrics,) = Path("outputs/ldm/labelled/samples").glob("evaluate_*/metrics.json")
+    result = json.loads(metrics.read_text())["labels"]
+    assert set(result) == {"glasses"}
+    found = result["glasses"]
+    assert found["found"] == found["accuracy"]  # they are the held-out images themselves
+    assert found["balanced_accuracy"] > 0.6
+    with_glasses = int(glasses[:, 0].sum())
+    assert found["values"]["1"]["num_images"] == found["values"]["1"]["num_photos"] == with_glasses
+    assert "too few for a kernel distance" in capsys.readouterr().out
+    page = Path("outputs/ldm/labelled/report.html").read_text()
+    shutil.rmtree("outputs/ldm/labelled/samples")
+    assert f'<td>glasses</td><td>1</td><td class="number">{with_glasses}</td>' in page
+
+
+def test_labels_that_are_gone_or_have_changed_are_reported_before_sampling(
+    labelled: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FacePipeline, "faces", lambda *_: pytest.fail("faces were made"))
+    few = ["run=labelled", "task=evaluate", "num_images=50", "task.features=colours.pt", "output=pictures"]
+    text = Path("labels.csv").read_text()
+    try:
+        Path("labels.csv").write_text(text.replace(",1,", ",old,").replace(",0,", ",young,"))
+        assert "data.labels=labels.csv has changed since outputs/ldm/labelled" in refused("sample.py", *few)
+        Path("labels.csv").unlink()
+        assert "data.labels=labels.csv does not exist" in refused("sample.py", *few)
+    finally:
+        Path("labels.csv").write_text(text)
+
+
 def test_reconstructions_of_a_run_of_stage_one(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_command("sample.py", "task=evaluate", "output=pictures", "run=outputs/vae/faces", "num_images=500")
     told = json.loads(Path("pictures/metrics.json").read_text())
@@ -143,8 +190,8 @@ def test_options_of_samples_are_rejected_for_a_run_of_stage_one(home: Path, idle
 
 
 def test_run_in_whose_folder_an_evaluation_lies_tells_it_on_its_own_page(home: Path) -> None:
-    few = ["task=evaluate", "num_images=60", "batch_size=16", "sampler.num_steps=2", "task.features=colours.pt"]
-    run_command("sample.py", *few)
+    few = ["run=faces", "task=evaluate", "num_images=60", "batch_size=16", "sampler.num_steps=2"]
+    run_command("sample.py", *few, "task.features=colours.pt")
     (metrics,) = Path("outputs/ldm/faces/samples").glob("evaluate_*/metrics.json")
     told = json.loads(metrics.read_text())
     page = Path("outputs/ldm/faces/report.html").read_text()

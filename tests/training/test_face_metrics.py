@@ -33,9 +33,9 @@ def test_each_validation_logs_the_distance_of_the_same_faces(home: Path, monkeyp
     begun: list[tuple[Tensor, Tensor]] = []
     make = LatentDiffusionModule.faces_from
 
-    def kept(self: LatentDiffusionModule, noise: Tensor, generator: torch.Generator) -> Tensor:
+    def kept(self: LatentDiffusionModule, noise: Tensor, generator: torch.Generator, *labels: Any) -> Tensor:
         state = generator.get_state()
-        faces = make(self, noise, generator)
+        faces = make(self, noise, generator, *labels)
         if len(noise) == 40:
             begun.append((noise, state))
             again = torch.Generator().set_state(state)
@@ -63,7 +63,7 @@ def test_training_waits_no_longer_than_it_says(
     monkeypatch.setattr(
         LatentDiffusionModule,
         "faces_from",
-        lambda self, noise, more: made.append(len(noise)) or make(self, noise, more),
+        lambda self, noise, *more: made.append(len(noise)) or make(self, noise, *more),
     )
     run_command(
         "train.py", *MEASURED, OFTEN, "callbacks.face_metrics.batch_size=4", "callbacks.face_metrics.max_seconds=30",

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from latentfaces.diffusion import Conditioning
 from latentfaces.errors import UserError
 from latentfaces.files import atomic_write
-from latentfaces.run import CONFIG, LABELS
+from latentfaces.run import CONFIG, LABELS, Run, build
 
 
 def has_labels(cfg: DictConfig) -> bool:
@@ -51,6 +51,14 @@ def add_conditioning(cfg: DictConfig, data: Any) -> None:
         before: Any = OmegaConf.load(config)
         if OmegaConf.select(before, "model.conditioning") != cfg.model.conditioning:
             raise UserError(f"data.labels={cfg.data.labels} has changed since {cfg.run_dir} started. Restore it.")
+
+
+def drop_other_labels(network: Any, conditioning: Conditioning, init_run: Run) -> None:
+    """Initialize the layer of the condition again if its weights are of a run with other labels, of the same size."""
+    before = build(init_run.config["model"].get("conditioning"))
+    schemas = [[(label.name, *label.choices) for label in c.labels] if c else [] for c in (before, conditioning)]
+    if schemas[0] != schemas[1]:
+        network.embed_label.reset_parameters()
 
 
 def save_labels(rows: np.ndarray, run_dir: str) -> None:

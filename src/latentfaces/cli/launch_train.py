@@ -20,7 +20,7 @@ from latentfaces.cli import tracking
 from latentfaces.cli.compute import apply_choices, device_choices, keep_freed_memory, limit_threads, training_device
 from latentfaces.cli.devices import drop_stale_ranks, resolve_devices
 from latentfaces.cli.init_run import add_init_run, check_network, take_weights
-from latentfaces.cli.labels import add_conditioning, has_labels, save_labels
+from latentfaces.cli.labels import add_conditioning, drop_other_labels, has_labels, save_labels
 from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
 from latentfaces.cli.vae_run import add_trained_vae, copy_vae, show_reconstructions
 from latentfaces.config.compose import compose_config
@@ -141,6 +141,8 @@ def build_training(
     check_optimizers(module)
     computed = apply_choices(choices, module.network, training_device(cfg.trainer))
     if data is not None:
+        if init_run is not None:
+            drop_other_labels(module.denoiser.network, module.conditioning, init_run)
         module.label_rows = torch.from_numpy(data.label_table.values[data.pack().train_indices])
     else:
         data = packed_data(cfg, trainer)  # it downloads and packs, so it comes after all that can fail without it

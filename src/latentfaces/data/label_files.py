@@ -77,7 +77,7 @@ def csv_rows(text: str, path: str) -> Iterator[Row]:
     """Yield the rows of a CSV with the column `name`, or of FFHQ-Aging, which has `image_number`."""
     lines = csv.reader(io.StringIO(text, newline=""))
     try:
-        header = [column.strip() for column in next(lines, [])]
+        header = [one_line(column) for column in next(lines, [])]
         if len(set(header)) < len(header):
             raise UserError(f"{path}, line 1: a column is there twice. Remove one.")
         if "name" not in header and "image_number" not in header:
@@ -88,7 +88,7 @@ def csv_rows(text: str, path: str) -> Iterator[Row]:
             if cells and len(cells) != len(header):
                 raise UserError(f"{place}: {len(cells)} cells, but the header has {len(header)}. Correct it.")
             if cells:
-                row = {column: cell.strip() for column, cell in zip(header, cells, strict=True) if column}
+                row = {column: one_line(cell) for column, cell in zip(header, cells, strict=True) if column}
                 number = row.pop("image_number", "")
                 yield Row(row.pop("name", number.zfill(5)), row, place)
     except csv.Error as error:
@@ -133,9 +133,9 @@ def flattened(attributes: dict[str, Any], place: str) -> dict[str, str]:
     cells: dict[str, str] = {}
     for name, value in attributes.items():
         if isinstance(value, dict):
-            cells |= {f"{name}_{key}": cell for key, cell in flattened(value, place).items()}
+            cells |= {f"{one_line(name)}_{key}": cell for key, cell in flattened(value, place).items()}
         elif not isinstance(value, list):
-            cells[name] = as_text(value, place)
+            cells[one_line(name)] = as_text(value, place)
     return cells
 
 
@@ -150,5 +150,11 @@ def parse(text: str, path: str) -> Any:
 def as_text(value: Any, place: str) -> str:
     """Return a value of a JSON as the text of a cell."""
     if isinstance(value, list | dict):
-        raise UserError(f"{place}: {str(value)[:40]} is not a single value. Correct it.")
-    return "" if value is None else str(value).strip()
+        raise UserError(f"{place}: {ascii(value)[:40]} is not a single value. Correct it.")
+    return "" if value is None else one_line(str(value))
+
+
+def one_line(text: str) -> str:
+    """Return a text of an untrusted file without line breaks and control characters, which would spoil messages."""
+    text = " ".join(text.split())
+    return text if text.isprintable() else ascii(text)[1:-1]

@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from latentfaces.data.label_files import CLASS, Row, label_rows
+from latentfaces.data.label_files import CLASS, Row, label_rows, one_line
 from latentfaces.data.sources import Source, natural_key
 from latentfaces.errors import UserError
 from latentfaces.labels import Kind, Label
@@ -20,6 +20,8 @@ PAIRS = (("0", "1"), ("-1", "1"), ("false", "true"), ("no", "yes"))
 """Texts of a binary: 0, then 1."""
 FIXED: dict[str, Kind] = {CLASS: "category"}
 UNKNOWN, AMBIGUOUS = -1, -2
+"""Indices of a name of no image, and of several."""
+MAX_NUMBER = 1e38
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ def read_labels(
     """
     cells = Cells(names, label_rows(wanted, source, names))
     if not cells.places:
-        example = (
-            f"{cells.unmatched} is none of the images, such as {names[0]}" if cells.unmatched else "it has no rows"
+        example = f"{cells.unmatched} is none of the images" if cells.unmatched else "it has no rows"
+        raise UserError(
+            f"data.labels={wanted} has no label of these images, such as {names[0]}: {example}. Choose another file."
         )
-        raise UserError(f"data.labels={wanted} has no label of these images: {example}. Choose another file.")
     check_names(wanted, cells, chosen, kinds or {})
     labels, columns, left_out = [], [], []
-    for name in chosen or cells.columns:
+    for name in dict.fromkeys(chosen or cells.columns):
         texts = cells.columns[name]
         seen = {texts[index] for index in train} - {""}
         kind = (kinds or {}).get(name) or FIXED.get(name) or infer_kind(seen)
@@ -118,10 +120,12 @@ class Cells:
             name = row.image.replace("\\", "/")
             index = full.get(name, short.get(name, UNKNOWN))
             if index == UNKNOWN:
-                self.num_unmatched, self.unmatched = self.num_unmatched + 1, self.unmatched or name
+                self.num_unmatched, self.unmatched = self.num_unmatched + 1, self.unmatched or one_line(name)[:200]
                 continue
             if index == AMBIGUOUS:
-                raise UserError(f"{row.place}: several images are named {name}. Give the path below the root.")
+                raise UserError(
+                    f"{row.place}: several images are named {one_line(name)}. Give the path below the root."
+                )
             if index in self.places:
                 raise UserError(f"{row.place}: {names[index]} has a row already, {self.places[index]}. Remove one.")
             self.places[index] = row.place
@@ -152,12 +156,12 @@ def check_names(wanted: str, cells: Cells, chosen: Sequence[str] | None, kinds: 
 
 
 def as_number(text: str) -> float:
-    """Return the number that a text is, NaN if it is none or not finite."""
+    """Return the number that a text is; NaN if it is none, or not finite in float32."""
     try:
-        number = float(text)
+        number = float(text.replace("_", "no number"))  # Python reads 20_29, an age group, as 2029
     except ValueError:
         return math.nan
-    return number if math.isfinite(number) else math.nan
+    return number if abs(number) < MAX_NUMBER else math.nan
 
 
 def canonical(text: str) -> str:
@@ -221,7 +225,7 @@ def summarized(labels: list[Label], values: NDArray[np.float32], trained: NDArra
         elif label.kind == "binary":
             text = f"1 in {known.mean():.1%}"
         else:
-            shown = [f"{choice} {(known == index).mean():.1%}" for index, choice in enumerate(label.choices)]
+            shown = [f"{choice[:20]} {(known == index).mean():.1%}" for index, choice in enumerate(label.choices)]
             text = ", ".join(shown[:MAX_SHOWN]) + f" and {len(shown) - MAX_SHOWN} more" * (len(shown) > MAX_SHOWN)
         missing = int(np.isnan(all_values).sum())
         lines.append(

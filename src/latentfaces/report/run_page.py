@@ -32,6 +32,8 @@ MEANINGS = {
     "memorized_fraction": "fraction of samples closer to a training image than 99 % of held-out images: 0.01 is usual",
 }
 """Metrics of task=evaluate, in the order of the page."""
+GROUP = (("accuracy", ".1%"), ("found", ".1%"), ("kernel_distance", ".4g"))
+"""Metrics of the samples with one label, and their formats."""
 Pictures = list[tuple[str, str]]
 """Captions and data URLs of images."""
 
@@ -172,5 +174,22 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
             if name in result
         ]
         if rows:
-            found.append({"kind": "samples", **result, "rows": rows, "folder": path.parent.relative_to(folder)})
+            folder_name = path.parent.relative_to(folder)
+            found.append(
+                {"kind": "samples", **result, "rows": rows, "folder": folder_name, "labels": label_rows(result)}
+            )
     return found
+
+
+def label_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return label, value, images, probe accuracy, samples with the asked label, and kernel distance."""
+    return [
+        (
+            name,
+            value,
+            f"{group['num_images']:,}",
+            *(f"{group[key]:{form}}" if key in group else "" for key, form in GROUP),
+        )
+        for name, label in result.get("labels", {}).items()
+        for value, group in label["values"].items()
+    ]

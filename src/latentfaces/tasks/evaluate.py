@@ -19,12 +19,14 @@ from latentfaces.errors import UserError
 from latentfaces.evaluation.features import Features, features_by_name
 from latentfaces.evaluation.generation import Memorization, generator_metrics, memorization
 from latentfaces.evaluation.plots import plot_distances, plot_neighbours
+from latentfaces.evaluation.probe import WithPixels
 from latentfaces.files import require_space
 from latentfaces.marks import EDITED, GENERATED, png_info
 from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import Ranks
 from latentfaces.report import write_report
 from latentfaces.tasks.base import SamplingTask
+from latentfaces.tasks.labels import evaluate_labels, labels_of_run
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.reconstruct import reconstructions
 
@@ -44,7 +46,8 @@ class Evaluate(SamplingTask):
 
     The metrics are Frechet and kernel distance, precision and recall. Samples also get the fraction of duplicates, and
     the fraction nearer to a training image, as it is or mirrored, than new images are. The same metrics of as many
-    training images are the reference. With features "inception" the Frechet distance is the FID.
+    training images are the reference. With features "inception" the Frechet distance is the FID. For a run with labels
+    a probe recognizes the asked labels in the samples.
 
     Ranks share the images, and rank 0 compares the features. Images are not kept: their features go to a file, so that
     memory does not grow with `num_images`. A killed evaluation with the same `output` resumes, also for more images.
@@ -79,15 +82,20 @@ class Evaluate(SamplingTask):
         pictures.source = GENERATED if stage_2 else EDITED
         count = self.num_images if stage_2 else min(self.num_images, len(pack.test_indices))
         extract = features_by_name(self.features, pipeline.vae, self.weights)
+        conditioning = pipeline.conditioning
+        labels = labels_of_run(self.folder, pack, conditioning) if self.folder and conditioning else None
         real = image_features(extract, pack, self.batch_size, ranks)
         mirrored = image_features(extract, pack, self.batch_size, ranks, mirrored=True) if stage_2 else real
         make = partial(self.images, pipeline, pack)
-        fake, shown = self.sample_features(extract, make, count, pictures)
+        seen = extract if labels is None else WithPixels(extract)
+        seen_in_fake, shown = self.sample_features(seen, make, count, pictures)
         if ranks.rank > 0:
             return pictures.folder
         # A GPU compares all pairs of 50,000 in seconds, two cores of a CPU in half an hour.
         device = pipeline.device if pipeline.device.type == "cuda" else torch.device("cpu")
-        fake, held_out, train = (rows.to(device) for rows in (fake, real[pack.test_indices], real[pack.train_indices]))
+        seen_in_fake = seen_in_fake.to(device)
+        fake, held_out = seen_in_fake[:, : real.shape[1]], real[pack.test_indices].to(device)
+        train = real[pack.train_indices].to(device)
         print(f"comparing {len(fake):,} {kind} with {len(held_out):,} held-out images")
         values = self.named(generator_metrics(held_out, fake))
         figures: list[Figure] = []
@@ -105,6 +113,9 @@ class Evaluate(SamplingTask):
             **values,
             "training_photos": self.named(generator_metrics(held_out, alike)),
         }
+        if labels is not None and conditioning is not None:
+            asked = pipeline.labels_for([(self.seed, number) for number in range(len(fake))])
+            metrics["labels"] = evaluate_labels(pack, conditioning, labels, real, seen_in_fake, asked)
         (pictures.folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
         for name, value in values.items():
             print(f"{name} {value:.4g}")
