@@ -25,6 +25,7 @@ from latentfaces.diffusion import (
     Sampler,
 )
 from latentfaces.errors import UserError
+from latentfaces.model_folder import open_model
 from latentfaces.nn import best_device, weights_hash
 from latentfaces.run import GUIDE, LABELS, Run, build, open_run
 
@@ -126,6 +127,19 @@ class FacePipeline:
         resolution = run.config["data"]["resolution"]
         parts = (guide, guidance, sampler, ema, conditioning, rows)
         return cls(vae, denoiser, resolution, device, bfloat16, *parts)
+
+    @classmethod
+    def from_pretrained(
+        cls, place: str | Path, device: torch.device | str | None = None, bfloat16: bool = False
+    ) -> "FacePipeline":
+        """Load a folder of `latentfaces-export`, or ID or ID@REVISION of the hub, with its guidance and its sampler.
+
+        It needs torch, safetensors, pillow and numpy alone. The folder may be untrusted.
+
+        Raises:
+            UserError: there is no such folder, or it is damaged.
+        """
+        return cls.load(open_model(place), device, bfloat16)
 
     @cached_property
     def guide(self) -> Denoiser | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from latentfaces import __version__
@@ -133,6 +132,8 @@ def open_run(folder: str | Path) -> Run:
     Raises:
         UserError: there is none.
     """
+    import yaml  # late: an exported model is loaded without it
+
     folder = Path(folder)
     try:
         config = yaml.safe_load((folder / CONFIG).read_text())
@@ -256,6 +257,8 @@ def train_program() -> list[str]:
 
 def overrides_of(folder: Path) -> list[str]:
     """Return the overrides of a run's first command; none if they were not kept."""
+    import yaml
+
     path = folder / ".hydra" / "overrides.yaml"
     return [*(yaml.safe_load(path.read_text()) if path.exists() else [])]
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from latentfaces.cli.init_run import condition_weight
 from latentfaces.diffusion import Conditioning
+from latentfaces.export.folder import export
 from latentfaces.labels import Label
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import open_run
@@ -172,3 +173,15 @@ def test_a_resume_continues_with_the_same_labels_alone(labeled: Path, monkeypatc
     run_command("train.py", *resumed)
     assert checkpoint("ldm/resumed")["global_step"] == 6
     assert "model.labels has no effect without data.labels" in refused("train.py", *TINY_LDM, "model.labels=[smile]")
+
+
+def test_an_exported_model_has_the_labels_of_its_run(
+    labeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentfaces.export.folder.write_onnx", lambda *_: None)
+    run = open_run(labeled / "outputs/ldm/labeled")
+    ours, loaded = FacePipeline.load(run), FacePipeline.from_pretrained(export(run, tmp_path / "out"))
+    names = [(0, number) for number in range(8)]
+    assert np.array_equal(loaded.labels_for(names), ours.labels_for(names), equal_nan=True)
+    faces = [pipeline.generate(2, 0, labels={"smile": 1}) for pipeline in (ours, loaded)]
+    assert torch.equal(*faces)

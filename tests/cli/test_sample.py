@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.certificates import write_pair
 from helpers.commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, refused, run_command
 from PIL import Image
 
 from latentfaces.autoencoder import Decoder, Skips
 from latentfaces.diffusion import AutoGuidance, DPMpp2MSampler, EulerSampler, NoGuidance
 from latentfaces.evaluation import save_png
+from latentfaces.marks import GENERATED, read_recipe, read_source
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import Run
 
@@ -40,6 +42,29 @@ def sample(home: Path) -> Command:
 
 def pixels(name: str) -> np.ndarray:
     return np.asarray(Image.open(Path("pictures") / name)).astype(int)
+
+
+def test_identify_needs_no_run_and_mark_needs_a_certificate(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain, key = write_pair(tmp_path)
+    pair = [f"mark_certificate={chain}", f"mark_key={key}"]
+    run_command("sample.py", "num_images=1", "sampler.num_steps=2", "output=signed", "mark=c2pa", *pair)
+    capsys.readouterr()
+    run_command("sample.py", "task=identify", "image=signed/00000.png")
+    source, recipe, credentials = capsys.readouterr().out.splitlines()
+    assert source == f"source type: {GENERATED}"
+    assert json.loads(recipe.removeprefix("recipe: "))["task"] == "generate"
+    assert credentials.startswith("c2pa: Valid, signed by signer")
+    for arguments, clue in {
+        ("mark=c2pa",): "Give mark_certificate=CHAIN.pem",
+        tuple(pair): "no effect without mark=c2pa",
+        ("mark=stamp",): "mark",
+        ("mark=c2pa", *pair, "task.npz=true", "output=npz"): "cannot sign an .npz",
+        ("task=identify", "seed=3"): "seed=... has no effect with task=identify",
+        ("task=identify",): "Give image=FILE",
+    }.items():
+        assert clue in refused("sample.py", *arguments)
 
 
 def test_each_picture_says_what_made_it(sample: Command) -> None:
@@ -294,6 +319,11 @@ def test_faces_as_one_array_are_the_faces(sample: Command) -> None:
     sample("num_images=5", "batch_size=2", "task.npz=true", "output=pictures")
     faces = np.load("pictures/images.npz")["arr_0"]
     assert (faces.shape, faces.dtype) == ((5, 16, 16, 3), np.uint8)
+    array = Path("pictures/images.npz")
+    recipe = read_recipe(array)
+    assert read_source(array) == GENERATED
+    assert recipe is not None
+    assert recipe["task"] == "generate"
     assert sorted(path.name for path in Path("pictures").iterdir()) == ["grid.png", "images.npz"]
     shutil.rmtree("pictures")
     sample("num_images=5", "batch_size=2", "output=pictures")

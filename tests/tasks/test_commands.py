@@ -10,6 +10,7 @@ from helpers.stand_ins import drawn, read, save_photo
 from PIL import Image, ImageDraw
 
 from latentfaces.data.align import Face
+from latentfaces.marks import EDITED, GENERATED, read_source
 
 SHOTS = ["num_images=2", "sampler.num_steps=2"]
 
@@ -56,6 +57,10 @@ def test_a_task_writes_its_pictures_and_says_where(task: str, home: Path, capsys
     )
     text = json.loads(Image.open(f"{task}/00001.png").text["latentfaces"])  # type: ignore[attr-defined]
     assert (text["task"], text["index"]) == (task, 1)
+    shown = [path for path in Path(task).iterdir() if path.suffix in (".png", ".gif")]
+    new = {path.name for path in shown if read_source(path) == GENERATED}
+    assert new == ({"00000.png", "00001.png"} if task == "neighbours" else set())
+    assert {read_source(path) for path in shown if path.name not in new} == {EDITED}
 
 
 def test_a_photo_is_kept_around_what_is_painted_anew(home: Path) -> None:
@@ -130,3 +135,9 @@ def test_alignment_without_a_photo_is_refused(home: Path, capfd: pytest.CaptureF
         with pytest.raises(SystemExit):
             run_command("sample.py", *arguments, "align=true", "output=refused")
         assert "has no effect" in capfd.readouterr().err
+
+
+def test_previews_are_marked(home: Path) -> None:
+    for stage, source in (("vae", EDITED), ("ldm", GENERATED)):
+        previews = [*Path(f"outputs/{stage}/faces/images").glob("step_*.png")]
+        assert {read_source(path) for path in previews} == {source}

@@ -26,8 +26,8 @@ from latentfaces.ranks import is_main_process
 from latentfaces.run import Run, build, config_of, find_run, open_run
 
 FILE_KEYS, PHOTOS = ("image", "to_image", "mask"), ".photos"
-PATH_KEYS = (*FILE_KEYS, "run", "output", "features", "weights", "feature_weights")
-REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size")
+PATH_KEYS = (*FILE_KEYS, "run", "output", "features", "weights", "feature_weights", "mark_certificate", "mark_key")
+REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size", "mark", "mark_certificate", "mark_key")
 """Overrides of task=remake. The metadata of the image has everything else."""
 SHARED = ("generate", "evaluate")
 """Tasks that several ranks can share."""
@@ -91,6 +91,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     ranks = Ranks.started()
     if ranks.count > 1 and task_name not in SHARED:
         raise UserError(f"task={task_name} runs in one process. Use python instead of torchrun.")
+    credentials = credentials_of(cfg)
     if task_name == "remake":
         recipe = remembered(cfg)
         task, pipeline = remade(recipe)
@@ -109,7 +110,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     recipe.weights = weights
     default = Path(recipe.run) / "samples" / f"{task_name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     folder = cfg.output or (new_folder(default) if ranks.rank == 0 else default)
-    return task, pipeline, PictureFolder(folder, asdict(recipe), ranks)
+    return task, pipeline, PictureFolder(folder, asdict(recipe), ranks, credentials)
 
 
 def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
@@ -295,3 +296,29 @@ def named_files(settings: dict[str, Any]) -> dict[str, str]:
             with contextlib.suppress(UserError):  # the task reports it with its key
                 hashes[key if path.is_dir() else key + PHOTOS] = Photos(path).fingerprint
     return {key: digest[:12] for key, digest in hashes.items()}
+
+
+def credentials_of(cfg: DictConfig) -> Any:
+    """Return the signer of mark=c2pa, or None."""
+    from latentfaces.export.credentials import Credentials
+
+    given = [cfg.mark_certificate, cfg.mark_key]
+    if cfg.mark is None:
+        if any(given):
+            raise UserError("mark_certificate and mark_key have no effect without mark=c2pa. Add it.")
+        return None
+    if not all(given):
+        raise UserError("mark=c2pa needs a certificate. Give mark_certificate=CHAIN.pem mark_key=KEY.pem.")
+    return Credentials(*given)
+
+
+def identified(cfg: DictConfig) -> list[str]:
+    """Return what task=identify prints."""
+    from latentfaces.tasks import Identify
+
+    refuse_links(cfg)
+    expand_home(cfg)
+    for key in overridden_keys():
+        if key not in ("task", "image") and not key.startswith("hydra"):
+            raise UserError(f"{key}=... has no effect with task=identify. Leave it out.")
+    return Identify(cfg.image)()

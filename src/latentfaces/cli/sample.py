@@ -1,6 +1,7 @@
 """`latentfaces-sample` and `sample.py`: run one task with a trained run."""
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from latentfaces.cli.errors import one_sentence, run
@@ -18,8 +19,11 @@ def sample(cfg: DictConfig) -> None:
 
 def run_task(cfg: DictConfig) -> None:
     """Build the pipeline and the task, then run the task."""
-    from latentfaces.cli.launch_sample import prepared_task  # imports torch: only once the config composes
+    from latentfaces.cli.launch_sample import identified, prepared_task  # imports torch: only once the config composes
 
+    if HydraConfig.get().runtime.choices["task"] == "identify":
+        print(*identified(cfg), sep="\n")
+        return
     task, pipeline, pictures = prepared_task(cfg)
     with pictures:
         path = task(pipeline, pictures)

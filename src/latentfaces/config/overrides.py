@@ -9,7 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 PATHS = (
-    *("data.root", "data.folder", "data.labels", "vae", "init", "run", "output", "image", "task.to_image", "task.mask"),
+    *("data.root", "data.folder", "data.labels", "vae", "init", "run", "output", "to", "image"),
+    *("task.to_image", "task.mask"),
     *("hydra.run.dir", "hydra.sweep.dir"),
 )
 """Keys whose value is a path, or may be one."""

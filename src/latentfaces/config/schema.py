@@ -121,6 +121,19 @@ class SampleConfig:
     image: str | None = None
     labels: dict[str, Any] = field(default_factory=dict)
     align: str = key("auto", Literal["auto", "true", "false", "True", "False"])
+    mark: str | None = key(None, Literal["c2pa"] | None)
+    mark_certificate: str | None = None
+    mark_key: str | None = None
+
+
+@dataclass
+class ExportConfig:
+    """export.yaml."""
+
+    run: str = "latest"
+    to: str = MISSING
+    push: str | None = None
+    dry_run: bool = False
 
 
 def register() -> None:
@@ -128,3 +141,4 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store("train_schema", TrainConfig)
     store.store("sample_schema", SampleConfig)
+    store.store("export_schema", ExportConfig)

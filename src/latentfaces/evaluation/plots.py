@@ -12,6 +12,7 @@ from latentfaces.autoencoder import VAE
 from latentfaces.errors import UserError
 from latentfaces.evaluation.grids import save_grid
 from latentfaces.evaluation.panels import COLORS, best_validation, draw_panels, label_axes, panels, read_curves
+from latentfaces.marks import EDITED, png_info
 
 DPI = 120
 RED = "#c53030"
@@ -74,7 +75,7 @@ def plot_neighbours(
     for column, title in enumerate(titles):
         axes.text(wide * column, -0.06, title, fontsize=10, va="bottom")
     if output is not None:
-        figure.savefig(output, dpi=DPI)
+        figure.savefig(output, dpi=DPI, pil_kwargs={"pnginfo": png_info(EDITED)})
     return figure
 
 
@@ -120,5 +121,5 @@ def visualize_random_input_output(
     reconstructions = vae.decode(vae.encode(originals).mode())
     error = (4 * (reconstructions - originals).abs() - 1).clamp(max=1)
     rows = torch.cat([originals, reconstructions, error]).cpu()
-    save_grid(rows, Path(output), columns=len(originals))
+    save_grid(rows, Path(output), columns=len(originals), source=EDITED)
     return rows

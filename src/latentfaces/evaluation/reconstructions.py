@@ -12,6 +12,7 @@ from latentfaces.data.pack import Pack
 from latentfaces.errors import UserError
 from latentfaces.evaluation.grids import save_grid
 from latentfaces.evaluation.metrics import calculate_metrics
+from latentfaces.marks import EDITED
 
 NUM_SHOWN, NUM_MEASURED = 8, 16
 """Images in the strip, and in the metrics."""
@@ -35,6 +36,6 @@ def show_reconstructions(reconstruct: Callable[[Tensor], Tensor], pack: Pack, na
     if not reconstructions.isfinite().all():
         raise UserError(f"{name} reconstructs images of this data as NaN or Inf. Choose another VAE.")
     shown = slice(0, NUM_SHOWN)
-    save_grid(torch.cat([images[shown], reconstructions[shown]]), path, columns=len(images[shown]))
+    save_grid(torch.cat([images[shown], reconstructions[shown]]), path, len(images[shown]), source=EDITED)
     values = calculate_metrics(images, reconstructions)
     print(f"{name} reconstructs held-out images with {values['psnr']:.1f} dB and SSIM {values['ssim']:.3f}: {path}")

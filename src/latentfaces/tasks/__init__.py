@@ -4,6 +4,7 @@ from latentfaces.tasks.compare import Compare
 from latentfaces.tasks.edit import Edit
 from latentfaces.tasks.evaluate import Evaluate
 from latentfaces.tasks.generate import Generate
+from latentfaces.tasks.identify import Identify
 from latentfaces.tasks.inpaint import Inpaint
 from latentfaces.tasks.interpolate import Interpolate
 from latentfaces.tasks.invert import Invert
@@ -18,6 +19,7 @@ __all__ = [
     "Edit",
     "Evaluate",
     "Generate",
+    "Identify",
     "Inpaint",
     "Interpolate",
     "Invert",

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import io
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from latentfaces.errors import UserError
+from latentfaces.files import atomic_write
+from latentfaces.marks import GENERATED, Source, mark_gif, mark_mp4
 
 Animation = Literal["gif", "mp4", "none"]
 FASTEST_GIF = 50.0
@@ -38,25 +41,34 @@ def there_and_back(frames: Tensor) -> Tensor:
     return torch.cat([frames, frames[1:-1].flip(0)])
 
 
-def save_animation(frames: Tensor, path: Path, frames_per_second: float, text: str = "") -> None:
-    """Write frames (n, 3, H, W) uint8 as .gif or .mp4, by the suffix, with `text` as comment.
+def save_animation(
+    frames: Tensor, path: Path, frames_per_second: float, text: str = "", source: Source = GENERATED
+) -> None:
+    """Write frames (n, 3, H, W) uint8 as .gif or .mp4, by the suffix, with `text` as comment and the source type.
 
     The frame times of a GIF are multiples of 10 ms.
     """
     pictures = list(frames.permute(0, 2, 3, 1).contiguous().cpu().numpy())
-    if path.suffix == ".mp4":
-        write_mp4(pictures, path, frames_per_second, text)
-        return
+    is_mp4 = path.suffix == ".mp4"
+    data = (mp4_of if is_mp4 else gif_of)(pictures, frames_per_second, text)
+    with atomic_write(path) as file:
+        file.write((mark_mp4 if is_mp4 else mark_gif)(data, source))
+
+
+def gif_of(pictures: list[Any], frames_per_second: float, text: str) -> bytes:
+    """Encode a GIF that loops."""
     first, *rest = [Image.fromarray(picture) for picture in pictures]
-    milliseconds = 10 * round(100 / frames_per_second)
-    first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0, comment=text.encode())
+    milliseconds, buffer = 10 * round(100 / frames_per_second), io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0, comment=text.encode())
+    return buffer.getvalue()
 
 
-def write_mp4(pictures: list[Any], path: Path, frames_per_second: float, text: str) -> None:
-    """Write H.264 with PyAV. Its widely supported pixel format needs even sides."""
+def mp4_of(pictures: list[Any], frames_per_second: float, text: str) -> bytes:
+    """Encode H.264 with PyAV. Its widely supported pixel format needs even sides."""
     av: Any = importlib.import_module("av")
     height, width = pictures[0].shape[:2]
-    with av.open(str(path), "w") as file:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as file:
         file.metadata["comment"] = text
         stream = file.add_stream("libx264", rate=Fraction(frames_per_second).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = width - width % 2, height - height % 2, "yuv420p"
@@ -65,3 +77,4 @@ def write_mp4(pictures: list[Any], path: Path, frames_per_second: float, text: s
             frame = av.VideoFrame.from_ndarray(picture[: stream.height, : stream.width].copy(), format="rgb24")
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
+    return buffer.getvalue()

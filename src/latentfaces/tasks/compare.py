@@ -14,7 +14,6 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from latentfaces.errors import UserError
-from latentfaces.evaluation import save_png
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.output import PictureFolder
@@ -50,9 +49,7 @@ class Compare(SamplingTask):
         pictures.add(faces, [pipeline.conditioning.describe(row) for row in labels])
         side = math.ceil(math.sqrt(self.num_images))
         tiles = torch.stack([make_grid(cell, side, padding=0) for cell in faces.split(self.num_images)])
-        path = pictures.folder / "grid.png"
-        save_png(titled(tiles, [*map(title, rows)], [*map(title, columns)]), path, pictures.text())
-        return path
+        return pictures.write(titled(tiles, [*map(title, rows)], [*map(title, columns)]), "grid.png")
 
 
 def combinations(key: str, values: Mapping[str, Any] | None) -> list[dict[str, Any]]:

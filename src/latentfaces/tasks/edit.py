@@ -10,6 +10,7 @@ from torch import Tensor
 from latentfaces.data.images import to_uint8
 from latentfaces.data.pack import open_pack
 from latentfaces.errors import UserError
+from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import PackTask
 from latentfaces.tasks.inpaint import composed
@@ -50,6 +51,7 @@ class Edit(PackTask):
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the edits. Return the path of the grid."""
+        pictures.source = EDITED
         if not pipeline.asked.isnan().all():
             return self.by_labels(pipeline, pictures)
         check_skips(pipeline, self.skips)

@@ -21,6 +21,7 @@ from latentfaces.evaluation.features import Features, features_by_name
 from latentfaces.evaluation.generation import Memorization, generator_metrics, memorization
 from latentfaces.evaluation.plots import plot_distances, plot_neighbours
 from latentfaces.evaluation.probe import WithPixels
+from latentfaces.marks import EDITED, GENERATED, png_info
 from latentfaces.pipeline import FacePipeline
 from latentfaces.report import write_report
 from latentfaces.tasks.base import SamplingTask
@@ -77,6 +78,7 @@ class Evaluate(SamplingTask):
             )
         stage_2 = pipeline.denoiser is not None
         kind = "new faces" if stage_2 else "reconstructions"
+        pictures.source = GENERATED if stage_2 else EDITED
         count = self.num_images if stage_2 else min(self.num_images, len(pack.test_indices))
         extract = features_by_name(self.features, pipeline.vae, self.weights)
         conditioning = pipeline.conditioning
@@ -117,7 +119,9 @@ class Evaluate(SamplingTask):
         for name, value in values.items():
             print(f"{name} {value:.4g}")
         for number, figure in enumerate(figures, start=1):
-            figure.savefig(pictures.folder / f"memorization_{number}.png", dpi=120)
+            path = pictures.folder / f"memorization_{number}.png"
+            figure.savefig(path, dpi=120, pil_kwargs={"pnginfo": png_info(EDITED)})
+            pictures.sign(path, EDITED)
         if self.folder is not None and Path(self.folder) in pictures.folder.parents:
             write_report(self.folder)
         return pictures.grid(shown, columns=8)

@@ -35,11 +35,13 @@ class Generate(SamplingTask):
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the samples. Return the path of the grid."""
         ranks = pictures.ranks
+        if self.npz and pictures.credentials is not None:
+            raise UserError("mark=c2pa cannot sign an .npz. Leave out task.npz.")
         shape = (self.num_images, pipeline.resolution, pipeline.resolution, 3)
         shown = []
         with contextlib.ExitStack() as stack:
             if self.npz and ranks.rank == 0:
-                append = stack.enter_context(npz_writer(pictures.folder / "images.npz", shape))
+                append = stack.enter_context(npz_writer(pictures.folder / "images.npz", shape, pictures.recipe()))
             rounds = ranks.rounds(range(self.num_images), self.batch_size)
             for part in track(rounds, "Sampling", disable=ranks.rank > 0):
                 names = [(self.seed, self.first + number) for number in part]

@@ -14,6 +14,7 @@ from latentfaces.diffusion import NoiseSchedule
 from latentfaces.diffusion.samplers import Trajectory
 from latentfaces.diffusion.schedule import per_sample
 from latentfaces.errors import UserError
+from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import PhotoTask
 from latentfaces.tasks.masks import feathered, read_mask, shrunk
@@ -58,6 +59,7 @@ class Inpaint(PhotoTask):
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the fillings. Return the path of the grid."""
+        pictures.source = EDITED
         assert self.image is not None
         assert self.mask is not None
         strength = float(pipeline.vae.skip_connections) if self.skips is None else self.skips

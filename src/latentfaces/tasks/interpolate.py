@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latentfaces.errors import UserError
+from latentfaces.marks import EDITED, RECIPE
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.animation import Animation, check_animation, save_animation, there_and_back
 from latentfaces.tasks.base import PhotoTask
@@ -60,13 +61,16 @@ class Interpolate(PhotoTask):
             alignment = self.alignment(pictures)
             left = one_photo(pipeline.resolution, self.image, self.seed, alignment=alignment)
             right = one_photo(pipeline.resolution, self.to_image, self.seed, "task.to_image", alignment)
+            pictures.source = EDITED
             photos = found_noise(pipeline, torch.cat([left, right]), self.sampler, self.batch_size)
         fractions = torch.linspace(0, 1, self.num_images).split(self.batch_size)
         faces = torch.cat([self.between(pipeline, photos, part.tolist()) for part in fractions])
         pictures.add(faces)
         if self.animation != "none":
             path = pictures.folder / f"animation.{self.animation}"
-            save_animation(there_and_back(faces), path, self.frames_per_second, pictures.text()["latentfaces"])
+            text = pictures.recipe()[RECIPE]
+            save_animation(there_and_back(faces), path, self.frames_per_second, text, pictures.source)
+            pictures.sign(path)
             print(path)
         return pictures.grid(faces, columns=len(faces))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latentfaces.data.images import to_float
 from latentfaces.diffusion import Sampler
+from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import PackTask
 from latentfaces.tasks.output import PictureFolder, bands
@@ -36,6 +37,7 @@ class Invert(PackTask):
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the images and the noise. Return the path of the grid."""
+        pictures.source = EDITED
         photos = photos_for(
             pipeline.resolution, self.image, self.pack, self.num_images, self.seed, self.alignment(pictures)
         ).images

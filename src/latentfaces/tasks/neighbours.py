@@ -16,6 +16,7 @@ from latentfaces.data.pack import Pack, open_pack
 from latentfaces.errors import UserError
 from latentfaces.evaluation.generation import Nearest, nearest, usual_limit
 from latentfaces.evaluation.plots import plot_neighbours
+from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.evaluate import train_images
@@ -63,10 +64,13 @@ class Neighbours(SamplingTask):
         held_out = NormalizedLatents(pipeline.vae, moments, chosen)[:][:, 0]
         usual = train.nearest(held_out, 1).distances[:, 0]
         pictures.add(faces)
+        pictures.source = EDITED  # the grid shows training images too
         self.write(pictures, pack, indices, found, usual)
         near, limit = train_images(pack, indices, found.views == 1), usual_limit(usual)
         shown = slice(0, MAX_SHOWN)
-        plot_neighbours(faces[shown], near[shown], found.distances[shown], limit, pictures.folder / "distances.png")
+        path = pictures.folder / "distances.png"
+        plot_neighbours(faces[shown], near[shown], found.distances[shown], limit, path)
+        pictures.sign(path)
         return pictures.grid(*beside(faces, near.flatten(0, 1)))
 
     def write(

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from latentfaces.errors import UserError
 from latentfaces.evaluation import save_grid, save_png
+from latentfaces.export.credentials import Credentials
 from latentfaces.files import atomic_write, drop_if_empty
+from latentfaces.marks import GENERATED, RECIPE, Recipe, Source, mark_npz
 from latentfaces.ranks import Ranks
 
 MAX_COLUMNS = 16
@@ -48,12 +50,21 @@ class PictureFolder:
         folder: the folder, without images. No other command may be writing to it.
         origin: metadata of all images: run, weights, task, seed, ...
         ranks: ranks that share the task; this one alone by default.
+        credentials: signs the files, if given.
     """
 
-    def __init__(self, folder: str | Path, origin: dict[str, Any], ranks: Ranks | None = None) -> None:
-        self.ranks = ranks or Ranks()
+    def __init__(
+        self,
+        folder: str | Path,
+        origin: dict[str, Any],
+        ranks: Ranks | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        self.ranks, self.credentials = ranks or Ranks(), credentials
         self.folder, self.origin = Path(self.ranks.agree(folder)), origin
         self.count = 0
+        self.source: Source = GENERATED
+        """Source type of the next images. A task that changes photos sets `EDITED`."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()  # fail now, not after sampling
@@ -86,40 +97,53 @@ class PictureFolder:
     def add(self, images: Tensor, labels: Sequence[Mapping[str, float | str]] = ()) -> None:
         """Write images (n, 3, H, W) uint8, numbered from the last one on, with the known labels of each, if any."""
         for image, own in itertools.zip_longest(images, labels):
-            more = {OWN_LABELS: own} if own else {}
-            save_png(image, self.folder / f"{self.count:05d}.png", self.text(index=self.count, **more))
+            more: dict[str, Any] = {OWN_LABELS: own} if own else {}
+            self.write(image, f"{self.count:05d}.png", index=self.count, **more)
             self.count += 1
+
+    def write(self, image: Tensor, name: str, compress_level: int = 6, **more: Any) -> Path:
+        """Write an image (3, H, W) uint8 with the metadata that reproduce it, and `more`."""
+        path = self.folder / name
+        save_png(image, path, self.recipe(**more), self.source, compress_level)
+        self.sign(path)
+        return path
 
     def grid(self, images: Tensor, columns: int) -> Path:
         """Write all images (n, 3, H, W) uint8 as grid.png."""
         path = self.folder / "grid.png"
         if self.ranks.rank == 0:
-            save_grid(images, path, columns, self.text())
+            save_grid(images, path, columns, self.recipe(), self.source)
+            self.sign(path)
         return path
 
-    def text(self, **more: Any) -> dict[str, str]:
-        """Return PNG metadata."""
-        return {"latentfaces": json.dumps(self.origin | more)}
+    def sign(self, path: Path, source: Source | None = None) -> None:
+        """Sign a new file of the folder, if the user has given a certificate."""
+        if self.credentials is not None:
+            self.credentials.sign(path, source or self.source)
+
+    def recipe(self, **more: Any) -> Recipe:
+        """Return the metadata that reproduce an image."""
+        return {RECIPE: json.dumps(self.origin | more)}
 
 
 @contextlib.contextmanager
-def npz_writer(path: Path, shape: tuple[int, int, int, int]) -> Iterator[Callable[[Tensor], None]]:
-    """Write an .npz with one array `arr_0` of `shape` (n, H, W, 3) uint8, as evaluation codes read it.
+def npz_writer(
+    path: Path, shape: tuple[int, int, int, int], recipe: Recipe | None = None
+) -> Iterator[Callable[[Tensor], None]]:
+    """Write an .npz with images as `arr_0` of `shape` (n, H, W, 3) uint8, which evaluation codes read, and its marks.
 
     Yields:
         A function that appends images (b, 3, H, W) uint8.
     """
-    with (
-        atomic_write(path) as target,
-        zipfile.ZipFile(target, "w") as archive,
-        archive.open("arr_0.npy", "w", force_zip64=True) as file,
-    ):
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with atomic_write(path) as target, zipfile.ZipFile(target, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
-        def append(images: Tensor) -> None:
-            file.write(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
+            def append(images: Tensor) -> None:
+                file.write(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
 
-        yield append
+            yield append
+        mark_npz(archive, GENERATED, recipe or {})
 
 
 def bands(rows: Sequence[Tensor]) -> tuple[Tensor, int]:

@@ -16,7 +16,6 @@ from latentfaces.data.images import open_image, orientation
 from latentfaces.data.pack import open_pack
 from latentfaces.data.sources import SUFFIXES, BadImageError, Photos
 from latentfaces.errors import UserError, and_others, warn
-from latentfaces.evaluation import save_png
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.paste import AlignedPhoto, Alignment
 
@@ -70,8 +69,8 @@ class OwnPhotos:
         for i, photo in enumerate(which):
             if photo in self.aligned:
                 whole = self.aligned[photo].with_face(faces[i], None if holes is None else holes[i, 0], mask)
-                path = pictures.folder / f"whole_{first + i:05d}.png"
-                save_png(whole, path, pictures.text(index=first + i), compress_level=1)
+                number = first + i
+                pictures.write(whole, f"whole_{number:05d}.png", compress_level=1, index=number)
 
 
 def photos_for(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from latentfaces.data.images import to_float, to_uint8
 from latentfaces.evaluation import calculate_metrics
+from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.output import PictureFolder, bands
 from latentfaces.tasks.paste import Alignment
@@ -39,6 +40,7 @@ class Reconstruct:
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write photos above reconstructions. Return the path of the grid."""
+        pictures.source = EDITED
         alignment = Alignment(self.align, self.face, pictures.folder)
         photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_images, self.seed, alignment)
         images = photos.images

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import PackTask
 from latentfaces.tasks.interpolate import slerp
@@ -31,6 +32,7 @@ class Variations(PackTask):
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the variations. Return the path of the grid."""
+        pictures.source = EDITED
         photos = photos_for(
             pipeline.resolution, self.image, self.pack, self.num_photos, self.seed, self.alignment(pictures)
         )

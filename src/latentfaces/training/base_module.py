@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from latentfaces.annealing import WarmupDecay
+from latentfaces.marks import GENERATED, Source
 from latentfaces.ranks import full_tensor, is_main_process
 from latentfaces.training.distributed.sharding import shard
 from latentfaces.training.nan_guard import ImageNames, NonFiniteGuard
@@ -43,6 +44,8 @@ class BaseModule(LightningModule, ABC):
 
     previewed: ClassVar[str]
     """Name of the previews in logs."""
+    preview_source: ClassVar[Source] = GENERATED
+    """Source type of the previews."""
 
     def __init__(self, optimizer: OptimizerFactory, lr_schedule: WarmupDecay, seed: int) -> None:
         super().__init__()

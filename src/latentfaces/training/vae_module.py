@@ -11,6 +11,7 @@ from latentfaces.annealing import AnnealingSchedule, Constant, WarmupDecay
 from latentfaces.autoencoder import VAE, DiagonalGaussian, Distortion, PretrainedVAE, VAELoss
 from latentfaces.errors import UserError, warn
 from latentfaces.evaluation import HEALTHY, LatentHealth, reconstruction_metrics, verdict
+from latentfaces.marks import EDITED
 from latentfaces.training.adversary import Adversary
 from latentfaces.training.base_module import BaseModule, OptimizerFactory
 
@@ -37,7 +38,7 @@ class VAEModule(BaseModule):
         optimizer, lr_schedule, seed: see `BaseModule`.
     """
 
-    previewed = "reconstructions"
+    previewed, preview_source = "reconstructions", EDITED
 
     def __init__(
         self,

@@ -33,6 +33,6 @@ class Previews(Callback):
             return
         path = self.folder / f"step_{trainer.global_step:07d}.png"
         with full_disk_survived(trainer, path):
-            save_grid(images, path, self.columns)
+            save_grid(images, path, self.columns, source=pl_module.preview_source)
             for logger in dashboards(trainer):
                 logger.log_image(f"images/{pl_module.previewed}", [str(path)], step=trainer.global_step)

@@ -1,0 +1,212 @@
+"""Model card: README.md of a model folder. It has only figures that the run has."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from latentfaces import __version__
+from latentfaces.autoencoder import PretrainedVAE
+from latentfaces.pipeline import FacePipeline
+from latentfaces.run import Run, config_of, read_json
+
+FFHQ_TERMS = "CC BY-NC-SA 4.0"
+"""Licence of FFHQ, whose images are for non-commercial use alone."""
+METRICS = {
+    "fid": "FID",
+    "frechet_distance": "Frechet distance",
+    "kernel_distance": "kernel distance",
+    "precision": "precision",
+    "recall": "recall",
+}
+AUDIT = {
+    "memorized_fraction": "fraction nearer to a training image than 99 % of held-out images are",
+    "duplicates": "fraction nearer to another sample than 99 % of held-out images are",
+}
+RESULTS = {"test/loss": "loss of held-out images", "test/psnr": "PSNR, dB", "test/ssim": "SSIM", "test/lpips": "LPIPS"}
+FILES = {
+    "config.json": "networks, guidance and sampler",
+    "vae.safetensors": "weights of the VAE",
+    "vae": "the VAE as a folder of diffusers",
+    "denoiser.safetensors": "weights of the denoiser",
+    "guide.safetensors": "weights of the early denoiser that guides it",
+    "labels.npy": "labels of the training images, without the images",
+    "grid.png": "samples of seed 0, not selected",
+    "decoder.onnx": "decoder, normalized latents to images, any batch size",
+    "denoiser.onnx": "one evaluation of the guided denoiser, any batch size",
+    "sampling.json": "steps of the sampler for `sample_onnx.py`",
+    "sample_onnx.py": "sampler that needs numpy and onnxruntime alone",
+}
+
+
+def model_card(run: Run, pipeline: FacePipeline, files: Sequence[str]) -> str:
+    """Return the model card of a run as Markdown."""
+    data = data_of(run)
+    sections = {
+        "": summary(run, pipeline),
+        "Use": usage(pipeline, files),
+        "Training data": training_data(data),
+        "Training": table(recipe(run, pipeline)),
+        "Metrics": metrics(run),
+        "Memorization audit": audit(run),
+        "Intended use": INTENDED_USE,
+        "Limits": limits(pipeline, data),
+        "Files": table({f"`{name}`": FILES[name] for name in files if name in FILES}),
+    }
+    parts = [f"## {title}\n\n{text}" if title else text for title, text in sections.items()]
+    return "\n\n".join([front_matter(data), *parts]) + "\n"
+
+
+INTENDED_USE = """Research on generative models, teaching, and images of people who do not exist.
+Do not use the images to deceive, to harass, or to represent a real person.
+Every image is marked as generated (IPTC `DigitalSourceType`). Keep the mark when you publish one."""
+
+
+def data_of(run: Run) -> dict[str, Any]:
+    """Return the manifest of the run's pack; empty where the pack is not on this machine."""
+    return read_json(Path(run.config["pack"]) / "manifest.json") if run.config.get("pack") else {}
+
+
+def licence_of(data: Mapping[str, Any]) -> str | None:
+    """Return the terms of the images, if they are known."""
+    return data.get("source", {}).get("licence")
+
+
+def is_non_commercial(licence: str | None) -> bool:
+    """Return whether the terms of the images exclude commercial use."""
+    return licence is not None and "NC" in licence.upper().replace("-", " ").split()
+
+
+def front_matter(data: Mapping[str, Any]) -> str:
+    """Return the header that hubs read. Weights of FFHQ are under its licence."""
+    licence = "cc-by-nc-sa-4.0" if licence_of(data) == FFHQ_TERMS else "other"
+    return (
+        f"---\nlibrary_name: latentfaces\npipeline_tag: unconditional-image-generation\nlicense: {licence}\n"
+        "tags: [latent-diffusion, faces]\n---"
+    )
+
+
+def summary(run: Run, pipeline: FacePipeline) -> str:
+    """Return title and first sentence."""
+    what = "VAE" if pipeline.denoiser is None else "Latent diffusion model"
+    size = f"{pipeline.resolution} x {pipeline.resolution} pixels"
+    image = "" if pipeline.denoiser is None else "\n\n![Samples of seed 0](grid.png)"
+    return f"# {run.config.get('name', 'faces')}\n\n{what} of faces, {size}, trained with latentfaces.{image}"
+
+
+def usage(pipeline: FacePipeline, files: Sequence[str]) -> str:
+    """Return the commands that sample."""
+    call = "images = pipeline.reconstruct(images)  # (n, 3, R, R) in [-1, 1]"
+    if pipeline.denoiser is not None:
+        call = "faces = pipeline.generate(16, seed=0)  # (16, 3, R, R) uint8"
+    text = (
+        "```python\nfrom latentfaces.pipeline import FacePipeline\n\n"
+        f'pipeline = FacePipeline.from_pretrained("FOLDER_OR_HUB_ID")\n{call}\n```'
+    )
+    if "sample_onnx.py" in files:
+        text += (
+            "\n\nWithout torch, the same faces:\n\n```bash\npython sample_onnx.py 16 0  # number of images, seed\n```"
+        )
+    return text
+
+
+def training_data(data: Mapping[str, Any]) -> str:
+    """Return what the images are, and their terms."""
+    if not data:
+        return "Not recorded: the pack was not on the machine of the export."
+    licence, held_out = licence_of(data), len(data["split"]["val"])
+    rows = {
+        "images": f"{data['num_images']:,}, of which {held_out:,} were held out",
+        "source": data.get("source", {}).get("name", "not recorded"),
+        "licence": licence or "not recorded",
+    }
+    note = ""
+    if is_non_commercial(licence):
+        note = "\n\nThe licence of the images excludes commercial use. That applies to these weights too."
+    return table(rows) + note
+
+
+def recipe(run: Run, pipeline: FacePipeline) -> dict[str, str]:
+    """Return how the run was trained, and how it samples."""
+    config, result = run.config, run.result()
+    model, networks = config["model"], {"VAE": pipeline.vae, "denoiser": pipeline.denoiser}
+    rows = {name: described(part) for name, part in networks.items() if part is not None}
+    if isinstance(pipeline.vae, PretrainedVAE):
+        rows["VAE is from"] = f"{without_path(pipeline.vae.source)} (licence: {pipeline.vae.licence or 'not recorded'})"
+    if pipeline.denoiser is not None:
+        rows["noise schedule, target"] = f"{type(pipeline.denoiser.schedule).__name__}, {pipeline.denoiser.target}"
+        rows["sampler"] = in_words(config_of(pipeline.sampler))
+        rows["guidance"] = in_words(config_of(pipeline.guidance))
+        rows["average of the weights"] = "best weights" if pipeline.ema is None else f"ema={pipeline.ema:.3g}"
+    rows["optimizer"] = in_words(model.get("optimizer") or {})
+    rows["batch size"] = str(config.get("data", {}).get("batch_size", ""))
+    rows["steps"] = f"{result['steps']:,}" if "steps" in result else ""
+    rows["hours"] = f"{result['minutes'] / 60:.2f}, this stage alone" if "minutes" in result else ""
+    rows["precision"] = str(config.get("trainer", {}).get("precision", ""))
+    rows["latentfaces"] = f"{config.get('version', 'before 0.1.0')}, exported by {__version__}"
+    return {key: value for key, value in rows.items() if value}
+
+
+def without_path(source: str) -> str:
+    """Return where a pretrained VAE is from, without the path of a folder of this machine."""
+    kind, _, place = source.partition(":")
+    return f"{kind}:{Path(place).name}" if Path(place).expanduser().is_absolute() else source
+
+
+def described(module: nn.Module) -> str:
+    """Return class and size of a network."""
+    network = getattr(module, "network", module)
+    count = sum(parameter.numel() for parameter in module.parameters())
+    return f"{type(network).__name__}, {count:,} parameters"
+
+
+def in_words(config: Mapping[str, Any]) -> str:
+    """Return a part of a config as its class and its arguments."""
+    arguments = ", ".join(f"{key}={value}" for key, value in config.items() if not key.startswith("_"))
+    kind = str(config.get("_target_", "")).rpartition(".")[2]
+    return f"{kind}({arguments})" if kind else ""
+
+
+def evaluation_of(run: Run) -> dict[str, Any]:
+    """Return the newest result of task=evaluate in the run's folder; empty if there is none."""
+    paths = sorted(run.folder.glob("samples/*/metrics.json"), key=lambda path: path.stat().st_mtime)
+    return read_json(paths[-1]) if paths else {}
+
+
+def metrics(run: Run) -> str:
+    """Return the metrics of training and of task=evaluate."""
+    result, found = run.result(), evaluation_of(run)
+    rows = {name: f"{result[key]:.4g}" for key, name in RESULTS.items() if key in result}
+    rows |= {name: f"{found[key]:.4g}" for key, name in METRICS.items() if key in found}
+    if not rows:
+        return "Not measured."
+    if found:
+        rows["compared"] = f"{found['num_images']:,} {found['kind']} with {found['num_photos']:,} held-out images"
+        rows["features"] = str(found["features"])
+    return table(rows)
+
+
+def audit(run: Run) -> str:
+    """Return whether samples repeat training images."""
+    found = evaluation_of(run)
+    rows = {name: f"{found[key]:.4g}" for key, name in AUDIT.items() if key in found}
+    return table(rows) + "\n\nBoth are 0.01 for new real images." if rows else "Not measured."
+
+
+def limits(pipeline: FacePipeline, data: Mapping[str, Any]) -> str:
+    """Return what the model cannot do."""
+    lines = [
+        f"- Images have {pipeline.resolution} x {pipeline.resolution} pixels.",
+        "- Faces follow the training images: groups that are rare there are rare and worse here.",
+        "- A generated face may resemble a real person by chance, or by memorization.",
+    ]
+    if not data.get("source", {}).get("licence"):
+        lines.append("- The terms of the training images are not recorded. Check them before you publish the weights.")
+    return "\n".join(lines)
+
+
+def table(rows: Mapping[str, str]) -> str:
+    """Return a table of two columns."""
+    lines = [f"| {key} | {value.replace('|', '/')} |" for key, value in rows.items()]
+    return "\n".join(["| | |", "| --- | --- |", *lines])

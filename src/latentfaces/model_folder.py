@@ -1,0 +1,131 @@
+"""Model folder: a run as `config.json` and safetensors, which need neither Hydra nor Lightning and hold no pickle.
+
+`latentfaces.export` writes it. It may be untrusted: nothing in it runs.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentfaces.diffusion import NoGuidance, Sampler
+from latentfaces.diffusion.guidance import Extrapolation
+from latentfaces.errors import UserError
+from latentfaces.run import GUIDE, LABELS, Run, build, check_targets, has_interpolation
+
+CONFIG = "config.json"
+FORMAT = 1
+WEIGHTS = {"best_vae": "vae", "best_denoiser": "denoiser", GUIDE: "guide"}
+"""File, without its suffix, of each file of weights of a run."""
+DIFFUSERS_WEIGHTS = Path("vae") / "diffusion_pytorch_model.safetensors"
+"""Weights of a VAE of diffusers, which has a folder as diffusers reads it."""
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+MAX_CONFIG = 2**20
+PATTERNS = [CONFIG, "*.safetensors", "vae/*", LABELS]
+"""Files that are downloaded from a hub."""
+
+
+@dataclass(frozen=True)
+class ModelFolder(Run):
+    """Model folder behind the interface of a run."""
+
+    def tuned(self) -> dict[str, Any] | None:
+        """Return guidance and sampler. The weights are already those of the tuned average."""
+        sampling = self.config.get("sampling")
+        return {"guidance": sampling["guidance"], "sampler": sampling["sampler"], "ema": None} if sampling else None
+
+    def path_of(self, name: str) -> Path:
+        """Return the file of the weights `name` of a run."""
+        if name == "best_vae" and (self.folder / DIFFUSERS_WEIGHTS).exists():
+            return self.folder / DIFFUSERS_WEIGHTS
+        return self.folder / f"{WEIGHTS[name]}.safetensors"
+
+    def has_weights(self, name: str) -> bool:
+        return self.path_of(name).exists()
+
+    def module(self, node: str, weights: str) -> Any:
+        """Build `model.<node>` with its weights, in evaluation mode.
+
+        Raises:
+            UserError: the weights are missing, damaged or of another network.
+        """
+        path = self.path_of(weights)
+        try:
+            module = build(self.config["model"][node])
+            module.load_state_dict(self.read(path))
+            return module.eval().requires_grad_(False)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(
+                f"{path} is missing or damaged, or does not fit {CONFIG} ({reason}). Export or download it again."
+            ) from error
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Read a state dict."""
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+        if path.name != DIFFUSERS_WEIGHTS.name:
+            return state
+        statistics = {key: torch.tensor(value) for key, value in self.config["latents"].items()}
+        return {f"model.{key}": value for key, value in state.items()} | statistics
+
+    def averaged(self, node: str, sigma_rel: float) -> Any:
+        raise UserError(f"ema={sigma_rel} has no effect on {self.folder}, which has one average. Leave it out.")
+
+
+def open_model(place: str | Path) -> ModelFolder:
+    """Open a model folder, or download that of a repository ID or ID@REVISION of the hub.
+
+    Raises:
+        UserError: there is none, or its config names what is not a part of latentfaces.
+    """
+    folder = Path(place) if Path(place).is_dir() else download(str(place))
+    path = folder / CONFIG
+    try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise ValueError(f"more than {MAX_CONFIG:,} bytes")
+        config = json.loads(path.read_text())
+        check_targets(config)
+        check_config(config)
+    except OSError:
+        raise UserError(f"{folder} is not a model folder: it has no {CONFIG}. Use latentfaces-export.") from None
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path} is not the config of a model folder ({reason}). Use another folder.") from None
+    return ModelFolder(folder, config)
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Check a config that may be untrusted, except for the networks. Raise an error of one of many kinds."""
+    if config["format"] != FORMAT or config["stage"] not in ("vae", "ldm"):
+        raise ValueError(f"not of format {FORMAT}")
+    if has_interpolation(config) or not isinstance(config["data"]["resolution"], int):
+        raise ValueError("an interpolation, or no resolution")
+    build(config["model"].get("conditioning"))
+    if config["stage"] == "ldm":
+        guidance, sampler = (build(config["sampling"][key]) for key in ("guidance", "sampler"))
+        if not isinstance(sampler, Sampler) or not isinstance(guidance, NoGuidance | Extrapolation):
+            raise TypeError("no sampler, or no guidance")
+
+
+def download(place: str) -> Path:
+    """Download a model folder from the hub. Return where it is cached."""
+    name, _, revision = place.partition("@")
+    if not HUB_ID.fullmatch(name):
+        raise UserError(f"{place} is neither a folder nor an ID of the hub, such as me/faces. Name another.")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(f"{place} is no folder. To download it, run `pip install 'latentfaces[hub]'`.") from None
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=PATTERNS))
+    except Exception as error:  # of the network, of the hub or of the disk
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{place} cannot be downloaded ({reason}). Check the ID and the network.") from error
