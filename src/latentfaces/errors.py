@@ -21,6 +21,11 @@ class UserError(Exception):
         super().__init__(message.encode(errors="backslashreplace").decode())
 
 
+def missing_extra(purpose: str, extra: str, otherwise: str = "") -> UserError:
+    """Return the error for a package that is not installed: what needs it, its extra, and another way."""
+    return UserError(f"{purpose} needs an extra. Run `pip install 'latentfaces[{extra}]'`{otherwise}.")
+
+
 def no_room(error: BaseException | None) -> str | None:
     """Return the system's message for a full disk, which torch wraps in its own errors; None for other errors."""
     while error is not None:

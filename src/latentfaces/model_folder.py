@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentfaces.diffusion import NoGuidance, Sampler
 from latentfaces.diffusion.guidance import Extrapolation
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, missing_extra
 from latentfaces.run import GUIDE, LABELS, Run, build, check_targets, has_interpolation
 
 CONFIG = "config.json"
@@ -68,8 +68,10 @@ class ModelFolder(Run):
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Read a state dict."""
-        from safetensors.torch import load_file
-
+        try:
+            from safetensors.torch import load_file
+        except ImportError:
+            raise missing_extra(str(path), "hub") from None
         state = load_file(path)
         if path.name != DIFFUSERS_WEIGHTS.name:
             return state
@@ -123,7 +125,7 @@ def download(place: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise UserError(f"{place} is no folder. To download it, run `pip install 'latentfaces[hub]'`.") from None
+        raise missing_extra(f"{place} is no folder. Its download", "hub") from None
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=PATTERNS))
     except Exception as error:  # of the network, of the hub or of the disk

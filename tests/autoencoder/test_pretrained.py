@@ -283,7 +283,7 @@ def test_checkpoints_without_such_a_vae_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["diffusers:somewhere", "ldm:model.ckpt"])
 def test_without_diffusers_the_command_that_installs_it_is_given(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(UserError, match=r"needs diffusers\. Run pip install -e '\.\[diffusers\]'"):
+    with pytest.raises(UserError, match=r"pip install 'latentfaces\[diffusers\]'"):
         load_pretrained(name)
 
 

@@ -76,7 +76,7 @@ def test_a_missing_package_is_said_with_what_to_type(name: str, monkeypatch: pyt
         raise ModuleNotFoundError("No module named 'somewhere'")
 
     monkeypatch.setitem(NETWORKS, name, uninstalled)
-    with pytest.raises(UserError, match=rf"task.features={name} needs .*pip install -e '\.\[metrics\]'"):
+    with pytest.raises(UserError, match=rf"task.features={name} needs .*pip install 'latentfaces\[metrics\]'"):
         known_features(name)
 
 

@@ -66,7 +66,7 @@ def test_case_07_without_kaggles_credentials_or_client_the_ways_to_ffhq_are_told
     assert "Authentication" not in capsys.readouterr().out  # the client's page of advice
     for name in MODULES:
         monkeypatch.setitem(sys.modules, name, None)
-    assert "pip install -e '.[data]'" in refused("train.py", *FFHQ)
+    assert "pip install 'latentfaces[data]'" in refused("train.py", *FFHQ)
     assert kaggle.calls == []
 
 

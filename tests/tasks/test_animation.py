@@ -50,6 +50,6 @@ def test_what_cannot_be_written_is_refused_at_once(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=r"frames_per_second=60.*mp4"):
         check_animation("gif", 60.0)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install av.*task.animation=gif"):
+    with pytest.raises(UserError, match=r"latentfaces\[video\].*task.animation=gif"):
         check_animation("mp4", 12.0)
     check_animation("gif", 12.0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from latentfaces.autoencoder.posterior import DiagonalGaussian
 from latentfaces.autoencoder.vae import VAE, Skips
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, missing_extra
 from latentfaces.nn import weights_hash
 
 Kind = Literal["AutoencoderKL", "AutoencoderTiny"]
@@ -214,7 +214,7 @@ def diffusers_class(kind: str) -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise UserError("This VAE needs diffusers. Run pip install -e '.[diffusers]'") from error
+        raise missing_extra("This VAE", "diffusers") from error
     diffusers.utils.logging.set_verbosity_error()  # its warnings come as errors from here
     return getattr(diffusers, kind)
 

@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from latentfaces.errors import ERROR_LOG, UserError
+from latentfaces.errors import ERROR_LOG, UserError, missing_extra
 
 EXTRAS = {"hydra_optuna_sweeper": "sweep", "hydra_submitit_launcher": "slurm"}
 """Hydra's plug-ins, and our extras that install them."""
@@ -99,7 +99,7 @@ def check_plugins(config: DictConfig) -> None:
         package = str(config.hydra[kind]._target_).split(".")[1]
         if package in EXTRAS and not is_installed(package):
             choice = config.hydra.runtime.choices[f"hydra/{kind}"]
-            raise UserError(f"hydra/{kind}={choice} needs an extra: pip install -e '.[{EXTRAS[package]}]'")
+            raise missing_extra(f"hydra/{kind}={choice}", EXTRAS[package])
 
 
 def check_name(config: DictConfig) -> None:

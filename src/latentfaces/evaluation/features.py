@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from latentfaces.autoencoder import VAE
 from latentfaces.data.images import to_float
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, missing_extra
 from latentfaces.nn import weights_hash
 
-INSTALL = "pip install -e '.[metrics]'"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -171,7 +170,7 @@ def known_features(
     try:
         network = NETWORKS[name](str(path) if path is not None else None)
     except ImportError as error:
-        raise UserError(f"task.features={name} needs packages that are not installed. Run `{INSTALL}`.") from error
+        raise missing_extra(f"task.features={name}", "metrics") from error
     except Exception as error:  # each network has other errors for a failed download
         if path is not None:
             raise UserError(f"{key}={weights} is damaged or not a file of the weights of {name}.") from error

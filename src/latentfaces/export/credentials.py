@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from latentfaces import __version__
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, missing_extra
 from latentfaces.files import atomic_write
 from latentfaces.marks import NEWSCODES, Source
 
 FORMATS = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
-MISSING = "c2pa-python is not installed. Run `pip install 'latentfaces[c2pa]'`."
 
 
 class Credentials:
@@ -30,7 +29,7 @@ class Credentials:
         try:
             import c2pa
         except ImportError:
-            raise UserError(f"mark=c2pa: {MISSING}") from None
+            raise missing_extra("mark=c2pa", "c2pa") from None
         self.c2pa = c2pa
         try:
             chain, secret = Path(certificate).read_bytes(), Path(key).read_bytes()
@@ -89,7 +88,7 @@ def read_credentials(path: Path) -> str:
     try:
         import c2pa
     except ImportError:
-        return f"unknown: {MISSING}"
+        return f"unknown. {missing_extra('Reading them', 'c2pa')}"
     kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
     try:
         # A manifest elsewhere is not downloaded: the file may be untrusted.

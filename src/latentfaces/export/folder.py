@@ -11,7 +11,7 @@ from torch import nn
 
 from latentfaces import __version__
 from latentfaces.autoencoder import DiffusersVAE, PretrainedVAE
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, missing_extra
 from latentfaces.evaluation import save_grid
 from latentfaces.export.card import model_card, without_path
 from latentfaces.export.onnx import write_onnx
@@ -71,8 +71,10 @@ def new_folder(to: Path) -> Iterator[Path]:
 
 def save(module: nn.Module, folder: Path, name: str) -> None:
     """Write a state dict."""
-    from safetensors import torch as safetensors
-
+    try:
+        from safetensors import torch as safetensors
+    except ImportError:
+        raise missing_extra("latentfaces-export", "hub") from None
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     (folder / f"{WEIGHTS[name]}.safetensors").write_bytes(safetensors.save(state, {"format": "pt"}))
 

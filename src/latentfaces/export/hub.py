@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, missing_extra
 from latentfaces.model_folder import HUB_ID
 
 
@@ -17,7 +17,7 @@ def check_push(repository: str) -> None:
     try:
         import huggingface_hub  # noqa: F401
     except ImportError:
-        raise UserError("push needs huggingface_hub. Run `pip install 'latentfaces[hub]'`.") from None
+        raise missing_extra("push", "hub") from None
 
 
 def push(folder: Path, repository: str, dry_run: bool) -> str:

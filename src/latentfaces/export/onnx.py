@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from latentfaces.autoencoder import VAE
 from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, InternalGuidance, LabelGuidance
 from latentfaces.diffusion.schedule import per_sample
-from latentfaces.errors import no_room
+from latentfaces.errors import missing_extra, no_room
 from latentfaces.export.plan import sampling_plan
 from latentfaces.marks import GENERATED, xmp
 from latentfaces.pipeline import FacePipeline
@@ -87,7 +87,7 @@ def write_onnx(pipeline: FacePipeline, folder: Path) -> None:
     Prints one line for what cannot be exported.
     """
     if any(importlib.util.find_spec(name) is None for name in NEEDED):
-        print("ONNX is left out. Run `pip install 'latentfaces[onnx]'` to export it too.")
+        print(missing_extra("ONNX is left out. It", "onnx"))
         return
     parts = {"decoder": decoder_program}
     if pipeline.denoiser is not None:

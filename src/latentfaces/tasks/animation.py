@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, missing_extra
 from latentfaces.files import atomic_write
 from latentfaces.marks import GENERATED, Source, mark_gif, mark_mp4
 
@@ -33,7 +33,7 @@ def check_animation(kind: Animation, frames_per_second: float) -> None:
             "task.animation=mp4."
         )
     if kind == "mp4" and importlib.util.find_spec("av") is None:
-        raise UserError("task.animation=mp4 needs PyAV. Run `pip install av`, or use task.animation=gif.")
+        raise missing_extra("task.animation=mp4", "video", ", or use task.animation=gif")
 
 
 def there_and_back(frames: Tensor) -> Tensor:
