@@ -29,6 +29,7 @@ NAMES = [(0, 0), (5, 3)]
 CALL = {"_target_": "os.mkdir", "path": "pwned"}
 BARE = """
 import importlib.metadata, re, sys
+from importlib.machinery import PathFinder
 
 def needed(names):
     # The packages of these names and what they depend on.
@@ -50,13 +51,13 @@ modules = {
     if any(re.sub(r"[-_.]+", "-", owner).lower() in installed for owner in owners)
 } | {"latentfaces"}
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         top = name.partition(".")[0]
-        if top not in modules and top not in sys.stdlib_module_names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return super().find_spec(name, path, target) if top in modules or top in sys.stdlib_module_names else None
 
-sys.meta_path.insert(0, Blocker())
+sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not PathFinder] + [Finder]
 import numpy as np
 from latentfaces.pipeline import FacePipeline
 pipeline = FacePipeline.from_pretrained(sys.argv[1], device="cpu")
