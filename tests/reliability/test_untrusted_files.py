@@ -39,7 +39,7 @@ def torch_pickle(marker: Path, path: Path) -> None:
 
 def numpy_pickle(marker: Path, path: Path) -> None:
     with path.open("wb") as file:
-        np.save(file, np.array([Hostile(marker)], dtype=object), allow_pickle=True)
+        np.save(file, np.array([Hostile(marker)], dtype=object), **{"allow_pickle": True})
 
 
 KINDS: dict[str, Callable[[Path, Path], object]] = {
