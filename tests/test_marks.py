@@ -15,8 +15,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from latentfaces.evaluation import save_png
-from latentfaces.marks import EDITED, GENERATED, NEWSCODES, RECIPE, Source, read_recipe, read_source, xmp
+from latentfaces.marks import EDITED, GENERATED, NEWSCODES, RECIPE, Source, xmp
 from latentfaces.tasks.animation import save_animation
+from latentfaces.tasks.identify import read_recipe, read_source
 from latentfaces.tasks.output import npz_writer
 
 FRAMES = torch.randint(0, 255, (3, 3, 16, 16), dtype=torch.uint8)

@@ -10,9 +10,10 @@ from helpers.certificates import write_pair
 from latentfaces.errors import UserError
 from latentfaces.evaluation import save_png
 from latentfaces.export.credentials import Credentials, read_credentials
-from latentfaces.marks import EDITED, GENERATED, RECIPE, read_recipe, read_source
+from latentfaces.marks import EDITED, GENERATED, RECIPE
 from latentfaces.tasks import Identify
 from latentfaces.tasks.animation import save_animation
+from latentfaces.tasks.identify import read_recipe, read_source
 
 FACES = torch.randint(0, 255, (2, 3, 16, 16), dtype=torch.uint8)
 

@@ -20,10 +20,11 @@ from latentfaces.autoencoder.pretrained import wrap
 from latentfaces.errors import UserError
 from latentfaces.export import folder as module
 from latentfaces.export.folder import config_for, export, write_vae
-from latentfaces.marks import GENERATED, read_source
+from latentfaces.marks import GENERATED
 from latentfaces.model_folder import ModelFolder, open_model
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import Run, open_run
+from latentfaces.tasks.identify import read_source
 
 NAMES = [(0, 0), (5, 3)]
 CALL = {"_target_": "os.mkdir", "path": "pwned"}

@@ -37,8 +37,9 @@ from latentfaces.export import onnx
 from latentfaces.export.onnx import decoder_program, denoiser_program, write_onnx
 from latentfaces.export.plan import sampling_plan
 from latentfaces.labels import Label
-from latentfaces.marks import GENERATED, read_source
+from latentfaces.marks import GENERATED
 from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks.identify import read_source
 
 sample_onnx = pytest.importorskip("latentfaces.export.sample_onnx", exc_type=ImportError)
 SAMPLERS = [

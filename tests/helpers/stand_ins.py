@@ -41,6 +41,8 @@ class PixelVAE(nn.Module):
         mean = F.pixel_unshuffle(images, 2)
         return DiagonalGaussian(mean, torch.full_like(mean, -30.0)), []
 
+    encode_with_features = encode_with_skips
+
     def decode(self, latents: Tensor, skips: list[Tensor] | None = None) -> Tensor:
         return F.pixel_shuffle(latents, 2)
 

@@ -10,7 +10,8 @@ from helpers.stand_ins import drawn, read, save_photo
 from PIL import Image, ImageDraw
 
 from latentfaces.data.align import Face
-from latentfaces.marks import EDITED, GENERATED, read_source
+from latentfaces.marks import EDITED, GENERATED
+from latentfaces.tasks.identify import read_source
 
 SHOTS = ["num_images=2", "sampler.num_steps=2"]
 
