@@ -108,9 +108,9 @@ def give_images(monkeypatch: pytest.MonkeyPatch, *parts: str) -> None:
     pack = open_pack(next(Path("data").glob("*-16")))
     make, order = LatentDiffusionModule.faces_from, iter(parts)
 
-    def given(self: LatentDiffusionModule, noise: Tensor, generator: torch.Generator, labels: Tensor | None) -> Tensor:
+    def given(self: LatentDiffusionModule, noise: Tensor, generator: torch.Generator, *labels: Tensor | None) -> Tensor:
         if len(noise) < 40:  # the previews
-            return make(self, noise, generator, labels)
+            return make(self, noise, generator, *labels)
         part = next(order)
         images = torch.from_numpy(pack.images[(pack.val_indices if part == "held out" else pack.train_indices)[:40]])
         return images.flip(-1) if part == "mirrored" else images
