@@ -143,22 +143,24 @@ def differences(
         features: networks of the features.
         asked: labels that were requested for all samples.
     """
-    manifest, size, resized = reference.pack.manifest, reference.source_size, reference.resize_filter
-    names, resolution = manifest["names"], manifest["resolution"]
-    usual = PAPER_FILTERS.get(resolution)
-    published = "are not known" if usual is None else f"use {usual}"
-    checks = {
-        "images other than FFHQ": not all(is_ffhq_name(name) for name in names),
+    names, resolution = reference.pack.manifest["names"], reference.pack.manifest["resolution"]
+    size, resized, usual = reference.source_size, reference.resize_filter, PAPER_FILTERS.get(resolution)
+    of_papers = f"papers at {resolution} px use {usual}" if usual else f"no paper at {resolution} px is known"
+    of_images = {
         f"{len(names):,} of {FFHQ_SIZE:,} images": not is_whole_ffhq(names),
         "images that are not PNG": not all(name.lower().endswith(".png") for name in names),
         "source of unknown size" if size is None else f"{size} px source": size != FFHQ_SIDE,
-        f"resized by {resized}, papers at {resolution} px {published}": resized != usual,
+        f"resized by {resized}, {of_papers}": resized != usual,
+    }
+    of_samples = {
         f"reference {reference.name} instead of {protocol.reference}": reference.name != protocol.reference,
         f"{num_samples:,} instead of {protocol.num_samples:,} samples": num_samples != protocol.num_samples,
         f"features of {' and '.join(features)}": not set(features) <= set(protocol.features),
         f"samples with {' '.join(f'{key}={value}' for key, value in asked.items())}": bool(asked),
     }
-    return [reason for reason, differs in checks.items() if differs]
+    if not all(is_ffhq_name(name) for name in names):
+        of_images = {"images other than FFHQ": True}
+    return [reason for reason, differs in (of_images | of_samples).items() if differs]
 
 
 def is_ffhq_name(name: str) -> bool:

@@ -182,7 +182,7 @@ class Evaluate(SamplingTask):
                 group = {name: (features[ours], others[theirs]) for name, (features, others) in pairs.items()}
                 rows.append(Row.measure(f"{run.folder.name}, {title}", group))
         reasons = differences(protocol, reference, len(joined), names, pictures.origin["labels"])
-        state = f"Not comparable with published rows: {'; '.join(reasons)}." if reasons else "Comparable."
+        state = f"not comparable with published rows of FFHQ: {'; '.join(reasons)}" if reasons else "comparable"
         text = f"{table(rows, reference)}\n\n{protocol.name}: {state}"
         print(text)
         (pictures.folder / "row.md").write_text(f"{text}\n")
