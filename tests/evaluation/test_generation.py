@@ -10,6 +10,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from latentfaces.evaluation.generation import (
+    density_and_coverage,
     frechet_distance,
     generator_metrics,
     kernel_distance,
@@ -76,10 +77,12 @@ def test_nothing_depends_on_the_rows_at_once(monkeypatch: pytest.MonkeyPatch) ->
     generator = torch.Generator().manual_seed(0)
     real, fake, train = torch.randn(3, 30, 3, generator=generator)
     whole, found = generator_metrics(real, fake), memorization(fake, train, real, k=2)
+    density = density_and_coverage(real, fake)
     monkeypatch.setattr("latentfaces.evaluation.generation.ROWS_AT_ONCE", 7)
     for values in (2**24, 6):  # 7 and 2 columns at once
         monkeypatch.setattr("latentfaces.evaluation.generation.VALUES_AT_ONCE", values)
         assert generator_metrics(real, fake) == pytest.approx(whole)
+        assert density_and_coverage(real, fake) == density
         again = memorization(fake, train, real, k=2)
         assert torch.equal(again.nearest.indices, found.nearest.indices)
         assert torch.equal(again.twins.indices, found.twins.indices)
@@ -117,6 +120,48 @@ def test_precision_and_recall_are_those_of_torch_fidelity() -> None:
     expected = fidelity.calculate_precision_recall_full(fake, real, 3)
     assert precision_and_recall(real, fake) == pytest.approx(expected)
     assert 0 < expected[1] < expected[0]
+
+
+def test_distances_are_those_of_torch_fidelity() -> None:
+    fid: Any = pytest.importorskip("torch_fidelity.metric_fid")
+    kid: Any = pytest.importorskip("torch_fidelity.metric_kid")
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(90, 6, generator=generator, dtype=torch.float64)
+    fake = 0.5 + 0.7 * torch.randn(90, 6, generator=generator, dtype=torch.float64)
+    statistics = (fid.fid_features_to_statistics(features) for features in (fake, real))
+    (expected,) = fid.fid_statistics_to_metric(*statistics, verbose=False).values()
+    assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-6)
+    subset = {"kid_subsets": 1, "kid_subset_size": 90, "verbose": False}  # all samples
+    expected = kid.kid_features_to_metric(fake, real, **subset)[kid.KEY_METRIC_KID_MEAN]
+    assert kernel_distance(real, fake) == pytest.approx(expected, rel=1e-6)
+
+
+def test_density_and_coverage_of_points_on_a_line() -> None:
+    real = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    fake = torch.tensor([[0.5], [0.6], [0.7], [50.0]])
+    # With k = 1 each ball has radius 1. Three samples are in the balls of 0 and 1, and the others are empty.
+    assert density_and_coverage(real, fake, k=1) == (6 / 4, 2 / 4)
+
+
+def test_density_and_coverage_of_a_set_and_itself_and_of_sets_far_apart() -> None:
+    real = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    assert density_and_coverage(real, real) == (1, 1)
+    assert density_and_coverage(real, real + 100) == (0, 0)
+    assert density_and_coverage(real, real[:1].expand(300, -1))[1] <= 0.05
+
+
+def test_density_and_coverage_of_equal_distributions_are_the_expected_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    n, m, k = 60, 40, 3
+    pairs = [
+        density_and_coverage(torch.randn(n, 2, generator=generator), torch.randn(m, 2, generator=generator), k)
+        for _ in range(200)
+    ]
+    density, coverage = torch.tensor(pairs).mean(0).tolist()
+    # A ball is empty where the k nearest of all n + m - 1 others are real (Naeem et al. 2020).
+    empty = math.prod((n - i) / (n + m - i) for i in range(1, k + 1))
+    assert coverage == pytest.approx(1 - empty, abs=0.01)
+    assert density == pytest.approx(1, abs=0.03)
 
 
 def test_moments_are_the_mean_and_the_covariance() -> None:

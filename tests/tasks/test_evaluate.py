@@ -20,6 +20,7 @@ from latentfaces.data.pack import open_pack
 from latentfaces.data.synthetic import known_labels
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import EncoderFeatures, NetworkFeatures, features_by_name
+from latentfaces.evaluation.protocol import METRICS, PROTOCOLS, Protocol
 from latentfaces.pipeline import FacePipeline
 
 
@@ -319,3 +320,96 @@ def test_features_have_names_that_change_with_what_they_are(home: Path) -> None:
     assert torch.allclose(colours(grey), torch.tensor([0.2, 0.2, 0.2, 0, 0, 0]).expand(2, -1), atol=1e-6)
     with pytest.raises(UserError, match="no effect"):
         features_by_name("encoder", first, "file.pth")
+
+
+def row(*options: str, output: str = "pictures") -> dict[str, Any]:
+    """Return the content of protocol.json."""
+    few = ["run=faces", "task=evaluate", "batch_size=16", "sampler.num_steps=2", f"output={output}"]
+    run_command("sample.py", *few, *options)
+    result: dict[str, Any] = json.loads(Path(output, "protocol.json").read_text())
+    return result
+
+
+def test_the_row_of_a_protocol_compares_with_all_images_and_says_why_it_is_not_comparable(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give_photos(monkeypatch, np.arange(400))
+    result = row("task.protocol=fid10k", "task.features=colours.pt", "num_images=400")
+    (found,) = result["rows"]
+    assert (found["name"], found["num_samples"], found["num_real"]) == ("faces", 400, 400)
+    assert found["values"]["colours.pt"] == pytest.approx(
+        {"frechet_distance": 0, "kernel_distance": 0, "precision": 1, "recall": 1, "density": 1, "coverage": 1},
+        abs=0.01,
+    )
+    text = Path("pictures/row.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| faces | 16 | 400 | 400 (all) | auto |" in text
+    for reason in ("images other than FFHQ", "400 instead of 10,000 samples", "features of colours.pt"):
+        assert reason in text
+        assert any(reason in listed for listed in result["reasons"])
+    assert not Path("pictures/metrics.json").exists()
+
+
+def test_a_protocol_sets_number_images_and_networks_and_resumes_after_a_kill(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "tiny", Protocol("tiny", 60, "train", ("encoder", "colours.pt")))
+    shutil.rmtree("killed", ignore_errors=True)
+    whole = row("task.protocol=tiny")
+    assert (whole["rows"][0]["num_samples"], whole["rows"][0]["num_real"]) == (60, 300)
+    assert {name: tuple(values) for name, values in whole["rows"][0]["values"].items()} == {
+        "encoder": METRICS,
+        "colours.pt": METRICS,
+    }
+    with monkeypatch.context() as patch:
+        watch_faces(patch, dies_after=32)
+        with pytest.raises((KeyboardInterrupt, RuntimeError, SystemExit)):
+            row("task.protocol=tiny", output="killed")
+    with monkeypatch.context() as patch:
+        made = watch_faces(patch)
+        again = row("task.protocol=tiny", output="killed")
+    assert made == list(range(32, 60))
+    assert again == whole
+
+
+def test_samples_are_compared_as_the_values_of_their_png(home: Path) -> None:
+    shutil.rmtree("faces", ignore_errors=True)
+    same = ["num_images=50", "batch_size=16", "sampler.num_steps=2"]
+    row("task.protocol=fid10k", "task.features=pixels.pt", *same)
+    run_command("sample.py", "run=faces", *same, "output=faces")
+    (path,) = Path("pictures").glob("features-pixels-*.partial.npy")
+    pixels = np.stack([np.asarray(Image.open(f"faces/{number:05d}.png")) for number in range(50)])
+    assert np.array_equal(np.load(path), SomePixels()(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy())
+
+
+def test_each_value_of_a_label_has_a_row(labelled: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    glasses = torch.tensor([[float(known_labels(seed)["glasses"]), torch.inf] for seed in range(400)])
+    give_photos(monkeypatch, np.arange(400))
+    monkeypatch.setattr(FacePipeline, "labels_for", lambda self, names: glasses[: len(names)])
+    monkeypatch.setattr("latentfaces.evaluation.protocol.FEWEST", 10)
+    few = ["run=labelled", "task.protocol=fid10k", "num_images=400", "task.features=colours.pt", "task.per_label=true"]
+    whole, without, with_glasses = row(*few)["rows"]
+    assert (whole["name"], without["name"]) == ("labelled", "labelled, glasses=0")
+    number = int(glasses[:, 0].sum())
+    assert (with_glasses["name"], with_glasses["num_samples"], with_glasses["num_real"]) == (
+        "labelled, glasses=1",
+        number,
+        number,
+    )
+    assert with_glasses["values"]["colours.pt"]["frechet_distance"] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "clue"),
+    [
+        (["task.protocol=fid5k"], "task.protocol=fid5k is unknown"),
+        (["task.reference=all"], "task.reference=all has no effect without task.protocol"),
+        (["task.protocol=fid10k", "task.reference=some"], "task.reference=some is invalid"),
+        (["task.protocol=fid10k", "task.weights=a.pth"], "is for one network. Add task.features=inception."),
+        (["task.protocol=fid10k", "task.per_label=true"], "task.per_label needs a run that was trained with"),
+        (["task.protocol=fid10k", "run=outputs/vae/faces"], "task.protocol=fid10k needs a run of stage 2"),
+    ],
+)
+def test_options_that_do_not_fit_a_protocol_are_rejected(options: list[str], clue: str, home: Path) -> None:
+    assert clue in refused("sample.py", "run=faces", "task=evaluate", "output=pictures", *options)
+    assert not Path("pictures").exists()

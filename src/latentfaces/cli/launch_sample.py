@@ -116,8 +116,11 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
 def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     """Build the task and the pipeline of a command, and the recipe of their images."""
     from latentfaces.diffusion import NoGuidance
+    from latentfaces.evaluation.protocol import protocol_named
     from latentfaces.pipeline import FacePipeline
 
+    if cfg.task.get("protocol") is not None and "num_images" not in overridden_keys():
+        cfg.num_images = protocol_named(cfg.task.protocol).num_samples
     for key, value in {"pack": run.config.get("pack"), "folder": str(run.folder)}.items():
         if key in cfg.task:
             cfg.task[key] = value

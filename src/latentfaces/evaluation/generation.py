@@ -82,6 +82,21 @@ def fraction_within(samples: Tensor, others: Tensor, k: int) -> float:
     return float(hits.float().mean())
 
 
+def density_and_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
+    """Density and coverage (Naeem et al. 2020). Density is 1 on average for equal distributions.
+
+    The ball of a real sample reaches to its k-th nearest neighbor. Density is the mean number of balls around a fake
+    sample, divided by k. Coverage is the fraction of balls around at least one fake sample.
+    """
+    k = min(k, len(real) - 1)
+    radii = nearest(real, k=k).distances[:, -1:].to(real.device)
+    hits = torch.zeros(len(real), dtype=torch.long, device=real.device)
+    for row, _, block in distances(real, fake):
+        # Strictly nearer, as in the code of the authors: the density of a set and itself is 1.
+        hits[row : row + len(block)] += (block[..., 0] < radii[row : row + len(block)]).sum(1)
+    return float(hits.sum()) / (k * len(fake)), float((hits > 0).float().mean())
+
+
 class Rows(Protocol):
     """Rows (m, d), or (m, v, d) with v views of each item: a tensor, or an object that reads rows when indexed."""
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +21,22 @@ from latentfaces.evaluation.features import Features, features_by_name
 from latentfaces.evaluation.generation import Memorization, generator_metrics, memorization
 from latentfaces.evaluation.plots import plot_distances, plot_neighbours
 from latentfaces.evaluation.probe import WithPixels
+from latentfaces.evaluation.protocol import (
+    JoinedFeatures,
+    Protocol,
+    Reference,
+    ReferenceName,
+    Row,
+    differences,
+    label_groups,
+    protocol_named,
+    source_size,
+    table,
+)
 from latentfaces.marks import EDITED, GENERATED, png_info
 from latentfaces.pipeline import FacePipeline
 from latentfaces.report import write_report
+from latentfaces.run import open_run
 from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.labels import evaluate_labels, labels_of_run
 from latentfaces.tasks.output import PictureFolder
@@ -33,7 +46,7 @@ SHOWN = 64
 FEWEST = 50
 SUSPECTS, NEIGHBORS = 8, 4
 """Samples plotted with their nearest training images, and the number of these; half as many pairs of samples."""
-FREE = ("num_images", "batch_size", "features", "weights")
+FREE = ("num_images", "batch_size", "features", "weights", "protocol", "reference", "per_label")
 """Settings that change the number of images or the features, but no image."""
 
 
@@ -52,25 +65,40 @@ class Evaluate(SamplingTask):
     memory does not grow with `num_images`. A killed evaluation with the same `output` resumes, also for more images.
     Features of the pack's images are cached in the pack.
 
+    With a protocol the task prints a row for a table with published rows instead, and why it is not comparable.
+
     Args:
         pack: the run's pack.
-        features: "encoder", one of `latentfaces.evaluation.features.NETWORKS`, or the file of a network.
+        features: "encoder", one of `latentfaces.evaluation.features.NETWORKS`, or the file of a network. By default
+            "encoder", or the networks of the protocol.
         weights: file of that network's weights, for machines without network.
         folder: the run's folder. Its page shows the metrics if the output is inside it.
+        protocol: one of `latentfaces.evaluation.protocol.PROTOCOLS`.
+        reference: real images instead of those of the protocol.
+        per_label: add a row for each value of each label to that of the protocol.
     """
 
     pack: str
-    features: str
+    features: str | None
     weights: str | None
     folder: str | None = None
+    protocol: str | None = None
+    reference: ReferenceName | None = None
+    per_label: bool = False
 
     def __post_init__(self) -> None:
+        if self.protocol is None:
+            for key in ("reference", "per_label"):
+                if getattr(self, key):
+                    raise UserError(f"task.{key}={getattr(self, key)} has no effect without task.protocol=...")
         if self.num_images < FEWEST:
             raise UserError(f"num_images={self.num_images} is too few for metrics. Use at least {FEWEST}.")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write and print the metrics. Return the path of the grid."""
         pack, ranks = open_pack(Path(self.pack)), pictures.ranks
+        if self.protocol is not None:
+            return self.published(protocol_named(self.protocol), pipeline, pictures, pack)
         if len(pack.test_indices) < FEWEST:
             raise UserError(
                 f"{pack.folder} has {len(pack.val_indices)} held-out images. task=evaluate reports on half of them and "
@@ -80,7 +108,8 @@ class Evaluate(SamplingTask):
         kind = "new faces" if stage_2 else "reconstructions"
         pictures.source = GENERATED if stage_2 else EDITED
         count = self.num_images if stage_2 else min(self.num_images, len(pack.test_indices))
-        extract = features_by_name(self.features, pipeline.vae, self.weights)
+        features = self.features or "encoder"
+        extract = features_by_name(features, pipeline.vae, self.weights)
         conditioning = pipeline.conditioning
         labels = labels_of_run(self.folder, pack, conditioning) if self.folder and conditioning else None
         real = image_features(extract, pack, self.batch_size, ranks)
@@ -90,8 +119,7 @@ class Evaluate(SamplingTask):
         seen_in_fake, shown = self.sample_features(seen, make, count, pictures)
         if ranks.rank > 0:
             return pictures.folder
-        # A GPU compares all pairs of 50,000 in seconds, two cores of a CPU in half an hour.
-        device = pipeline.device if pipeline.device.type == "cuda" else torch.device("cpu")
+        device = device_for_pairs(pipeline)
         seen_in_fake = seen_in_fake.to(device)
         fake, held_out = seen_in_fake[:, : real.shape[1]], real[pack.test_indices].to(device)
         train = real[pack.train_indices].to(device)
@@ -106,7 +134,7 @@ class Evaluate(SamplingTask):
         alike = train[np.random.default_rng(0).permutation(len(train))[: len(fake)]]
         metrics = {
             "kind": kind,
-            "features": self.features,
+            "features": features,
             "num_images": len(fake),
             "num_photos": len(held_out),
             **values,
@@ -125,6 +153,57 @@ class Evaluate(SamplingTask):
         if self.folder is not None and Path(self.folder) in pictures.folder.parents:
             write_report(self.folder)
         return pictures.grid(shown, columns=8)
+
+    def published(self, protocol: Protocol, pipeline: FacePipeline, pictures: PictureFolder, pack: Pack) -> Path:
+        """Write and print the row of a protocol. Return the path of the grid."""
+        assert self.folder is not None
+        names = self.networks_of(protocol, pipeline)
+        conditioning, run = pipeline.conditioning, open_run(self.folder)
+        size = source_size(run.config["data"], pack.manifest["names"])
+        reference = Reference(pack, self.reference or protocol.reference, size)
+        chosen = reference.indices
+        if len(chosen) < FEWEST:
+            raise UserError(f"task.reference={reference.name} has {len(chosen)} images. Use at least {FEWEST}.")
+        labels = labels_of_run(self.folder, pack, conditioning) if self.per_label and conditioning else None
+        networks = [features_by_name(name, pipeline.vae, self.weights) for name in names]
+        of_pack = [image_features(network, pack, self.batch_size, pictures.ranks) for network in networks]
+        make = partial(self.images, pipeline, pack)
+        joined, shown = self.sample_features(JoinedFeatures(networks), make, self.num_images, pictures)
+        if pictures.ranks.rank > 0:
+            return pictures.folder
+        device = device_for_pairs(pipeline)
+        real = [features[chosen].to(device) for features in of_pack]
+        fake = joined.to(device).split([features.shape[1] for features in real], dim=1)
+        pairs = dict(zip(names, zip(real, fake, strict=True), strict=True))
+        rows = [Row.measure(run.folder.name, pairs)]
+        if labels is not None and conditioning is not None:
+            asked = pipeline.labels_for([(self.seed, number) for number in range(len(joined))])
+            for title, ours, theirs in label_groups(conditioning.labels, labels[chosen], asked):
+                group = {name: (features[ours], others[theirs]) for name, (features, others) in pairs.items()}
+                rows.append(Row.measure(f"{run.folder.name}, {title}", group))
+        reasons = differences(protocol, reference, len(joined), names, pictures.origin["labels"])
+        state = f"not comparable with published rows of FFHQ: {'; '.join(reasons)}" if reasons else "comparable"
+        text = f"{table(rows, reference)}\n\n{protocol.name}: {state}"
+        print(text)
+        (pictures.folder / "row.md").write_text(f"{text}\n")
+        result = {"protocol": asdict(protocol), "reasons": reasons, "rows": [asdict(row) for row in rows]}
+        (pictures.folder / "protocol.json").write_text(json.dumps(result, indent=1))
+        return pictures.grid(shown, columns=8)
+
+    def networks_of(self, protocol: Protocol, pipeline: FacePipeline) -> tuple[str, ...]:
+        """Return the names of the networks of a protocol, after a check of the options.
+
+        Raises:
+            UserError: an option does not fit the run or the protocol.
+        """
+        names = (self.features,) if self.features else protocol.features
+        if pipeline.denoiser is None:
+            raise UserError(f"task.protocol={protocol.name} needs a run of stage 2. Choose another run=...")
+        if self.per_label and pipeline.conditioning is None:
+            raise UserError("task.per_label needs a run that was trained with data.labels. Choose another run=...")
+        if self.weights is not None and len(names) > 1:
+            raise UserError(f"task.weights={self.weights} is for one network. Add task.features={names[0]}.")
+        return names
 
     def named(self, values: dict[str, float]) -> dict[str, float]:
         """Return the metrics with the Frechet distance named FID where it is the FID."""
@@ -170,6 +249,11 @@ class Evaluate(SamplingTask):
         if ranks.rank > 0:
             return torch.empty(0), torch.empty(0)
         return torch.from_numpy(rows.read()[:count]), torch.from_numpy(first.read()[: min(count, SHOWN)])
+
+
+def device_for_pairs(pipeline: FacePipeline) -> torch.device:
+    """Return where to compare all pairs: a GPU compares those of 50,000 in seconds, two CPU cores in half an hour."""
+    return pipeline.device if pipeline.device.type == "cuda" else torch.device("cpu")
 
 
 def suspicious(result: Memorization, make: Callable[[list[int]], Tensor], pack: Pack) -> list[Figure]:
