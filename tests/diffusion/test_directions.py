@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from latentfaces.diffusion import DiT, UNet
 from latentfaces.diffusion.directions import (
-    Directions,
+    FeatureDirections,
     direction_of_label,
     explained_variance,
     feature_hook,
@@ -36,15 +36,15 @@ class Echo(nn.Module):
 
 @pytest.fixture
 def scores() -> Tensor:
-    """Two uncorrelated columns (20, 2) with mean 0 and standard deviation 1."""
+    """Two uncorrelated columns (20, 2) with mean 0 and std 1."""
     values = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     return torch.linalg.qr(values - values.mean(0)).Q * 19**0.5
 
 
 @pytest.fixture
-def directions() -> Directions:
+def directions() -> FeatureDirections:
     vectors = torch.stack([torch.stack([A, 3 * A]), torch.stack([B, B])])
-    return Directions(["pc1", "pc2"], torch.tensor([0.2, 0.6]), vectors, torch.tensor([0.9, 0.1]))
+    return FeatureDirections(["pc1", "pc2"], torch.tensor([0.2, 0.6]), vectors, torch.tensor([0.9, 0.1]))
 
 
 def test_planted_directions_are_found_with_their_variance(scores: Tensor) -> None:
@@ -63,7 +63,7 @@ def test_direction_of_a_label_points_to_the_mean_of_those_that_have_it(scores: T
     assert torch.allclose(direction_of_label(features, has_label), std * A, atol=1e-5)
 
 
-def test_strength_s_moves_the_features_by_s_at_every_time(directions: Directions) -> None:
+def test_strength_s_moves_the_features_by_s_at_every_time(directions: FeatureDirections) -> None:
     network, x, strengths = Echo(), torch.randn(2, 6), torch.tensor([2.0, -1.0])
     for time, scale in ((0.2, 1.0), (0.4, 2.0), (0.6, 3.0), (0.0, 1.0), (1.0, 3.0)):
         with directions.applied(network, "pc1", strengths):
@@ -74,7 +74,7 @@ def test_strength_s_moves_the_features_by_s_at_every_time(directions: Directions
     assert torch.equal(network(x, torch.full((2,), 0.2)), x)  # the hook is gone
 
 
-def test_strength_0_changes_no_bit(directions: Directions) -> None:
+def test_strength_0_changes_no_bit(directions: FeatureDirections) -> None:
     network, x = Echo(), torch.randn(2, 6)
     with directions.applied(network, "pc1", torch.zeros(2)):
         assert torch.equal(network(x, torch.full((2,), 0.3)), x)
@@ -106,26 +106,26 @@ def test_networks_have_features_that_depend_on_x_t(network: nn.Module, shape: tu
     assert not torch.allclose(seen[0], seen[1])
 
 
-def test_directions_survive_a_file(directions: Directions, tmp_path: Path) -> None:
+def test_directions_survive_a_file(directions: FeatureDirections, tmp_path: Path) -> None:
     path = tmp_path / "directions.npz"
     with path.open("wb") as file:
         directions.renamed({"pc2": "smile"}).save(file)
-    again = Directions.load(path)
+    again = FeatureDirections.load(path)
     assert again.names == ["pc1", "smile"]
     assert torch.equal(again.vectors, directions.vectors)
     assert torch.equal(again.at("smile", 0.3), B)
 
 
-def test_mistakes_and_other_files_are_refused(directions: Directions, tmp_path: Path) -> None:
+def test_mistakes_and_other_files_are_refused(directions: FeatureDirections, tmp_path: Path) -> None:
     path = tmp_path / "directions.npz"
     with pytest.raises(UserError, match="task=directions"):
-        Directions.load(path)
+        FeatureDirections.load(path)
     file = io.BytesIO()
     directions.save(file)
     for content in (b"", b"PK\3\4", file.getvalue()[:-100]):
         path.write_bytes(content)
         with pytest.raises(UserError, match="damaged"):
-            Directions.load(path)
+            FeatureDirections.load(path)
     with pytest.raises(UserError, match=r"smile is not a direction.*pc1, pc2"):
         directions.renamed({"smile": "pc3"})
     with pytest.raises(UserError, match="pc2 would be the name of two"):

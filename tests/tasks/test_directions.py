@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import Command, refused
-from helpers.stand_ins import CPU, SIDE, PixelVAE, read, singles
+from helpers.stand_ins import CPU, SIDE, PixelVAE, read, singles, skip_vae, write_pack
 from torch import Tensor, nn
 
 from latentfaces.diffusion import Conditioning, DDIMSampler, Denoiser, HeunSampler, RectifiedFlow, Sampler
 from latentfaces.errors import UserError
 from latentfaces.labels import Label
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks import FindDirections
+from latentfaces.tasks import Directions
+from latentfaces.tasks.directions import Measurement
 
 NUM_IMAGES = 40
 
@@ -38,7 +39,7 @@ def test_planted_feature_is_found_at_every_time(sampler: Sampler) -> None:
     conditioning = Conditioning([Label("bright", "binary")])
     denoiser = Denoiser(OneFeature(), RectifiedFlow())
     pipeline = FacePipeline(PixelVAE(), denoiser, SIDE, CPU, conditioning=conditioning, label_rows=rows)
-    task = FindDirections(
+    task = Directions(
         sampler=sampler, num_images=NUM_IMAGES, seed=3, batch_size=16, folder="", pack=None, num_components=1
     )
     found = task.found(pipeline)
@@ -53,8 +54,33 @@ def test_planted_feature_is_found_at_every_time(sampler: Sampler) -> None:
     assert (found.vectors[1] > 0).all()  # towards those that have the label
 
 
+def test_effect_of_a_direction_is_measured_and_flagged(tmp_path: Path) -> None:
+    bright, dark = (np.full((3, SIDE, SIDE), level, np.uint8) for level in (220, 30))
+    noise = np.random.default_rng(0).integers(0, 20, (40, 3, SIDE, SIDE), dtype=np.uint8)
+    images = noise + np.stack([bright, dark] * 20)
+    labels = [Label("bright", "binary"), Label("even", "binary")]
+    pack = write_pack(tmp_path / "pack", images, val_every=3)
+    number = torch.from_numpy(pack.train_indices)
+    rows = torch.stack([number % 2 == 0, number % 4 < 2], dim=1).float()
+    denoiser = Denoiser(OneFeature(), RectifiedFlow())
+    pipeline = FacePipeline(skip_vae(), denoiser, SIDE, CPU, conditioning=Conditioning(labels), label_rows=rows)
+    measure = Measurement(pipeline, pack)
+    still = torch.from_numpy(images[1]).expand(2, 5, -1, -1, -1)
+    assert measure("pc1", still).strip() == "0.00"
+    brighter = still.clone()
+    brighter[:, -1] = torch.from_numpy(images[0])
+    moved, *rest = measure("bright", brighter).split()
+    # At one of two ends, at strength 3: another image. Held-out images alternate, so their mean distance is the same.
+    assert float(moved) == pytest.approx(1 / 2 / 3, abs=0.02)
+    assert rest[:2] == ["bright", "+100"]
+    assert "!" not in rest
+    assert "! another label" in measure("even", brighter)
+    brighter[:, [0, -1]], brighter[:, 2] = 255, 0  # farther apart than held-out images
+    assert "! another face" in measure("pc1", brighter)
+
+
 def test_a_stage_1_run_has_no_directions() -> None:
-    task = FindDirections(
+    task = Directions(
         sampler=DDIMSampler(1), num_images=2, seed=0, batch_size=2, folder="", pack=None, num_components=1
     )
     with pytest.raises(UserError, match="stage 1"):

@@ -71,13 +71,13 @@ def recorded_features(network: nn.Module, count: int) -> Iterator[dict[float, Te
 
 
 @dataclass(frozen=True)
-class Directions:
+class FeatureDirections:
     """Named directions, each with a vector for every time.
 
     Args:
         names: (K,) names.
         times: (T,) times on the schedule's even scale, in ascending order.
-        vectors: (K, T, ...) offsets of the features, one standard deviation of the samples long.
+        vectors: (K, T, ...) offsets of the features, one std of the samples long.
         explained: (K,) fraction of the samples' variance along each direction.
     """
 
@@ -103,7 +103,7 @@ class Directions:
         Args:
             network: the network whose directions these are.
             name: name of the direction.
-            strengths: (b,) strengths for a batch, in standard deviations.
+            strengths: (b,) strengths for a batch, in std of the samples.
         """
 
         def shifted(features: Tensor, time: float) -> Tensor:
@@ -161,7 +161,7 @@ class Directions:
 
 
 def principal_directions(features: Tensor, count: int) -> Tensor:
-    """Return the first principal components (count, values) of features (n, values), one standard deviation long.
+    """Return the first principal components (count, values) of features (n, values), one std long.
 
     They are computed from the n x n Gram matrix, since there are far more values than samples.
     """
@@ -171,7 +171,7 @@ def principal_directions(features: Tensor, count: int) -> Tensor:
 
 
 def direction_of_label(features: Tensor, has_label: Tensor) -> Tensor:
-    """Return the direction (values,) between two class means of features (n, values), one standard deviation long.
+    """Return the direction (values,) between two class means of features (n, values), one std long.
 
     It points to the mean of the samples where `has_label` (n,) is true.
     """

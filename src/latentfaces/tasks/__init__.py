@@ -1,7 +1,7 @@
 """Tasks of sample.py, one file each."""
 
 from latentfaces.tasks.compare import Compare
-from latentfaces.tasks.directions import FindDirections
+from latentfaces.tasks.directions import Directions
 from latentfaces.tasks.edit import Edit
 from latentfaces.tasks.evaluate import Evaluate
 from latentfaces.tasks.generate import Generate
@@ -18,9 +18,9 @@ from latentfaces.tasks.variations import Variations
 
 __all__ = [
     "Compare",
+    "Directions",
     "Edit",
     "Evaluate",
-    "FindDirections",
     "Generate",
     "Identify",
     "Inpaint",

@@ -12,7 +12,7 @@ from torchvision.utils import make_grid
 
 from latentfaces.data.pack import Pack, open_pack
 from latentfaces.diffusion.directions import (
-    Directions,
+    FeatureDirections,
     direction_of_label,
     explained_variance,
     principal_directions,
@@ -38,11 +38,11 @@ FEWEST = 8
 NUM_PROBED = 2048
 """Training images of the probes that recognize labels."""
 MAX_MOVED = 1 / 3
-"""Distance per standard deviation above which a direction is flagged: at strength 3 the face is another face."""
+"""Distance per std above which a direction is flagged: at strength 3 the face is another face."""
 
 
 @dataclass(kw_only=True)
-class FindDirections(SamplingTask):
+class Directions(SamplingTask):
     """Find directions in the features of `num_images` samples, and write directions.npz into the run's folder.
 
     They are the first principal components, named pc1, pc2, ..., and a direction for each binary label. Each is
@@ -69,7 +69,7 @@ class FindDirections(SamplingTask):
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the directions and their strips. Return the path of the grid, or of the renamed directions."""
         path = Path(self.folder) / DIRECTIONS
-        directions = Directions.load(path).renamed(self.names) if self.names else self.found(pipeline)
+        directions = FeatureDirections.load(path).renamed(self.names) if self.names else self.found(pipeline)
         with atomic_write(path) as file:
             directions.save(file)
         if self.names:
@@ -85,7 +85,7 @@ class FindDirections(SamplingTask):
             first_rows.append(faces[0])
         return pictures.grid(torch.cat(first_rows), len(STRENGTHS))
 
-    def found(self, pipeline: FacePipeline) -> Directions:
+    def found(self, pipeline: FacePipeline) -> FeatureDirections:
         """Return the directions of samples, at the times of the sampler."""
         network, recorded, times = network_of(pipeline), [], list[float]()
         names = [(self.seed, number) for number in range(self.num_images)]
@@ -102,7 +102,7 @@ class FindDirections(SamplingTask):
         components = principal_directions(flat, self.num_components)
         by_label = self.of_labels(pipeline, flat)
         vectors = torch.stack([*components, *by_label.values()])
-        return Directions(
+        return FeatureDirections(
             [*(f"pc{number}" for number in range(1, len(components) + 1)), *by_label],
             torch.tensor(times),
             vectors.view(-1, *features.shape[1:]),
@@ -120,7 +120,7 @@ class FindDirections(SamplingTask):
                 found[label.name] = direction_of_label(rows, classes == 1)
         return found
 
-    def strip(self, pipeline: FacePipeline, directions: Directions, name: str) -> Tensor:
+    def strip(self, pipeline: FacePipeline, directions: FeatureDirections, name: str) -> Tensor:
         """Return the first samples (NUM_FACES, len(STRENGTHS), 3, R, R) uint8 along a direction."""
         pairs = [*product(range(NUM_FACES), STRENGTHS)]
         names, strengths = [(self.seed, number) for number, _ in pairs], torch.tensor([s for _, s in pairs])
@@ -157,7 +157,7 @@ class Measurement:
         if self.usual is not None and moved > MAX_MOVED:
             flags.append("another face")
         if name in changes and abs(changes[name]) < max(map(abs, changes.values())):
-            flags.append("changes another label more")
+            flags.append("another label")
         return text + "".join(f"  ! {flag}" for flag in flags)
 
 

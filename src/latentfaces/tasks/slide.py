@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentfaces.diffusion import Sampler
-from latentfaces.diffusion.directions import Directions
+from latentfaces.diffusion.directions import FeatureDirections
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED, RECIPE
 from latentfaces.pipeline import FacePipeline
@@ -48,7 +48,7 @@ class Slide(PhotoTask):
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the row. Return its path."""
-        directions = Directions.load(Path(self.directions))
+        directions = FeatureDirections.load(Path(self.directions))
         directions.check_name(self.direction)
         assert self.direction is not None
         noise = None
@@ -71,7 +71,7 @@ class Slide(PhotoTask):
 
 def slid(
     pipeline: FacePipeline,
-    directions: Directions,
+    directions: FeatureDirections,
     direction: str,
     strengths: Tensor,
     names: Sequence[Name],
