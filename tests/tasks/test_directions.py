@@ -81,7 +81,7 @@ def test_effect_of_a_direction_is_measured_and_flagged(tmp_path: Path) -> None:
 
 def test_a_stage_1_run_has_no_directions() -> None:
     task = Directions(
-        sampler=DDIMSampler(1), num_images=2, seed=0, batch_size=2, folder="", pack=None, num_components=1
+        sampler=DDIMSampler(2), num_images=2, seed=0, batch_size=2, folder="", pack=None, num_components=1
     )
     with pytest.raises(UserError, match="stage 1"):
         task.found(FacePipeline(PixelVAE(), None, SIDE, CPU))
@@ -112,3 +112,4 @@ def test_commands(trained: Path, workplace: Path, sample: Command, capsys: pytes
     assert "direction=..." in refused("sample.py", "task=generate", "direction=smile", "output=x")
     assert "compile=true" in refused("sample.py", "task=slide", "direction=smile", "compile=true", "output=x")
     assert "num_images=2" in refused("sample.py", "task=directions", "num_images=2", "output=x")
+    assert "num_steps=1" in refused("sample.py", "task=directions", "sampler.num_steps=1", "output=x")

@@ -61,6 +61,8 @@ class Directions(SamplingTask):
     names: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
+        if self.sampler.num_steps < 2:
+            raise UserError(f"sampler.num_steps={self.sampler.num_steps} must be at least 2 to find directions")
         if not 1 <= self.num_components < self.num_images:
             raise UserError(
                 f"task.num_components={self.num_components} must be at least 1, and below num_images={self.num_images}"
@@ -69,14 +71,14 @@ class Directions(SamplingTask):
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the directions and their strips. Return the path of the grid, or of the renamed directions."""
         path = Path(self.folder) / DIRECTIONS
-        directions = FeatureDirections.load(path).renamed(self.names) if self.names else self.found(pipeline)
+        if self.names:
+            with atomic_write(path) as file:
+                FeatureDirections.load(path).renamed(self.names).save(file)
+            return path
+        measure = Measurement(pipeline, open_pack(Path(self.pack)) if self.pack is not None else None)
+        directions, first_rows = self.found(pipeline), []
         with atomic_write(path) as file:
             directions.save(file)
-        if self.names:
-            return path
-        pack = open_pack(Path(self.pack)) if self.pack is not None else None
-        measure = Measurement(pipeline, pack)
-        first_rows = []
         print(f"{path}\n{'direction':<20} variance  moved per std")
         for name, explained in zip(directions.names, directions.explained.tolist(), strict=True):
             faces = self.strip(pipeline, directions, name)
