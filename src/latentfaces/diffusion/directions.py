@@ -98,7 +98,7 @@ class FeatureDirections:
     def applied(self, network: nn.Module, name: str, strengths: Tensor) -> Iterator[None]:
         """Within this context, shift the features of a network along a direction.
 
-        The predicted x0 and the predicted noise both change, as in section 3 of the paper.
+        The predicted x0 and the predicted noise both change, as in the paper.
 
         Args:
             network: the network whose directions these are.
