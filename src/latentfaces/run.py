@@ -23,6 +23,7 @@ CONFIG, RESULT, TUNED = "config.yaml", "result.json", "tuned.json"
 LABELS = "labels.npy"
 """Labels (N, L) float32 of the training images, in the order of the pack's `train_indices`."""
 PRUNING = "pruning.json"
+DIRECTIONS = "directions.npz"
 GUIDE = "guide_denoiser"
 SNAPSHOTS = Path("checkpoints") / "ema"
 ALLOWED_TARGETS = {
@@ -34,10 +35,11 @@ ALLOWED_TARGETS = {
     },
     "latentfaces.tasks": {
         *("Compare", "Edit", "Generate", "Inpaint", "Interpolate", "Invert"),
-        *("Neighbours", "Reconstruct", "Variations"),
+        *("Neighbours", "Reconstruct", "Slide", "Variations"),
     },
 }
-"""Classes that a stored config or PNG metadata may name. Not Evaluate, which runs a network from a file."""
+"""Classes that a stored config or PNG metadata may name. Not Evaluate, which runs a network from a file, and none that
+writes into the run's folder."""
 MOVED = {
     "conf.sweeps.SweepReport": "latentfaces.cli.sweeps.SweepReport",
     **{

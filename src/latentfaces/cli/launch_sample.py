@@ -23,9 +23,9 @@ from latentfaces.config.secrets import refuse_links, refuse_secrets_in
 from latentfaces.config.validation import check_keys, check_types
 from latentfaces.errors import UserError
 from latentfaces.ranks import is_main_process
-from latentfaces.run import Run, build, config_of, find_run, open_run
+from latentfaces.run import DIRECTIONS, Run, build, config_of, find_run, open_run
 
-FILE_KEYS, PHOTOS = ("image", "to_image", "mask"), ".photos"
+FILE_KEYS, PHOTOS = ("image", "to_image", "mask", "directions"), ".photos"
 PATH_KEYS = (*FILE_KEYS, "run", "output", "features", "weights", "feature_weights", "mark_certificate", "mark_key")
 REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size", "mark", "mark_certificate", "mark_key")
 """Overrides of task=remake. The metadata of the image has everything else."""
@@ -33,6 +33,8 @@ SHARED = ("generate", "evaluate")
 """Tasks that several ranks can share."""
 UNLABELED = ("reconstruct", "tune")
 """Tasks without requested labels: they use the VAE alone, or compare with images of all labels."""
+HOOKED = ("directions", "slide")
+"""Tasks that hook a layer of the network, which a compiled network may ignore."""
 HEUN = CONF / "sampler" / "heun.yaml"
 VERSION = 2
 """Version of recipes. Recipes of version 1 do not name it: other noise for a seed, raw task.strength, other inpaint."""
@@ -99,6 +101,8 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
         task, pipeline, recipe = composed(cfg, find_run(cfg.run, "ldm"))
     from latentfaces.tasks.output import PictureFolder, new_folder
 
+    if cfg.compile and recipe.task in HOOKED:
+        raise UserError(f"compile=true has no effect with task={recipe.task}. Leave it out.")
     if cfg.compile:
         pipeline.compile()
     weights = pipeline.weights
@@ -121,7 +125,8 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
 
     if cfg.task.get("protocol") is not None and "num_images" not in overridden_keys():
         cfg.num_images = protocol_named(cfg.task.protocol).num_samples
-    for key, value in {"pack": run.config.get("pack"), "folder": str(run.folder)}.items():
+    paths = {"folder": str(run.folder), "directions": str(run.folder / DIRECTIONS)}
+    for key, value in ({"pack": run.config.get("pack")} | paths).items():
         if key in cfg.task:
             cfg.task[key] = value
     refuse_idle_options(cfg, run.stage)
@@ -129,14 +134,14 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
         cfg.task.align = resolved_alignment(cfg)
     choices = HydraConfig.get().runtime.choices
     # Inverted noise is wider than N(0, 1) under guidance, and a random sampler cannot be inverted.
-    between_photos = cfg.image is not None and "to_image" in cfg.task
+    from_noise = cfg.image is not None and choices["task"] in ("interpolate", "slide")
     by_labels = choices["task"] == "edit" and bool(cfg.labels)
-    guidance: Any = NoGuidance() if between_photos or by_labels or "guidance" not in choices else None
+    guidance: Any = NoGuidance() if from_noise or by_labels or "guidance" not in choices else None
     if cfg.guidance is not None:
         check_types(plain(cfg.guidance), "guidance")
         guidance = instantiate(OmegaConf.create({"guidance": plain(cfg.guidance)})).guidance  # errors then name the key
     own = choices.get("sampler") == "tuned"
-    sampler = None if own and not between_photos else build(plain(OmegaConf.load(HEUN)))  # type: ignore[arg-type]
+    sampler = None if own and not from_noise else build(plain(OmegaConf.load(HEUN)))  # type: ignore[arg-type]
     bfloat16 = cfg.precision is Precision.bf16
     pipeline = FacePipeline.load(run, bfloat16=bfloat16, ema=cfg.ema, guidance=guidance, sampler=sampler)
     labels = plain(cfg.labels)
@@ -208,6 +213,8 @@ def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
     task = HydraConfig.get().runtime.choices["task"]
     if cfg.image is not None and "image" not in cfg.task:
         raise UserError(f"image=... has no effect with task={task}. Leave it out.")
+    if cfg.direction is not None and "direction" not in cfg.task:
+        raise UserError(f"direction=... has no effect with task={task}. Leave it out.")
     if "align" in overridden_keys() and (cfg.image is None or "align" not in cfg.task):
         raise UserError("align=... has no effect without a photo. Give image=... to a task that takes one.")
     if cfg.image is not None and "task.to_seed" in overridden_keys():

@@ -120,6 +120,7 @@ class SampleConfig:
     task: Any = MISSING
     image: str | None = None
     labels: dict[str, Any] = field(default_factory=dict)
+    direction: str | None = None
     align: str = key("auto", Literal["auto", "true", "false", "True", "False"])
     mark: str | None = key(None, Literal["c2pa"] | None)
     mark_certificate: str | None = None

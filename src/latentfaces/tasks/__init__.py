@@ -1,6 +1,7 @@
 """Tasks of sample.py, one file each."""
 
 from latentfaces.tasks.compare import Compare
+from latentfaces.tasks.directions import Directions
 from latentfaces.tasks.edit import Edit
 from latentfaces.tasks.evaluate import Evaluate
 from latentfaces.tasks.generate import Generate
@@ -11,11 +12,13 @@ from latentfaces.tasks.invert import Invert
 from latentfaces.tasks.neighbours import Neighbours
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.reconstruct import Reconstruct
+from latentfaces.tasks.slide import Slide
 from latentfaces.tasks.tune import Tune
 from latentfaces.tasks.variations import Variations
 
 __all__ = [
     "Compare",
+    "Directions",
     "Edit",
     "Evaluate",
     "Generate",
@@ -26,6 +29,7 @@ __all__ = [
     "Neighbours",
     "PictureFolder",
     "Reconstruct",
+    "Slide",
     "Tune",
     "Variations",
 ]

@@ -44,7 +44,7 @@ def new_folder(wanted: Path) -> Path:
 class PictureFolder:
     """Folder for 00000.png, 00001.png, ... and grid.png, each with the metadata that reproduces it.
 
-    Within its context a failed task leaves no empty folder, and the lock that the constructor takes ends.
+    Its context leaves no empty folder, and the lock that the constructor takes ends.
 
     Args:
         folder: the folder, without images. No other command may be writing to it.
@@ -89,10 +89,9 @@ class PictureFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *raised: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self.lock)
-        if raised[0] is not None:
-            drop_if_empty(self.folder)
+        drop_if_empty(self.folder)
 
     def add(self, images: Tensor, labels: Sequence[Mapping[str, float | str]] = ()) -> None:
         """Write images (n, 3, H, W) uint8, numbered from the last one on, with the known labels of each, if any."""

@@ -52,9 +52,13 @@ def print_moved(pipeline: FacePipeline, unchanged: Tensor, changed: Tensor, pack
 
     With a pack, the distance is relative to the mean distance between two of its held-out images.
     """
-    features, usual = EncoderFeatures(pipeline.vae), 1.0
-    if pack is not None:
-        held_out = features(torch.from_numpy(pack.images[pack.val_indices[:NUM_HELD_OUT]]))
-        usual = float(torch.stack([(a - b).norm() for a, b in pairwise(held_out)]).mean())
+    features = EncoderFeatures(pipeline.vae)
+    usual = usual_distance(features, pack) if pack is not None else 1.0
     moved = (features(changed) - features(unchanged)).norm(dim=1) / usual
     print(f"moved {moved.mean():.4g}" + (" (1: two held-out images)" if pack is not None else ""))
+
+
+def usual_distance(features: EncoderFeatures, pack: Pack) -> float:
+    """Return the mean distance between two held-out images of a pack."""
+    held_out = features(torch.from_numpy(pack.images[pack.val_indices[:NUM_HELD_OUT]]))
+    return float(torch.stack([(a - b).norm() for a, b in pairwise(held_out)]).mean())
