@@ -17,9 +17,10 @@ from PIL import Image
 from latentfaces.autoencoder import Decoder, Skips
 from latentfaces.diffusion import AutoGuidance, DPMpp2MSampler, EulerSampler, NoGuidance
 from latentfaces.evaluation import save_png
-from latentfaces.marks import GENERATED, read_recipe, read_source
+from latentfaces.marks import GENERATED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import Run
+from latentfaces.tasks.identify import read_recipe, read_source
 
 
 @pytest.fixture(scope="module")
