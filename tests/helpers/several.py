@@ -44,7 +44,7 @@ def run_on(number: int, fork: Forker, *arguments: str, **options: Any) -> str:
     """Run a command on `number` ranks, and return what rank 0 printed."""
     running = start_on(number, fork, *arguments, **options)
     ends = [rank.wait(120) for rank in running]
-    assert ends == [0] * number, "\n".join(rank.said for rank in running)
+    assert ends == [0] * number, "\n".join([f"exit codes {ends}", *(rank.said for rank in running)])
     return running[0].said
 
 
