@@ -126,13 +126,13 @@ def test_a_run_with_other_labels_starts_from_the_weights_of_those_that_both_have
     other_hair = Label("hair", "category", ("blond", "gray"))
     earlier, now = Conditioning([glasses, hair]), Conditioning([age, other_hair, glasses])
     before = torch.arange(1.0, 8).expand(3, -1)  # 2 of an augmentation, then glasses, known, red, blond, known
-    weight = condition_weight(torch.ones(3, 7 + 2), now, before, earlier)
+    weight = condition_weight(torch.full((3, 7 + 2), -1.0), now, before, earlier)
     #                      augmentation, age, known, blond, gray, known, glasses, known
-    assert weight[0].tolist() == [1, 2, 0, 0, 6, 0, 7, 3, 4]
+    assert weight[0].tolist() == [1, 2, -1, -1, 6, -1, 7, 3, 4]
 
 
-def test_a_run_with_labels_starts_as_the_unlabeled_one_that_it_is_from() -> None:
-    assert condition_weight(torch.ones(3, 2), Conditioning([Label("glasses", "binary")]), None, None).eq(0).all()
+def test_labels_of_a_run_from_an_unlabeled_one_start_fresh() -> None:
+    assert condition_weight(torch.ones(3, 2), Conditioning([Label("glasses", "binary")]), None, None).eq(1).all()
 
 
 MISTAKES = {

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
@@ -157,9 +156,9 @@ def condition_weight(
 ) -> Tensor:
     """Return the weight (width, n) of the layer of the condition, from that of the earlier run.
 
-    Entries that the earlier run lacks get 0, so that the network starts as it was.
+    Entries that the earlier run lacks start fresh. From 0 a small learning rate would separate them too slowly.
     """
-    weight = torch.zeros_like(own)
+    weight = own.clone()
     if before is not None:
         known = entries_of(earlier, before.shape[1])
         for column, entry in enumerate(entries_of(conditioning, own.shape[1])):
