@@ -13,7 +13,8 @@ from torch import Tensor
 
 from latentfaces.errors import UserError, missing_extra
 from latentfaces.files import atomic_write
-from latentfaces.marks import GENERATED, Source, mark_gif, mark_mp4
+from latentfaces.marks import GENERATED, RECIPE, Source, mark_gif, mark_mp4
+from latentfaces.tasks.output import PictureFolder
 
 Animation = Literal["gif", "mp4", "none"]
 FASTEST_GIF = 50.0
@@ -39,6 +40,16 @@ def check_animation(kind: Animation, frames_per_second: float) -> None:
 def there_and_back(frames: Tensor) -> Tensor:
     """Return frames (n, 3, H, W) as a loop: to the last and back to the second."""
     return torch.cat([frames, frames[1:-1].flip(0)])
+
+
+def write_animation(faces: Tensor, pictures: PictureFolder, kind: Animation, frames_per_second: float) -> None:
+    """Write faces (n, 3, H, W) uint8 as a loop to the folder, and print its path; nothing for the kind "none"."""
+    if kind == "none":
+        return
+    path = pictures.folder / f"animation.{kind}"
+    save_animation(there_and_back(faces), path, frames_per_second, pictures.recipe()[RECIPE], pictures.source)
+    pictures.sign(path)
+    print(path)
 
 
 def save_animation(

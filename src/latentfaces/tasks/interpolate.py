@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from latentfaces.errors import UserError
-from latentfaces.marks import EDITED, RECIPE
+from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.animation import Animation, check_animation, save_animation, there_and_back
+from latentfaces.tasks.animation import Animation, check_animation, write_animation
 from latentfaces.tasks.base import PhotoTask
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
@@ -66,12 +66,7 @@ class Interpolate(PhotoTask):
         fractions = torch.linspace(0, 1, self.num_images).split(self.batch_size)
         faces = torch.cat([self.between(pipeline, photos, part.tolist()) for part in fractions])
         pictures.add(faces)
-        if self.animation != "none":
-            path = pictures.folder / f"animation.{self.animation}"
-            text = pictures.recipe()[RECIPE]
-            save_animation(there_and_back(faces), path, self.frames_per_second, text, pictures.source)
-            pictures.sign(path)
-            print(path)
+        write_animation(faces, pictures, self.animation, self.frames_per_second)
         return pictures.grid(faces, columns=len(faces))
 
     def between(self, pipeline: FacePipeline, photos: Tensor | None, fractions: Sequence[float]) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor
 from latentfaces.diffusion import Sampler
 from latentfaces.diffusion.directions import FeatureDirections
 from latentfaces.errors import UserError
-from latentfaces.marks import EDITED, RECIPE
+from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.animation import Animation, check_animation, save_animation, there_and_back
+from latentfaces.tasks.animation import Animation, check_animation, write_animation
 from latentfaces.tasks.base import PhotoTask
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
@@ -60,12 +60,7 @@ class Slide(PhotoTask):
         strengths, names = torch.linspace(low, high, self.num_images), [(self.seed, 0)] * self.num_images
         faces = slid(pipeline, directions, self.direction, strengths, names, self.sampler, self.batch_size, noise)
         pictures.add(faces)
-        if self.animation != "none":
-            path = pictures.folder / f"animation.{self.animation}"
-            text = pictures.recipe()[RECIPE]
-            save_animation(there_and_back(faces), path, self.frames_per_second, text, pictures.source)
-            pictures.sign(path)
-            print(path)
+        write_animation(faces, pictures, self.animation, self.frames_per_second)
         return pictures.grid(faces, columns=len(faces))
 
 
