@@ -28,6 +28,8 @@ def run(script: str, *options: str) -> None:
 def cells_of(name: str, parameters: dict[str, Any]) -> list[Any]:
     """Return the cells of a notebook with other parameters."""
     cells = nbformat.read(NOTEBOOKS / name, as_version=4).cells
+    for cell in cells:
+        cell.id = f"{Path(name).stem}-{cell.id}"  # unique where notebooks are joined
     (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     assert {line.split(" = ")[0] for line in cell.source.splitlines() if line[0].isupper()} == set(parameters)
     cell.source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
