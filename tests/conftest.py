@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+import shutil
 import signal
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for jobs in a shell's background: some tests send it
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, made_once, run_command, trained_in
 from helpers.forked import Forker
 from helpers.kaggle_stand_in import Kaggle
 
@@ -39,7 +40,13 @@ def squeezenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workplace with a finished run of each stage, to read; who writes into it takes a copy."""
     both = ([*stage, *SHORT, "name=faces"] for stage in (TINY_VAE, TINY_LDM))
-    return trained_in(tmp_path_factory.mktemp("trained"), *both)
+    return made_once("trained", lambda folder: trained_in(folder, *both), tmp_path_factory)
+
+
+@pytest.fixture
+def trained_vae(trained: Path, workplace: Path) -> None:
+    """The run `faces` of stage 1 and its data, in the workplace."""
+    shutil.copytree(trained, workplace, ignore=shutil.ignore_patterns("ldm", "latents-*"), dirs_exist_ok=True)
 
 
 @pytest.fixture

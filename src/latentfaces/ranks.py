@@ -81,6 +81,12 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def destroy_process_group() -> None:
+    """Destroy the process group, if there is one. At exit Lightning does so for NCCL, but not for gloo."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def all_reduce_max(value: float, device: torch.device) -> Callable[[], float]:
     """Return a function that reads the maximum over ranks. A collective: every rank must call it.
 

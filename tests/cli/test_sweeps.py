@@ -2,10 +2,8 @@
 
 import importlib.metadata
 import json
-import os
 import shlex
-import subprocess
-import sys
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command, trained_in
+from helpers.commands import ROOT, SHORT, TINY_LDM, TINY_VAE, Command, run_command
+from helpers.forked import Forker
 from omegaconf import OmegaConf
 
 from latentfaces.config.compose import compose_config
@@ -145,9 +144,9 @@ def test_a_job_that_falls_behind_is_given_up_and_the_page_says_so(train: Command
 
 
 @pytest.fixture(scope="module")
-def home_with_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home_with_vae(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workplace with a finished run of stage 1."""
-    return trained_in(tmp_path_factory.mktemp("sweeps"), [*TINY_VAE, *SHORT, "name=faces"])
+    return shutil.copytree(trained, tmp_path_factory.mktemp("sweeps") / "home", ignore=shutil.ignore_patterns("ldm"))
 
 
 SHIPPED = {
@@ -219,32 +218,24 @@ def test_slurm_starts_a_process_for_each_gpu() -> None:
     assert cfg.trainer.devices == "auto"
 
 
-def train_apart(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run train.py in a process of its own."""
-    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, ROOT / "train.py", *arguments], env=os.environ | environment, capture_output=True, text=True
-    )
-
-
 @installed("hydra-submitit-launcher")
 @pytest.mark.timeout(900)
-def test_submitit_starts_jobs_in_processes_of_their_own(workplace: Path) -> None:
-    done = train_apart(
-        "-m", *TINY_VAE, *SHORT, "hydra/launcher=submitit_local", "annealing=linear,cosine", "name=apart"
-    )
-    assert done.returncode == 0, done.stderr
+def test_submitit_starts_jobs_in_processes_of_their_own(fork: Forker) -> None:
+    options = ["hydra/launcher=submitit_local", "annealing=linear,cosine", "name=apart"]
+    sweep = fork.start("-m", *TINY_VAE, *SHORT, *options)
+    assert sweep.wait(800) == 0, sweep.said
     assert len(list(Path("outputs/sweeps/apart").glob("*/result.json"))) == 2
     assert len(list(Path("outputs/sweeps/apart/.submitit").glob("*/*_log.out"))) == 2
 
 
 @pytest.mark.ddp
 @pytest.mark.timeout(600)
-def test_each_job_of_a_sweep_trains_on_two_processes(workplace: Path) -> None:
+def test_each_job_of_a_sweep_trains_on_two_processes(fork: Forker) -> None:
     devices = ["trainer.devices=2", "strategy=ddp", "trainer.accelerator=cpu", "data.batch_size=4"]
     probe = ["+callbacks.probe._target_=helpers.probes.GradientProbe", "+callbacks.probe.folder=${run_dir}/probe"]
-    done = train_apart("-m", *TINY_VAE, *SHORT, *devices, *probe, "model.optimizer.lr=1e-3,2e-3", "name=pairs")
-    assert done.returncode == 0, done.stderr
+    options = [*devices, *probe, "model.optimizer.lr=1e-3,2e-3", "name=pairs"]
+    sweep = fork.start("-m", *TINY_VAE, *SHORT, *options)
+    assert sweep.wait(500) == 0, sweep.said
     assert [path.name for path in Path("outputs").glob("*/*")] == ["pairs"]
     for job in ("0", "1"):
         folder = Path("outputs/sweeps/pairs") / job

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import ADVERSARIAL, ROOT, SHORT, TINY_LDM, TINY_VAE, Command, refused, run_command, trained_in
+from helpers.commands import ADVERSARIAL, ROOT, SHORT, TINY_LDM, TINY_VAE, Command, refused, run_command
 from helpers.forked import Forker
 from helpers.states import assert_equal, checkpoint, ema_of
 
@@ -42,8 +41,7 @@ def test_both_stages_from_photos_to_faces(
     assert Path("outputs/ldm/faces/checkpoints/best_vae.pth").exists()  # the run can be moved without the other
 
 
-def test_a_resumed_diffusion_run_goes_on_bit_for_bit(train: Command, workplace: Path) -> None:
-    train(*TINY_VAE, *SHORT, "name=faces")
+def test_a_resumed_diffusion_run_goes_on_bit_for_bit(train: Command, trained_vae: None) -> None:
     settings = [*TINY_LDM, *SHORT, "model.lr_schedule.decay_share=0"]
     train(*settings, "trainer.max_steps=11", "name=straight")
     train(*settings, "trainer.max_steps=6", "name=two_parts", "vae=faces")
@@ -74,15 +72,13 @@ def test_validations_are_due_by_steps_and_not_by_batches(train: Command) -> None
     assert previews == ["step_0000002.png", "step_0000004.png"]
 
 
-def test_seeds_of_stage_two_see_the_photos_in_their_own_order(train: Command) -> None:
-    train(*TINY_VAE, *SHORT, "name=faces")
+def test_seeds_of_stage_two_see_the_photos_in_their_own_order(train: Command, trained_vae: None) -> None:
     for seed in (0, 1):
         train(*TINY_LDM, *SHORT, f"seed={seed}", f"name=seed{seed}")
     assert [find_run(f"seed{seed}", "ldm").config["data"]["seed"] for seed in (0, 1)] == [0, 1]
 
 
-def test_a_new_run_has_the_vae_that_its_config_names(train: Command, workplace: Path) -> None:
-    train(*TINY_VAE, *SHORT, "name=faces")
+def test_a_new_run_has_the_vae_that_its_config_names(train: Command, workplace: Path, trained_vae: None) -> None:
     left = workplace / "outputs/ldm/new/checkpoints/best_vae.pth"  # of an attempt that was killed at its start
     left.parent.mkdir(parents=True)
     left.write_bytes(b"the VAE of an earlier attempt")
@@ -191,13 +187,10 @@ PROBE = ["data.batch_size=4", "+callbacks.probe._target_=helpers.probes.Gradient
 
 
 @pytest.mark.ddp
-def test_two_processes_share_data_and_agree_on_gradients(workplace: Path) -> None:
+def test_two_processes_share_data_and_agree_on_gradients(fork: Forker) -> None:
     devices = ["trainer.devices=2", "strategy=ddp", "trainer.accelerator=cpu"]  # the second is started by the first
-    done = subprocess.run(
-        [sys.executable, ROOT / "train.py", *TINY_VAE, *SHORT, *devices, *PROBE, "name=two"],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    training = fork.start(*TINY_VAE, *SHORT, *devices, *PROBE, "name=two")
+    assert training.wait(250) == 0, training.said
     ranks = [torch.load(f"probe/{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert_equal(ranks[0]["gradients"], ranks[1]["gradients"])
     assert not torch.equal(ranks[0]["images"], ranks[1]["images"])
@@ -290,9 +283,9 @@ WRONG_FOR_STAGE_TWO = {
 
 
 @pytest.fixture(scope="module")
-def home_with_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home_with_vae(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workplace with a finished run of stage 1."""
-    return trained_in(tmp_path_factory.mktemp("choices"), [*TINY_VAE, *SHORT, "name=faces"])
+    return shutil.copytree(trained, tmp_path_factory.mktemp("choices") / "home", ignore=shutil.ignore_patterns("ldm"))
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -1,15 +1,23 @@
 """The commands at a size that tests can afford, and how to call them."""
 
 import contextlib
+import functools
 import importlib
 import io
+import os
 import runpy
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TextIO
 
 import pytest
+from filelock import FileLock
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., None]
@@ -44,6 +52,17 @@ ADVERSARIAL = [
 ]
 
 
+def load_yaml(file: TextIO) -> Any:
+    """`OmegaConf.load`, which parses the same text only once."""
+    return OmegaConf.create(parse_yaml(file.read()))
+
+
+@functools.cache
+def parse_yaml(text: str) -> Any:
+    """Return the dict of a config file."""
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+
+
 def run_command(name: str, *arguments: str, pictures: bool = False) -> None:
     """Run train.py, sample.py or a latentfaces-... command as the shell would, in this process.
 
@@ -57,6 +76,9 @@ def run_command(name: str, *arguments: str, pictures: bool = False) -> None:
     GlobalHydra.instance().clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(ROOT / name), *arguments])
+        patch.setattr("hydra._internal.core_plugins.file_config_source.OmegaConf", SimpleNamespace(load=load_yaml))
+        if not any(argument.startswith(("experiment=", "hydra.mode=")) for argument in arguments):
+            patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # only experiments set hydra.mode: saves composing
         if name == "train.py" and not pictures:
             for drawn in ("fit.plot_losses", "fit.write_report", "callbacks.report.write_report"):
                 patch.setattr(f"latentfaces.training.{drawn}", lambda *_: None)
@@ -82,3 +104,17 @@ def trained_in(folder: Path, *trainings: Sequence[str]) -> Path:
         for arguments in trainings:
             run_command("train.py", *arguments)
     return folder
+
+
+def made_once(name: str, make: Callable[[Path], Any], factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the folder that `make` fills for all workers of pytest-xdist."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    done = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return shutil.copytree(folder, factory.mktemp(name) / "copy")

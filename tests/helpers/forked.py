@@ -15,17 +15,6 @@ from pathlib import Path
 import pytest
 from helpers.commands import ROOT, run_command
 
-WARM = [
-    *(
-        "latentfaces.config.validation",
-        "latentfaces.cli.launch_train",
-        "latentfaces.cli.errors",
-        "latentfaces.config.schema",
-        "latentfaces.cli.sweeps",
-    ),
-    *("latentfaces.training", "matplotlib.pyplot", "pydantic.type_adapter", "pytest", "torchmetrics"),
-]
-
 
 def run(log: Path, folder: Path, environment: Mapping[str, str], name: str, arguments: tuple[str, ...]) -> None:
     """Run a command in the forked process."""
@@ -98,7 +87,7 @@ class Forker:
     @staticmethod
     def warm_up() -> None:
         """Start the process that all commands are forked from."""
-        multiprocessing.set_forkserver_preload(WARM)
+        multiprocessing.set_forkserver_preload(["helpers.warm"])
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OMP_NUM_THREADS", "1")  # a process with more threads must not be forked
             patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path]))

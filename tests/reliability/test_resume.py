@@ -98,9 +98,8 @@ def test_case_27_a_killed_adversarial_run_goes_on_bit_for_bit(fork: Forker, sque
 
 
 def test_case_27_a_killed_diffusion_run_leaves_the_averages_and_the_guide_of_an_uninterrupted_one(
-    fork: Forker,
+    fork: Forker, trained_vae: None
 ) -> None:
-    assert fork.run(*TINY_VAE, *SHORT, "name=faces")[0] == 0
     settings = [*TINY_LDM, *SHORT, "trainer.max_steps=12", "callbacks.last.every_n_train_steps=4"]
     settings += ["callbacks.ema.sigma_rel=0.07", "callbacks.ema.snapshots=4", "callbacks.guide.share=0.75"]
     assert fork.run(*settings, "name=straight")[0] == 0
@@ -271,11 +270,9 @@ NEW_MEANINGS = {
 
 @pytest.mark.parametrize(("before", "after", "change"), NEW_MEANINGS.values(), ids=NEW_MEANINGS.keys())
 def test_case_34_a_new_meaning_of_the_loss_resets_best_weights_and_patience(
-    before: list[str], after: list[str], change: str, fork: Forker
+    before: list[str], after: list[str], change: str, fork: Forker, trained_vae: None
 ) -> None:
     stage = "ldm" if "model/weighting=min_snr" in before else "vae"
-    if stage == "ldm":
-        assert fork.run(*TINY_VAE, *SHORT, "name=faces")[0] == 0
     settings = [*(TINY_LDM if stage == "ldm" else TINY_VAE), *SHORT, "name=run"]
     assert fork.run(*settings, *before)[0] == 0
     path = Path(f"outputs/{stage}/run/checkpoints/last.ckpt")

@@ -31,7 +31,7 @@ from latentfaces.evaluation.reconstructions import show_reconstructions
 from latentfaces.files import atomic_write, drop_if_empty
 from latentfaces.nn import DeviceChoices
 from latentfaces.pipeline import FacePipeline
-from latentfaces.ranks import is_main_process
+from latentfaces.ranks import destroy_process_group, is_main_process
 from latentfaces.run import CONFIG, Run
 from latentfaces.signals import Stopped
 
@@ -261,6 +261,7 @@ def one_job() -> Iterator[None]:
     """
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         yield
+        destroy_process_group()  # after an error the other ranks still read the store
         return
     argv, environment = sys.argv, dict(os.environ)
     hydra: Any = HydraConfig.get()
@@ -274,7 +275,4 @@ def one_job() -> Iterator[None]:
         for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             if name not in environment:
                 os.environ.pop(name, None)
-        import torch.distributed as dist
-
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        destroy_process_group()

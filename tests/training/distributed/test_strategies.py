@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, made_once
 from helpers.forked import Forker
 from helpers.several import ON_CPU, run_on, slurm_environment, torchrun_environment, under_torchrun
 from torch import Tensor
@@ -33,18 +33,20 @@ GPU = DeviceChoices("32-true", None, None, channels_last=True, compile=False, fu
 WATCH = ["+callbacks.probe._target_=helpers.device_probes.Weights"]
 
 
+def train_both(folder: Path) -> None:
+    """Train both stages on two processes, by each strategy, under its name."""
+    fork = Forker(folder)
+    for stage, settings in STAGES.items():
+        for strategy in ("ddp", "fsdp"):
+            probe = [*WATCH, f"+callbacks.probe.folder=seen/{stage}_{strategy}"]
+            vae = ["vae=outputs/vae/ddp"] if stage == "ldm" else []
+            run_on(2, fork, *settings, *vae, *probe, f"strategy={strategy}", f"name={strategy}")
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
-    """A folder where both stages were trained on two processes, by each strategy, under its name."""
-    Forker.warm_up()
-    fork = Forker(tmp_path_factory.mktemp("strategies"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(fork.folder)
-        for stage, settings in STAGES.items():
-            for strategy in ("ddp", "fsdp"):
-                probe = [*WATCH, f"+callbacks.probe.folder=seen/{stage}_{strategy}"]
-                vae = ["vae=outputs/vae/ddp"] if stage == "ldm" else []
-                run_on(2, fork, *settings, *vae, *probe, f"strategy={strategy}", f"name={strategy}")
+def place(warm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    """A folder with the runs of `train_both`."""
+    fork = Forker(made_once("strategies", train_both, tmp_path_factory))
     yield fork
     fork.end()
 
