@@ -181,10 +181,14 @@ def remade(recipe: Recipe) -> tuple[Any, Any]:
     """Build the task and the pipeline of an image's recipe."""
     import torch
 
+    from latentfaces.diffusion import NoGuidance
+    from latentfaces.diffusion.guidance import Extrapolation
     from latentfaces.pipeline import FacePipeline
 
     try:
         task, guidance = build(recipe.settings), build(recipe.guidance)
+        if not isinstance(guidance, NoGuidance | Extrapolation):
+            raise TypeError("no guidance")
     except (TypeError, ValueError) as error:
         raise UserError(f"The metadata of the image do not fit this version of latentfaces ({error}).") from error
     bfloat16 = recipe.precision == Precision.bf16.name
@@ -249,6 +253,7 @@ def described(recipe: Recipe) -> str:
 def remembered(cfg: DictConfig) -> Recipe:
     """Return the recipe in the metadata of an image. `build` later rejects what is not a part of latentfaces."""
     from PIL import UnidentifiedImageError
+    from pydantic import TypeAdapter, ValidationError
 
     from latentfaces.data.images import open_image
     from latentfaces.tasks.output import OWN_LABELS
@@ -261,18 +266,22 @@ def remembered(cfg: DictConfig) -> Recipe:
     try:
         with open_image(Path(cfg.image)) as picture:
             text = json.loads(getattr(picture, "text", {}).get("latentfaces", "null"))
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+    except (OSError, RecursionError, UnidentifiedImageError, ValueError) as error:
         raise UserError(f"image={cfg.image} cannot be read ({error})") from None
     try:
         index = text.pop("index", None)
         text.pop(OWN_LABELS, None)  # they follow from the rest
-        recipe = Recipe(**text)
+        recipe = TypeAdapter(Recipe).validate_python(text)
         if recipe.version > VERSION:
             raise UserError(f"image={cfg.image} was made by a newer version of latentfaces. Update it.")
         if recipe.version == 1 and recipe.task == "inpaint":
             raise UserError(f"image={cfg.image} was made by an older version of task=inpaint. It cannot be remade.")
         settings = recipe.settings
         expand_home(settings)
+        if cfg.run != "latest":  # the run has moved; its weights are compared
+            recipe.run = str(find_run(cfg.run, "ldm").folder)
+            if recipe.task == "slide":
+                settings["directions"] = str(Path(recipe.run) / DIRECTIONS)
         if recipe.task == "interpolate":
             settings.pop("pack", None)  # of an older version
         if recipe.task == "generate" and index is not None:  # this image alone
@@ -288,10 +297,8 @@ def remembered(cfg: DictConfig) -> Recipe:
             if now.get(key) != digest:
                 state = "has changed since" if key in now else "is no longer there"
                 raise UserError(f"image={cfg.image} was made from {settings[key.removesuffix(PHOTOS)]}, which {state}")
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, ValidationError):
         raise UserError(f"image={cfg.image} is not a PNG of sample.py: it has no complete metadata") from None
-    if cfg.run != "latest":
-        recipe.run = str(find_run(cfg.run, "ldm").folder)  # the run has moved; its weights are compared
     return recipe
 
 
