@@ -98,6 +98,7 @@ def test_commands(trained: Path, workplace: Path, sample: Command, capsys: pytes
     sample("task=directions", "task.names={pc2: smile}", "output=renamed")
     assert capsys.readouterr().out.splitlines()[-1] == "outputs/ldm/faces/directions.npz"
     assert not Path("renamed").exists()
+    assert "num_images=... has no" in refused("sample.py", "task=directions", "task.names={pc1: a}", "num_images=9")
 
     sample("task=slide", "direction=smile", *short, "num_images=3", "seed=4", "output=row")
     sample("task=generate", *short, "num_images=1", "seed=4", "output=unchanged")

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -174,7 +174,11 @@ def resolved_alignment(cfg: DictConfig) -> str:
     from latentfaces.data.align import has_detector
 
     value = cfg.align.lower()
-    return "false" if cfg.image is None or (value == "auto" and not has_detector()) else value
+    if cfg.image is None or (value == "auto" and not has_detector()):
+        value = "false"
+    if value == "false" and "task.face" in overridden_keys():
+        raise UserError("task.face=... has no effect without alignment. Give image=..., and use align=true.")
+    return value
 
 
 def remade(recipe: Recipe) -> tuple[Any, Any]:
@@ -225,6 +229,8 @@ def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
         raise UserError("task.to_seed=... has no effect between photos. Leave it out, or leave out image.")
     if cfg.labels and task in UNLABELED:
         raise UserError(f"labels.{next(iter(cfg.labels))}=... has no effect with task={task}. Leave it out.")
+    if task == "directions" and cfg.task.names:
+        allow_only(("run", "output", "task", "task.names"), "with task.names, which only renames")
     if task == "edit":
         idle = ("num_images", "task.strength", "task.skips") if cfg.labels else ("task.photo_labels", "task.mask")
         if given := [key for key in idle if key in overridden_keys()]:
@@ -238,6 +244,13 @@ def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
         if given:
             where = f"with task={task}" if "sampler" not in cfg.task else "on a run of stage 1"
             raise UserError(f"{given[0]}=... has no effect {where}, which uses the VAE alone. Leave it out.")
+
+
+def allow_only(keys: Sequence[str], where: str) -> None:
+    """Reject an override of any other key."""
+    for key in overridden_keys():
+        if key not in keys and not key.startswith("hydra"):
+            raise UserError(f"{key}=... has no effect {where}. Leave it out.")
 
 
 def described(recipe: Recipe) -> str:
@@ -260,9 +273,7 @@ def remembered(cfg: DictConfig) -> Recipe:
 
     if cfg.image is None:
         raise UserError("task=remake needs an image. Give image=FACE.png.")
-    for key in overridden_keys():
-        if key not in REMAKE_KEYS and not key.startswith("hydra"):
-            raise UserError(f"{key}=... has no effect with task=remake, which reads it from the image. Leave it out.")
+    allow_only(REMAKE_KEYS, "with task=remake, which reads it from the image")
     try:
         with open_image(Path(cfg.image)) as picture:
             text = json.loads(getattr(picture, "text", {}).get("latentfaces", "null"))
@@ -335,7 +346,5 @@ def identified(cfg: DictConfig) -> list[str]:
 
     refuse_links(cfg)
     expand_home(cfg)
-    for key in overridden_keys():
-        if key not in ("task", "image") and not key.startswith("hydra"):
-            raise UserError(f"{key}=... has no effect with task=identify. Leave it out.")
+    allow_only(("task", "image"), "with task=identify")
     return Identify(cfg.image)()

@@ -169,8 +169,7 @@ def probes_of(pipeline: FacePipeline, pack: Pack) -> dict[str, Probe]:
     if conditioning is None or rows is None or len(rows) != len(pack.train_indices):
         return {}
     images = torch.from_numpy(pack.images[pack.train_indices[:NUM_PROBED]])
-    see = WithPixels(EncoderFeatures(pipeline.vae))
-    features = torch.cat([see(images[part]) for part in pipeline.parts(len(images))])
+    features = WithPixels(EncoderFeatures(pipeline.vae))(images)
     probes = {}
     for index, label in enumerate(conditioning.labels):
         known, classes = known_rows(features, rows[:NUM_PROBED], index)
