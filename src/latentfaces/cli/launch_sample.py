@@ -33,6 +33,8 @@ SHARED = ("generate", "evaluate")
 """Tasks that several ranks can share."""
 UNLABELED = ("reconstruct", "tune")
 """Tasks without requested labels: they use the VAE alone, or compare with images of all labels."""
+FROM_IMAGES = ("edit", "inpaint", "invert", "variations")
+"""Tasks that start from images, where labels that are not requested are unknown."""
 HOOKED = ("directions", "slide")
 """Tasks that hook a layer of the network, which a compiled network may ignore."""
 HEUN = CONF / "sampler" / "heun.yaml"
@@ -229,6 +231,9 @@ def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
         raise UserError("task.to_seed=... has no effect between photos. Leave it out, or leave out image.")
     if cfg.labels and task in UNLABELED:
         raise UserError(f"labels.{next(iter(cfg.labels))}=... has no effect with task={task}. Leave it out.")
+    from_images = task in FROM_IMAGES or (task in ("interpolate", "slide") and cfg.image is not None)
+    if from_images and not cfg.labels and HydraConfig.get().runtime.choices.get("guidance") == "labels":
+        raise UserError(f"guidance=labels has no effect with task={task} without labels.NAME=... Add it.")
     if task == "directions" and cfg.task.names:
         allow_only(("run", "output", "task", "task.names"), "with task.names, which only renames")
     if task == "edit":
