@@ -24,7 +24,7 @@ def has_labels(cfg: DictConfig) -> bool:
     wanted = cfg.data.get("labels")
     if wanted is not None and cfg.stage == "vae":
         raise UserError(f"data.labels={wanted} has no effect with model=vae. Give it to model=ldm.")
-    if wanted is None and any(key.startswith("data.label_types.") for key in overridden_keys()):
+    if wanted is None and any(key.startswith("data.label_types") for key in overridden_keys()):
         raise UserError("data.label_types has no effect without data.labels=... Add it, e.g. data.labels=labels.csv.")
     if cfg.stage == "vae":
         return False

@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from latentfaces.data.pack import Pack, open_pack
+from latentfaces.data.pack import Pack, pack_if_here
 from latentfaces.diffusion.directions import (
     FeatureDirections,
     direction_of_label,
@@ -75,7 +75,7 @@ class Directions(SamplingTask):
             with atomic_write(path) as file:
                 FeatureDirections.load(path).renamed(self.names).save(file)
             return path
-        measure = Measurement(pipeline, open_pack(Path(self.pack)) if self.pack is not None else None)
+        measure = Measurement(pipeline, pack_if_here(self.pack))
         directions, first_rows = self.found(pipeline), []
         with atomic_write(path) as file:
             directions.save(file)
