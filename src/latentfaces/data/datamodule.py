@@ -35,7 +35,7 @@ from latentfaces.data.sources import DrawnFaces, Photos, Source, TakenAlong
 from latentfaces.errors import UserError, warn
 from latentfaces.ranks import is_main_process
 
-SIDED = re.compile("left|right|yaw|_roll", re.IGNORECASE)
+SIDED = re.compile("(?<![a-z])(left|right)|yaw|_roll", re.IGNORECASE)
 """Names of labels that are wrong for mirror images."""
 Batches = Iterable[ImageBatch | LatentBatch]
 
@@ -153,7 +153,7 @@ class FFHQDataModule(LightningDataModule):
             print(self.label_table.summary)
             sided = [label.name for label in self.label_table.labels if SIDED.search(label.name)]
             if sided and self.horizontal_flip:
-                warn(f"Mirror images keep their labels, also {', '.join(sided)}. Use data.horizontal_flip=false.")
+                warn(f"Mirror images make {', '.join(sided)} wrong. Use data.horizontal_flip=false.")
         return self.label_table
 
     def pack(self) -> Pack:
