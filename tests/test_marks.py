@@ -92,3 +92,18 @@ def test_untrusted_files_give_no_recipe_and_run_nothing(tmp_path: Path) -> None:
     for name in ("pickled.npz", "large.npz"):
         assert read_source(tmp_path / name) is None
         assert read_recipe(tmp_path / name) is None
+
+
+@pytest.mark.parametrize("damage", ["encrypted", "unknown method", "huge"])
+def test_a_damaged_npz_has_no_marks(damage: str, tmp_path: Path) -> None:
+    path, member = tmp_path / "a.npz", io.BytesIO()
+    np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": (2**59,)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("xmp.npy", member.getvalue())
+    data = bytearray(path.read_bytes())
+    for signature, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        start = data.find(signature) + place
+        data[start] = damage == "encrypted"
+        data[start + 2] = 99 if damage == "unknown method" else 0
+    path.write_bytes(data)
+    assert read_source(path) is None

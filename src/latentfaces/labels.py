@@ -28,7 +28,9 @@ class Label:
 
     @property
     def contrast(self) -> tuple[float, float]:
-        """Two values to compare: 0 and 1, the first two choices, or a std below and above the mean."""
-        if self.kind != "number":
+        """Two values to compare: 0 and 1, first and last choice, or a std below and above the mean."""
+        if self.kind == "category":
+            return 0.0, len(self.choices) - 1.0
+        if self.kind == "binary":
             return 0.0, 1.0
         return max(self.low, self.mean - self.std), min(self.high, self.mean + self.std)

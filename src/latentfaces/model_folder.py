@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentfaces.diffusion import NoGuidance, Sampler
+from latentfaces.diffusion import Conditioning, NoGuidance, Sampler
 from latentfaces.diffusion.guidance import Extrapolation
 from latentfaces.errors import UserError, missing_extra
 from latentfaces.run import GUIDE, LABELS, Run, build, check_targets, has_interpolation
@@ -110,7 +110,8 @@ def check_config(config: dict[str, Any]) -> None:
         raise ValueError(f"not of format {FORMAT}")
     if has_interpolation(config) or not isinstance(config["data"]["resolution"], int):
         raise ValueError("an interpolation, or no resolution")
-    build(config["model"].get("conditioning"))
+    if not isinstance(build(config["model"].get("conditioning")), Conditioning | None):
+        raise TypeError("no labels")
     if config["stage"] == "ldm":
         guidance, sampler = (build(config["sampling"][key]) for key in ("guidance", "sampler"))
         if not isinstance(sampler, Sampler) or not isinstance(guidance, NoGuidance | Extrapolation):

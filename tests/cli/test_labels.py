@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.commands import SHORT, TINY_LDM, Command, refused, run_command, trained_in
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, refused, run_command, trained_in
 from helpers.states import checkpoint
 from PIL import Image
 
@@ -141,6 +141,7 @@ MISTAKES = {
     "task of the VAE": (["run=labeled", "labels.smile=1", "task=reconstruct"], "no effect with task=reconstruct"),
     "remake": (["labels.smile=1", "task=remake", "image=face.png"], "labels.smile=... has no effect with task=remake"),
     "run without labels": (["run=faces", "labels.smile=1"], "labels.smile has no effect: this run was trained without"),
+    "guidance of unknown labels": (["run=labeled", "task=invert", "guidance=labels"], "guidance=labels has no effect"),
     "guidance without labels": (["run=faces", "guidance=labels"], "guidance=labels needs a run that was trained with"),
     "grid without labels": (
         ["run=faces", "task=compare"],
@@ -148,6 +149,12 @@ MISTAKES = {
     ),
     "strength": (["run=labeled", "task=edit", "labels.smile=1", "task.strength=1"], "task.strength=... has no effect"),
     "no labels": (["run=labeled", "task=edit", "task.mask=hole.png"], "task.mask=... has no effect without labels"),
+    "digit first": (["run=labeled", "labels.5_o_Clock_Shadow=1"], "Unknown label labels.5_o_Clock_Shadow."),
+    "also asked": (["run=labeled", "task=compare", "task.rows={age: [0.5]}", "labels.age=0.5"], "age is in two of"),
+    "twice": (
+        ["run=labeled", "task=compare", "task.rows={age: [0.5]}", "task.columns={age: [0.4]}"],
+        "age is in two of",
+    ),
     "no list": (["run=labeled", "task=compare", "task.rows={smile: 1}"], "task.rows has no list for smile"),
 }
 
@@ -172,7 +179,19 @@ def test_a_resume_continues_with_the_same_labels_alone(labeled: Path, monkeypatc
     config.write_text(text)
     run_command("train.py", *resumed)
     assert checkpoint("ldm/resumed")["global_step"] == 6
-    assert "model.labels has no effect without data.labels" in refused("train.py", *TINY_LDM, "model.labels=[smile]")
+
+
+IDLE = {
+    "model.labels has no effect without data.labels": [*TINY_LDM, "model.labels=[smile]"],
+    "data.label_types has no effect without data.labels": [*TINY_LDM, "data.label_types.smile=category"],
+    "data.labels=auto has no effect with model=vae": [*TINY_VAE, "data.labels=auto"],
+}
+
+
+@pytest.mark.parametrize("clue", IDLE)
+def test_idle_options_of_labels_are_refused(clue: str, labeled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(labeled)
+    assert clue in refused("train.py", *IDLE[clue], "name=idle")
 
 
 def test_an_exported_model_has_the_labels_of_its_run(

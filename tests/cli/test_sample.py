@@ -113,6 +113,10 @@ REFUSED = {
     "nothing to be made again": (["task=remake"], "image="),
     "an option that the metadata has": (["task=remake", "image=me.jpg", "seed=3"], "seed=... has no effect with"),
     "a photo that sample.py did not make": (["task=remake", "image=me.jpg"], "image=me.jpg"),
+    "a face where none is searched": (
+        ["task=edit", "image=me.jpg", "align=false", "task.face=2"],
+        "task.face=... has no",
+    ),
     "too few faces to judge by": (["task=tune", "num_images=3"], "num_images=3"),
 }
 

@@ -24,6 +24,7 @@ TEXTS = {
     "data.labels=~/labels.csv": f'data.labels="{HOME}/labels.csv"',
     "data.label_types.age=number": "++data.label_types.age=number",
     "labels.Smiling=1": "++labels.Smiling=1",
+    "labels.5_o_Clock_Shadow=1": "++labels={5_o_Clock_Shadow: 1}",
     "~callbacks.previews": "~callbacks.previews",
     "-m": "-m",
 }

@@ -215,6 +215,18 @@ def test_labels_are_summarized_and_need_no_packing(make_data: MakeData, capsys: 
         make_data().use_labels(["glasses"])
 
 
+@pytest.mark.parametrize("flip", [True, False])
+def test_labels_of_left_and_right_do_not_fit_mirror_images(
+    flip: bool, make_data: MakeData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, path = make_data().source.names, tmp_path / "labels.csv"
+    path.write_text(
+        "name,head_yaw,bright\n" + "".join(f"{name},{number},{number}\n" for number, name in enumerate(names))
+    )
+    make_data(labels=str(path), horizontal_flip=flip).use_labels()
+    assert ("Mirror images make head_yaw wrong. Use data.horizontal_flip=false" in capsys.readouterr().err) == flip
+
+
 def test_images_without_use_of_labels_have_none(make_data: MakeData) -> None:
     data = make_data(labels="auto")
     assert all(isinstance(data.on_after_batch_transfer(batch, 0), Tensor) for batch in data.train_dataloader())

@@ -51,6 +51,11 @@ def test_csv_by_path_file_name_and_stem(read: Read) -> None:
     assert age.std == pytest.approx(np.std([20, 30, 40, 50]))
 
 
+def test_names_with_another_suffix_and_those_of_aligned_faces(read: Read) -> None:
+    table = read("name,age\n3.jpg,1\na/1.JPEG,2\na/2,3\n4.v2,4\n5.png,5\n")
+    assert same(values(table)["age"], [2, 3, 1, NAN, 5])
+
+
 def test_missing_cells_and_rows_are_nan_and_counted(read: Read) -> None:
     table = read("name,smile,age\n1.png,1,\n2.png,,7\n3.png,0,9\nelsewhere.png,1,1\n")
     assert same(values(table)["smile"], [1, NAN, 0, NAN, NAN])

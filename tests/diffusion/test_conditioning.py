@@ -263,3 +263,12 @@ def test_an_image_has_the_labels_of_its_name(rows: Tensor) -> None:
     alone = torch.cat([LABELS.draw(LABELS.parse({}), rows, [name]) for name in names])
     assert torch.equal(together.nan_to_num(-1), alone.nan_to_num(-1))
     assert len({tuple(row) for row in together.nan_to_num(-1).tolist()}) > 20
+
+
+@pytest.mark.parametrize(
+    "label", [SMILING, AGE, HAIR, Label("class", "category", ("a",))], ids=lambda label: label.name
+)
+def test_the_values_that_a_preview_compares_are_values_of_the_label(label: Label) -> None:
+    condition = Conditioning([label])(torch.tensor([label.contrast]).T)
+    assert condition.shape[0] == 2
+    assert condition[:, -1].eq(1).all()  # known

@@ -8,8 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentfaces.autoencoder import VAE
 from latentfaces.errors import UserError
-from latentfaces.evaluation.features import IMAGENET, NETWORKS, NetworkFeatures, Resized, known_features
+from latentfaces.evaluation.features import (
+    IMAGENET,
+    NETWORKS,
+    EncoderFeatures,
+    NetworkFeatures,
+    Resized,
+    known_features,
+)
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
@@ -165,3 +173,14 @@ def test_a_file_of_inception_that_would_run_code_is_refused_and_runs_none(tmp_pa
     with pytest.raises(UserError, match="is damaged or not a file of the weights of inception"):
         known_features("inception", str(tmp_path / "weights.pth"))
     assert not (tmp_path / "touched").exists()
+
+
+def test_the_encoder_sees_as_many_images_at_once_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = VAE(latent_channels=2, channels=8, multipliers=[1, 2], num_blocks=1, attention=False).eval()
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    expected, sizes = EncoderFeatures(vae)(images), list[int]()
+    monkeypatch.setattr("latentfaces.evaluation.features.images_at_once", lambda resolution: 16 // resolution)
+    encode = vae.encode_with_features
+    monkeypatch.setattr(vae, "encode_with_features", lambda batch: (sizes.append(len(batch)), encode(batch))[1])
+    assert torch.allclose(EncoderFeatures(vae)(images), expected, atol=1e-6)
+    assert sizes == [2, 2, 1]

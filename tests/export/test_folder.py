@@ -193,6 +193,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         changed(lambda c: c["sampling"].update(sampler=c["sampling"]["guidance"])),
         r"no sampler, or no guidance",
     ),
+    "a network as labels": (
+        changed(lambda c: c["model"].update(conditioning={"_target_": "latentfaces.autoencoder.VAE"})),
+        r"no labels",
+    ),
     "no sampler": (changed(lambda c: c["sampling"].pop("sampler")), r"not the config of a model folder"),
 }
 

@@ -49,6 +49,7 @@ SAMPLERS = [
     DDPMSampler(5),
     DPMpp2MSampler(5),
     DPMpp2MSampler(5, shift=2.0, eta=1.0),
+    DPMpp2MSampler(5, shift="auto"),
 ]
 
 
@@ -113,10 +114,10 @@ def replay(plan: list[dict[str, Any]], predictor: Predictor, noises: list[Tensor
 def test_a_plan_is_its_sampler(sampler: Sampler, schedule: NoiseSchedule) -> None:
     predictor = AutoGuidance(2.0, start=0.8)(White(0.5, schedule), White(0.7, schedule))
     torch.manual_seed(0)
-    noises = [torch.randn(2, 3, 4, 4, dtype=torch.float64) for _ in range(6)]
+    noises = [torch.randn(2, 4, 48, 48, dtype=torch.float64) for _ in range(6)]
     queue = noises[1:]
     expected = sampler(predictor, noises[0], lambda: queue.pop(0))
-    plan = sampling_plan(predictor, sampler)
+    plan = sampling_plan(predictor, sampler, (4, 48, 48))
     assert torch.allclose(replay(plan, predictor, [*noises]), expected, atol=1e-6)
     guided = [step["guided"] for step in plan if step["kind"] == "denoise"]
     assert 0 < sum(guided) < len(guided)

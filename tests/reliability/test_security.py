@@ -187,6 +187,8 @@ LIES = {
     "a run that is not there": ({"run": "outputs/ldm/gone"}, "outputs/ldm/gone"),
     "too little": ({"settings": {"_target_": "latentfaces.tasks.Generate"}}, "do not fit this version"),
     "no settings": ({"settings": "nothing"}, "no complete metadata"),
+    "no labels": ({"labels": [1]}, "no complete metadata"),
+    "no guidance": ({"guidance": {"_target_": "latentfaces.autoencoder.VAE"}}, "do not fit this version"),
 }
 
 

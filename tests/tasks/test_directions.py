@@ -98,6 +98,7 @@ def test_commands(trained: Path, workplace: Path, sample: Command, capsys: pytes
     sample("task=directions", "task.names={pc2: smile}", "output=renamed")
     assert capsys.readouterr().out.splitlines()[-1] == "outputs/ldm/faces/directions.npz"
     assert not Path("renamed").exists()
+    assert "num_images=... has no" in refused("sample.py", "task=directions", "task.names={pc1: a}", "num_images=9")
 
     sample("task=slide", "direction=smile", *short, "num_images=3", "seed=4", "output=row")
     sample("task=generate", *short, "num_images=1", "seed=4", "output=unchanged")
@@ -106,6 +107,10 @@ def test_commands(trained: Path, workplace: Path, sample: Command, capsys: pytes
     sample("task=slide", "direction=smile", "image=found/00000.png", "sampler.num_steps=2", "num_images=2", "output=me")
     sample("task=remake", "image=me/00001.png", "output=again")
     assert np.array_equal(singles(Path("again")), singles(Path("me")))
+    Path("outputs/ldm/faces").rename("outputs/ldm/moved")
+    sample("task=remake", "image=me/00001.png", "run=moved", "output=moved")
+    assert np.array_equal(singles(Path("moved")), singles(Path("me")))
+    Path("outputs/ldm/moved").rename("outputs/ldm/faces")
 
     assert "Directions: pc1, smile." in refused("sample.py", "task=slide", "direction=pc2", "output=x")
     assert "task.range=" in refused("sample.py", "task=slide", "direction=smile", "task.range=[1]", "output=x")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from latentfaces.config.overrides import overridden_keys
 from latentfaces.diffusion import Conditioning
 from latentfaces.errors import UserError
 from latentfaces.files import atomic_write
@@ -18,17 +19,22 @@ def has_labels(cfg: DictConfig) -> bool:
     """Return whether this training conditions on labels.
 
     Raises:
-        UserError: an override has no effect without labels.
+        UserError: an override has no effect without labels, or with this stage.
     """
-    if cfg.stage != "ldm":
+    wanted = cfg.data.get("labels")
+    if wanted is not None and cfg.stage == "vae":
+        raise UserError(f"data.labels={wanted} has no effect with model=vae. Give it to model=ldm.")
+    if wanted is None and any(key.startswith("data.label_types") for key in overridden_keys()):
+        raise UserError("data.label_types has no effect without data.labels=... Add it, e.g. data.labels=labels.csv.")
+    if cfg.stage == "vae":
         return False
     if cfg.model.conditioning is not None:
         raise UserError(
             "model.conditioning is filled by train.py. Choose labels with data.labels=... and model.labels."
         )
-    if cfg.model.labels is not None and cfg.data.get("labels") is None:
+    if cfg.model.labels is not None and wanted is None:
         raise UserError("model.labels has no effect without data.labels=... Add it, e.g. data.labels=labels.csv.")
-    return cfg.data.get("labels") is not None
+    return wanted is not None
 
 
 def add_conditioning(cfg: DictConfig, data: Any) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +33,8 @@ SHARED = ("generate", "evaluate")
 """Tasks that several ranks can share."""
 UNLABELED = ("reconstruct", "tune")
 """Tasks without requested labels: they use the VAE alone, or compare with images of all labels."""
+FROM_IMAGES = ("edit", "inpaint", "invert", "variations")
+"""Tasks that start from images, where labels that are not requested are unknown."""
 HOOKED = ("directions", "slide")
 """Tasks that hook a layer of the network, which a compiled network may ignore."""
 HEUN = CONF / "sampler" / "heun.yaml"
@@ -174,17 +176,25 @@ def resolved_alignment(cfg: DictConfig) -> str:
     from latentfaces.data.align import has_detector
 
     value = cfg.align.lower()
-    return "false" if cfg.image is None or (value == "auto" and not has_detector()) else value
+    if cfg.image is None or (value == "auto" and not has_detector()):
+        value = "false"
+    if value == "false" and "task.face" in overridden_keys():
+        raise UserError("task.face=... has no effect without alignment. Give image=..., and use align=true.")
+    return value
 
 
 def remade(recipe: Recipe) -> tuple[Any, Any]:
     """Build the task and the pipeline of an image's recipe."""
     import torch
 
+    from latentfaces.diffusion import NoGuidance
+    from latentfaces.diffusion.guidance import Extrapolation
     from latentfaces.pipeline import FacePipeline
 
     try:
         task, guidance = build(recipe.settings), build(recipe.guidance)
+        if not isinstance(guidance, NoGuidance | Extrapolation):
+            raise TypeError("no guidance")
     except (TypeError, ValueError) as error:
         raise UserError(f"The metadata of the image do not fit this version of latentfaces ({error}).") from error
     bfloat16 = recipe.precision == Precision.bf16.name
@@ -221,6 +231,11 @@ def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
         raise UserError("task.to_seed=... has no effect between photos. Leave it out, or leave out image.")
     if cfg.labels and task in UNLABELED:
         raise UserError(f"labels.{next(iter(cfg.labels))}=... has no effect with task={task}. Leave it out.")
+    from_images = task in FROM_IMAGES or (task in ("interpolate", "slide") and cfg.image is not None)
+    if from_images and not cfg.labels and HydraConfig.get().runtime.choices.get("guidance") == "labels":
+        raise UserError(f"guidance=labels has no effect with task={task} without labels.NAME=... Add it.")
+    if task == "directions" and cfg.task.names:
+        allow_only(("run", "output", "task", "task.names"), "with task.names, which only renames")
     if task == "edit":
         idle = ("num_images", "task.strength", "task.skips") if cfg.labels else ("task.photo_labels", "task.mask")
         if given := [key for key in idle if key in overridden_keys()]:
@@ -236,6 +251,13 @@ def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
             raise UserError(f"{given[0]}=... has no effect {where}, which uses the VAE alone. Leave it out.")
 
 
+def allow_only(keys: Sequence[str], where: str) -> None:
+    """Reject an override of any other key."""
+    for key in overridden_keys():
+        if key not in keys and not key.startswith("hydra"):
+            raise UserError(f"{key}=... has no effect {where}. Leave it out.")
+
+
 def described(recipe: Recipe) -> str:
     """Return guidance, average and sampler as text."""
     sampler = recipe.settings["sampler"]
@@ -249,30 +271,33 @@ def described(recipe: Recipe) -> str:
 def remembered(cfg: DictConfig) -> Recipe:
     """Return the recipe in the metadata of an image. `build` later rejects what is not a part of latentfaces."""
     from PIL import UnidentifiedImageError
+    from pydantic import TypeAdapter, ValidationError
 
     from latentfaces.data.images import open_image
     from latentfaces.tasks.output import OWN_LABELS
 
     if cfg.image is None:
         raise UserError("task=remake needs an image. Give image=FACE.png.")
-    for key in overridden_keys():
-        if key not in REMAKE_KEYS and not key.startswith("hydra"):
-            raise UserError(f"{key}=... has no effect with task=remake, which reads it from the image. Leave it out.")
+    allow_only(REMAKE_KEYS, "with task=remake, which reads it from the image")
     try:
         with open_image(Path(cfg.image)) as picture:
             text = json.loads(getattr(picture, "text", {}).get("latentfaces", "null"))
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+    except (OSError, RecursionError, UnidentifiedImageError, ValueError) as error:
         raise UserError(f"image={cfg.image} cannot be read ({error})") from None
     try:
         index = text.pop("index", None)
         text.pop(OWN_LABELS, None)  # they follow from the rest
-        recipe = Recipe(**text)
+        recipe = TypeAdapter(Recipe).validate_python(text)
         if recipe.version > VERSION:
             raise UserError(f"image={cfg.image} was made by a newer version of latentfaces. Update it.")
         if recipe.version == 1 and recipe.task == "inpaint":
             raise UserError(f"image={cfg.image} was made by an older version of task=inpaint. It cannot be remade.")
         settings = recipe.settings
         expand_home(settings)
+        if cfg.run != "latest":  # the run has moved; its weights are compared
+            recipe.run = str(find_run(cfg.run, "ldm").folder)
+            if recipe.task == "slide":
+                settings["directions"] = str(Path(recipe.run) / DIRECTIONS)
         if recipe.task == "interpolate":
             settings.pop("pack", None)  # of an older version
         if recipe.task == "generate" and index is not None:  # this image alone
@@ -288,10 +313,8 @@ def remembered(cfg: DictConfig) -> Recipe:
             if now.get(key) != digest:
                 state = "has changed since" if key in now else "is no longer there"
                 raise UserError(f"image={cfg.image} was made from {settings[key.removesuffix(PHOTOS)]}, which {state}")
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, ValidationError):
         raise UserError(f"image={cfg.image} is not a PNG of sample.py: it has no complete metadata") from None
-    if cfg.run != "latest":
-        recipe.run = str(find_run(cfg.run, "ldm").folder)  # the run has moved; its weights are compared
     return recipe
 
 
@@ -328,7 +351,5 @@ def identified(cfg: DictConfig) -> list[str]:
 
     refuse_links(cfg)
     expand_home(cfg)
-    for key in overridden_keys():
-        if key not in ("task", "image") and not key.startswith("hydra"):
-            raise UserError(f"{key}=... has no effect with task=identify. Leave it out.")
+    allow_only(("task", "image"), "with task=identify")
     return Identify(cfg.image)()

@@ -16,6 +16,8 @@ PATHS = (
 """Keys whose value is a path, or may be one."""
 NOT_TEXT = re.compile(r"[+-]?[\d._]+(e[+-]?\d+)?|true|false|nan|[+-]?inf", re.IGNORECASE)
 """Values that Hydra reads as a number or a truth value."""
+KEY = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
+"""Key that Hydra can read. It reads others only within braces."""
 MAPPINGS = ("data.label_types.", "labels.")
 """Keys of mappings whose names the user chooses. Hydra accepts new names only with a plus."""
 
@@ -23,13 +25,14 @@ MAPPINGS = ("data.label_types.", "labels.")
 def as_text(override: str) -> str:
     """Quote an override of a name or a path that Hydra would read as a number or not at all; expand `~`.
 
-    New names in `MAPPINGS` get a plus.
+    New names in `MAPPINGS` get a plus, and braces where Hydra needs them.
 
-    Examples are name=2026_11_29 and vae=diffusers:ID#vae.
+    Examples are name=2026_11_29, vae=diffusers:ID#vae and labels.5_o_Clock_Shadow=1.
     """
     key, equals, value = override.partition("=")
-    if key.startswith(MAPPINGS):
-        return f"++{override}"
+    if mapping := next((mapping for mapping in MAPPINGS if key.startswith(mapping)), None):
+        name = key.removeprefix(mapping)
+        return f"++{override}" if KEY.fullmatch(name) else f"++{mapping[:-1]}={{{name}: {value}}}"
     if key not in ("name", *PATHS) or not equals:
         return override
     text = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value

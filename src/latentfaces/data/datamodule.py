@@ -1,6 +1,7 @@
 """Batches for both stages."""
 
 import contextlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,9 +32,11 @@ from latentfaces.data.pack import Pack, hold_out, open_pack
 from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.prefetch import Prefetched
 from latentfaces.data.sources import DrawnFaces, Photos, Source, TakenAlong
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, warn
 from latentfaces.ranks import is_main_process
 
+SIDED = re.compile("(?<![a-z])(left|right)|yaw|_roll", re.IGNORECASE)
+"""Names of labels that are wrong for mirror images."""
 Batches = Iterable[ImageBatch | LatentBatch]
 
 
@@ -148,6 +151,9 @@ class FFHQDataModule(LightningDataModule):
         )
         if is_main_process():
             print(self.label_table.summary)
+            sided = [label.name for label in self.label_table.labels if SIDED.search(label.name)]
+            if sided and self.horizontal_flip:
+                warn(f"Mirror images make {', '.join(sided)} wrong. Use data.horizontal_flip=false.")
         return self.label_table
 
     def pack(self) -> Pack:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentfaces.data.label_files import CLASS, Row, label_rows, one_line
-from latentfaces.data.sources import Source, natural_key
+from latentfaces.data.sources import Photos, Source, natural_key
 from latentfaces.errors import UserError
 from latentfaces.labels import Kind, Label
 
@@ -112,13 +112,15 @@ class Cells:
         """Where the row of an image is."""
         self.num_unmatched, self.unmatched = 0, ""
         """Number of rows without an image, and the first."""
-        full, short = {name: index for index, name in enumerate(names)}, dict[str, int]()
+        indices = dict[str, int]()
         for index, path in enumerate(map(PurePosixPath, names)):
-            for key in {path.name, path.stem}:
-                short[key] = AMBIGUOUS if key in short else index
+            for key in {path.name, path.stem, str(path.with_suffix(""))}:
+                indices[key] = AMBIGUOUS if key in indices else index
+        indices |= {name: index for index, name in enumerate(names)}
         for row in rows:
             name = row.image.replace("\\", "/")
-            index = full.get(name, short.get(name, UNKNOWN))
+            # Aligned faces are PNG, whatever the suffix of their photos.
+            index = indices.get(name, indices.get(without_suffix(name), UNKNOWN))
             if index == UNKNOWN:
                 self.num_unmatched, self.unmatched = self.num_unmatched + 1, self.unmatched or one_line(name)[:200]
                 continue
@@ -141,6 +143,11 @@ class Cells:
             f"{self.places[index]}: {name} is {text!r}, not {expected}. Correct it, leave the cell empty, or set "
             f"data.label_types.{name}=category"
         )
+
+
+def without_suffix(name: str) -> str:
+    """Return the name of an image without its suffix."""
+    return str(PurePosixPath(name).with_suffix("")) if Photos.is_picture(name) else name
 
 
 def check_names(wanted: str, cells: Cells, chosen: Sequence[str] | None, kinds: Mapping[str, str]) -> None:

@@ -78,6 +78,11 @@ def hold_out(names: list[str], identities: list[str] | None, every: int) -> tupl
     return f"every {every}th picture", list(range(0, len(names), every))
 
 
+def pack_if_here(folder: str | Path | None) -> Pack | None:
+    """Open the pack in `folder`, or return None if it is not on this machine."""
+    return open_pack(Path(folder)) if folder is not None and Path(folder).exists() else None
+
+
 def open_pack(folder: Path) -> Pack:
     """Open the pack in `folder`.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from latentfaces.autoencoder import VAE
 from latentfaces.autoencoder.perceptual import IMAGENET, efficientnet_lite0
 from latentfaces.data.images import to_float
+from latentfaces.data.latents import images_at_once
 from latentfaces.errors import UserError, missing_extra
 from latentfaces.nn import weights_hash
 
@@ -39,8 +40,12 @@ class EncoderFeatures:
     def key(self) -> str:
         return f"encoder-{weights_hash(self.vae)}"
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
+        return torch.cat([self.of_batch(batch) for batch in images.split(images_at_once(images.shape[-1]))])
+
+    @torch.no_grad()
+    def of_batch(self, images: Tensor) -> Tensor:
+        """Return features of images that fit in memory at once."""
         posterior, maps = self.vae.encode_with_features(to_float(images.to(self.vae.latent_mean.device)))
         levels = [level.float().flatten(2) for level in (*maps, posterior.mean)]
         return torch.cat([f(level, -1) for level in levels for f in (torch.mean, torch.std)], dim=1).cpu()

@@ -4,6 +4,7 @@ All samplers are linear in the noise and in the predictions. Recorded on coeffic
 becomes a table that a program without torch can follow.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from latentfaces.diffusion import NoiseSchedule, Predictor, Sampler
 from latentfaces.diffusion.guidance import Guided
+from latentfaces.diffusion.schedule import shift_for
 
 TERMS_PER_STEP = 3
 """Most terms that a step adds: two predictions and noise."""
@@ -66,13 +68,15 @@ class Recorder:
         return x[: len(self.steps)].tolist()
 
 
-def sampling_plan(predictor: Predictor, sampler: Sampler) -> list[dict[str, Any]]:
-    """Return the steps of a sampler, each of which gives one term.
+def sampling_plan(predictor: Predictor, sampler: Sampler, shape: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the steps of a sampler, each of which gives one term, for latents of a shape (c, h, w).
 
     Returns:
         Steps of the kinds "noise" (a draw), "denoise" (evaluate the denoiser at time t on the sum of the terms so far,
         weighted by x; guided is 1 or 0), and last "latents" (their weighted sum is the result).
     """
-    recorder = Recorder(predictor, 1 + TERMS_PER_STEP * sampler.num_steps)
+    recorder, sampler = Recorder(predictor, 1 + TERMS_PER_STEP * sampler.num_steps), copy.copy(sampler)
+    if sampler.shift == "auto":  # coefficients do not have the shape of the latents
+        sampler.shift = shift_for(shape)
     latents = sampler(recorder, recorder.noise(), recorder.noise)
     return [*recorder.steps, {"kind": "latents", "x": recorder.coefficients(latents)}]

@@ -41,6 +41,11 @@ class Compare(SamplingTask):
         rows, columns = combinations("rows", self.rows), combinations("columns", self.columns)
         if pipeline.conditioning is None:
             raise UserError("task=compare needs a run that was trained with data.labels. Choose another run=...")
+        given = [*(self.rows or {}), *(self.columns or {})]
+        requested = zip(pipeline.conditioning.names, pipeline.asked, strict=True)
+        given += [name for name, value in requested if not value.isnan()]
+        if twice := [name for name in given if given.count(name) > 1]:
+            raise UserError(f"{twice[0]} is in two of task.rows, task.columns and labels. Leave one out.")
         cells = [pipeline.conditioning.parse({**row, **column}) for row in rows for column in columns]
         names = [(self.seed, number) for number in range(self.num_images)]
         own = pipeline.labels_for(names)

@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from latentfaces.data.pack import Pack, open_pack
+from latentfaces.data.pack import Pack, pack_if_here
 from latentfaces.diffusion.directions import (
     FeatureDirections,
     direction_of_label,
@@ -75,7 +75,7 @@ class Directions(SamplingTask):
             with atomic_write(path) as file:
                 FeatureDirections.load(path).renamed(self.names).save(file)
             return path
-        measure = Measurement(pipeline, open_pack(Path(self.pack)) if self.pack is not None else None)
+        measure = Measurement(pipeline, pack_if_here(self.pack))
         directions, first_rows = self.found(pipeline), []
         with atomic_write(path) as file:
             directions.save(file)
@@ -169,8 +169,7 @@ def probes_of(pipeline: FacePipeline, pack: Pack) -> dict[str, Probe]:
     if conditioning is None or rows is None or len(rows) != len(pack.train_indices):
         return {}
     images = torch.from_numpy(pack.images[pack.train_indices[:NUM_PROBED]])
-    see = WithPixels(EncoderFeatures(pipeline.vae))
-    features = torch.cat([see(images[part]) for part in pipeline.parts(len(images))])
+    features = WithPixels(EncoderFeatures(pipeline.vae))(images)
     probes = {}
     for index, label in enumerate(conditioning.labels):
         known, classes = known_rows(features, rows[:NUM_PROBED], index)

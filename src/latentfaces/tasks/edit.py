@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latentfaces.data.images import to_uint8
-from latentfaces.data.pack import open_pack
+from latentfaces.data.pack import pack_if_here
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
@@ -77,7 +77,7 @@ class Edit(PackTask):
         images, hole, mask = photos.images, None, None
         unchanged, changed = relabeled(pipeline, images, self.photo_labels or {}, self.sampler, self.batch_size)
         report("_without_change", images, unchanged)
-        print_moved(pipeline, unchanged, changed, open_pack(Path(self.pack)) if self.pack is not None else None)
+        print_moved(pipeline, unchanged, changed, pack_if_here(self.pack))
         difference = (127.5 + (changed.float() - unchanged.float()) / 2).to(torch.uint8)
         if self.mask is not None:
             hole, mask = read_mask(self.mask, photos, size)

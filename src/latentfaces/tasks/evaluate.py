@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
@@ -18,8 +17,7 @@ from latentfaces.data.pack import Pack, open_pack
 from latentfaces.errors import UserError
 from latentfaces.evaluation.feature_cache import image_features
 from latentfaces.evaluation.features import Features, features_by_name
-from latentfaces.evaluation.generation import Memorization, generator_metrics, memorization
-from latentfaces.evaluation.plots import plot_distances, plot_neighbours
+from latentfaces.evaluation.generation import generator_metrics, memorization
 from latentfaces.evaluation.probe import WithPixels
 from latentfaces.evaluation.protocol import (
     JoinedFeatures,
@@ -41,11 +39,10 @@ from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.labels import evaluate_labels, labels_of_run
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.reconstruct import reconstructions
+from latentfaces.tasks.suspects import NUM_NEIGHBORS, suspicious
 
 SHOWN = 64
 FEWEST = 50
-SUSPECTS, NEIGHBORS = 8, 4
-"""Samples plotted with their nearest training images, and the number of these; half as many pairs of samples."""
 FREE = ("num_images", "batch_size", "features", "weights", "protocol", "reference", "per_label")
 """Settings that change the number of images or the features, but no image."""
 
@@ -128,7 +125,7 @@ class Evaluate(SamplingTask):
         figures: list[Figure] = []
         if stage_2:
             views = torch.stack([train, mirrored[pack.train_indices].to(device)], dim=1)
-            result = memorization(fake, views, held_out, min(NEIGHBORS, len(train)))
+            result = memorization(fake, views, held_out, min(NUM_NEIGHBORS, len(train)))
             values |= {"duplicates": result.duplicates, "memorized_fraction": result.memorized_fraction}
             figures = suspicious(result, make, pack)
         alike = train[np.random.default_rng(0).permutation(len(train))[: len(fake)]]
@@ -254,33 +251,3 @@ class Evaluate(SamplingTask):
 def device_for_pairs(pipeline: FacePipeline) -> torch.device:
     """Return where to compare all pairs: a GPU compares those of 50,000 in seconds, two CPU cores in half an hour."""
     return pipeline.device if pipeline.device.type == "cuda" else torch.device("cpu")
-
-
-def suspicious(result: Memorization, make: Callable[[list[int]], Tensor], pack: Pack) -> list[Figure]:
-    """Plot all distances, the samples nearest to training images, and the samples nearest to one another.
-
-    Distances that 99 % of held-out images exceed are red.
-    """
-    near, twins = result.nearest, result.twins
-    worst = near.distances[:, 0].argsort()[:SUSPECTS]
-    samples = make(worst.tolist())
-    images = train_images(pack, pack.train_indices[near.indices[worst].numpy()], near.views[worst] == 1)
-    histograms = {"new faces": near.distances[:, 0], "held-out images": result.held_out}
-    closest = twins.distances[:, 0].argsort()[: 2 * SUSPECTS].tolist()
-    pairs = {tuple(sorted((n, int(twins.indices[n, 0])))) for n in closest}
-    distance = {pair: float(twins.distances[list(pair), 0].max()) for pair in pairs}
-    shown = sorted(distance, key=distance.__getitem__)[: SUSPECTS // 2]
-    both = make([number for pair in shown for number in pair]).unflatten(0, (-1, 2))
-    apart = torch.tensor([[distance[pair]] for pair in shown])
-    titles = ("new face", "another new face")
-    return [
-        plot_distances(histograms, result.limit),
-        plot_neighbours(samples, images, near.distances[worst], result.limit),
-        plot_neighbours(both[:, 0], both[:, 1:], apart, result.twin_limit, titles=titles),
-    ]
-
-
-def train_images(pack: Pack, indices: NDArray[np.int64], mirrored: Tensor) -> Tensor:
-    """Return images (..., 3, R, R) uint8 of a pack for indices (...), flipped where `mirrored` (...)."""
-    images = torch.from_numpy(pack.images[indices])
-    return torch.where(mirrored[..., None, None, None], images.flip(-1), images)

@@ -19,8 +19,8 @@ from latentfaces.evaluation.plots import plot_neighbours
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import SamplingTask
-from latentfaces.tasks.evaluate import train_images
 from latentfaces.tasks.output import PictureFolder, beside
+from latentfaces.tasks.suspects import train_images
 
 NUM_HELD_OUT = 256
 MAX_SHOWN = 16
