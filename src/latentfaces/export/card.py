@@ -8,6 +8,7 @@ from torch import nn
 
 from latentfaces import __version__
 from latentfaces.autoencoder import PretrainedVAE
+from latentfaces.evaluation.protocol import as_markdown, newest_result
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import Run, config_of, read_json
 
@@ -49,6 +50,7 @@ def model_card(run: Run, pipeline: FacePipeline, files: Sequence[str]) -> str:
         "Training data": training_data(data),
         "Training": table(recipe(run, pipeline)),
         "Metrics": metrics(run),
+        **published(run),
         "Memorization audit": audit(run),
         "Intended use": INTENDED_USE,
         "Limits": limits(pipeline, data),
@@ -185,6 +187,12 @@ def metrics(run: Run) -> str:
         rows["compared"] = f"{found['num_images']:,} {found['kind']} with {found['num_photos']:,} held-out images"
         rows["features"] = str(found["features"])
     return table(rows)
+
+
+def published(run: Run) -> dict[str, str]:
+    """Return the section with the row of task.protocol; empty if it was not measured."""
+    result = newest_result(run.folder)
+    return {"Numbers as reported in papers": as_markdown(result)} if result else {}
 
 
 def audit(run: Run) -> str:
