@@ -34,7 +34,7 @@ SHARED = ("generate", "evaluate")
 """Tasks that several ranks can share."""
 UNLABELED = ("reconstruct", "tune")
 """Tasks without requested labels: they use the VAE alone, or compare with images of all labels."""
-AUDITS = ("evaluate", "neighbours", "tune")
+AUDITS = ("dataset", "evaluate", "neighbours", "tune")
 """Tasks that compare samples with the run's training or held-out images."""
 HOOKED = ("directions", "slide")
 """Tasks that hook a layer of the network, which a compiled network may ignore."""

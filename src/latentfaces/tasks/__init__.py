@@ -1,6 +1,7 @@
 """Tasks of sample.py, one file each."""
 
 from latentfaces.tasks.compare import Compare
+from latentfaces.tasks.dataset import Dataset
 from latentfaces.tasks.directions import Directions
 from latentfaces.tasks.edit import Edit
 from latentfaces.tasks.evaluate import Evaluate
@@ -18,6 +19,7 @@ from latentfaces.tasks.variations import Variations
 
 __all__ = [
     "Compare",
+    "Dataset",
     "Directions",
     "Edit",
     "Evaluate",
