@@ -133,7 +133,7 @@ def test_a_killed_set_resumes_to_the_same_bytes(
     shards: int | None, task: Dataset, labelled: FacePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = replace(task, labels=SMILES, shards=shards)
-    task(labelled, folder_for(tmp_path / "whole" / "set"))
+    task(labelled, folder_for(tmp_path / "once" / "set"))
     write = PictureFolder.write
     for dies_after in (2, 5):
         left = iter(range(dies_after))
@@ -149,7 +149,7 @@ def test_a_killed_set_resumes_to_the_same_bytes(
                 task(labelled, pictures)
     with folder_for(tmp_path / "killed" / "set") as pictures:
         task(labelled, pictures)
-    assert contents(tmp_path / "killed" / "set") == contents(tmp_path / "whole" / "set")
+    assert contents(tmp_path / "killed" / "set") == contents(tmp_path / "once" / "set")
     with (
         folder_for(tmp_path / "killed" / "set") as pictures,
         pytest.raises(UserError, match=r"set already contains a set"),

@@ -27,7 +27,10 @@ from latentfaces.ranks import is_main_process
 from latentfaces.run import DIRECTIONS, Run, build, config_of
 
 FILE_KEYS, PHOTOS = ("image", "to_image", "mask", "directions"), ".photos"
-PATH_KEYS = (*FILE_KEYS, "run", "output", "features", "weights", "feature_weights", "mark_certificate", "mark_key")
+PATH_KEYS = (
+    *(*FILE_KEYS, "run", "output", "features", "weights", "feature_weights", "recognizer"),
+    *("mark_certificate", "mark_key"),
+)
 REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size", "mark", "mark_certificate", "mark_key")
 """Overrides of task=remake. The metadata of the image has everything else."""
 SHARED = ("generate", "evaluate")

@@ -1,5 +1,6 @@
 """Tasks of sample.py, one file each."""
 
+from latentfaces.tasks.anonymize import Anonymize
 from latentfaces.tasks.compare import Compare
 from latentfaces.tasks.dataset import Dataset
 from latentfaces.tasks.directions import Directions
@@ -18,6 +19,7 @@ from latentfaces.tasks.tune import Tune
 from latentfaces.tasks.variations import Variations
 
 __all__ = [
+    "Anonymize",
     "Compare",
     "Dataset",
     "Directions",
