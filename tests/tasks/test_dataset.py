@@ -147,6 +147,10 @@ def test_a_killed_set_resumes_to_the_same_bytes(
             patch.setattr(PictureFolder, "write", dying)
             with pytest.raises(KeyboardInterrupt):
                 task(labelled, pictures)
+    with monkeypatch.context() as patch, folder_for(tmp_path / "killed" / "set") as pictures:
+        patch.setattr(Dataset, "card", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            task(labelled, pictures)
     with folder_for(tmp_path / "killed" / "set") as pictures:
         task(labelled, pictures)
     assert contents(tmp_path / "killed" / "set") == contents(tmp_path / "once" / "set")
@@ -170,7 +174,8 @@ def test_shards_have_each_image_with_its_labels(task: Dataset, labelled: FacePip
                     assert json.loads(picture.info["latentfaces"])["labels_of_image"] == stored
     assert [len(names) for names in members] == [8, 8, 4]
     assert [name for names in members for name in names[::2]] == [row["name"] for row in rows_of(tmp_path / "set")]
-    assert not (tmp_path / "set" / "images").exists()
+    files = {"README.md", "labels.csv", "set.json", *(f"00000{number}.tar" for number in range(3))}
+    assert {path.name for path in (tmp_path / "set").iterdir()} == files
 
 
 def test_options_that_do_not_fit_are_one_line(task: Dataset, pipeline: FacePipeline, tmp_path: Path) -> None:

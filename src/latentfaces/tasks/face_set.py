@@ -124,9 +124,9 @@ class FaceSet:
 
     def finish(self) -> None:
         """Remove what resuming needs."""
-        self.features.finish()
-        self.features.path.unlink()
-        if self.shards is not None:
+        for path in self.folder.glob("*features.*"):
+            path.unlink()
+        if self.shards is not None and (self.folder / IMAGES).exists():
             (self.folder / IMAGES).rmdir()
 
 
