@@ -15,7 +15,7 @@ from torch import Tensor
 from latentfaces.diffusion import Conditioning, NoGuidance, Sampler
 from latentfaces.diffusion.guidance import Extrapolation
 from latentfaces.errors import UserError, missing_extra
-from latentfaces.run import GUIDE, LABELS, Run, build, check_targets, has_interpolation
+from latentfaces.run import GUIDE, LABELS, Run, build, check_targets, find_run, has_interpolation
 
 CONFIG = "config.json"
 FORMAT = 1
@@ -102,6 +102,15 @@ def open_model(place: str | Path) -> ModelFolder:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is not the config of a model folder ({reason}). Use another folder.") from None
     return ModelFolder(folder, config)
+
+
+def find_model(wanted: str) -> Run:
+    """Find what `run=` names: a model folder, or a run of stage 2 as for `find_run`.
+
+    Raises:
+        UserError: there is none.
+    """
+    return open_model(wanted) if (Path(wanted) / CONFIG).is_file() else find_run(wanted, "ldm")
 
 
 def check_config(config: dict[str, Any]) -> None:

@@ -20,6 +20,8 @@ from latentfaces.evaluation.protocol import (
     JoinedFeatures,
     Reference,
     Row,
+    as_markdown,
+    comparability,
     differences,
     label_groups,
     protocol_named,
@@ -129,9 +131,9 @@ def test_box_and_lanczos_references_differ_and_the_row_names_the_filter(tmp_path
         reference = Reference(pack, "all", size)
         features.append(image_features(Pixels(7), pack, 5, Ranks()))
         row = Row.measure("run", {"pixels": (features[-1], features[0])})
-        lines.append(table([row], reference).splitlines()[-1])
-        assert lines[-1].startswith(f"| run | 16 | 12 | 12 (all) | {named} | ")
-    assert lines[0] != lines[1].replace("lanczos", "box")
+        lines.append(table([row], reference)[-1])
+        assert lines[-1][:5] == ["run", "16", "12", "12 (all)", named]
+    assert lines[0][5:] != lines[1][5:]
     assert not torch.equal(*features)
 
 
@@ -149,7 +151,9 @@ def test_the_size_of_sources_is_unknown_where_they_differ_or_are_gone(tmp_path: 
 def test_a_row_has_the_published_names_and_only_frechet_distance_of_dinov2() -> None:
     real, fake = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(0))
     row = Row.measure("faces", {"inception": (real, fake), "dinov2": (real, real + 3)})
-    head, rule, line = table([row], Reference(ffhq(), "all", 1024)).splitlines()
+    cells = table([row], Reference(ffhq(), "all", 1024))
+    text = as_markdown({"protocol": {"name": "fid10k"}, "reasons": ["few", "small"], "table": cells})
+    head, rule, line, _, state = text.splitlines()
     titles = (
         "model | px | samples | reference | filter | FID | KID | precision | recall | density | coverage | FD-DINOv2"
     )
@@ -157,8 +161,10 @@ def test_a_row_has_the_published_names_and_only_frechet_distance_of_dinov2() -> 
     assert head.count("|") == rule.count("|") == line.count("|")
     assert line.startswith("| faces | 256 | 60 | 60 (all) | box | ")
     assert line.endswith(" | 36 |")  # 4 means that differ by 3, and no covariance
+    assert state == "fid10k: not comparable with published rows of FFHQ: few; small"
+    assert comparability({"protocol": {"name": "fid10k"}, "reasons": []}) == "fid10k: comparable"
     other = table([Row.measure("faces", {"nets/own.pt": (real, fake)})], Reference(ffhq(), "all", 1024))
-    assert "| frechet distance (own) | kernel distance (own) |" in other
+    assert other[0][5:7] == ["frechet distance (own)", "kernel distance (own)"]
 
 
 def test_joined_features_are_those_of_each_network() -> None:

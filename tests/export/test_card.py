@@ -42,7 +42,11 @@ def test_a_card_has_the_figures_of_the_run_and_no_others(home: Path) -> None:
     path = Path("outputs/ldm/faces/samples/fid/metrics.json")
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(evaluation))
+    assert "as reported in papers" not in text
+    published = {"protocol": {"name": "fid10k"}, "reasons": [], "table": [["model", "FID"], ["faces", "9.5"]]}
+    path.with_name("protocol.json").write_text(json.dumps(published))
     text = card(home)
+    assert "| model | FID |\n| --- | --- |\n| faces | 9.5 |\n\nfid10k: comparable" in text
     assert "| FID | 12.35 |" in text
     assert "| compared | 5,000 new faces with 50 held-out images |" in text
     assert "than 99 % of held-out images are | 0.02 |" in text

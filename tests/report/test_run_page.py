@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shlex
 from html.parser import HTMLParser
@@ -157,6 +158,24 @@ def test_evaluations_in_the_runs_folder_are_told(run: Path) -> None:
     text = Page(write_report(run)).text
     for part in ("50,000 new faces", "inception", "12.25", "11.5", "images in samples/evaluate_1"):
         assert part in text
+
+
+def test_the_newest_row_of_a_protocol_is_on_the_page(run: Path) -> None:
+    assert "as reported in papers" not in Page(write_report(run)).text
+    for number, fid in enumerate(("77.25", "8.25")):
+        result = {
+            "protocol": {"name": "fid10k"},
+            "reasons": ["48 of 70,000 images"],
+            "table": [["model", "FID"], ["<b>faces", fid]],
+        }
+        path = run / "samples" / f"fid_{number}" / "protocol.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(result))
+        os.utime(path, (number, number))
+    text = Page(write_report(run)).text
+    for part in ("FID", "<b>faces", "8.25", "fid10k: not comparable with published rows of FFHQ: 48 of 70,000 images"):
+        assert part in text
+    assert "77.25" not in text
 
 
 @needs_browser

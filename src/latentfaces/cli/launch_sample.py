@@ -22,11 +22,15 @@ from latentfaces.config.schema import Precision, SampleConfig
 from latentfaces.config.secrets import refuse_links, refuse_secrets_in
 from latentfaces.config.validation import check_keys, check_types
 from latentfaces.errors import UserError
+from latentfaces.model_folder import find_model
 from latentfaces.ranks import is_main_process
-from latentfaces.run import DIRECTIONS, Run, build, config_of, find_run, open_run
+from latentfaces.run import DIRECTIONS, Run, build, config_of
 
 FILE_KEYS, PHOTOS = ("image", "to_image", "mask", "directions"), ".photos"
-PATH_KEYS = (*FILE_KEYS, "run", "output", "features", "weights", "feature_weights", "mark_certificate", "mark_key")
+PATH_KEYS = (
+    *(*FILE_KEYS, "run", "output", "features", "weights", "feature_weights", "recognizer"),
+    *("mark_certificate", "mark_key"),
+)
 REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size", "mark", "mark_certificate", "mark_key")
 """Overrides of task=remake. The metadata of the image has everything else."""
 SHARED = ("generate", "evaluate")
@@ -35,6 +39,8 @@ UNLABELED = ("reconstruct", "tune")
 """Tasks without requested labels: they use the VAE alone, or compare with images of all labels."""
 FROM_IMAGES = ("edit", "inpaint", "invert", "variations")
 """Tasks that start from images, where labels that are not requested are unknown."""
+AUDITS = ("dataset", "evaluate", "neighbours", "tune")
+"""Tasks that compare samples with the run's training or held-out images."""
 HOOKED = ("directions", "slide")
 """Tasks that hook a layer of the network, which a compiled network may ignore."""
 HEUN = CONF / "sampler" / "heun.yaml"
@@ -100,7 +106,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
         recipe = remembered(cfg)
         task, pipeline = remade(recipe)
     else:
-        task, pipeline, recipe = composed(cfg, find_run(cfg.run, "ldm"))
+        task, pipeline, recipe = composed(cfg, find_model(cfg.run))
     from latentfaces.tasks.output import PictureFolder, new_folder
 
     if cfg.compile and recipe.task in HOOKED:
@@ -198,7 +204,7 @@ def remade(recipe: Recipe) -> tuple[Any, Any]:
     except (TypeError, ValueError) as error:
         raise UserError(f"The metadata of the image do not fit this version of latentfaces ({error}).") from error
     bfloat16 = recipe.precision == Precision.bf16.name
-    pipeline = FacePipeline.load(open_run(recipe.run), bfloat16=bfloat16, ema=recipe.ema, guidance=guidance)
+    pipeline = FacePipeline.load(find_model(recipe.run), bfloat16=bfloat16, ema=recipe.ema, guidance=guidance)
     pipeline.ask(recipe.labels)
     if recipe.version == 1:
         pipeline.colliding_seeds = True
@@ -221,6 +227,8 @@ def sampler_overrides(sampler: dict[str, Any], defaults: dict[str, Any]) -> dict
 def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
     """Reject the first option that the task on a run of this stage would not use."""
     task = HydraConfig.get().runtime.choices["task"]
+    if task in AUDITS and cfg.task.pack is None:
+        raise UserError(f"task={task} needs the training images, which a model folder does not have. Give run=RUN.")
     if cfg.image is not None and "image" not in cfg.task:
         raise UserError(f"image=... has no effect with task={task}. Leave it out.")
     if cfg.direction is not None and "direction" not in cfg.task:
@@ -295,7 +303,7 @@ def remembered(cfg: DictConfig) -> Recipe:
         settings = recipe.settings
         expand_home(settings)
         if cfg.run != "latest":  # the run has moved; its weights are compared
-            recipe.run = str(find_run(cfg.run, "ldm").folder)
+            recipe.run = str(find_model(cfg.run).folder)
             if recipe.task == "slide":
                 settings["directions"] = str(Path(recipe.run) / DIRECTIONS)
         if recipe.task == "interpolate":

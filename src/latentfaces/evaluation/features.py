@@ -181,8 +181,13 @@ def known_features(
     return NetworkFeatures("inception-original" if name == "inception" else name, network, device)
 
 
-def saved_network(path: str | Path, device: torch.device | None = None) -> NetworkFeatures:
+def saved_network(path: str | Path, device: torch.device | None = None, key: str = "task.features") -> NetworkFeatures:
     """Load a network of `torch.jit.save` that maps images (n, 3, H, W) uint8 to features (n, d).
+
+    Args:
+        path: the file.
+        device: device of the network; the CPU if None.
+        key: name of the option in messages.
 
     Raises:
         UserError: it cannot be loaded.
@@ -193,9 +198,8 @@ def saved_network(path: str | Path, device: torch.device | None = None) -> Netwo
             warnings.simplefilter("ignore", FutureWarning)
             network = torch.jit.load(str(path), map_location=device)
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(
-            f"task.features={path} is not one of encoder, {', '.join(NETWORKS)}, or a file of torch.jit.save."
-        ) from error
+        others = f"one of encoder, {', '.join(NETWORKS)}, or " if key == "task.features" else ""
+        raise UserError(f"{key}={path} is not {others}a file of torch.jit.save.") from error
     return NetworkFeatures(Path(path).stem, network, device)
 
 

@@ -19,6 +19,7 @@ from latentfaces.errors import UserError
 from latentfaces.evaluation.features import Features
 from latentfaces.evaluation.generation import density_and_coverage, generator_metrics
 from latentfaces.evaluation.probe import FEWEST
+from latentfaces.files import read_json
 from latentfaces.labels import Label
 
 ReferenceName = Literal["all", "train", "held_out"]
@@ -27,6 +28,7 @@ PAPER_FILTERS = {64: "lanczos", 256: "box", FFHQ_SIDE: "none"}
 """Filters by which papers resized FFHQ: Karras et al. 2022 (64 pixels), Karras et al. 2020 (256 pixels)."""
 NUM_SIZES = 32
 """Source images whose size is read, evenly spaced."""
+RESULT = "protocol.json"
 METRICS = ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage")
 COLUMNS = {
     ("inception", "frechet_distance"): "FID",
@@ -224,17 +226,37 @@ class Row:
         return cls(name, len(fake), len(real), values)
 
 
-def table(rows: Sequence[Row], reference: Reference) -> str:
-    """Return rows as a Markdown table. It names the real images, their number and the filter that resized them."""
+def table(rows: Sequence[Row], reference: Reference) -> list[list[str]]:
+    """Return the cells of a table, its header first. It names the real images, their number and their filter."""
     networks = rows[0].values
     columns = {key: title for key, title in COLUMNS.items() if key[0] in networks}
     for name in networks.keys() - {network for network, _ in COLUMNS}:
         columns |= {(name, metric): f"{metric.replace('_', ' ')} ({Path(name).stem})" for metric in METRICS}
     resolution = reference.pack.manifest["resolution"]
     lines = [["model", "px", "samples", "reference", "filter", *columns.values()]]
-    lines.append(["---"] * len(lines[0]))
     for row in rows:
         real = f"{row.num_real:,} ({reference.name})"
         metrics = [f"{row.values[network][metric]:.4g}" for network, metric in columns]
         lines.append([row.name, f"{resolution}", f"{row.num_samples:,}", real, reference.resize_filter, *metrics])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return lines
+
+
+def comparability(result: Mapping[str, Any]) -> str:
+    """Return whether the rows of a protocol.json are comparable with published ones, and why not."""
+    reasons = "; ".join(result["reasons"])
+    state = f"not comparable with published rows of FFHQ: {reasons}" if reasons else "comparable"
+    return f"{result['protocol']['name']}: {state}"
+
+
+def as_markdown(result: Mapping[str, Any]) -> str:
+    """Return the table of a protocol.json, and its verdict."""
+    header, *rows = result["table"]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{comparability(result)}"
+
+
+def newest_result(folder: Path) -> dict[str, Any]:
+    """Return the newest protocol.json in a run's folder; empty if there is none."""
+    paths = sorted(folder.glob(f"samples/*/{RESULT}"), key=lambda path: path.stat().st_mtime)
+    result = read_json(paths[-1]) if paths else {}
+    return result if "table" in result else {}

@@ -8,6 +8,7 @@ from torch import nn
 
 from latentfaces import __version__
 from latentfaces.autoencoder import PretrainedVAE
+from latentfaces.evaluation.protocol import as_markdown, newest_result
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import Run, config_of, read_json
 
@@ -49,6 +50,7 @@ def model_card(run: Run, pipeline: FacePipeline, files: Sequence[str]) -> str:
         "Training data": training_data(data),
         "Training": table(recipe(run, pipeline)),
         "Metrics": metrics(run),
+        **published(run),
         "Memorization audit": audit(run),
         "Intended use": INTENDED_USE,
         "Limits": limits(pipeline, data),
@@ -78,11 +80,16 @@ def is_non_commercial(licence: str | None) -> bool:
     return licence is not None and "NC" in licence.upper().replace("-", " ").split()
 
 
+def hub_license(data: Mapping[str, Any]) -> str:
+    """Return the licence as hubs name it. What comes from FFHQ is under its licence."""
+    return "cc-by-nc-sa-4.0" if licence_of(data) == FFHQ_TERMS else "other"
+
+
 def front_matter(data: Mapping[str, Any]) -> str:
-    """Return the header that hubs read. Weights of FFHQ are under its licence."""
-    licence = "cc-by-nc-sa-4.0" if licence_of(data) == FFHQ_TERMS else "other"
+    """Return the header that hubs read."""
     return (
-        f"---\nlibrary_name: latentfaces\npipeline_tag: unconditional-image-generation\nlicense: {licence}\n"
+        "---\nlibrary_name: latentfaces\npipeline_tag: unconditional-image-generation\n"
+        f"license: {hub_license(data)}\n"
         "tags: [latent-diffusion, faces]\n---"
     )
 
@@ -111,10 +118,10 @@ def usage(pipeline: FacePipeline, files: Sequence[str]) -> str:
     return text
 
 
-def training_data(data: Mapping[str, Any]) -> str:
-    """Return what the images are, and their terms."""
+def training_data(data: Mapping[str, Any], product: str = "these weights") -> str:
+    """Return what the images are, and their terms, which also apply to the product."""
     if not data:
-        return "Not recorded: the pack was not on the machine of the export."
+        return "Not recorded: the pack was not on this machine."
     licence, held_out = licence_of(data), len(data["split"]["val"])
     rows = {
         "images": f"{data['num_images']:,}, of which {held_out:,} were held out",
@@ -123,7 +130,7 @@ def training_data(data: Mapping[str, Any]) -> str:
     }
     note = ""
     if is_non_commercial(licence):
-        note = "\n\nThe licence of the images excludes commercial use. That applies to these weights too."
+        note = f"\n\nThe licence of the images excludes commercial use. That applies to {product} too."
     return table(rows) + note
 
 
@@ -185,6 +192,12 @@ def metrics(run: Run) -> str:
         rows["compared"] = f"{found['num_images']:,} {found['kind']} with {found['num_photos']:,} held-out images"
         rows["features"] = str(found["features"])
     return table(rows)
+
+
+def published(run: Run) -> dict[str, str]:
+    """Return the section with the row of task.protocol; empty if it was not measured."""
+    result = newest_result(run.folder)
+    return {"Numbers as reported in papers": as_markdown(result)} if result else {}
 
 
 def audit(run: Run) -> str:

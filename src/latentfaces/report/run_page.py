@@ -13,6 +13,7 @@ import yaml
 
 from latentfaces.evaluation import TensorValues
 from latentfaces.evaluation.panels import SECTIONS, Best, Panel, best_validation, panels, read_curves, sheet
+from latentfaces.evaluation.protocol import comparability, newest_result
 from latentfaces.files import read_json
 from latentfaces.report.page import REPORT, as_data, embedded, write_page
 from latentfaces.run import CONFIG, Run, command, open_run, overrides_of, resume_command, train_program
@@ -51,7 +52,7 @@ def write_report(folder: str | Path) -> Path:
     metrics = run.folder / "metrics.csv"
     curves = read_curves(metrics) if metrics.exists() else {}
     best, shown = best_validation(curves), panels(curves)
-    tensors = tensor_values(run.folder)
+    tensors, published = tensor_values(run.folder), newest_result(run.folder)
     return write_page(
         run.folder / REPORT,
         "run.html.j2",
@@ -74,6 +75,8 @@ def write_report(folder: str | Path) -> Path:
         health_curves=drawn([panel for panel in shown if panel.section == SECTIONS[-1]], best),
         previews=[(f"step {int(path.stem[5:]):,}", as_data(path.read_bytes())) for path in previews(run.folder)],
         evaluations=evaluations(run.folder),
+        published=published.get("table"),
+        published_state=comparability(published) if published else None,
         tensors=[(title, embedded(figure)) for title, figure in tensors.panels()] if tensors else [],
         tensor_table=tensors.table() if tensors else None,
         next_commands=next_commands(run),

@@ -1,6 +1,8 @@
 """Tasks of sample.py, one file each."""
 
+from latentfaces.tasks.anonymize import Anonymize
 from latentfaces.tasks.compare import Compare
+from latentfaces.tasks.dataset import Dataset
 from latentfaces.tasks.directions import Directions
 from latentfaces.tasks.edit import Edit
 from latentfaces.tasks.evaluate import Evaluate
@@ -17,7 +19,9 @@ from latentfaces.tasks.tune import Tune
 from latentfaces.tasks.variations import Variations
 
 __all__ = [
+    "Anonymize",
     "Compare",
+    "Dataset",
     "Directions",
     "Edit",
     "Evaluate",

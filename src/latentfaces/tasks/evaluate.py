@@ -20,11 +20,13 @@ from latentfaces.evaluation.features import Features, features_by_name
 from latentfaces.evaluation.generation import generator_metrics, memorization
 from latentfaces.evaluation.probe import WithPixels
 from latentfaces.evaluation.protocol import (
+    RESULT,
     JoinedFeatures,
     Protocol,
     Reference,
     ReferenceName,
     Row,
+    as_markdown,
     differences,
     label_groups,
     protocol_named,
@@ -147,9 +149,13 @@ class Evaluate(SamplingTask):
             path = pictures.folder / f"memorization_{number}.png"
             figure.savefig(path, dpi=120, pil_kwargs={"pnginfo": png_info(EDITED)})
             pictures.sign(path, EDITED)
+        self.update_page(pictures)
+        return pictures.grid(shown, columns=8)
+
+    def update_page(self, pictures: PictureFolder) -> None:
+        """Write the page of the run again if it shows results of this folder."""
         if self.folder is not None and Path(self.folder) in pictures.folder.parents:
             write_report(self.folder)
-        return pictures.grid(shown, columns=8)
 
     def published(self, protocol: Protocol, pipeline: FacePipeline, pictures: PictureFolder, pack: Pack) -> Path:
         """Write and print the row of a protocol. Return the path of the grid."""
@@ -179,12 +185,17 @@ class Evaluate(SamplingTask):
                 group = {name: (features[ours], others[theirs]) for name, (features, others) in pairs.items()}
                 rows.append(Row.measure(f"{run.folder.name}, {title}", group))
         reasons = differences(protocol, reference, len(joined), names, pictures.origin["labels"])
-        state = f"not comparable with published rows of FFHQ: {'; '.join(reasons)}" if reasons else "comparable"
-        text = f"{table(rows, reference)}\n\n{protocol.name}: {state}"
+        result = {
+            "protocol": asdict(protocol),
+            "reasons": reasons,
+            "rows": [asdict(row) for row in rows],
+            "table": table(rows, reference),
+        }
+        (pictures.folder / RESULT).write_text(json.dumps(result, indent=1))
+        text = as_markdown(result)
         print(text)
         (pictures.folder / "row.md").write_text(f"{text}\n")
-        result = {"protocol": asdict(protocol), "reasons": reasons, "rows": [asdict(row) for row in rows]}
-        (pictures.folder / "protocol.json").write_text(json.dumps(result, indent=1))
+        self.update_page(pictures)
         return pictures.grid(shown, columns=8)
 
     def networks_of(self, protocol: Protocol, pipeline: FacePipeline) -> tuple[str, ...]:

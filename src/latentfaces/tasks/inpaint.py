@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentfaces.data.images import to_uint8
-from latentfaces.diffusion import NoiseSchedule
+from latentfaces.diffusion import NoiseSchedule, Predictor
 from latentfaces.diffusion.samplers import Trajectory
 from latentfaces.diffusion.schedule import per_sample
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import PhotoTask
+from latentfaces.tasks.base import PhotoTask, SamplingTask
 from latentfaces.tasks.masks import feathered, read_mask, shrunk
 from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.photos import read_photos
@@ -26,65 +26,67 @@ GRAY = 127
 
 
 @dataclass(kw_only=True)
-class Inpaint(PhotoTask):
-    """A row for each photo: the photo, the photo with its hole, then `num_images` fillings.
+class Inpainting(SamplingTask):
+    """Task that fills holes of photos.
 
     Pixels outside the hole are exactly the photo's. Pixels inside have no effect: they are replaced by the mean color
     around them before the photo is encoded, and latents next to the hole are sampled too.
 
     Args:
-        mask: image of the photo's shape, of any size: white is filled.
-        num_photos: maximum number of photos.
         resample: repetitions of each step. More fit the filling better to its surroundings and take more time.
         skips: strength, in [0, 1], of the features outside the hole where the VAE has skip connections; 1 if None.
         feather: pixels inside the hole over which the photo fades into the filling; R / 32 if None.
     """
 
-    mask: str | None
-    num_photos: int
     resample: int
     skips: float | None
     feather: int | None
 
     def __post_init__(self) -> None:
-        if self.image is None:
-            raise UserError("task=inpaint needs a photo. Give image=PHOTO.png.")
-        if self.mask is None:
-            raise UserError("task=inpaint needs a mask. Give task.mask=MASK.png, an image that is white where to fill.")
         if self.resample < 1:
             raise UserError(f"task.resample={self.resample} must be at least 1")
         if self.feather is not None and self.feather < 0:
             raise UserError(f"task.feather={self.feather} must be at least 0 pixels")
         check_fraction("task.skips", self.skips or 0.0)
 
-    def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
-        """Write the fillings. Return the path of the grid."""
-        pictures.source = EDITED
-        assert self.image is not None
-        assert self.mask is not None
+    def faces(
+        self,
+        pipeline: FacePipeline,
+        photos: Tensor,
+        hole: Tensor,
+        which: list[int],
+        names: list[Name],
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Fill holes of photos.
+
+        Args:
+            pipeline: the run.
+            photos: (n, 3, R, R) uint8.
+            hole: (n, 1, R, R) bool.
+            which: the photo of each result.
+            names: seed and number of the noise of each result.
+            condition: condition (b, size), by default that of the requested labels.
+
+        Returns:
+            The results (b, 3, R, R) uint8.
+        """
         strength = float(pipeline.vae.skip_connections) if self.skips is None else self.skips
         check_skips(pipeline, strength)
-        alignment = self.alignment(pictures)
-        photos = read_photos(self.image, pipeline.resolution, self.num_photos, self.seed, alignment=alignment)
-        hole, mask = read_mask(self.mask, photos, pipeline.resolution)
-        weight = feathered(hole, pipeline.resolution // 32 if self.feather is None else self.feather)
-        visible = hidden(photos.images, hole)
-        shown = []
-        for which, names in variants(len(visible), self.num_images, self.seed, self.batch_size):
-            x0, features = encode(pipeline, visible, which)
-            own = hole[which]
-            kept = [strength * ~shrunk(own, *f.shape[-2:]).to(f.device) * f for f in features] if strength else None
-            latents = self.filled(pipeline, x0, grown(shrunk(own, *x0.shape[-2:])).to(x0.device), names)
-            filled = to_uint8(pipeline.decode(latents, kept)).cpu()
-            faces = composed(photos.images[which], filled, own, weight[which])
-            photos.save(faces, which, pictures, own, mask)
-            shown.append(faces)
-        holes = torch.where(hole, GRAY, photos.images)
-        return pictures.grid(*beside(photos.images, holes, torch.cat(shown)))
+        x0, features = encode(pipeline, hidden(photos, hole), which)
+        own = hole[which]
+        kept = [strength * ~shrunk(own, *f.shape[-2:]).to(f.device) * f for f in features] if strength else None
+        latents = self.filled(pipeline, x0, grown(shrunk(own, *x0.shape[-2:])).to(x0.device), names, condition)
+        filled = to_uint8(pipeline.decode(latents, kept)).cpu()
+        weight = feathered(own, pipeline.resolution // 32 if self.feather is None else self.feather)
+        return composed(photos[which], filled, own, weight)
 
-    def filled(self, pipeline: FacePipeline, x0: Tensor, hole: Tensor, names: list[Name]) -> Tensor:
+    def filled(
+        self, pipeline: FacePipeline, x0: Tensor, hole: Tensor, names: list[Name], condition: Tensor | None = None
+    ) -> Tensor:
         """Return latents (b, c, h, w) that equal x0 outside the hole (b, 1, h, w), each with the noise of its name."""
-        predictor, draw = pipeline.predictor, pipeline.draws(names)
+        predictor = pipeline.predictor if condition is None else pipeline.predictor_given(condition)
+        draw = pipeline.draws(names)
         noise = draw()
         # The kept part follows one straight trajectory, unless sampling is random anyway: then each step draws it.
         renewed = self.resample > 1 or self.sampler.is_random
@@ -95,21 +97,56 @@ class Inpaint(PhotoTask):
         with pipeline.autocast():
             if self.resample == 1:
                 return self.sampler.refine(predictor, x, predictor.first_time, draw, keep)
-            return self.resampled(pipeline, x, draw, keep)
+            return self.resampled(predictor, x, draw, keep)
 
     @torch.no_grad()
-    def resampled(self, pipeline: FacePipeline, x: Tensor, draw: Callable[[], Tensor], keep: "Keeper") -> Tensor:
+    def resampled(self, predictor: Predictor, x: Tensor, draw: Callable[[], Tensor], keep: "Keeper") -> Tensor:
         """Take each step except the last `resample` times, adding noise again in between (algorithm 1, lines 3 to 11).
 
         Each step is independent: a multistep sampler takes all of them as its first.
         """
-        predictor = pipeline.predictor
         for t, t_next in itertools.pairwise(self.sampler.checked_times(predictor, x.shape)):
             for repeat in range(self.resample if t_next > 0 else 1):
                 if repeat > 0:
                     x = noised_again(predictor.schedule, x, t_next, t, draw())
                 x = self.sampler.solve(predictor, x, Trajectory([t, t_next], draw, keep))
         return x
+
+
+@dataclass(kw_only=True)
+class Inpaint(PhotoTask, Inpainting):
+    """A row for each photo: the photo, the photo with its hole, then `num_images` fillings.
+
+    Args:
+        mask: image of the photo's shape, of any size: white is filled.
+        num_photos: maximum number of photos.
+    """
+
+    mask: str | None
+    num_photos: int
+
+    def __post_init__(self) -> None:
+        if self.image is None:
+            raise UserError("task=inpaint needs a photo. Give image=PHOTO.png.")
+        if self.mask is None:
+            raise UserError("task=inpaint needs a mask. Give task.mask=MASK.png, an image that is white where to fill.")
+        super().__post_init__()
+
+    def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
+        """Write the fillings. Return the path of the grid."""
+        pictures.source = EDITED
+        assert self.image is not None
+        assert self.mask is not None
+        alignment = self.alignment(pictures)
+        photos = read_photos(self.image, pipeline.resolution, self.num_photos, self.seed, alignment=alignment)
+        hole, mask = read_mask(self.mask, photos, pipeline.resolution)
+        shown = []
+        for which, names in variants(len(hole), self.num_images, self.seed, self.batch_size):
+            faces = self.faces(pipeline, photos.images, hole, which, names)
+            photos.save(faces, which, pictures, hole[which], mask)
+            shown.append(faces)
+        holes = torch.where(hole, GRAY, photos.images)
+        return pictures.grid(*beside(photos.images, holes, torch.cat(shown)))
 
 
 @dataclass(frozen=True)
