@@ -24,6 +24,11 @@ def run_task(cfg: DictConfig) -> None:
     if HydraConfig.get().runtime.choices["task"] == "identify":
         print(*identified(cfg), sep="\n")
         return
+    if HydraConfig.get().runtime.choices["task"] == "app":
+        from latentfaces.cli.launch_app import serve
+
+        serve(cfg)
+        return
     task, pipeline, pictures = prepared_task(cfg)
     with pictures:
         path = task(pipeline, pictures)

@@ -2,12 +2,13 @@
 
 import cmath
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 Floats = NDArray[np.floating]
 
@@ -15,6 +16,8 @@ BLUR, FADE = 0.02, 0.05
 """Width of the blur outside the photo, and the distance over which it sets in, as fractions of the side."""
 FEATHER = 0.125
 """Width of the border over which a pasted face fades in, as a fraction of the side."""
+LINE = 0.005
+"""Width of the lines of `numbered`, as a fraction of the photo's longer side."""
 
 
 @dataclass(frozen=True)
@@ -160,3 +163,14 @@ def paste(photo: Image.Image, face: Image.Image, square: Square, weight: Floats)
     result = photo.copy()
     result.paste(warp(matched, affine, extent), (left, top), mask)
     return result
+
+
+def numbered(photo: Image.Image, squares: Sequence[Square]) -> Image.Image:
+    """Return the photo with numbered squares."""
+    shown, longer = photo.copy(), max(photo.size)
+    draw, width = ImageDraw.Draw(shown), max(1, round(LINE * longer))
+    for number, square in enumerate(squares, 1):
+        corners = [tuple(corner) for corner in square.corners.tolist()]
+        draw.line([*corners, corners[0]], "yellow", width)
+        draw.text(corners[0], str(number), "yellow", font_size=10 * width, stroke_width=width, stroke_fill="black")
+    return shown

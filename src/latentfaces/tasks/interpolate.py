@@ -30,24 +30,30 @@ def slerp(start: Tensor, end: Tensor, fraction: float) -> Tensor:
 class Interpolate(PhotoTask):
     """A row of `num_images` faces, interpolated in noise, and an animation of it forwards and backwards.
 
-    The ends are the first samples of `seed` and `to_seed`. With `image` and `to_image`, they are generated from the
-    inverted noise of these photos.
+    The ends are sample `number` of `seed` and sample `to_number` of `to_seed`. With `image` and `to_image`, they are
+    generated from the inverted noise of these photos.
 
     Args:
         to_image: right photo.
         to_seed: seed of the right face.
         animation: "gif", "mp4" (needs PyAV) or "none".
         frames_per_second: frame rate of the animation.
+        number: number of the left face.
+        to_number: number of the right face.
     """
 
     to_image: str | None
     to_seed: int
     animation: Animation
     frames_per_second: float
+    number: int = 0
+    to_number: int = 0
 
     def __post_init__(self) -> None:
         if self.num_images < 2:
             raise UserError(f"num_images={self.num_images} must be at least 2, the two ends of the row")
+        if (lowest := min(self.number, self.to_number)) < 0:
+            raise UserError(f"task.number and task.to_number must be at least 0, not {lowest}")
         check_animation(self.animation, self.frames_per_second)
         if self.image is None and self.to_image is not None:
             raise UserError(f"task.to_image={self.to_image} is the right photo. Give image=... for the left one.")
@@ -71,14 +77,14 @@ class Interpolate(PhotoTask):
 
     def between(self, pipeline: FacePipeline, photos: Tensor | None, fractions: Sequence[float]) -> Tensor:
         """Return faces (n, 3, R, R) uint8 at these fractions; `photos` (2, c, h, w) is the noise of the photos."""
-        seeds = [(self.seed, 0), (self.to_seed, 0)]
-        draw = pipeline.draws(seeds)
+        names = [(self.seed, self.number), (self.to_seed, self.to_number)]
+        draw = pipeline.draws(names)
 
         def interpolated(ends: Tensor) -> Tensor:
             return torch.stack([slerp(ends[0], ends[1], fraction) for fraction in fractions])
 
         start = draw() if photos is None else photos
-        condition = pipeline.condition(pipeline.labels_for(seeds)) if photos is None else None
+        condition = pipeline.condition(pipeline.labels_for(names)) if photos is None else None
         if condition is not None:
             condition = torch.stack([condition[0].lerp(condition[1], fraction) for fraction in fractions])
         # Labels and noise that the sampler adds are interpolated too, so the ends are the faces of their seeds.

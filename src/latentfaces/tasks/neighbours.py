@@ -39,14 +39,18 @@ class Neighbours(SamplingTask):
     Args:
         pack: the run's pack.
         num_neighbours: training images per sample.
+        first: number of the first sample.
     """
 
     pack: str
     num_neighbours: int
+    first: int = 0
 
     def __post_init__(self) -> None:
         if self.num_neighbours < 1:
             raise UserError(f"task.num_neighbours={self.num_neighbours} must be at least 1")
+        if self.first < 0:
+            raise UserError(f"task.first={self.first} must be at least 0")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write samples, grid and neighbours.json. Return the path of the grid."""
@@ -54,7 +58,8 @@ class Neighbours(SamplingTask):
         count = len(pack.train_indices)
         if self.num_neighbours > count:
             raise UserError(f"task.num_neighbours={self.num_neighbours} exceeds the {count} training images")
-        faces = pipeline.generate(self.num_images, self.seed, self.sampler, self.batch_size)
+        names = [(self.seed, self.first + number) for number in range(self.num_images)]
+        faces = torch.cat(list(pipeline.faces(names, self.sampler, self.batch_size)))
         moments = cached_moments(pipeline, pack, self.batch_size)
         train = NormalizedLatents(pipeline.vae, moments, pack.train_indices)
         latents = torch.cat([pipeline.encode(to_float(batch)).float().cpu() for batch in faces.split(self.batch_size)])

@@ -5,16 +5,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from latentfaces.data.align import Face, find_faces
-from latentfaces.data.crops import Square, border_weight, paste
+from latentfaces.data.align import find_faces
+from latentfaces.data.crops import Square, border_weight, numbered, paste
 from latentfaces.data.sources import Photos
 from latentfaces.errors import UserError, warn
-
-LINE = 0.005
-"""Width of the boxes' lines, as a fraction of the photo's longer side."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +44,11 @@ class Alignment:
             raise UserError(f"task.face={self.face} must be between 1 and {len(faces)}, the number of faces in {name}.")
         if len(faces) > 1:
             path = self.folder / f"faces_{PurePosixPath(name).stem}.png"
-            numbered(photo, faces).save(path)
+            numbered(photo, [face.square for face in faces]).save(path)
             print(f"{path}: {len(faces)} faces, task.face={self.face} is used")
         square = faces[self.face - 1].square
         is_framed = self.mode == "auto" and square.is_near(Square.central(*photo.size))
         return None if is_framed else square
-
-
-def numbered(photo: Image.Image, faces: list[Face]) -> Image.Image:
-    """Return the photo with the numbered squares of its faces."""
-    shown, longer = photo.copy(), max(photo.size)
-    draw, width = ImageDraw.Draw(shown), max(1, round(LINE * longer))
-    for number, face in enumerate(faces, 1):
-        corners = [tuple(corner) for corner in face.square.corners.tolist()]
-        draw.line([*corners, corners[0]], "yellow", width)
-        draw.text(corners[0], str(number), "yellow", font_size=10 * width, stroke_width=width, stroke_fill="black")
-    return shown
 
 
 @dataclass(frozen=True)

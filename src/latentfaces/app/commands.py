@@ -1,0 +1,146 @@
+"""Commands of the page, run one at a time."""
+
+import itertools
+import re
+import shlex
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from torch import Tensor
+
+from latentfaces.data.images import decode_photo, digest, open_image
+from latentfaces.diffusion import Sampler
+from latentfaces.diffusion.samplers import Trajectory
+from latentfaces.errors import UserError
+
+MAX_SIDE = 16_384
+"""Largest side of an uploaded photo, in pixels."""
+PLAIN = re.compile(r"[\w./+-]+")
+Execute = Callable[[Sequence[str], Callable[[Any], None]], str]
+"""Runs a command, by its overrides and a function that gets its task. Returns what it printed."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Files of a command.
+
+    Args:
+        command: reproduces them.
+        overrides: of the command, beyond those of all commands.
+        folder: the files are here.
+        text: output of the command.
+    """
+
+    command: str
+    overrides: list[str]
+    folder: Path
+    text: str
+
+    def files(self, *patterns: str) -> list[str]:
+        """Return the paths of the files that match the patterns, in their order."""
+        return [str(path) for pattern in patterns for path in sorted(self.folder.glob(pattern))]
+
+
+@dataclass
+class Commands:
+    """Runs the commands of all browser tabs, one at a time.
+
+    Args:
+        program: start of each command.
+        folder: gets a folder for each command, and the uploaded photos.
+        execute: runs a command.
+    """
+
+    program: list[str]
+    folder: Path
+    execute: Execute
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stopped: set[str] = field(default_factory=set)
+    """Sessions whose command is to stop."""
+    numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+
+    def __call__(self, overrides: list[str], request: gr.Request, progress: gr.Progress) -> Result:
+        """Run a command.
+
+        Raises:
+            gr.Error: a mistake of the user, or a stop, as one line.
+        """
+        command = [*self.program, *overrides]
+        session = request.session_hash or ""
+
+        def on_step(what: str, fraction: float) -> None:
+            if session in self.stopped:
+                raise UserError("Stopped.")
+            progress(fraction, desc=what)
+
+        with self.lock:
+            self.stopped.discard(session)
+            folder = self.folder / f"{next(self.numbers):04d}"
+            arguments = [part for part in command if "=" in part]
+            try:
+                text = self.execute([*arguments, f"output={folder}"], lambda task: watch(task, on_step))
+            except UserError as error:
+                raise one_line(error) from error
+        return Result(shlex.join(command), overrides, folder, text)
+
+    def stop(self, request: gr.Request) -> None:
+        """Stop the command of a browser tab at its next step."""
+        self.stopped.add(request.session_hash or "")
+
+    def keep(self, upload: str | None, name: str = "photo") -> Path:
+        """Copy an upload to the folder, named after its content. Return its path.
+
+        Raises:
+            gr.Error: it is missing, damaged, no image, or too large.
+        """
+        if upload is None:
+            raise one_line(f"There is no {name}. Choose one first.")
+        try:
+            with open_image(upload) as image:
+                if max(image.size) > MAX_SIDE:
+                    raise ValueError(f"{image.width}x{image.height} pixels; the largest side is {MAX_SIDE}")
+            data = Path(upload).read_bytes()
+            decode_photo(data)
+        except Exception as error:  # damaged images raise errors of many kinds
+            raise one_line(f"The {name} cannot be read ({error}). Choose another image.") from error
+        path = self.folder / "photos" / f"{name}_{digest(data)[:12]}{Path(upload).suffix.lower()}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+
+def one_line(message: object) -> gr.Error:
+    """Return an error that the page shows as one line."""
+    return gr.Error(" ".join(str(message).split()), duration=None, print_exception=False, title="")
+
+
+def override(key: str, value: object) -> str:
+    """Return `key=value`, quoted where Hydra needs it."""
+    text = str(value)
+    if PLAIN.fullmatch(text):
+        return f"{key}={text}"
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{escaped}"'
+
+
+def watch(task: Any, on_step: Callable[[str, float], None]) -> None:
+    """Call `on_step` with a word and the fraction of the trajectory after each step of the task's sampler."""
+    sampler: Sampler | None = getattr(task, "sampler", None)
+    if sampler is None:
+        return
+    solve = sampler.solve
+
+    def watched(denoiser: Any, x: Tensor, trajectory: Trajectory) -> Tensor:
+        inverting = trajectory.times[-1] > trajectory.times[0]
+
+        def after_step(x: Tensor, t: float) -> Tensor:
+            on_step("Inverting" if inverting else "Sampling", t if inverting else 1 - t)
+            return trajectory.after_step(x, t)
+
+        return solve(denoiser, x, replace(trajectory, change=after_step))
+
+    sampler.solve = watched  # type: ignore[method-assign]
