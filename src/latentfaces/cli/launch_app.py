@@ -18,7 +18,8 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from latentfaces.cli.errors import explain, out_of_memory
-from latentfaces.cli.launch_sample import expand_home, prepared_task
+from latentfaces.cli.launch_sample import prepared_task
+from latentfaces.cli.recipe import expand_home
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import as_text, key_of, overridden_keys, plain
 from latentfaces.config.paths import CONF

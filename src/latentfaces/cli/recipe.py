@@ -1,0 +1,79 @@
+"""Recipe of an image: what its PNG metadata has, so that it can be made again."""
+
+import contextlib
+import hashlib
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from latentfaces.config.schema import Precision
+from latentfaces.errors import UserError
+
+FILE_KEYS, PHOTOS = ("image", "to_image", "mask", "directions"), ".photos"
+PATH_KEYS = (
+    *(*FILE_KEYS, "run", "output", "features", "weights", "feature_weights", "recognizer"),
+    *("mark_certificate", "mark_key"),
+)
+VERSION = 2
+"""Version of recipes. Recipes of version 1 do not name it: other noise for a seed, raw task.strength, other inpaint."""
+
+
+@dataclass
+class Recipe:
+    """Everything that determines an image, as its PNG metadata has it.
+
+    Args:
+        run: the run's folder.
+        task: name of the task.
+        settings: config of the task.
+        guidance: config of the guidance.
+        ema: width of the weights' average; None for that of the best weights.
+        precision: "fp32" or "bf16".
+        files: the first 12 digits of the SHA-256 of each file in the settings, by its key.
+        labels: requested labels.
+        weights: hashes of the weights; None before they are loaded.
+        version: see `VERSION`.
+    """
+
+    run: str
+    task: str
+    settings: dict[str, Any]
+    guidance: dict[str, Any]
+    ema: float | None = None
+    precision: str = Precision.fp32.name
+    files: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    version: int = 1
+
+
+def expand_home(node: MutableMapping[Any, Any]) -> None:
+    """Replace `~` in the paths of a config. Shells do so only in some positions."""
+    for key in PATH_KEYS:
+        if key in node and str(node[key]).startswith("~"):
+            with contextlib.suppress(RuntimeError):  # an unknown user: the path is then reported as missing
+                node[key] = str(Path(node[key]).expanduser())
+
+
+def named_files(settings: dict[str, Any]) -> dict[str, str]:
+    """Return the hash of each photo and mask in the settings; for a folder or .zip also that of names and sizes."""
+    from latentfaces.data.sources import Photos
+
+    paths = {key: Path(settings[key]) for key in FILE_KEYS if settings.get(key) is not None}
+    hashes = {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in paths.items() if path.is_file()}
+    for key, path in paths.items():
+        if path.is_dir() or path.suffix.lower() == ".zip":
+            with contextlib.suppress(UserError):  # the task reports it with its key
+                hashes[key if path.is_dir() else key + PHOTOS] = Photos(path).fingerprint
+    return {key: digest[:12] for key, digest in hashes.items()}
+
+
+def described(recipe: Recipe) -> str:
+    """Return guidance, average and sampler as text."""
+    sampler = recipe.settings["sampler"]
+    guidance, solver = (str(config["_target_"]).rpartition(".")[2] for config in (recipe.guidance, sampler))
+    weight = f" with weight {recipe.guidance['weight']:.3g}" if "weight" in recipe.guidance else ""
+    average = "best weights" if recipe.ema is None else f"ema={recipe.ema:.3g}"
+    noise = f" with eta={sampler['eta']:g}" if "eta" in sampler else ""
+    return f"guidance: {guidance}{weight}, {average}; {sampler['num_steps']} steps of {solver}{noise}"
