@@ -18,6 +18,7 @@ from latentfaces.diffusion import (
     Conditioning,
     Denoiser,
     DPMpp2MSampler,
+    FlowMapSampler,
     Guidance,
     NoGuidance,
     PerSampleNoise,
@@ -116,6 +117,8 @@ class FacePipeline:
                 guidance = AutoGuidance(AUTO_WEIGHT)
             if sampler is None and tuned.get("sampler") is not None:  # earlier versions tuned none
                 sampler = build(tuned["sampler"])
+            elif sampler is None and run.config["model"]["denoiser"]["network"].get("flow_map"):
+                sampler = FlowMapSampler()
             elif sampler is None and run.config["model"]["loss"]["time_sampler"].get("mean") == "auto":
                 sampler = DPMpp2MSampler(20, "auto", eta=1.0)  # as in training
             denoiser = run.module("denoiser", "best_denoiser") if ema is None else run.averaged("denoiser", ema)

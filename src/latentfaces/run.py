@@ -30,7 +30,7 @@ ALLOWED_TARGETS = {
     "latentfaces.autoencoder": {"DiffusersVAE", "TAESD", "VAE"},
     "latentfaces.diffusion": {
         *("Denoiser", "DiT", "UNet", "EDM", "RectifiedFlow", "VPCosine", "VPLinear"),
-        *("DDIMSampler", "DDPMSampler", "DPMpp2MSampler", "EulerSampler", "HeunSampler"),
+        *("DDIMSampler", "DDPMSampler", "DPMpp2MSampler", "EulerSampler", "FlowMapSampler", "HeunSampler"),
         *("AutoGuidance", "Conditioning", "InternalGuidance", "LabelGuidance", "NoGuidance"),
     },
     "latentfaces.tasks": {

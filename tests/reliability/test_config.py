@@ -37,7 +37,7 @@ def test_case_01_a_key_that_does_not_exist_is_told_with_the_nearest_that_does(ty
 
 
 UNCOMPOSED = {
-    "model=vea": "Unknown choice model=vea. Did you mean vae? Choices: ldm, vae.",
+    "model=vea": "Unknown choice model=vea. Did you mean vae? Choices: fast, ldm, vae.",
     "~callbacks.previws": "Unknown key callbacks.previws. Did you mean callbacks.previews?",
     "experiment=null": "experiment=null is not a choice of this group. Leave it out.",
     "model.autoencoder": "Cannot parse override model.autoencoder.",

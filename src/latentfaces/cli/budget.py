@@ -52,6 +52,8 @@ def plans(overrides: Sequence[str], num_images: int | None = None) -> "list[Plan
     `model.autoencoder` is for stage 1 and `model.denoiser` for stage 2. Other overrides are for all stages.
     """
     chosen = [override.partition("=")[2] for override in overrides if override.startswith("model=")]
+    if "fast" in chosen:
+        raise UserError("model=fast has no budget. Use model=vae or model=ldm.")
     others = [override for override in overrides if not override.startswith("model=")]
     return [plan_of(stage_config(stage, others), num_images) for stage in (chosen or STAGES)]
 

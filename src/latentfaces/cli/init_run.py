@@ -29,7 +29,7 @@ GROUPS = {
 """Groups, and where their values are in the config."""
 OF_THIS_RUN = ("model.denoiser.network.channels", "model.denoiser.network.label_channels")
 """Keys that depend on the VAE and the augmentation of this run."""
-FREE = ("dropout", "label_channels", "auxiliary_depth", "skip_connections", "gradient_checkpointing")
+FREE = ("dropout", "label_channels", "auxiliary_depth", "skip_connections", "gradient_checkpointing", "flow_map")
 """Options of a network that may differ from those of the earlier run."""
 CONDITION = "network.embed_label.weight"
 """Weight of the layer that takes the condition."""
@@ -43,6 +43,7 @@ def add_init_run(cfg: DictConfig) -> Run | VAE | None:
     Returns:
         The run or the pretrained VAE whose weights are to be taken, or None.
     """
+    check_fast(cfg)
     folder, named = Path(cfg.run_dir), cfg.init
     resumed = cfg.resume.lower() != "false" and any((folder / f"checkpoints/{n}.ckpt").is_file() for n in CANDIDATES)
     if resumed and (folder / CONFIG).exists():
@@ -57,6 +58,8 @@ def add_init_run(cfg: DictConfig) -> Run | VAE | None:
         run = find_run(named, cfg.stage, key="init")
         if run.stage != cfg.stage:
             raise UserError(f"init={named} is a run of model={run.stage}. Choose one of model={cfg.stage}.")
+        if run.stage == "ldm" and run.config["model"]["denoiser"]["network"].get("flow_map"):
+            raise UserError(f"{run.folder} is a run of model=fast. Use the run that it was learned from.")
         cfg.init = str(run.folder)
     if cfg.init is None:
         return None
@@ -69,7 +72,12 @@ def add_init_run(cfg: DictConfig) -> Run | VAE | None:
         elif cfg.stage == "ldm" and not resumed:
             cfg.vae = cfg.vae or cfg.init
         usual = compose_config("train", [f"model={cfg.stage}"])
-        for node in ("autoencoder",) if cfg.stage == "vae" else ("denoiser", "loss"):
+        nodes = {"vae": ["autoencoder"], "ldm": ["denoiser", "loss"]}[cfg.stage]
+        if cfg.run is not None:
+            nodes = ["denoiser"]  # a flow map has another loss
+            cfg.model.labels = run.config["model"].get("labels")
+            cfg.data.update({key: run.config["data"].get(key) for key in ("labels", "label_types")})
+        for node in nodes:
             values = run.config["model"][node]
             check_targets(values, PARTS | {f"latentfaces.diffusion.{name}" for name in diffusion.__all__})
             defaults, merged = dict(values_of(usual, node)), OmegaConf.create(values)
@@ -78,7 +86,22 @@ def add_init_run(cfg: DictConfig) -> Run | VAE | None:
                 if is_set or key in OF_THIS_RUN or defaults.get(key) != value:
                     OmegaConf.update(merged, key.removeprefix(f"model.{node}."), value)
             cfg.model[node] = merged
+        if cfg.run is not None and "auxiliary_depth" in cfg.model.denoiser.network:
+            cfg.model.denoiser.network.auxiliary_depth = 0  # a flow map does not train that head
     return None if resumed else run
+
+
+def check_fast(cfg: DictConfig) -> None:
+    """Check that model=fast has a run to learn from.
+
+    Raises:
+        UserError: model=fast and run=RUN come without the other.
+    """
+    is_fast = OmegaConf.select(cfg, "model.denoiser.network.flow_map") is not None
+    if is_fast and cfg.run is None:
+        raise UserError("model=fast needs a trained run of stage 2. Add run=RUN.")
+    if cfg.run is not None and not is_fast:
+        raise UserError("run=... has no effect without model=fast. Use init=RUN to start from its weights.")
 
 
 def add_pretrained(cfg: DictConfig, run: Run | None = None) -> VAE | None:

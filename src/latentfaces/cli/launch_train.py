@@ -27,12 +27,14 @@ from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import leaves_of, plain
 from latentfaces.config.secrets import refuse_links, refuse_secrets_in
 from latentfaces.config.validation import check_optimizers, check_training
+from latentfaces.diffusion import FlowMapLoss
+from latentfaces.errors import UserError
 from latentfaces.evaluation.reconstructions import show_reconstructions
 from latentfaces.files import atomic_write, drop_if_empty
 from latentfaces.nn import DeviceChoices
 from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import destroy_process_group, is_main_process
-from latentfaces.run import CONFIG, Run
+from latentfaces.run import CONFIG, Run, open_run
 from latentfaces.signals import Stopped
 
 
@@ -179,9 +181,25 @@ def build_module(cfg: DictConfig, init: Run | VAE | None) -> Any:
     module.objective = {key: str(values[key]) for key in changes_loss(list(values)) if key != "vae"}
     if init is not None:
         take_weights(module, init, cfg.init)
+    if cfg.run is not None:
+        add_teacher(module.loss, open_run(cfg.init), cfg)
     freeze(module.network, cfg.trainable)
     check_optimizers(module)
     return module
+
+
+def add_teacher(loss: FlowMapLoss, run: Run, cfg: DictConfig) -> None:
+    """Set the run that a flow map is learned from, with its guidance unless the config has another.
+
+    Raises:
+        UserError: the run has other labels, or does not fit the guidance.
+    """
+    teacher = FacePipeline.load(run, "cpu", guidance=loss.guidance)
+    assert teacher.denoiser is not None
+    if plain(cfg.model).get("conditioning") != run.config["model"].get("conditioning"):
+        raise UserError(f"run={run.folder} was trained with other labels. Use its data.labels.")
+    teacher.predictor_given(teacher.condition())  # raises if the guidance does not fit
+    loss.learn_from(teacher.denoiser, teacher.guide_in_use, teacher.guidance)
 
 
 def packed_data(cfg: DictConfig, trainer: Any) -> Any:

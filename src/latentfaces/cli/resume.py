@@ -27,7 +27,7 @@ NEW_KEYS = {
     "model.denoiser.network.position_table": "False",
     "init": "None",
     "trainable": "all",
-    **dict.fromkeys(("data.labels", "model.labels"), "None"),
+    **dict.fromkeys(("data.labels", "model.labels", "run"), "None"),
 }
 """Keys that runs of earlier versions lack, and the values that they had."""
 NOT_COMPARED = (

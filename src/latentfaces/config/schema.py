@@ -84,6 +84,7 @@ class TrainConfig:
     max_skipped_steps: int = key(10, Positive)
     vae: str | None = None
     init: str | None = None
+    run: str | None = None
     trainable: str = key("all", Literal["all", "last", "norms", "decoder"])
     run_dir: str = MISSING
     pack: str | None = None

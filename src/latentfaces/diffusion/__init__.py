@@ -4,6 +4,7 @@ from latentfaces.diffusion.augmentation import Augmentation
 from latentfaces.diffusion.conditioning import Conditioning
 from latentfaces.diffusion.denoiser import Denoiser, Predictor, Target
 from latentfaces.diffusion.dit import DiT
+from latentfaces.diffusion.flow_map import FlowMapLoss, FlowMapSampler
 from latentfaces.diffusion.guidance import AutoGuidance, Guidance, InternalGuidance, LabelGuidance, NoGuidance
 from latentfaces.diffusion.loss import (
     DenoisingLoss,
@@ -32,6 +33,8 @@ __all__ = [
     "DiT",
     "EDMWeighting",
     "EulerSampler",
+    "FlowMapLoss",
+    "FlowMapSampler",
     "Guidance",
     "HeunSampler",
     "InternalGuidance",

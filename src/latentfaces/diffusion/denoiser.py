@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentfaces.diffusion.schedule import NoiseSchedule, per_sample
+from latentfaces.errors import UserError
 
 Target = Literal["v", "eps", "x0"]
 START_TIME, START_RATIO = 0.956, 20.0
@@ -75,15 +76,33 @@ class Denoiser(nn.Module):
         if self.has_auxiliary:  # losses and guidance call this method instead of forward
             self.network.heads = torch.compile(self.network.heads, *args, **kwargs)  # type: ignore[arg-type, assignment]
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Predict the target (b, c, h, w) in the dtype of x_t; for `condition` see `inputs`."""
-        return self.network(*self.inputs(x_t, t, condition)).to(x_t.dtype)
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None, t_next: Tensor | None = None) -> Tensor:
+        """Predict the target (b, c, h, w) in the dtype of x_t.
+
+        Args:
+            x_t, t, condition: see `inputs`.
+            t_next: times (b,) that the step ends at, for a flow map alone.
+
+        Raises:
+            UserError: a flow map is called without t_next, as by other samplers than `FlowMapSampler`.
+        """
+        if not self.is_flow_map:
+            return self.network(*self.inputs(x_t, t, condition)).to(x_t.dtype)
+        if t_next is None:
+            raise UserError("A run of model=fast takes large steps only. Use sampler=few and no guidance.")
+        step = self.schedule.condition(t) - self.schedule.condition(t_next)
+        return self.network(*self.inputs(x_t, t, condition), step=step).to(x_t.dtype)
 
     def heads(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> list[Tensor]:
         """Return the prediction and, if the network has an auxiliary head, its prediction."""
         if not self.has_auxiliary:
             return [self(x_t, t, condition)]
         return [head.to(x_t.dtype) for head in self.network.heads(*self.inputs(x_t, t, condition))]  # type: ignore[operator]
+
+    @property
+    def is_flow_map(self) -> bool:
+        """Whether the network takes the length of a step, see `FlowMapLoss`."""
+        return getattr(self.network, "embed_step", None) is not None
 
     @property
     def has_auxiliary(self) -> bool:

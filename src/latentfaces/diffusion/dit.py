@@ -79,6 +79,7 @@ class DiT(nn.Module):
         position_table: add a fixed 2-D sin-cos table to the patch embeddings. Rotary attention sees only relative
             positions, so without the table a token cannot know where it is while its content is noise. False by
             default, because configs of older runs lack the key; the presets set it.
+        flow_map: take the length of a step as a third input, see `FlowMapLoss`.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class DiT(nn.Module):
         auxiliary_depth: int = 0,
         label_channels: int = 0,
         position_table: bool = False,
+        flow_map: bool = False,
     ) -> None:
         super().__init__()
         if position_table and width % 4:
@@ -105,24 +107,29 @@ class DiT(nn.Module):
         self.embed_patch = nn.Linear(channels * patch_size**2, width)
         self.embed_time = TimeEmbedding(width)
         self.embed_label = nn.Linear(label_channels, width, bias=False) if label_channels else None
+        self.embed_step = TimeEmbedding(width, zero=True) if flow_map else None
         self.blocks = nn.ModuleList(DiTBlock(width, num_heads, qk_norm, dropout) for _ in range(depth))
         self.head = DiTHead(width, channels * patch_size**2)
         self.auxiliary_head = DiTHead(width, channels * patch_size**2) if auxiliary_depth else None
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.predictions(x_t, t, condition, auxiliary=False)[0]
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None, step: Tensor | None = None) -> Tensor:
+        return self.predictions(x_t, t, condition, step, auxiliary=False)[0]
 
     def heads(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> list[Tensor]:
         """Return the prediction and that of the auxiliary head (Internal Guidance: arXiv 2512.24176)."""
-        return self.predictions(x_t, t, condition, auxiliary=True)
+        return self.predictions(x_t, t, condition, None, auxiliary=True)
 
-    def predictions(self, x_t: Tensor, t: Tensor, condition: Tensor | None, auxiliary: bool) -> list[Tensor]:
+    def predictions(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None, step: Tensor | None, auxiliary: bool
+    ) -> list[Tensor]:
         """Return the prediction, followed by that of the auxiliary head if asked for."""
         height, width = (side // self.patch_size for side in x_t.shape[-2:])
         tokens = self.embed_patch(F.pixel_unshuffle(x_t, self.patch_size).flatten(2).transpose(1, 2))
         if self.position_table:
             tokens = tokens + position_table_2d(height, width, self.width, x_t.device).to(tokens.dtype)
         embedding = self.embed_time(t)
+        if self.embed_step is not None:
+            embedding = embedding + self.embed_step(step)
         if condition is not None:
             assert self.embed_label is not None, "Got a condition, but the network has label_channels=0."
             embedding = embedding + self.embed_label(condition)

@@ -37,6 +37,7 @@ class UNet(nn.Module):
         head_width: channels of an attention head.
         dropout: dropout probability in the residual blocks.
         label_channels: size of the condition: parameters of the augmentation and labels; 0 for none.
+        flow_map: take the length of a step as a third input, see `FlowMapLoss`.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class UNet(nn.Module):
         head_width: int = 64,
         dropout: float = 0.0,
         label_channels: int = 0,
+        flow_map: bool = False,
     ) -> None:
         super().__init__()
         embedding_width, self.label_channels = 4 * width, label_channels
         self.embed_time = TimeEmbedding(embedding_width)
         self.embed_label = nn.Linear(label_channels, embedding_width, bias=False) if label_channels else None
+        self.embed_step = TimeEmbedding(embedding_width, zero=True) if flow_map else None
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
 
         def stage(in_channels: int, out_channels: int, attend: bool) -> Stage:
@@ -84,8 +87,10 @@ class UNet(nn.Module):
         self.norm = group_norm(in_channels)
         self.out = zero_init(nn.Conv2d(in_channels, channels, 3, padding=1))  # initial prediction: 0, the mean of v
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None, step: Tensor | None = None) -> Tensor:
         embedding = self.embed_time(t)
+        if self.embed_step is not None:
+            embedding = embedding + self.embed_step(step)
         if condition is not None:
             assert self.embed_label is not None, "Got a condition, but the network has label_channels=0."
             embedding = embedding + self.embed_label(condition)

@@ -3,19 +3,25 @@
 import torch
 from torch import Tensor, nn
 
+from latentfaces.nn.normalization import zero_init
+
 
 class TimeEmbedding(nn.Module):
     """Time embedding: maps t in [0, 1], (b,), to (b, width) by sinusoidal features and an MLP.
 
-    The features are those of Vaswani et al. 2017, section 3.5, of t * 1000 (Ho et al. 2020).
+    The features are those of Vaswani et al. 2017, section 3.5, of t * 1000 (Ho et al. 2020). With `zero`, the initial
+    embedding is 0.
     """
 
-    def __init__(self, width: int, num_frequencies: int = 128, max_period: float = 10_000.0) -> None:
+    def __init__(
+        self, width: int, num_frequencies: int = 128, max_period: float = 10_000.0, zero: bool = False
+    ) -> None:
         super().__init__()
         exponents = torch.arange(num_frequencies) / num_frequencies
         self.frequencies: Tensor
         self.register_buffer("frequencies", 1000 * max_period**-exponents, persistent=False)
-        self.layers = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        last = nn.Linear(width, width)
+        self.layers = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), zero_init(last) if zero else last)
 
     def forward(self, t: Tensor) -> Tensor:
         angles = t[:, None].float() * self.frequencies

@@ -1,0 +1,153 @@
+"""Flow map: a network that samples in 1, 2 or 4 evaluations, learned from a trained denoiser.
+
+A denoiser gives the slope of a trajectory from noise to data. A flow map gives its chord: from x at t, the mean slope
+until a later point of the trajectory (Boffi et al. 2024, "Flow map matching"). The network takes the length of the step
+as a third input.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from latentfaces.diffusion.denoiser import Denoiser, Predictor
+from latentfaces.diffusion.guidance import Guidance
+from latentfaces.diffusion.loss import DenoisingLoss
+from latentfaces.diffusion.samplers import AfterStep, DPMpp2MSampler, Sampler, Trajectory
+from latentfaces.diffusion.schedule import NoiseSchedule, per_sample
+from latentfaces.diffusion.time_sampler import UniformTime
+from latentfaces.errors import UserError
+
+NUM_STEPS = (1, 2, 4)
+"""Numbers of steps that a flow map is trained for."""
+
+
+def even_times(schedule: NoiseSchedule, num_steps: int, first: float = 1.0) -> list[float]:
+    """Return num_steps + 1 times from `first` down to 0, evenly spaced on the schedule's even scale."""
+    fractions = torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
+    return schedule.time_of(fractions * schedule.condition(torch.tensor(first, dtype=torch.float64))).tolist()
+
+
+def step_coefficients(denoiser: Predictor, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (a, b) with x at t_next = a * x_t + b * prediction (Song et al. 2021, DDIM, eq. 12 with eta = 0)."""
+    alpha, sigma = denoiser.schedule.alpha(t_next), denoiser.schedule.sigma(t_next)
+    (x0_x, x0_f), (noise_x, noise_f) = denoiser.x0_coefficients(t), denoiser.noise_coefficients(t)
+    return alpha * x0_x + sigma * noise_x, alpha * x0_f + sigma * noise_f
+
+
+class FlowMapSampler(Sampler):
+    """Steps of a flow map, one evaluation each.
+
+    Args:
+        num_steps: 1, 2 or 4.
+    """
+
+    def __init__(self, num_steps: int = 4) -> None:
+        if num_steps not in NUM_STEPS:
+            raise ValueError(f"num_steps={num_steps} must be 1, 2 or 4")
+        super().__init__(num_steps)
+
+    def times(self, schedule: NoiseSchedule, first: float = 1.0, shape: Sequence[int] = ()) -> list[float]:
+        return even_times(schedule, self.num_steps, first)
+
+    def refine(
+        self,
+        denoiser: Predictor,
+        x_t: Tensor,
+        start: float,
+        fresh: Callable[[], Tensor] | None = None,
+        after_step: AfterStep | None = None,
+    ) -> Tensor:
+        times = self.times(denoiser.schedule, denoiser.first_time)[:-1]
+        if not any(math.isclose(start, t, rel_tol=0.01) for t in times):  # the map is learned from these times alone
+            strengths = denoiser.schedule.condition(torch.tensor(times)).tolist()
+            raise UserError(
+                f"{self.num_steps} steps of sampler=few start at task.strength="
+                f"{', '.join(f'{s:.3g}' for s in strengths)}. Use one of these."
+            )
+        return super().refine(denoiser, x_t, start, fresh, after_step)
+
+    def solve(self, denoiser: Predictor, x: Tensor, trajectory: Trajectory) -> Tensor:
+        if not isinstance(denoiser, Denoiser) or not denoiser.is_flow_map:
+            raise UserError("sampler=few needs a run of model=fast, without guidance=... Choose another sampler.")
+        if trajectory.times[0] < trajectory.times[-1]:
+            raise UserError("sampler=few has no inverse. Use the run that this one was learned from.")
+        a, b = step_coefficients(denoiser, trajectory.grid[:-1], trajectory.grid[1:])
+        condition = denoiser.condition_of(x)
+        for (t, t_next), on_x, on_prediction in zip(
+            itertools.pairwise(trajectory.times), a.tolist(), b.tolist(), strict=True
+        ):
+            start, end = (x.new_full((len(x),), time) for time in (t, t_next))
+            x = torch.add(on_x * x, denoiser(x, start, condition, end), alpha=on_prediction)
+            x = trajectory.after_step(x, t_next)
+        return x
+
+
+class FlowMapLoss(DenoisingLoss):
+    """Mean squared error of a flow map on trajectories of a teacher (Luhman & Luhman 2021, for parts of a trajectory).
+
+    The teacher solves the ODE from noise by DPM-Solver++(2M). Its guidance becomes a part of the flow map. Each
+    trajectory gives 7 steps: four of a quarter, two of a half, and one from noise to data.
+
+    Args:
+        guidance: guidance of the teacher; None for that of its run.
+        num_steps: steps of the teacher, a multiple of 4.
+    """
+
+    def __init__(self, guidance: Guidance | None = None, num_steps: int = 8) -> None:
+        super().__init__(UniformTime())
+        if num_steps < 4 or num_steps % 4:
+            raise ValueError(f"num_steps={num_steps} must be a multiple of 4")
+        self.guidance, self.num_steps = guidance, num_steps
+        self.teacher: tuple[Denoiser, Denoiser | None] | None = None
+
+    def learn_from(self, denoiser: Denoiser, guide: Denoiser | None, guidance: Guidance) -> None:
+        """Set the teacher."""
+        self.teacher = denoiser, guide  # a tuple, so that neither is trained, moved or saved with this module
+        self.guidance = guidance
+
+    def guided(self, x: Tensor, condition: Tensor | None) -> Predictor:
+        """Return the guided teacher, on the device of x."""
+        assert self.teacher is not None
+        assert self.guidance is not None
+        denoiser, guide = self.teacher
+        guide = guide and guide.to(x.device).given(condition)
+        return self.guidance(denoiser.to(x.device).given(condition), guide)
+
+    @torch.no_grad()
+    def trajectory(self, noise: Tensor, condition: Tensor | None) -> tuple[Tensor, list[float]]:
+        """Return the states (5, b, c, h, w) of trajectories from noise (b, c, h, w), and their times."""
+        teacher = self.guided(noise, condition)
+        times = even_times(teacher.schedule, self.num_steps, teacher.first_time)
+        sigma = float(teacher.schedule.sigma(torch.tensor(times[0], dtype=torch.float64)))
+        states = [sigma * noise]
+
+        def keep(x: Tensor, t: float) -> Tensor:
+            states.append(x)
+            return x
+
+        DPMpp2MSampler(self.num_steps).solve(teacher, states[0], Trajectory(times, change=keep))
+        every = self.num_steps // 4
+        return torch.stack(states[::every]), times[::every]
+
+    def forward(
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of each step, (1, 7 b), for noise of the shape of x0 (b, c, h, w). x0 and t are not used."""
+        states, times = self.trajectory(torch.randn_like(x0) if noise is None else noise, condition)
+        starts, ends = zip(*((4 * i // n, 4 * (i + 1) // n) for n in NUM_STEPS for i in range(n)), strict=True)
+        x, x_next = states[list(starts)].flatten(0, 1), states[list(ends)].flatten(0, 1)
+        grid = torch.tensor(times, dtype=torch.float64)
+        start, end = (grid[list(indices)].repeat_interleave(len(x0)) for indices in (starts, ends))
+        a, b = (per_sample(c).to(x) for c in step_coefficients(denoiser, start, end))
+        if condition is not None:
+            condition = condition.repeat(len(starts), 1)
+        prediction = denoiser(x, start.to(x), condition, end.to(x))
+        return (prediction - (x_next - a * x) / b).square().flatten(1).mean(1)[None]
