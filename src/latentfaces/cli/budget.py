@@ -104,10 +104,10 @@ def plan_of(cfg: DictConfig, num_images: int | None) -> "Plan":
     if num_images and not is_vae:
         moments = 2 * channels * side**2 * 2  # mean and std in float16
         on_disk["latents and their mirror images"] = 2 * moments * num_images
-    if is_vae and "net" in (model.loss.perceptual or {}):  # LPIPS: random weights are enough to count
-        with open_dict(cfg):
+    if is_vae and model.loss.perceptual is not None:
+        with open_dict(cfg):  # random weights are enough to count
             model.loss.perceptual._target_ += ".untrained"
-            del model.loss.perceptual.weights
+            model.loss.perceptual.pop("weights", None)
     ema, last, best = (callbacks.get(name) or {} for name in ("ema", "last", "best"))
     tracks = ema.get("tracks", [])
     files = {
