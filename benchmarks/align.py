@@ -1,7 +1,8 @@
-"""Alignment of photos that are turned, scaled and pasted on noise: `python benchmarks/align.py PHOTOS`.
+"""Alignment of photos that are turned, scaled and pasted on noise: `python benchmarks/align.py PHOTOS [--vae RUN]`.
 
 The landmarks that are found are compared with those found in the photo itself. PHOTOS is a folder or .zip of photos
-with one face each. It prints figures for benchmarks/LOG.md.
+with one face each. With a run it also compares how well its VAE reconstructs the photos before they were turned,
+after, and aligned. It prints figures for benchmarks/LOG.md.
 """
 
 import argparse
@@ -9,11 +10,16 @@ import math
 import time
 
 import numpy as np
+import torch
 from PIL import Image
 
 from latentfaces.data.align import find_faces
 from latentfaces.data.crops import Floats, Square, border_weight, crop, paste, points_in, warp
+from latentfaces.data.images import to_float, to_uint8
 from latentfaces.data.sources import Photos
+from latentfaces.evaluation import kernel_distance
+from latentfaces.evaluation.features import known_features
+from latentfaces.pipeline import FacePipeline
 
 SIDE = 640
 """Height and width of the background in pixels."""
@@ -37,12 +43,23 @@ def psnr(image: Image.Image, other: Image.Image) -> float:
     return 10 * math.log10(255**2 / max(float(np.square(np.subtract(image, other, dtype=float)).mean()), 1e-9))
 
 
+def reconstruction_distance(pipeline: FacePipeline, faces: list[Image.Image]) -> float:
+    """Return the kernel distance x 1000 of faces from their reconstructions."""
+    features = known_features("efficientnet_lite0")
+    images = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
+    reconstructions = to_uint8(pipeline.reconstruct(to_float(images)))
+    return 1000 * kernel_distance(features(images), features(reconstructions))
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos", help="folder or .zip")
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--vae", help="run whose VAE reconstructs the faces")
     arguments = parser.parse_args()
+    pipeline = FacePipeline.load(arguments.vae) if arguments.vae else None
+    framings: dict[str, list[Image.Image]] = {"original": [], "turned": [], "aligned": []}
     source, rng = Photos(arguments.photos), np.random.default_rng(0)
     errors, unchanged, pasted = [], [], []
     missed, several, near, seconds = 0, 0, 0, 0.0
@@ -61,6 +78,10 @@ def main() -> None:
         marks = original[0].landmarks
         eyes = math.dist(marks[0], marks[1])
         errors.append(np.hypot(*(points_in(affine, found[0].landmarks) - marks).T) / eyes)
+        if pipeline is not None:
+            squares = (Square.central(*photo.size), Square.central(*turned.size), found[0].square)
+            for faces, image, square in zip(framings.values(), (photo, turned, turned), squares, strict=True):
+                faces.append(crop(image, square, pipeline.resolution))
         size, square = min(photo.size), original[0].square
         near += square.is_near(Square.central(*photo.size))
         aligned = crop(photo, square, size)
@@ -77,6 +98,9 @@ def main() -> None:
     print(f"photos that align=auto leaves as they are: {near / len(errors):.1%}")
     print(f"an aligned crop aligned again: median PSNR {np.median(unchanged):.1f} dB")
     print(f"a crop pasted back: median PSNR {np.median(pasted):.1f} dB")
+    if pipeline is not None:
+        rows = (f"{name} {reconstruction_distance(pipeline, faces):.1f}" for name, faces in framings.items())
+        print(f"kid_effnet of reconstructions: {', '.join(rows)}")
     print(f"{1000 * seconds / len(names):.0f} ms of one core per {SIDE}x{SIDE} photo")
 
 
