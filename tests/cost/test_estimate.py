@@ -74,7 +74,7 @@ def test_the_command_reports_both_stages(capsys: pytest.CaptureFixture[str], mon
     first, second = budget(capsys, monkeypatch, *arguments).split("## Stage 2")
     assert "pack of 2,000 images 24.6 MB" in first  # 2,000 x 3 x 64 x 64
     assert "latents and their mirror images 16.4 MB" in second  # 2,000 x 2 x 2 x 4 x 16 x 16 x 2
-    assert "Parameters: encoder 0.4 M, decoder 0.4 M." in first
+    assert "Parameters: encoder 0.4 M, decoder 0.4 M, perceptual network 4.7 M." in first
     assert "denoiser 7.3 M" in second
     assert "activations" in first
     assert "| H100 80 GB | 32-true |" in second
