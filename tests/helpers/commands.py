@@ -76,7 +76,9 @@ def run_command(name: str, *arguments: str, pictures: bool = False) -> None:
     GlobalHydra.instance().clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(ROOT / name), *arguments])
-        patch.setattr("hydra._internal.core_plugins.file_config_source.OmegaConf", SimpleNamespace(load=load_yaml))
+        # Hydra loads this module again without setting it as an attribute of its package.
+        source = importlib.import_module("hydra._internal.core_plugins.file_config_source")
+        patch.setattr(source, "OmegaConf", SimpleNamespace(load=load_yaml))
         if not any(argument.startswith(("experiment=", "hydra.mode=")) for argument in arguments):
             patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # only experiments set hydra.mode: saves composing
         if name == "train.py" and not pictures:
