@@ -7,7 +7,8 @@ r"""New faces after some minutes of training, against diffusers' UNet2DModel of 
 Same photos, held-out people, VAE, minutes, machine; one after the other. diffusers is trained as its
 train_unconditional.py does it (noise prediction, 1,000 linear betas, AdamW 1e-4, batch 16, cosine rate after 500
 steps, clip 1, its EMA), in bfloat16 autocast where ours is, and sampled by its own schedulers; `diffusers-tuned` with
-the batch size and learning rate of ours, as its own are too low for a few minutes. `pixels` is
+the batch size and learning rate of ours, as its own are too low for a few minutes. `diffusers-flow` is its network
+with flow matching, times, optimizer and rate as ours has them, sampled by its Euler scheduler. `pixels` is
 denoising-diffusion-pytorch without a VAE, whose minutes it has besides: its Trainer's defaults, a U-Net of 9.9 M
 parameters, the same precision, its own DDIM in 50 steps. latentfaces is train.py model=ldm with one thing changed in
 each variant. Reported: kid_effnet, the kernel inception distance x 1000 over features of EfficientNet-Lite0 between
@@ -60,18 +61,20 @@ TRAINED: dict[str, list[str]] = {
 }
 """Variants that are trained: `experiment=faces64_cpu` and these."""
 
-DIFFUSERS = {"diffusers": (16, 1e-4), "diffusers-tuned": (32, 1e-3)}
-"""Batch size and learning rate: as its script has them, and as ours has them."""
+DIFFUSERS = {"diffusers": (16, 1e-4), "diffusers-tuned": (32, 1e-3), "diffusers-flow": (32, 1e-3)}
+"""Batch size and learning rate: as its script has them, and twice as ours has them."""
 
 PIXELS = "pixels"
 
 
-def train_diffusers(latents: Callable[[], Tensor], minutes: float, rate: float) -> tuple[nn.Module, int]:
-    """A plain loop; the averaged network and the number of steps."""
+def train_diffusers(
+    latents: Callable[[], Tensor], minutes: float, rate: float, flow: bool = False, seed: int = 0
+) -> tuple[nn.Module, int]:
+    """A plain loop, with `flow` by flow matching; the averaged network and the number of steps."""
     from diffusers import DDPMScheduler, UNet2DModel  # type: ignore[import-not-found]
     from diffusers.training_utils import EMAModel  # type: ignore[import-not-found]
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     shape = latents().shape
     unet = UNet2DModel(
         sample_size=shape[-1],
@@ -82,18 +85,26 @@ def train_diffusers(latents: Callable[[], Tensor], minutes: float, rate: float) 
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
     )
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=rate, betas=(0.95, 0.999), weight_decay=1e-6)
+    betas, decay, warmup = ((0.9, 0.95), 0.01, 200) if flow else ((0.95, 0.999), 1e-6, 500)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=rate, betas=betas, weight_decay=decay)
     average = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     schedule = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
     started, steps = time.monotonic(), 0
     while (share := (time.monotonic() - started) / (minutes * 60)) < 1:
         x0 = latents()
-        noise, t = torch.randn_like(x0), torch.randint(1000, (len(x0),))
-        for group in optimizer.param_groups:  # their cosine, over the minutes there are
-            group["lr"] = rate * min(1, (steps + 1) / 500) * 0.5 * (1 + np.cos(np.pi * share))
+        noise = torch.randn_like(x0)
+        if flow:
+            part = torch.randn(len(x0)).sigmoid()
+            x_t, t, target = torch.lerp(x0, noise, part[:, None, None, None]), 1000 * part, noise - x0
+        else:
+            t, target = torch.randint(1000, (len(x0),)), noise
+            x_t = schedule.add_noise(x0, noise, t)
+        falling = max(0, 2 * share - 1) if flow else share  # ours falls in the second half, theirs from the start
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1, (steps + 1) / warmup) * 0.5 * (1 + np.cos(np.pi * falling))
         with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16()):
-            prediction = unet(schedule.add_noise(x0, noise, t), t).sample
-        loss = F.mse_loss(prediction.float(), noise)
+            prediction = unet(x_t, t).sample
+        loss = F.mse_loss(prediction.float(), target)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -129,15 +140,19 @@ def train_pixels(images: Callable[[], Tensor], minutes: float) -> tuple[nn.Modul
 
 @torch.no_grad()
 def sample_diffusers(unet: nn.Module, pipeline: FacePipeline, scheduler: str, num_steps: int, num_faces: int) -> Tensor:
-    """Faces (n, 3, R, R) uint8 by "ddim", "ddim-clipped" (x0 within 3 std) or "dpm" (DPM-Solver++)."""
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+    """Faces (n, 3, R, R) uint8 by "ddim", "ddim-clipped" (x0 within 3 std), "dpm" (DPM-Solver++) or "euler" (flow)."""
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
     faces = []
     for noise in pipeline.noise([(0, number) for number in range(num_faces)]).split(64):
-        kind = DPMSolverMultistepScheduler if scheduler == "dpm" else DDIMScheduler
         clipping = {"clip_sample": scheduler == "ddim-clipped", "clip_sample_range": 3.0}  # latents leave [-1, 1]
-        options = {} if scheduler == "dpm" else clipping
-        schedule, x = kind(num_train_timesteps=1000, beta_schedule="linear", **options), noise
+        if scheduler == "euler":
+            schedule = FlowMatchEulerDiscreteScheduler()
+        elif scheduler == "dpm":
+            schedule = DPMSolverMultistepScheduler(beta_schedule="linear")
+        else:
+            schedule = DDIMScheduler(beta_schedule="linear", **clipping)
+        x = noise
         schedule.set_timesteps(num_steps)
         for t in schedule.timesteps:
             with pipeline.autocast():
@@ -215,6 +230,7 @@ def main() -> None:
     parser.add_argument("--more", nargs="*", default=[], choices=["guidance"], help="also sample latentfaces with it")
     parser.add_argument("--weights", nargs="*", type=float, default=[1.25, 1.5, 2.0], help="of guidance")
     parser.add_argument("--faces", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="of the trainings")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -236,9 +252,11 @@ def main() -> None:
         if rival in DIFFUSERS:
             batch_size, rate = DIFFUSERS[rival]
             latents = cached_latents(plain, arguments.photos, resolution, batch_size)
-            unet, steps = train_diffusers(latents, arguments.minutes, rate)
+            flow = rival == "diffusers-flow"
+            unet, steps = train_diffusers(latents, arguments.minutes, rate, flow, arguments.seed)
             about_it = told(unet, steps, started)
-            for scheduler, count in (("ddim", 50), ("ddim-clipped", 50), ("dpm", 20)):
+            of_flow, of_noise = [("euler", 20), ("euler", 50)], [("ddim", 50), ("ddim-clipped", 50), ("dpm", 20)]
+            for scheduler, count in of_flow if flow else of_noise:
                 faces = sample_diffusers(unet, plain, scheduler, count, arguments.faces)
                 judge(f"{rival}, {scheduler} {count}", faces, **about_it)
             continue
@@ -251,7 +269,7 @@ def main() -> None:
                 faces = torch.cat([model.sample(len(batch)) for batch in batches])
             judge(f"{rival}, ddim 50", (faces.float() * 255).round().to(torch.uint8), **about_it)
             continue
-        options = [*time_limit(arguments.minutes), *arguments.set, *TRAINED[rival]]
+        options = [*time_limit(arguments.minutes), f"seed={arguments.seed}", *arguments.set, *TRAINED[rival]]
         run = train_ours(arguments.vae, options, f"benchmark-{round(time.time())}")
         pipeline = FacePipeline.load(run, bfloat16=in_bfloat16(), guidance=NoGuidance())
         assert pipeline.denoiser is not None

@@ -218,15 +218,16 @@ def test_trainer_and_bare_loop_take_the_same_steps(
         assert min(clock.bare + clock.trainer) > 0
 
 
-def test_the_best_of_the_peers_samplers_counts(benchmark: Any, tmp_path: Path) -> None:
+def test_the_best_of_a_peers_samplers_counts(benchmark: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     quality: ModuleType = benchmark("quality")
     scores = {"floor": 69.0, "latentfaces": 213.0, quality.OURS: 122.0, "diffusers-tuned, ddim 50": 1361.0}
-    scores |= {"diffusers-tuned, dpm 20": 1385.0, "diffusers, ddim 50": 1000.0}
+    scores |= {"diffusers-tuned, dpm 20": 1385.0, "diffusers, ddim 50": 1000.0, "DiT": 300.0, "DiT, auto 1.5": 250.0}
     rows = {name: {quality.METRIC: score} for name, score in scores.items()}
-    found = quality.points(rows, "diffusers-tuned")
-    assert found == {"latentfaces": 122.0, "diffusers-tuned": 1361.0, "floor": 69.0}
-    quality.plot({3.0: found, 6.0: found}, tmp_path / "quality.png")
+    found = quality.points(rows, ["diffusers-tuned", "DiT"])
+    assert found == {"latentfaces": 122.0, "diffusers-tuned": 1361.0, "DiT": 250.0, "floor": 69.0}
+    of_seeds = {name: [value, 2 * value] for name, value in found.items()}
+    quality.plot({3.0: of_seeds, 6.0: of_seeds}, tmp_path / "quality.png")
     assert (tmp_path / "quality.png").stat().st_size > 1000
 
 
