@@ -10,6 +10,7 @@ import pytest
 from latentfaces.data.labels import LabelTable, infer_kind, read_labels
 from latentfaces.data.sources import DrawnFaces, Photos
 from latentfaces.data.synthetic import known_labels, sample_face
+from latentfaces.data.synthetic.known_labels import named
 from latentfaces.errors import UserError
 from latentfaces.labels import Label
 
@@ -260,7 +261,7 @@ def test_drawn_faces_know_their_labels(tmp_path: Path) -> None:
     assert found["age"] == pytest.approx([face.age for face in faces], abs=1e-3)
     assert {label.name: label.kind for label in table.labels} == {
         **dict.fromkeys(("glasses", "hat", "beard", "smile", "open_mouth"), "binary"),
-        **dict.fromkeys(("hair", "hair_color"), "category"),
+        **dict.fromkeys(("hair", "hair_color", "skin"), "category"),
         "age": "number",
     }
     smiling = [face.smile for face, value in zip(faces, found["smile"], strict=True) if value == 1]
@@ -268,6 +269,12 @@ def test_drawn_faces_know_their_labels(tmp_path: Path) -> None:
     assert min(smiling) > max(serious) + 0.25
     with pytest.raises(UserError, match=r"data\.labels=auto is for data=synthetic"):
         read_labels("auto", Photos(tmp_path), NAMES, np.arange(4))
+
+
+def test_a_color_between_two_names_has_no_label() -> None:
+    names = [((0.0, 0.0, 0.0), "black"), ((1.0, 1.0, 1.0), "white"), ((0.9, 0.9, 0.9), "white")]
+    grays = {level: named((level, level, level), names) for level in (0.0, 0.2, 0.31, 0.4, 0.7, 0.95, 1.0)}
+    assert grays == {0.0: "black", 0.2: "black", 0.31: "", 0.4: "", 0.7: "white", 0.95: "white", 1.0: "white"}
 
 
 def test_hair_under_a_hat_is_unknown() -> None:
