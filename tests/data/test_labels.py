@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from latentfaces.data.labels import LabelTable, infer_kind, read_labels
+from latentfaces.data.pack import Pack
 from latentfaces.data.sources import DrawnFaces, Photos
 from latentfaces.data.synthetic import known_labels, sample_face
 from latentfaces.errors import UserError
@@ -268,6 +269,23 @@ def test_drawn_faces_know_their_labels(tmp_path: Path) -> None:
     assert min(smiling) > max(serious) + 0.25
     with pytest.raises(UserError, match=r"data\.labels=auto is for data=synthetic"):
         read_labels("auto", Photos(tmp_path), NAMES, np.arange(4))
+
+
+def test_labels_of_drawn_faces_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = DrawnFaces(60, seed=1)
+    pack = Pack(tmp_path, {"sha256": "0123456789"})
+    first = read_labels("auto", source, source.names, np.arange(54), pack=pack)
+    assert [path.name for path in tmp_path.glob("*.csv")] == ["labels-01234567.csv"]
+    monkeypatch.setattr("latentfaces.data.label_files.known_labels", None)
+    again = read_labels("auto", source, source.names, np.arange(54), pack=pack)
+    assert again.labels == first.labels
+    assert np.array_equal(again.values, first.values, equal_nan=True)
+
+
+def test_labels_of_drawn_faces_need_no_writable_pack(tmp_path: Path) -> None:
+    source = DrawnFaces(60, seed=1)
+    table = read_labels("auto", source, source.names, np.arange(54), pack=Pack(Path("/dev/null"), {"sha256": "0" * 8}))
+    assert len(table.values) == 60
 
 
 def test_hair_under_a_hat_is_unknown() -> None:
