@@ -70,8 +70,8 @@ def save_labels(data: Any, cfg: DictConfig) -> Any:
     import torch
 
     rows, path = data.label_table.values[data.pack().train_indices], Path(cfg.run_dir) / LABELS
-    resumed = cfg.resume.lower() in ("auto", "true") and path.exists()
-    if resumed and not np.array_equal(open_array(path), rows, equal_nan=True):
+    resumed = cfg.resume.lower() in ("auto", "true") and any(path.parent.glob("checkpoints/*.ckpt"))
+    if resumed and path.exists() and not np.array_equal(open_array(path), rows, equal_nan=True):
         raise UserError(
             f"Values of data.labels={cfg.data.labels} have changed since {cfg.run_dir} started. Restore them, use "
             "resume=force to continue with the new ones, or choose another name=..."
