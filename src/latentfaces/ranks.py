@@ -1,5 +1,6 @@
 """Ranks: which process this is, how ranks share work, and collective decisions."""
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Ranks:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("gloo", timeout=TIMEOUT)
+        atexit.register(destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size())
 
     def rounds(self, numbers: range, size: int) -> list[range]:

@@ -101,7 +101,7 @@ def test_two_photos_are_interpolated(client: Client, photo: Any) -> None:
         ("vary", [2, 1, 0.3], "task=variations image={photo} task.amount=0.3 seed=1 num_images=2"),
         ("reconstruct", [], "task=reconstruct image={photo}"),
         ("invert", [], "task=invert image={photo}"),
-        ("change", ["1", "", "", 2], "task=edit image={photo} labels.smile=1 guidance=labels guidance.weight=2"),
+        ("change", [None, "1", "", "", 2], "task=edit image={photo} labels.smile=1 guidance=labels guidance.weight=2"),
         ("slide", ["pc1", 2], "task=slide image={photo} direction=pc1 'task.range=[-2,2]'"),
     ],
 )
@@ -115,13 +115,16 @@ def test_a_photo_is_edited(client: Client, photo: Any, name: str, values: list[A
     assert any("compositeWithTrainedAlgorithmicMedia" in line for line in Identify(files[0])())
 
 
-def test_only_what_is_painted_is_filled(client: Client, photo: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "settings", "values"), [("fill", [1, 0], []), ("change", [], ["1", "", "", 2])])
+def test_only_what_is_painted_changes(
+    client: Client, photo: Any, tmp_path: Path, name: str, settings: list[Any], values: list[Any]
+) -> None:
     painted = np.zeros((16, 16, 4), np.uint8)
     painted[4:9, 6:12] = 255
     Image.fromarray(painted).save(tmp_path / "layer.png")
     layer = handle_file(tmp_path / "layer.png")
     mask = {"background": None, "layers": [layer], "composite": None}
-    *_, files = client.predict(photo, 1, 1, 0, mask, api_name="/fill")
+    *_, files = client.predict(photo, 1, *settings, mask, *values, api_name=f"/{name}")
     before = np.asarray(Image.open(photo["path"]).convert("RGB"))
     after = np.asarray(Image.open(next(file for file in files if file.endswith("00000.png"))))
     changed = (before != after).any(axis=-1)
@@ -146,7 +149,7 @@ def test_bad_uploads_and_values_are_one_line(client: Client, photo: Any, tmp_pat
     assert "20000x10" in refused(client, handle_file(tmp_path / "wide.png"), api_name="/look")
     assert "Choose one first" in refused(client, None, 1, api_name="/reconstruct")
     assert "Nothing is painted" in refused(client, photo, 1, 1, 0, None, api_name="/fill")
-    assert "No label" in refused(client, photo, 1, "", "", "", 2, api_name="/change")
+    assert "No label" in refused(client, photo, 1, None, "", "", "", 2, api_name="/change")
     assert "labels.age" in refused(client, 0, 1, "", "", "200", *OWN[3:], api_name="/generate")
     assert client.predict(photo, 1, api_name="/reconstruct")  # the server lives
 

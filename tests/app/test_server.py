@@ -18,10 +18,13 @@ from app.conftest import free_port
 from helpers.commands import refused
 from torch import Tensor
 
-from latentfaces.app import Commands, Server, override
-from latentfaces.cli.launch_app import execute
+from latentfaces.app import Commands, Server, build_page, override
+from latentfaces.cli.launch_app import CHOICES, execute
 from latentfaces.diffusion.samplers import Trajectory
 from latentfaces.errors import UserError
+from latentfaces.export.folder import export
+from latentfaces.model_folder import find_model
+from latentfaces.run import open_run
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
@@ -93,6 +96,19 @@ def test_a_missing_extra_and_idle_overrides_are_one_line(place: Path, monkeypatc
     said = refused("sample.py", "run=labeled", "task=app")
     assert said.strip() == "error: task=app needs an extra. Run `pip install 'latentfaces[app]'`."
     assert sys.modules["gradio"] is gr
+
+
+def test_a_model_folder_has_a_page(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentfaces.export.folder.write_onnx", lambda *_: None)
+    export(open_run(place / "outputs/ldm/labeled"), tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    run, commands = find_model("model"), Commands(["python", "sample.py", "run=model"], tmp_path / "made", execute)
+    page = build_page(run, commands, CHOICES)
+    execute(["run=model", "num_images=1", "sampler.num_steps=2", "output=made/1"], print)
+    assert Path("made/1/00000.png").exists()
+    labels = [component["props"].get("label") for component in page.config["components"]]
+    assert "Photo" in labels
+    assert "Runs" not in labels
 
 
 def test_a_bad_command_of_the_page_is_one_line(place: Path) -> None:

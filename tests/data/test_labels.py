@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from latentfaces.data.labels import LabelTable, infer_kind, read_labels
+from latentfaces.data.pack import Pack
 from latentfaces.data.sources import DrawnFaces, Photos
 from latentfaces.data.synthetic import known_labels, sample_face
 from latentfaces.data.synthetic.known_labels import named
@@ -275,6 +276,23 @@ def test_a_color_between_two_names_has_no_label() -> None:
     names = [((0.0, 0.0, 0.0), "black"), ((1.0, 1.0, 1.0), "white"), ((0.9, 0.9, 0.9), "white")]
     grays = {level: named((level, level, level), names) for level in (0.0, 0.2, 0.31, 0.4, 0.7, 0.95, 1.0)}
     assert grays == {0.0: "black", 0.2: "black", 0.31: "", 0.4: "", 0.7: "white", 0.95: "white", 1.0: "white"}
+
+
+def test_labels_of_drawn_faces_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = DrawnFaces(60, seed=1)
+    pack = Pack(tmp_path, {"sha256": "0123456789"})
+    first = read_labels("auto", source, source.names, np.arange(54), pack=pack)
+    assert [path.name for path in tmp_path.glob("*.csv")] == ["labels-1-01234567.csv"]
+    monkeypatch.setattr("latentfaces.data.label_files.known_labels", None)
+    again = read_labels("auto", source, source.names, np.arange(54), pack=pack)
+    assert again.labels == first.labels
+    assert np.array_equal(again.values, first.values, equal_nan=True)
+
+
+def test_labels_of_drawn_faces_need_no_writable_pack(tmp_path: Path) -> None:
+    source = DrawnFaces(60, seed=1)
+    table = read_labels("auto", source, source.names, np.arange(54), pack=Pack(Path("/dev/null"), {"sha256": "0" * 8}))
+    assert len(table.values) == 60
 
 
 def test_hair_under_a_hat_is_unknown() -> None:

@@ -1,6 +1,7 @@
 """New faces in photos, with a stand-in for the detector."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from latentfaces.tasks import Anonymize
 from latentfaces.tasks import anonymize as module
 from latentfaces.tasks.anonymize import CENTER, RADII, inside_of_face
 from latentfaces.tasks.identify import read_source
+from latentfaces.tasks.output import PictureFolder
 
 WIDTH, HEIGHT, SIDE = 90, 60, 16
 MARKS = np.array([[40.0, 20], [50, 22], [44, 27], [39, 34], [48, 35]])
@@ -65,27 +67,59 @@ def test_each_face_is_new_all_else_is_the_photo_and_others_are_listed(
     damaged, none, two = json.loads(path.read_text())["files"]
     assert "damaged.png cannot be read" in damaged["left_out"]
     assert none == {"photo": "none.png", "left_out": "no face found"}
-    assert two == {"photo": "two.png", "file": "00002.png", "faces": 2}
-    before, after = (read(file) for file in (tmp_path / "photos/two.png", tmp_path / "out/00002.png"))
+    assert two == {"photo": "two.png", "file": "images/00002.png", "faces": 2}
+    before, after = (read(file) for file in (tmp_path / "photos/two.png", tmp_path / "out/images/00002.png"))
     changed, away = (before != after).any(0), far_from_faces()
     assert not changed[away].any()
     for face in FACES:
         x, y = (int(value) for value in face.landmarks[2])
         assert changed[y - 1 : y + 2, x - 1 : x + 2].all()
-    assert read_source(tmp_path / "out/00002.png") == EDITED
+    assert read_source(tmp_path / "out/images/00002.png") == EDITED
     said = capsys.readouterr().out
     assert "2 faces in 1 of 3 photos" in said
     assert "left out: none.png (no face found)" in said
 
 
 def test_the_inside_of_the_face_has_no_effect(task: Anonymize, pipeline: FacePipeline, tmp_path: Path) -> None:
-    first = read(task(pipeline, folder_for(tmp_path / "out")).with_name("00002.png"))
+    first = read(task(pipeline, folder_for(tmp_path / "out")).with_name("images") / "00002.png")
     photo = np.asarray(Image.open(tmp_path / "photos/two.png")).copy()
     x, y = (int(value) for value in FACES[0].landmarks[2])
     photo[y - 2 : y + 3, x - 2 : x + 3] = 0
     Image.fromarray(photo).save(tmp_path / "photos/two.png")
-    second = read(task(pipeline, folder_for(tmp_path / "other")).with_name("00002.png"))
+    second = read(task(pipeline, folder_for(tmp_path / "other")).with_name("images") / "00002.png")
     assert np.array_equal(first, second)
+
+
+def test_a_killed_task_resumes_to_the_same_files(
+    task: Anonymize, pipeline: FacePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copy(photos / "two.png", photos / "zwei.png")
+    task(pipeline, folder_for(tmp_path / "once"))
+    write, written = PictureFolder.write, list[str]()
+
+    def dying(self: PictureFolder, image: Tensor, name: str, *args: Any, **more: Any) -> Path:
+        if written:
+            raise KeyboardInterrupt
+        written.append(name)
+        return write(self, image, name, *args, **more)
+
+    with monkeypatch.context() as patch, folder_for(tmp_path / "killed") as pictures:
+        patch.setattr(PictureFolder, "write", dying)
+        with pytest.raises(KeyboardInterrupt):
+            task(pipeline, pictures)
+    other = PictureFolder(tmp_path / "killed", {"run": "other"})
+    with other, pytest.raises(UserError, match=r"killed contains images of other settings"):
+        task(pipeline, other)
+    first = tmp_path / "killed" / "images" / "00002.png"
+    unchanged = first.stat().st_mtime_ns
+    with folder_for(tmp_path / "killed") as pictures:
+        task(pipeline, pictures)
+    assert first.stat().st_mtime_ns == unchanged
+    for name in ("photos.json", "images/00002.png", "images/00003.png"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
+    with folder_for(tmp_path / "killed") as pictures, pytest.raises(UserError, match=r"killed already contains images"):
+        task(pipeline, pictures)
 
 
 class Mean(nn.Module):

@@ -26,7 +26,8 @@ class NewFaces:
                 output = Output("New faces", "small")
                 self.number = gr.Number(0, label="Chosen face (click one)", precision=0, minimum=0)
                 with gr.Row():
-                    near, vary = gr.Button("Is it a copy?"), gr.Button("Variations")
+                    near = gr.Button("Is it a copy?", visible="pack" in run.config)  # it needs the training images
+                    vary = gr.Button("Variations")
                     self.to_interpolate = gr.Button("Start of an interpolation")
                 more = Output("About the chosen face", "large")
         actions, chosen = Actions(commands), {self.made, self.number}

@@ -9,11 +9,12 @@ from latentfaces.app.interpolate import Interpolate
 from latentfaces.app.new_faces import NewFaces
 from latentfaces.app.photo import Photo
 from latentfaces.app.runs import Runs
+from latentfaces.model_folder import ModelFolder
 from latentfaces.run import Run
 
 
 def build_page(run: Run, commands: Commands, choices: Mapping[str, Sequence[str]]) -> gr.Blocks:
-    """Build the page of a run. `choices` has the names of samplers and kinds of guidance."""
+    """Build the page of a run or a model folder. `choices` has the names of samplers and kinds of guidance."""
     gr.set_static_paths([commands.folder])
     with gr.Blocks(title=f"latentfaces: {run.folder.name}", analytics_enabled=False) as page:
         gr.Markdown(f"## latentfaces: {run.folder.name}")
@@ -24,8 +25,9 @@ def build_page(run: Run, commands: Commands, choices: Mapping[str, Sequence[str]
                 Photo(run, commands)
             with gr.Tab("Interpolate", id="interpolate"):
                 between = Interpolate(commands, new.settings)
-            with gr.Tab("Runs"):
-                Runs(run.folder.parents[1])
+            if not isinstance(run, ModelFolder):
+                with gr.Tab("Runs"):
+                    Runs(run.folder.parents[1])
         new.to_interpolate.click(
             new.start, {new.made, new.number}, [between.seed, between.number, tabs], api_name="start_interpolation"
         )

@@ -69,6 +69,7 @@ class Photo:
                         with gr.Row():
                             self.labels = LabelControls(run)
                         self.weight = gr.Slider(1, 5, 2, step=0.1, label="Guidance weight", info="1 is no guidance")
+                        gr.Markdown("If something is painted in the tab Inpaint, only this part changes.")
                         relabel = gr.Button("Change", variant="primary")
                     with gr.Tab("Direction", visible=bool(directions)):
                         self.direction = gr.Dropdown(directions, label="Direction")
@@ -89,7 +90,7 @@ class Photo:
             (vary, self.vary, {*several, self.amount}),
             (reconstruct, lambda values: self.on_photo("reconstruct", values), shared),
             (invert, lambda values: self.on_photo("invert", values), shared),
-            (relabel, self.relabel, {*shared, self.weight, *self.labels.inputs}),
+            (relabel, self.relabel, {*shared, self.mask, self.weight, *self.labels.inputs}),
             (slide, self.slide, {*shared, self.direction, self.range}),
         ):
             actions.add(button, overrides, inputs, self.show, outputs, button.value.lower())
@@ -126,14 +127,21 @@ class Photo:
 
     def inpaint(self, values: Values) -> list[str]:
         """Return the command that fills what is painted."""
-        layers = (values[self.mask] or {}).get("layers")
-        if not layers:
+        mask = self.painted(values)
+        if not mask:
             raise one_line("Nothing is painted. Paint what is to be filled.")
-        painted = np.max([np.asarray(layer.getchannel("A")) > 0 for layer in layers], axis=0)
+        return self.on_photo("inpaint", values, *mask)
+
+    def painted(self, values: Values) -> list[str]:
+        """Return the override with the mask, if something is painted."""
+        layers = (values[self.mask] or {}).get("layers") or []
+        painted = np.any([np.asarray(layer.getchannel("A")) > 0 for layer in layers], axis=0)
+        if not painted.any():
+            return []
         path = self.commands.folder / "photos" / f"mask_{digest(painted.tobytes())[:12]}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(painted).save(path)
-        return self.on_photo("inpaint", values, override("task.mask", path))
+        return [override("task.mask", path)]
 
     def vary(self, values: Values) -> list[str]:
         """Return the command that varies the face."""
@@ -144,7 +152,8 @@ class Photo:
         labels = self.labels.overrides(values)
         if not labels:
             raise one_line("No label is chosen. Choose one.")
-        return self.on_photo("edit", values, *labels, "guidance=labels", f"guidance.weight={values[self.weight]}")
+        guidance = ["guidance=labels", f"guidance.weight={values[self.weight]}"]
+        return self.on_photo("edit", values, *labels, *guidance, *self.painted(values))
 
     def slide(self, values: Values) -> list[str]:
         """Return the command that moves the face along a direction."""

@@ -8,6 +8,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentfaces.config.overrides import overridden_keys
+from latentfaces.data.arrays import open_array
 from latentfaces.diffusion import Conditioning
 from latentfaces.errors import UserError
 from latentfaces.files import atomic_write
@@ -60,12 +61,22 @@ def add_conditioning(cfg: DictConfig, data: Any) -> None:
             raise UserError(f"data.labels={cfg.data.labels} has changed since {cfg.run_dir} started. Restore it.")
 
 
-def save_labels(data: Any, run_dir: str) -> Any:
-    """Write the labels of the training images into the run folder, and return them as a tensor (N, L)."""
+def save_labels(data: Any, cfg: DictConfig) -> Any:
+    """Write the labels of the training images into the run folder, and return them as a tensor (N, L).
+
+    Raises:
+        UserError: at a resume, the labels differ from those of the run.
+    """
     import torch
 
-    rows = data.label_table.values[data.pack().train_indices]
+    rows, path = data.label_table.values[data.pack().train_indices], Path(cfg.run_dir) / LABELS
+    resumed = cfg.resume.lower() in ("auto", "true") and any(path.parent.glob("checkpoints/*.ckpt"))
+    if resumed and path.exists() and not np.array_equal(open_array(path), rows, equal_nan=True):
+        raise UserError(
+            f"Values of data.labels={cfg.data.labels} have changed since {cfg.run_dir} started. Restore them, use "
+            "resume=force to continue with the new ones, or choose another name=..."
+        )
     if is_main_process():
-        with atomic_write(Path(run_dir) / LABELS) as file:
+        with atomic_write(path) as file:
             np.save(file, rows)
     return torch.from_numpy(rows)

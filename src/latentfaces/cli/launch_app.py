@@ -27,7 +27,7 @@ from latentfaces.config.suggestions import format_error
 from latentfaces.config.validation import check_types
 from latentfaces.errors import UserError, missing_extra
 from latentfaces.files import drop_if_empty
-from latentfaces.run import find_run
+from latentfaces.model_folder import find_model
 
 SHARED = ("precision", "mark", "mark_certificate", "mark_key")
 """Overrides of task=app that apply to each command of the page."""
@@ -47,7 +47,7 @@ def serve(cfg: DictConfig) -> None:
             raise UserError(f"{key}=... has no effect with task=app. Choose it on the page.")
     expand_home(cfg)
     check_types(plain(cfg.task), "task")
-    server, run = instantiate(cfg.task), find_run(cfg.run, "ldm")
+    server, run = instantiate(cfg.task), find_model(cfg.run)
     if run.stage != "ldm":
         raise UserError(f"run={cfg.run} is of stage 1, which makes no new faces. Choose a run of stage 2.")
     from latentfaces.app import Commands, build_page, override

@@ -127,7 +127,7 @@ def build_training(
         module.autoencoder.load_state_dict(vae.state_dict())
         data.use_latents(module.autoencoder.cache_key, module.encode)
     if data.label_table is not None:
-        module.label_rows = save_labels(data, cfg.run_dir)
+        module.label_rows = save_labels(data, cfg)
     if is_main_process():
         if isinstance(init, VAE) or isinstance(trained_vae, VAE):
             bfloat16 = choices.precision.startswith("bf16")

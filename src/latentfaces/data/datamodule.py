@@ -147,7 +147,7 @@ class FFHQDataModule(LightningDataModule):
             raise UserError("model.labels needs labels. Add data.labels=FILE, or data.labels=auto with data=synthetic.")
         pack = self.pack()
         self.label_table = read_labels(
-            self.labels, self.source, pack.manifest["names"], pack.train_indices, names, self.label_types
+            self.labels, self.source, pack.manifest["names"], pack.train_indices, names, self.label_types, pack
         )
         if is_main_process():
             print(self.label_table.summary)

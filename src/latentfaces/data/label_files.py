@@ -1,5 +1,6 @@
 """Files with labels: one `Row` per image. They are untrusted; nothing in them is run."""
 
+import contextlib
 import csv
 import io
 import json
@@ -7,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from latentfaces.data.pack import Pack
 from latentfaces.data.sources import BadImageError, DrawnFaces, Photos, Source
-from latentfaces.data.synthetic import known_labels
+from latentfaces.data.synthetic import LABELS_VERSION, known_labels
 from latentfaces.errors import UserError
+from latentfaces.files import atomic_write, file_lock
 
 MAX_BYTES = 2**28
 AUTO, FOLDERS = "auto", "folders"
@@ -28,19 +31,20 @@ class Row(NamedTuple):
     """Where the row is, for messages."""
 
 
-def label_rows(wanted: str, source: Source, names: list[str]) -> Iterator[Row]:
+def label_rows(wanted: str, source: Source, names: list[str], pack: Pack | None = None) -> Iterator[Row]:
     """Yield the rows of a file or a rule.
 
     Args:
         wanted: value of `data.labels`: a CSV, a JSON, a folder of JSONs, or one of "auto" and "folders".
         source: the images. The file may be in their folder or .zip.
         names: names of the images.
+        pack: keeps the labels of drawn faces.
 
     Raises:
         UserError: the file is missing or damaged, or there are no such labels.
     """
     if wanted == AUTO:
-        return drawn_rows(source, names)
+        return drawn_rows(source, names, pack)
     if wanted == FOLDERS:
         return (Row(name, {CLASS: PurePosixPath(name).parent.name}, name) for name in names)
     path = Path(wanted).expanduser()
@@ -66,11 +70,22 @@ def read_text(path: Path, wanted: str, source: Source) -> str:
         raise UserError(f"data.labels={wanted} is not in UTF-8. Convert it.") from None
 
 
-def drawn_rows(source: Source, names: list[str]) -> Iterator[Row]:
-    """Yield the labels of drawn faces, which are known."""
+def drawn_rows(source: Source, names: list[str], pack: Pack | None) -> Iterator[Row]:
+    """Yield the labels of drawn faces, which are known. A file in the pack keeps them, as 10,000 take seconds."""
     if not isinstance(source, DrawnFaces):
         raise UserError("data.labels=auto is for data=synthetic. Give a file of labels.")
-    return (Row(name, known_labels(source.face_seed(index)), name) for index, name in enumerate(names))
+    path = pack.folder / f"labels-{LABELS_VERSION}-{pack.sha256[:8]}.csv" if pack is not None else None
+    if path is not None and path.exists():
+        return csv_rows(path.read_text(), str(path))
+    rows = [Row(name, known_labels(source.face_seed(index)), name) for index, name in enumerate(names)]
+    if path is not None:
+        lines = io.StringIO()
+        table = csv.DictWriter(lines, ["name", *rows[0].cells])
+        table.writeheader()
+        table.writerows({"name": row.image, **row.cells} for row in rows)
+        with contextlib.suppress(OSError), file_lock(path), atomic_write(path) as file:  # a pack may be read-only
+            file.write(lines.getvalue().encode())
+    return iter(rows)
 
 
 def csv_rows(text: str, path: str) -> Iterator[Row]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentfaces.data.label_files import CLASS, Row, label_rows, one_line
+from latentfaces.data.pack import Pack
 from latentfaces.data.sources import Photos, Source, natural_key
 from latentfaces.errors import UserError
 from latentfaces.labels import Kind, Label
@@ -46,6 +47,7 @@ def read_labels(
     train: NDArray[np.int64],
     chosen: Sequence[str] | None = None,
     kinds: Mapping[str, str] | None = None,
+    pack: Pack | None = None,
 ) -> LabelTable:
     """Read labels of images. Images without a row have missing values.
 
@@ -56,11 +58,12 @@ def read_labels(
         train: indices of the training images, which decide kinds, choices and statistics.
         chosen: names of the labels; None for all that can be used.
         kinds: kinds that the user sets, by label.
+        pack: keeps the labels of drawn faces.
 
     Raises:
         UserError: naming file and line, or the key.
     """
-    cells = Cells(names, label_rows(wanted, source, names))
+    cells = Cells(names, label_rows(wanted, source, names, pack))
     if not cells.places:
         example = f"{cells.unmatched} is none of the images" if cells.unmatched else "it has no rows"
         raise UserError(

@@ -18,9 +18,11 @@ from latentfaces.data.sources import BadImageError
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import EncoderFeatures, NetworkFeatures, saved_network
 from latentfaces.evaluation.probe import Probe, WithPixels
+from latentfaces.files import atomic_write, read_json
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.directions import probes_of
+from latentfaces.tasks.face_set import IMAGES
 from latentfaces.tasks.inpaint import Inpainting
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.photos import open_source
@@ -29,6 +31,7 @@ CENTER, RADII = (0.5, 0.6), (0.28, 0.34)
 """Ellipse around the inside of a face, from brows to chin, as fractions of the side of FFHQ's square."""
 RECOGNIZED = 256
 """Height and width of the faces that the recognizer sees."""
+REPORT = "photos.json"
 
 
 @dataclass(kw_only=True)
@@ -36,7 +39,7 @@ class Anonymize(Inpainting):
     """Generate the inside of each face in photos again, and paste it in place. Writes photos.json.
 
     Every other pixel of a photo is unchanged. The binary labels of a face, as probes recognize them, are kept. A photo
-    without a face, or one that fails, is listed with the reason.
+    without a face, or one that fails, is listed with the reason. A killed task with the same output resumes.
 
     Args:
         num_images: maximum number of photos.
@@ -67,8 +70,13 @@ class Anonymize(Inpainting):
         if self.recognizer is not None:
             recognizer = saved_network(self.recognizer, pipeline.device, "task.recognizer")
         probes = probes_of(pipeline, open_pack(Path(self.pack))) if self.pack is not None else {}
-        source, count, rows = open_source(self.image, "image"), 0, []
-        for number, name in enumerate(track(source.names[: self.num_images], "Photos")):
+        source, path = open_source(self.image, "image"), pictures.folder / REPORT
+        names = source.names[: self.num_images]
+        rows = finished(pictures, names)
+        count = sum(row.get("faces", 0) for row in rows)
+        for number in track(range(len(rows), len(names)), "Photos"):
+            save(path, {"origin": pictures.origin, "files": rows})
+            name = names[number]
             row: dict[str, Any] = {"photo": name}
             rows.append(row)
             try:
@@ -82,11 +90,11 @@ class Anonymize(Inpainting):
                 continue
             result = self.anonymized(pipeline, photo, squares, probes, count)
             count += len(squares)
-            path = pictures.write(as_tensor(result), f"{number:05d}.png", compress_level=1, index=number)
-            row |= {"file": path.name, "faces": len(squares)}
+            row |= {"file": f"{IMAGES}/{number:05d}.png", "faces": len(squares)}
+            pictures.write(as_tensor(result), row["file"], compress_level=1, index=number)
             if recognizer is not None:
                 row["distances"] = distances(recognizer, photo, result, squares)
-        return self.report(rows, pictures.folder / "photos.json")
+        return self.report(rows, path)
 
     def anonymized(
         self,
@@ -133,8 +141,29 @@ class Anonymize(Inpainting):
         for row in rows:
             if "left_out" in row:
                 print(f"left out: {row['photo']} ({row['left_out']})")
-        path.write_text(json.dumps({**summary, "files": rows}, indent=1))
+        save(path, {**summary, "files": rows})
         return path
+
+
+def finished(pictures: PictureFolder, names: list[str]) -> list[dict[str, Any]]:
+    """Return the rows of photos.json that a killed task has finished.
+
+    Raises:
+        UserError: the folder has a complete set, or photos of other settings.
+    """
+    state = read_json(pictures.folder / REPORT)
+    rows: list[dict[str, Any]] = state.get("files", [])
+    if state and "origin" not in state:
+        raise UserError(f"output={pictures.folder} already contains images. Choose another folder.")
+    if state and (state["origin"] != pictures.origin or [row["photo"] for row in rows] != names[: len(rows)]):
+        raise UserError(f"output={pictures.folder} contains images of other settings. Choose another folder.")
+    return rows
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write photos.json."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=1).encode())
 
 
 def as_tensor(image: Image.Image) -> Tensor:

@@ -235,7 +235,7 @@ class Evaluate(SamplingTask):
         """Return features (count, d), mapped from a resumable file, and the first images; both empty above rank 0."""
         ranks = pictures.ranks
         settings = {k: v for k, v in pictures.origin.get("settings", {}).items() if k not in FREE}
-        origin = json.loads(json.dumps({**pictures.origin, "settings": settings}))
+        origin = {**pictures.origin, "settings": settings}
         # Never finished: a later call may add images.
         rows = ResumableArray(pictures.folder / f"features-{extract.key}.npy", count, origin)
         first = ResumableArray(pictures.folder / "first.npy", SHOWN, origin)

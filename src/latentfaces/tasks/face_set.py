@@ -57,8 +57,7 @@ class FaceSet:
     def __init__(self, pictures: PictureFolder, total: int, names: Sequence[str], shards: int | None) -> None:
         self.pictures, self.folder, self.total, self.shards = pictures, pictures.folder, total, shards
         self.fields = ["name", *names]
-        origin = json.loads(json.dumps(pictures.origin))
-        self.features = ResumableArray(self.folder / "features.npy", total, origin)
+        self.features = ResumableArray(self.folder / "features.npy", total, pictures.origin)
         if not self.features.has_origin:
             raise UserError(f"output={self.folder} contains faces of other settings. Choose another folder.")
         self.features.resume()

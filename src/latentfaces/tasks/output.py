@@ -61,7 +61,8 @@ class PictureFolder:
         credentials: Credentials | None = None,
     ) -> None:
         self.ranks, self.credentials = ranks or Ranks(), credentials
-        self.folder, self.origin = Path(self.ranks.agree(folder)), origin
+        self.folder = Path(self.ranks.agree(folder))
+        self.origin: dict[str, Any] = json.loads(json.dumps(origin))  # a task that resumes compares it with a file
         self.count = 0
         self.source: Source = GENERATED
         """Source type of the next images. A task that changes photos sets `EDITED`."""
