@@ -32,7 +32,8 @@ class GracefulStop(Checkpoint):
         self.path = Path(path)
         self.received, self.exchange = 0, DelayedAllReduce()
         self.process = os.getpid()
-        self.looping = self.saving = False
+        self.looping = self.saving = self.accumulating = False
+        self.last_step = 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -68,8 +69,11 @@ class GracefulStop(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.looping = self.saving = True
+        self.last_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.accumulating = trainer.global_step == self.last_step
+        self.last_step = trainer.global_step
         self.check_between_steps(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,8 +96,7 @@ class GracefulStop(Checkpoint):
 
     def check_between_steps(self, trainer: Trainer) -> None:
         """Check for a signal, except while gradients are accumulated: no checkpoint holds them."""
-        # Lightning has no public name for whether this batch completes a step.
-        if not (self.saving and trainer.fit_loop.epoch_loop._should_accumulate()):
+        if not (self.saving and self.accumulating):
             self.stop_by(self.exchange.all_reduce_max(self.received, trainer.strategy.root_device))
 
     def leave(self, trainer: Trainer) -> None:
