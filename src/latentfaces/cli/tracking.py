@@ -65,17 +65,12 @@ def begin(logger: Any, config: Mapping[str, Any]) -> None:
         os.environ.setdefault(name, seconds)
     import wandb
 
-    # W&B reads its environment once a process, perhaps before Lightning sets WANDB_MODE: `_wandb_init` holds the
-    # arguments of `wandb.init`, and Lightning has no public way to change them.
-    if logger._offline:
-        logger._wandb_init["mode"] = "offline"
-        if "WANDB_SILENT" not in os.environ:
-            logger._wandb_init["settings"] = wandb.Settings(silent=True)
     try:
         logger.log_hyperparams(config)
     except (wandb.Error, OSError) as error:
         print(f"W&B: could not start online ({str(error).splitlines()[0]}). Logging offline.", file=sys.stderr)
-        # The failed run keeps its id: the offline run needs another.
+        # The failed run keeps its id: the offline run needs another. `_wandb_init` holds the arguments of `wandb.init`,
+        # and Lightning has no public way to change them.
         logger._wandb_init |= {"mode": "offline", "id": secrets.token_hex(4)}
         logger.log_hyperparams(config)
 
