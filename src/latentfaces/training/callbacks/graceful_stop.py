@@ -2,8 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from latentfaces.ranks import DelayedAllReduce, all_reduce_max
-from latentfaces.signals import Stopped, handle_signals
+from latentfaces.signals import Stopped
 from latentfaces.training.callbacks.checkpoints import LastCheckpoint
 from latentfaces.training.checkpoint import AtomicCheckpointIO
 
@@ -35,14 +33,8 @@ class GracefulStop(Checkpoint):
         self.looping = self.saving = self.accumulating = False
         self.last_step = 0
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within this context, handle signals."""
-        with handle_signals(self.note):
-            yield
-
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Handle a signal; see `handle_signals`."""
         if os.getpid() != self.process or self.received:  # a process that was forked from this one
             return
         self.received = number
