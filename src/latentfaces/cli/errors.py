@@ -53,7 +53,7 @@ def run(task: Callable[[DictConfig], Any], config: str) -> None:
             overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
             print(f"error: {format_error(error, config, overrides)}", file=sys.stderr)
             sys.exit(1)
-        if sentence := explain(error):  # Hydra cannot create the run folder
+        if sentence := explain(error):  # of an argument, or Hydra cannot create the run folder
             print(f"error: {sentence}", file=sys.stderr)
             sys.exit(2)
         raise
