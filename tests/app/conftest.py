@@ -1,21 +1,18 @@
 """A page of a tiny run."""
 
 import contextlib
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from gradio_client import Client
-from helpers.commands import SHORT, TINY_LDM, run_command, trained_in
+from helpers.commands import labeled_in_copy, run_command
 
 from latentfaces.app import Commands, Server, build_page
 from latentfaces.cli.launch_app import CHOICES, execute
 from latentfaces.run import open_run
 
-LABELED = [*TINY_LDM, *SHORT, "init=faces", "model/augmentation=nonleaky", "data.labels=auto", "name=labeled"]
-LABELED += ["model.labels=[smile,hair_color,age]"]
 RUN = "run=outputs/ldm/labeled"
 
 
@@ -30,7 +27,7 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workplace with a run that has labels and directions."""
-    place = trained_in(shutil.copytree(trained, tmp_path_factory.mktemp("app") / "trained"), LABELED)
+    place = labeled_in_copy(trained, tmp_path_factory)
     few = ["sampler.num_steps=2", "num_images=6", "task.num_components=2", "output=directions"]
     with contextlib.chdir(place):
         run_command("sample.py", RUN, "task=directions", *few)

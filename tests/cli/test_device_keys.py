@@ -36,8 +36,8 @@ def test_choices_are_applied_and_told_once(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["device.attention=fast"], "device.attention=fast is not one of auto, sdpa, plain"),
-        (["device.compile=perhaps"], "device.compile=perhaps is not one of auto, true, false"),
+        (["device.attention=fast"], "device.attention=fast is invalid: input should be 'auto', 'sdpa' or 'plain'."),
+        (["device.compile=perhaps"], "device.compile=perhaps is invalid: input should be 'auto', True or False."),
         (["device.attention=plain"], "device.attention has no effect on a network without attention"),
         (
             ["device.fused_optimizer=true", "model.optimizer.fused=true"],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, refused, run_command, trained_in
+from helpers.commands import LABELED, TINY_LDM, TINY_VAE, Command, labeled_in_copy, refused, run_command
 from helpers.states import checkpoint
 from PIL import Image
 
@@ -19,16 +19,13 @@ from latentfaces.labels import Label
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import open_run
 
-LABELED = [*TINY_LDM, *SHORT, "init=faces", "model/augmentation=nonleaky", "data.labels=auto", "name=labeled"]
-LABELED += ["model.labels=[smile,hair_color,age]"]
 FEW = ["run=labeled", "num_images=3", "sampler.num_steps=2"]
 
 
 @pytest.fixture(scope="module")
 def labeled(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workplace with a run that knows three labels and started from one without labels."""
-    place = shutil.copytree(trained, tmp_path_factory.mktemp("labels") / "trained")
-    return trained_in(place, LABELED)
+    return labeled_in_copy(trained, tmp_path_factory)
 
 
 @pytest.fixture

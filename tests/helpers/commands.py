@@ -42,6 +42,8 @@ TINY_LDM = [
     "data.batch_size=8",
 ]
 SHORT = ["logger=csv", "trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1"]
+LABELED = [*TINY_LDM, *SHORT, "init=faces", "model/augmentation=nonleaky", "data.labels=auto", "name=labeled"]
+LABELED += ["model.labels=[smile,hair_color,age]"]
 ADVERSARIAL = [
     "model/loss=adversarial",
     "model.loss.perceptual.net=squeeze",
@@ -120,3 +122,19 @@ def made_once(name: str, make: Callable[[Path], Any], factory: pytest.TempPathFa
             make(folder)
             done.touch()
     return shutil.copytree(folder, factory.mktemp(name) / "copy")
+
+
+def labeled_in_copy(trained: Path, factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of `trained` with a run that knows three labels and started from one without labels."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(trained, folder, dirs_exist_ok=True)
+        trained_in(folder, LABELED)
+
+    return made_once("labeled", make, factory)
+
+
+def many_faces(factory: pytest.TempPathFactory) -> Path:
+    """Return a workplace with a VAE of 400 drawn faces, 100 held out."""
+    vae = [*TINY_VAE, *SHORT, "data.num_images=400", "name=faces"]
+    return made_once("many", lambda folder: trained_in(folder, vae), factory)

@@ -11,7 +11,7 @@ from helpers.commands import SHORT, TINY_VAE
 from helpers.forked import Forker, Running
 from helpers.states import assert_same_end, checkpoint
 
-from latentfaces.signals import Stopped
+from latentfaces.signals import Stopped, handle_signals
 from latentfaces.training.callbacks import GracefulStop
 
 # 36 pictures in batches of 8 are 4 steps an epoch. Only a stop makes checkpoints.
@@ -88,7 +88,7 @@ def test_case_26_a_signal_outside_training_has_nothing_to_save(hook: str, straig
 def test_case_25_a_signal_before_training_ends_at_once_and_handlers_are_given_back(tmp_path: Path) -> None:
     stop = GracefulStop(tmp_path / "last.ckpt")
     before = {name: signal.getsignal(getattr(signal, name)) for name in STATUS}
-    with pytest.raises(Stopped) as stopped, stop.listening():  # noqa: PT012
+    with pytest.raises(Stopped) as stopped, handle_signals(stop.note):  # noqa: PT012
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(5)
         pytest.fail("the signal was ignored")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.commands import SHORT, TINY_LDM, TINY_VAE, refused, run_command, trained_in
+from helpers.commands import SHORT, TINY_LDM, many_faces, refused, run_command, trained_in
 from helpers.forked import Forker
 from helpers.several import run_on
 from PIL import Image
@@ -42,8 +42,7 @@ class SomePixels(nn.Module):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workplace with runs of both stages on 400 drawn faces, 100 held out, and a network of features."""
-    vae = [*TINY_VAE, *SHORT, "data.num_images=400", "name=faces"]
-    folder = trained_in(tmp_path_factory.mktemp("evaluated"), vae, [*TINY_LDM, *SHORT, "name=faces"])
+    folder = trained_in(many_faces(tmp_path_factory), [*TINY_LDM, *SHORT, "name=faces"])
     torch.jit.script(MeanColors()).save(str(folder / "colours.pt"))
     torch.jit.script(SomePixels()).save(str(folder / "pixels.pt"))
     return folder

@@ -121,7 +121,7 @@ def pair() -> tuple[EMA, Walk]:
     """Return an average of 7 and weights of 3."""
     ema, module = EMA(), Walk()
     nn.init.constant_(module.body.weight, 3.0)
-    ema.average = [torch.full((4,), 7.0)]
+    ema.averages[ema.sigma_rel] = [torch.full((4,), 7.0)]
     return ema, module
 
 
@@ -266,7 +266,7 @@ def restored(state: dict[str, Any], tmp_path: Path, **options: Any) -> EMA:
 
 def test_validated_width_and_tracks_may_be_exchanged(tmp_path: Path) -> None:
     old = keeping(tmp_path, sigma_rel=0.1)
-    old.average, old.others[0.05] = [torch.tensor([1.0])], [torch.tensor([2.0])]
+    old.averages = {0.1: [torch.tensor([1.0])], 0.05: [torch.tensor([2.0])]}
     new = restored(old.state_dict(), tmp_path, sigma_rel=0.05)
     assert new.average[0].item() == 2
     assert new.averages[0.1][0].item() == 1

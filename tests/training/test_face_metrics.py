@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.commands import SHORT, TINY_LDM, TINY_VAE, refused, run_command, trained_in
+from helpers.commands import SHORT, TINY_LDM, many_faces, refused, run_command
 from helpers.states import rows_of
 from torch import Tensor
 
@@ -21,8 +21,7 @@ OFTEN = "callbacks.face_metrics.every_n_minutes=0"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workplace with a VAE of 400 drawn faces, 100 held out."""
-    return trained_in(tmp_path_factory.mktemp("measured"), [*TINY_VAE, *SHORT, "data.num_images=400", "name=faces"])
+    return many_faces(tmp_path_factory)
 
 
 @pytest.fixture

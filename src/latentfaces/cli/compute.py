@@ -8,18 +8,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from latentfaces.config.overrides import overridden_keys
+from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.data.packing import num_threads
 from latentfaces.errors import UserError, warn
 from latentfaces.nn import (
     DeviceChoices,
-    Kernel,
     attention_kernel,
     best_device,
     choose_kernel,
@@ -27,8 +25,6 @@ from latentfaces.nn import (
     has_convolutions,
 )
 
-ATTENTION = {"auto": None, **{kernel: kernel for kernel in get_args(Kernel)}}
-SWITCH: dict[Any, bool | None] = {"auto": None, True: True, False: False}
 # Of glibc's malloc.h; see mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NEVER, LARGEST = -1, 2**30
@@ -78,27 +74,13 @@ def device_choices(cfg: DictConfig) -> DeviceChoices:
     """Return the device choices of the config, with `auto` resolved to the fastest.
 
     Raises:
-        UserError: a value is invalid, or has no effect with the chosen optimizer.
+        UserError: device.fused_optimizer has no effect with the chosen optimizer.
     """
-    fastest = DeviceChoices.fastest(training_device(cfg.trainer))
-    choices = replace(
-        fastest,
-        attention=one_of("attention", cfg.device.attention, ATTENTION),
-        fused_optimizer=cfg.device.fused_optimizer,
-    )
-    for name in ("phased_upsampling", "channels_last", "compile"):
-        if (switch := one_of(name, cfg.device[name], SWITCH)) is not None:
-            choices = replace(choices, **{name: switch})
     if "device.fused_optimizer" in overridden_keys() and not OmegaConf.is_interpolation(cfg.model.optimizer, "fused"):
         raise UserError(f"device.fused_optimizer has no effect on {cfg.model.optimizer._target_}. Leave it out.")
-    return choices if cfg.trainer.precision == "auto" else replace(choices, precision=str(cfg.trainer.precision))
-
-
-def one_of(name: str, value: Any, choices: dict[Any, Any]) -> Any:
-    """Return the entry of `choices` for a key's value."""
-    if value not in choices:
-        raise UserError(f"device.{name}={value} is not one of {', '.join(str(key).lower() for key in choices)}")
-    return choices[value]
+    keys = {**plain(cfg.device), "precision": str(cfg.trainer.precision)}
+    chosen = {key: value for key, value in keys.items() if value != "auto"}
+    return replace(DeviceChoices.fastest(training_device(cfg.trainer)), **chosen)
 
 
 def apply_choices(choices: DeviceChoices, network: nn.Module, device: torch.device) -> str:
@@ -119,11 +101,8 @@ def apply_choices(choices: DeviceChoices, network: nn.Module, device: torch.devi
     elif "device.attention" in overridden:
         raise UserError("device.attention has no effect on a network without attention. Leave it out.")
     if choose_upsampling(network, choices.phased_upsampling):
-        words += [
-            f"upsampling {'in phases' if phased else 'plain'}"
-            for phased in [choices.phased_upsampling]
-            if phased is not None
-        ]
+        if choices.phased_upsampling is not None:
+            words.append("upsampling in phases" if choices.phased_upsampling else "upsampling plain")
     elif "device.phased_upsampling" in overridden:
         raise UserError("device.phased_upsampling has no effect without nearest-neighbor upsampling. Leave it out.")
     if has_convolutions(network):

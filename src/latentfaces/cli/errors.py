@@ -1,14 +1,13 @@
 """Errors that the user can fix, printed as one line."""
 
-import contextlib
 import errno
 import functools
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
@@ -16,11 +15,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from latentfaces.config.overrides import as_text
+from latentfaces.config.paths import CONF
+from latentfaces.config.schema import register
 from latentfaces.config.secrets import refuse_secret_overrides
 from latentfaces.config.suggestions import format_error
 from latentfaces.errors import UserError, escape_stdout, no_room
 
-FULL_ERROR = "HYDRA_FULL_ERROR"
 FULL_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 """Parts of the messages of torch's allocators and of CUDA libraries."""
 STATE_OF_THE_MACHINE = {
@@ -31,56 +31,48 @@ STATE_OF_THE_MACHINE = {
 """Errors of the operating system that are no bug of the program, and their fixes."""
 
 
-def run(main: Callable[[], Any], config: str) -> None:
-    """Run a command, and print an error of its config as one line.
+def run(task: Callable[[DictConfig], Any], config: str) -> None:
+    """Run a command, and print an error that the user can fix as one line.
 
     Args:
-        main: the command.
+        task: the command.
         config: the name of its config.
     """
     escape_stdout()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
+    register()
+    command = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(one_sentence(task))
     try:
-        refuse_secret_overrides(sys.argv[1:])
-        for argument in sys.argv[1:]:
-            if config == "train" and argument.encode(errors="replace").decode() != argument:
-                raise UserError(f"{argument} is not in UTF-8. Rename the file or folder.")
-        if any(argument.startswith("--experimental-rerun") for argument in sys.argv):
-            raise UserError(
-                "--experimental-rerun unpickles a file, which can run any code. Repeat the overrides instead."
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    # First, since argparse would not know an override that follows it.
-    sys.argv[1:] = sorted(map(as_text, sys.argv[1:]), key=lambda argument: argument not in ("-m", "--multirun"))
-    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    try:
-        with errors_raised():
-            main()
+        check_arguments(config)
+        # -m comes first, since argparse would not know an override that follows it.
+        sys.argv[1:] = sorted(map(as_text, sys.argv[1:]), key=lambda argument: argument not in ("-m", "--multirun"))
+        command()
     except Exception as error:
         is_of_config = isinstance(error, HydraException | OmegaConfBaseException)
         if is_of_config or str(error).startswith("Config group override"):  # a plain ValueError of Hydra
+            overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
             print(f"error: {format_error(error, config, overrides)}", file=sys.stderr)
             sys.exit(1)
-        if sentence := explain(error):  # Hydra cannot create the run folder
+        if sentence := explain(error):  # of an argument, or Hydra cannot create the run folder
             print(f"error: {sentence}", file=sys.stderr)
             sys.exit(2)
-        traceback.print_exc()
-        sys.exit(1)
+        raise
 
 
-@contextlib.contextmanager
-def errors_raised() -> Iterator[None]:
-    """Within this context Hydra raises errors instead of printing them."""
-    before = os.environ.get(FULL_ERROR)
-    os.environ[FULL_ERROR] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[FULL_ERROR]
-        else:
-            os.environ[FULL_ERROR] = before
+def check_arguments(config: str) -> None:
+    """Reject arguments that Hydra may not see.
+
+    Raises:
+        UserError: an argument holds a secret, is not in UTF-8, or runs code.
+    """
+    refuse_secret_overrides(sys.argv[1:])
+    for argument in sys.argv[1:]:
+        if config == "train" and argument.encode(errors="replace").decode() != argument:
+            raise UserError(f"{argument} is not in UTF-8. Rename the file or folder.")
+        if argument.startswith("--experimental-rerun"):
+            raise UserError(
+                "--experimental-rerun unpickles a file, which can run any code. Repeat the overrides instead."
+            )
 
 
 def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

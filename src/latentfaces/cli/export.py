@@ -2,28 +2,18 @@
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from latentfaces.cli.errors import one_sentence, run
-from latentfaces.config.paths import CONF
-from latentfaces.config.schema import ExportConfig, register
+from latentfaces.cli.errors import run
+from latentfaces.config.schema import ExportConfig
 from latentfaces.config.secrets import refuse_links
 from latentfaces.config.validation import check_keys
 from latentfaces.errors import UserError
 
-register()
 
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="export")
 def export(cfg: DictConfig) -> None:
-    """Export a run, and upload the folder if asked for."""
-    one_sentence(export_run)(cfg)
-
-
-def export_run(cfg: DictConfig) -> None:
-    """Export a run, and print where the folder is."""
-    from latentfaces.export.folder import export  # imports torch: only once the config composes
+    """Export a run, upload the folder if asked for, and print where it is."""
+    from latentfaces.export.folder import export as export_run  # imports torch: only once the config composes
     from latentfaces.export.hub import check_push, push
     from latentfaces.run import find_run
 
@@ -33,7 +23,7 @@ def export_run(cfg: DictConfig) -> None:
         check_push(cfg.push)
     elif cfg.dry_run:
         raise UserError("dry_run=true has no effect without push=ID. Leave it out.")
-    folder = export(find_run(cfg.run, "ldm"), Path(cfg.to))
+    folder = export_run(find_run(cfg.run, "ldm"), Path(cfg.to))
     if cfg.push is not None:
         print(push(folder, cfg.push, cfg.dry_run))
     print(folder)

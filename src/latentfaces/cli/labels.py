@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
-from latentfaces.config.overrides import overridden_keys
+from latentfaces.cli.resume import resumed_run
+from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.data.arrays import open_array
 from latentfaces.diffusion import Conditioning
 from latentfaces.errors import UserError
 from latentfaces.files import atomic_write
 from latentfaces.ranks import is_main_process
-from latentfaces.run import CONFIG, LABELS
+from latentfaces.run import LABELS
 
 
 def has_labels(cfg: DictConfig) -> bool:
@@ -54,11 +55,9 @@ def add_conditioning(cfg: DictConfig, data: Any) -> None:
             "joint_dropout": conditioning.joint_dropout,
         }
         cfg.model.denoiser.network.label_channels += conditioning.size  # in addition to those of the augmentation
-    config = Path(cfg.run_dir) / CONFIG
-    if cfg.resume.lower() != "false" and config.exists():
-        before: Any = OmegaConf.load(config)
-        if OmegaConf.select(before, "model.conditioning") != cfg.model.conditioning:
-            raise UserError(f"data.labels={cfg.data.labels} has changed since {cfg.run_dir} started. Restore it.")
+    run = resumed_run(cfg)
+    if run is not None and run.config["model"].get("conditioning") != plain(cfg.model.conditioning):
+        raise UserError(f"data.labels={cfg.data.labels} has changed since {cfg.run_dir} started. Restore it.")
 
 
 def save_labels(data: Any, cfg: DictConfig) -> Any:

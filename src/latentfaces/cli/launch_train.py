@@ -35,7 +35,7 @@ from latentfaces.nn import DeviceChoices
 from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import destroy_process_group, is_main_process
 from latentfaces.run import CONFIG, Run, open_run
-from latentfaces.signals import Stopped
+from latentfaces.signals import Stopped, handle_signals
 
 
 @contextlib.contextmanager
@@ -84,7 +84,7 @@ def graceful_stop(cfg: DictConfig) -> Iterator[Any]:
 
     stop = GracefulStop(Path(cfg.run_dir) / "checkpoints" / "last.ckpt")
     try:
-        with stop.listening():
+        with handle_signals(stop.note):
             yield stop
     except Stopped as stopped:
         if is_main_process():

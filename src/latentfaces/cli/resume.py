@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from latentfaces.config.overrides import leaves_of
 from latentfaces.errors import UserError, warn
 from latentfaces.ranks import is_main_process
-from latentfaces.run import MOVED, RESULT, resume_command, train_program
+from latentfaces.run import CONFIG, MOVED, RESULT, Run, open_run, resume_command, train_program
 
 CANDIDATES = ("last", "last.previous", "best")
 """Checkpoints to resume from, the newest first."""
@@ -81,6 +81,12 @@ def trained_alone(cfg: DictConfig) -> Iterator[None]:
         raise
     finally:
         lock.release()
+
+
+def resumed_run(cfg: DictConfig) -> Run | None:
+    """Return the run that this training resumes, if it has started before."""
+    folder = Path(cfg.run_dir)
+    return open_run(folder) if cfg.resume.lower() != "false" and (folder / CONFIG).exists() else None
 
 
 def claim_run(cfg: DictConfig) -> Path | None:

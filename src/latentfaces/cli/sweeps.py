@@ -4,7 +4,6 @@ import contextlib
 import importlib.metadata
 import sys
 import traceback
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -97,24 +96,18 @@ def check_plugins(config: DictConfig) -> None:
     """Reject a sweeper or launcher that is not installed."""
     for kind in ("sweeper", "launcher"):
         package = str(config.hydra[kind]._target_).split(".")[1]
-        if package in EXTRAS and not is_installed(package):
+        try:
+            if package in EXTRAS:
+                importlib.metadata.version(package)  # without importing it
+        except importlib.metadata.PackageNotFoundError:
             choice = config.hydra.runtime.choices[f"hydra/{kind}"]
-            raise missing_extra(f"hydra/{kind}={choice}", EXTRAS[package])
+            raise missing_extra(f"hydra/{kind}={choice}", EXTRAS[package]) from None
 
 
 def check_name(config: DictConfig) -> None:
     """Reject several names: all jobs of a sweep are in the folder of one."""
     if "name" in varied_keys(config):
         raise UserError("A sweep has one name, and each of its jobs a number. Give one name=...")
-
-
-def is_installed(package: str) -> bool:
-    """Return whether a package is installed, without importing it."""
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def varied_keys(config: DictConfig) -> list[str]:
@@ -158,8 +151,5 @@ def check_folder(config: DictConfig) -> None:
 
 def what_varies(config: Any) -> tuple[list[str], Any]:
     """Return the overrides and sweeper parameters that define the jobs of a sweep."""
-
-    def lasting(overrides: Iterable[str]) -> list[str]:
-        return [item for item in overrides if not item.lstrip("+").startswith(CHANGING_ON_RESUME)]
-
-    return lasting(config.hydra.overrides.task), config.hydra.sweeper.get("params")
+    overrides = [item for item in config.hydra.overrides.task if not item.lstrip("+").startswith(CHANGING_ON_RESUME)]
+    return overrides, config.hydra.sweeper.get("params")

@@ -5,7 +5,6 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
@@ -13,10 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from latentfaces.cli.resume import resumed_run
 from latentfaces.config.secrets import key_in_netrc
 from latentfaces.errors import UserError
 from latentfaces.ranks import is_main_process
-from latentfaces.run import CONFIG, open_run
 
 SECONDS = {"WANDB_INIT_TIMEOUT": "10", "WANDB_FINISH_TIMEOUT": "60"}
 """Environment variables of W&B that limit how long it delays the start and the end of a run, with our defaults."""
@@ -38,7 +37,9 @@ def prepare_wandb(cfg: DictConfig) -> None:
     if hydra.mode == RunMode.MULTIRUN:
         wandb.name, wandb.tags = f"{cfg.name}/{hydra.job.num}", [*wandb.tags, "sweep"]
     if wandb.id is None and "WANDB_RUN_ID" not in os.environ:  # which an agent of W&B sets
-        wandb.id = earlier_wandb_id(cfg) or secrets.token_hex(4)
+        run = resumed_run(cfg)
+        earlier = run.config["logger"].get("wandb", {}).get("id") if run is not None else None
+        wandb.id = earlier or secrets.token_hex(4)
 
 
 def is_offline() -> bool:
@@ -53,14 +54,6 @@ def is_offline() -> bool:
     return True
 
 
-def earlier_wandb_id(cfg: DictConfig) -> str | None:
-    """Return the id of the W&B run of the training that this one resumes, if there is one."""
-    folder = Path(cfg.run_dir)
-    if cfg.resume.lower() == "false" or not (folder / CONFIG).exists():
-        return None
-    return open_run(folder).config["logger"].get("wandb", {}).get("id")
-
-
 def begin(logger: Any, config: Mapping[str, Any]) -> None:
     """Start the run on W&B with its config. If it cannot start online, start it offline.
 
@@ -72,17 +65,12 @@ def begin(logger: Any, config: Mapping[str, Any]) -> None:
         os.environ.setdefault(name, seconds)
     import wandb
 
-    # W&B reads its environment once a process, perhaps before Lightning sets WANDB_MODE: `_wandb_init` holds the
-    # arguments of `wandb.init`, and Lightning has no public way to change them.
-    if logger._offline:
-        logger._wandb_init["mode"] = "offline"
-        if "WANDB_SILENT" not in os.environ:
-            logger._wandb_init["settings"] = wandb.Settings(silent=True)
     try:
         logger.log_hyperparams(config)
     except (wandb.Error, OSError) as error:
         print(f"W&B: could not start online ({str(error).splitlines()[0]}). Logging offline.", file=sys.stderr)
-        # The failed run keeps its id: the offline run needs another.
+        # The failed run keeps its id: the offline run needs another. `_wandb_init` holds the arguments of `wandb.init`,
+        # and Lightning has no public way to change them.
         logger._wandb_init |= {"mode": "offline", "id": secrets.token_hex(4)}
         logger.log_hyperparams(config)
 

@@ -6,12 +6,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentfaces.autoencoder import VAE, is_pretrained, load_pretrained
+from latentfaces.cli.resume import resumed_run
 from latentfaces.config.overrides import overridden_keys
 from latentfaces.config.paths import CONF
 from latentfaces.errors import UserError
 from latentfaces.files import atomic_write
 from latentfaces.ranks import is_main_process
-from latentfaces.run import CONFIG, DATA, Run, check_targets, find_run, folders_named, open_run
+from latentfaces.run import DATA, Run, check_targets, find_run, folders_named
 
 
 def add_trained_vae(cfg: DictConfig) -> Run | VAE:
@@ -31,8 +32,7 @@ def add_trained_vae(cfg: DictConfig) -> Run | VAE:
         keys = ("root", "num_images", *["resolution"] * resolution_chosen)
         return own_data is None or all(run.config["data"].get(key) == own_data.get(key) for key in keys)
 
-    if cfg.resume.lower() != "false" and (Path(cfg.run_dir) / CONFIG).exists():
-        run = open_run(cfg.run_dir)
+    if (run := resumed_run(cfg)) is not None:
         trained = run.config["vae"]
         if cfg.vae not in (None, "latest"):  # repeated from the first command; that run may be gone
             named = [folder.resolve() for folder in folders_named(cfg.vae, "vae")]

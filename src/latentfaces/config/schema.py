@@ -60,12 +60,12 @@ class TrainerConfig:
 
 @dataclass
 class DeviceConfig:
-    """Keys `device.*`: how networks are computed. `latentfaces.cli.compute` has their values."""
+    """Keys `device.*`: how networks are computed; see `latentfaces.nn.DeviceChoices`."""
 
-    attention: str = "auto"
-    phased_upsampling: Any = "auto"
-    channels_last: Any = "auto"
-    compile: Any = "auto"
+    attention: str = key("auto", Literal["auto", "sdpa", "plain"])
+    phased_upsampling: Any = key("auto", Literal["auto", True, False])
+    channels_last: Any = key("auto", Literal["auto", True, False])
+    compile: Any = key("auto", Literal["auto", True, False])
     fused_optimizer: bool = True
 
 

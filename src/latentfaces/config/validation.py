@@ -105,7 +105,6 @@ def check_training(cfg: DictConfig) -> None:
     check_types(OmegaConf.to_container(cfg, resolve=True))
     check_keys(cfg, TrainConfig)
     check_run(cfg, overridden)
-    check_length(cfg.trainer)
     check_model(cfg, overridden)
 
 
@@ -181,17 +180,9 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
             "trainer.overfit_batches is not supported. Use a small folder with data.root=..., or data=synthetic "
             "data.num_images=..."
         )
-
-
-def check_length(trainer: DictConfig) -> None:
-    """Check the limits of a training.
-
-    Raises:
-        UserError: naming the key and the fix.
-    """
-    if trainer.fast_dev_run:
+    if cfg.trainer.fast_dev_run:
         raise UserError("trainer.fast_dev_run leaves no run. Use trainer.max_steps=2 trainer.val_check_interval=1")
-    time = trainer.max_time
+    time = cfg.trainer.max_time
     if time is not None and not (re.fullmatch(r"\d+(:\d+){3}", time) and re.search("[1-9]", time)):
         raise UserError(f"trainer.max_time={time} is invalid: use days:hours:minutes:seconds, e.g. 00:01:30:00")
 

@@ -2,7 +2,7 @@
 
 from latentfaces.nn.attention import SelfAttention, SelfAttention2d, attention, choose_kernel
 from latentfaces.nn.blocks import Downsample, Downsampling, ResBlock, Upsample, Upsampling, choose_upsampling
-from latentfaces.nn.device import DeviceChoices, Kernel, attention_kernel, best_device, has_convolutions
+from latentfaces.nn.device import DeviceChoices, attention_kernel, best_device, has_convolutions
 from latentfaces.nn.embeddings import TimeEmbedding, position_table_2d, rotate, rotation_2d
 from latentfaces.nn.normalization import RMSNorm, group_norm, zero_init
 from latentfaces.nn.weights import weights_hash
@@ -11,7 +11,6 @@ __all__ = [
     "DeviceChoices",
     "Downsample",
     "Downsampling",
-    "Kernel",
     "RMSNorm",
     "ResBlock",
     "SelfAttention",

@@ -29,18 +29,18 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"every_n_minutes={every_n_minutes} must be above 0, or null")
         self.path = Path(dirpath) / "last.ckpt"
         self.every_n_train_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
-        self.written_step, self.written_at = 0, 0.0
+        self.last_step, self.written_at = 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.written_step, self.written_at = trainer.global_step, time.monotonic()
+        self.last_step, self.written_at = trainer.global_step, time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        # No checkpoint holds a part of a step. Lightning has no public name for whether this batch completes one.
-        if trainer.fit_loop.epoch_loop._should_accumulate():
+        if trainer.global_step == self.last_step:  # gradients are accumulated: no checkpoint holds a part of a step
             return
-        if trainer.global_step != self.written_step and self.due(trainer):
+        self.last_step = trainer.global_step
+        if self.due(trainer):
             trainer.save_checkpoint(self.path)
-            self.written_step, self.written_at = trainer.global_step, time.monotonic()
+            self.written_at = time.monotonic()
 
     def due(self, trainer: Trainer) -> bool:
         """Return True if a checkpoint is due. Equal on all ranks."""

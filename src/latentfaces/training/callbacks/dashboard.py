@@ -1,5 +1,6 @@
 """Weights & Biases: W&B groups panels by the part of their names before the first slash."""
 
+import os
 import platform
 import time
 from collections.abc import Mapping
@@ -35,9 +36,16 @@ def panel(name: str) -> str:
 
 
 class DashboardLogger(WandbLogger):
-    """Lightning's W&B logger, with each value in its section."""
+    """Lightning's W&B logger, with each value in its section, and silent if it is offline."""
 
     def __init__(self, **options: Any) -> None:
+        if options.get("offline"):
+            import wandb
+
+            # W&B reads its environment once a process, perhaps before Lightning sets WANDB_MODE.
+            options["mode"] = "offline"
+            if "WANDB_SILENT" not in os.environ:
+                options["settings"] = wandb.Settings(silent=True)
         super().__init__(**options)
         self._wandb_init.pop("anonymous", None)  # W&B warns about this argument, which Lightning always passes
 

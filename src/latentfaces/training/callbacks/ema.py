@@ -57,30 +57,28 @@ class EMA(Callback):
             raise ValueError(f"snapshots={snapshots} needs folder=..., where to write them")
         self.sigma_rel, self.tracks, self.snapshots = sigma_rel, tracks, snapshots
         self.folder = Path(folder) if folder is not None else None
-        self.average: list[Tensor] = []
-        self.others: dict[float, list[Tensor]] = {width: [] for width in tracks if width != sigma_rel}
-        self.powers = {width: power_of_width(width) for width in (sigma_rel, *self.others)}
+        self.averages: dict[float, list[Tensor]] = {width: [] for width in (sigma_rel, *tracks)}
+        """All averages, by width."""
+        self.powers = {width: power_of_width(width) for width in self.averages}
         self.weights: list[Tensor] = []
         """Tensors that are averaged. Listing them in each step would take longer than a small average."""
         self.num_updates = self.num_due = self.num_written = 0
         self.swapped = False
 
     @property
-    def averages(self) -> dict[float, list[Tensor]]:
-        """All averages, by width."""
-        return {self.sigma_rel: self.average, **self.others}
+    def average(self) -> list[Tensor]:
+        """The average of width `sigma_rel`."""
+        return self.averages[self.sigma_rel]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parameters = self.parameters(pl_module)
         self.weights = [local_tensor(p) for p in parameters]
-        placed = {
+        self.averages = {
             width: [placed_like(a, p) for a, p in zip(average, parameters, strict=True)]
             if average
             else [p.detach().clone() for p in parameters]
             for width, average in self.averages.items()
         }
-        self.average = placed.pop(self.sigma_rel)
-        self.others = placed
         if self.folder is not None and is_main_process():  # delete what was written in steps that were lost in a kill
             for orphan in self.folder.glob("step_*.pth.partial"):
                 orphan.unlink()
@@ -112,8 +110,7 @@ class EMA(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Lightning moves the module to the CPU, so that the next job of a sweep finds the GPU's memory free.
         self.weights = []
-        self.average, *others = ([a.cpu() for a in average] for average in self.averages.values())
-        self.others = dict(zip(self.others, others, strict=True))
+        self.averages = {width: [a.cpu() for a in average] for width, average in self.averages.items()}
 
     def due(self, pl_module: LightningModule) -> int:
         """Return the number of snapshots that are due by now."""
@@ -131,9 +128,8 @@ class EMA(Callback):
             return
         self.num_written = self.num_updates
         names = [name for name, p in pl_module.network.named_parameters() if p.requires_grad]
-        averages = self.averages
         tracks = {
-            width: gathered({name: value.half() for name, value in zip(names, averages[width], strict=True)})
+            width: gathered({name: value.half() for name, value in zip(names, self.averages[width], strict=True)})
             for width in self.tracks
         }
         rest = gathered({name: value for name, value in pl_module.network.state_dict().items() if name not in names})
@@ -185,7 +181,7 @@ class EMA(Callback):
         return {
             "sigma_rel": self.sigma_rel,
             "average": self.average,
-            "others": self.others,
+            "others": {width: average for width, average in self.averages.items() if width != self.sigma_rel},
             "num_updates": self.num_updates,
             "num_due": self.num_due,
         }
@@ -199,8 +195,7 @@ class EMA(Callback):
                     f"the checkpoint has averages of width {', '.join(map(str, kept))}, and none of {width}: take "
                     "callbacks.ema.sigma_rel and callbacks.ema.tracks from these, or callbacks=default for no tracks"
                 )
-        self.average = kept[self.sigma_rel]
-        self.others = {width: kept[width] for width in self.others}
+        self.averages = {width: kept[width] for width in self.averages}
         self.num_updates, self.num_due = state_dict["num_updates"], state_dict.get("num_due", 0)
 
 

@@ -2,8 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from latentfaces.ranks import DelayedAllReduce, all_reduce_max
-from latentfaces.signals import Stopped, handle_signals
+from latentfaces.signals import Stopped
 from latentfaces.training.callbacks.checkpoints import LastCheckpoint
 from latentfaces.training.checkpoint import AtomicCheckpointIO
 
@@ -32,16 +30,11 @@ class GracefulStop(Checkpoint):
         self.path = Path(path)
         self.received, self.exchange = 0, DelayedAllReduce()
         self.process = os.getpid()
-        self.looping = self.saving = False
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within this context, handle signals."""
-        with handle_signals(self.note):
-            yield
+        self.looping = self.saving = self.accumulating = False
+        self.last_step = 0
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Handle a signal; see `handle_signals`."""
         if os.getpid() != self.process or self.received:  # a process that was forked from this one
             return
         self.received = number
@@ -68,8 +61,11 @@ class GracefulStop(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.looping = self.saving = True
+        self.last_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.accumulating = trainer.global_step == self.last_step
+        self.last_step = trainer.global_step
         self.check_between_steps(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,8 +88,7 @@ class GracefulStop(Checkpoint):
 
     def check_between_steps(self, trainer: Trainer) -> None:
         """Check for a signal, except while gradients are accumulated: no checkpoint holds them."""
-        # Lightning has no public name for whether this batch completes a step.
-        if not (self.saving and trainer.fit_loop.epoch_loop._should_accumulate()):
+        if not (self.saving and self.accumulating):
             self.stop_by(self.exchange.all_reduce_max(self.received, trainer.strategy.root_device))
 
     def leave(self, trainer: Trainer) -> None:
