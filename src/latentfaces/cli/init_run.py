@@ -55,7 +55,7 @@ def add_init_run(cfg: DictConfig) -> Run | VAE | None:
     elif named is not None and is_pretrained(named):
         return add_pretrained(cfg)
     elif named is not None:
-        run = find_run(named, cfg.stage, key)
+        run = find_run(named, cfg.stage, key=key)
         if run.stage != cfg.stage:
             raise UserError(f"{key}={named} is a run of model={run.stage}. Choose one of model={cfg.stage}.")
         if run.stage == "ldm" and run.config["model"]["denoiser"]["network"].get("flow_map"):
