@@ -87,6 +87,7 @@ REFUSED = {
     "a VAE of other channels": ([*LDM, "vae=wide"], "network.channels=4, and this run 8."),
     "another VAE": ([*VAE, "model.autoencoder.channels=16"], "model.autoencoder.channels=8, and this run 16."),
     "no such run": ([*LDM, "init=nobody"], "init=nobody is neither a run's folder nor a name in outputs/ldm."),
+    "no such run to distill": (["model=fast", *SHORT, "run=nobody"], "error: run=nobody is neither a run's folder"),
     "the other stage": ([*LDM, "init=outputs/vae/faces"], "is a run of model=vae. Choose one of model=ldm."),
     "parts of nothing": ([*TINY_VAE, *SHORT, "trainable=norms"], "trainable=norms has no effect without init=RUN."),
     "no such parts": ([*LDM, "trainable=first"], "trainable=first is invalid"),

@@ -144,6 +144,7 @@ MISTAKES = {
         ["run=faces", "task=compare"],
         "task=compare needs a run that was trained with data.labels",
     ),
+    "nothing to compare": (["run=labeled", "task=compare"], "task=compare has nothing to compare"),
     "strength": (["run=labeled", "task=edit", "labels.smile=1", "task.strength=1"], "task.strength=... has no effect"),
     "no labels": (["run=labeled", "task=edit", "task.mask=hole.png"], "task.mask=... has no effect without labels"),
     "digit first": (["run=labeled", "labels.5_o_Clock_Shadow=1"], "Unknown label labels.5_o_Clock_Shadow."),
@@ -184,6 +185,11 @@ def test_a_resume_continues_with_the_same_labels_alone(labeled: Path, monkeypatc
 
 
 IDLE = {
+    "model.labels=smile is not a list. Write 'model.labels=[smile]'.": [
+        *TINY_LDM,
+        "data.labels=auto",
+        "model.labels=smile",
+    ],
     "model.labels has no effect without data.labels": [*TINY_LDM, "model.labels=[smile]"],
     "data.label_types has no effect without data.labels": [*TINY_LDM, "data.label_types.smile=category"],
     "data.labels=auto has no effect with model=vae": [*TINY_VAE, "data.labels=auto"],

@@ -40,10 +40,10 @@ UNCOMPOSED = {
     "model=vea": "Unknown choice model=vea. Did you mean vae? Choices: fast, ldm, vae.",
     "~callbacks.previws": "Unknown key callbacks.previws. Did you mean callbacks.previews?",
     "experiment=null": "experiment=null is not a choice of this group. Leave it out.",
-    "model.autoencoder": "Cannot parse override model.autoencoder.",
+    "model.autoencoder": "Cannot parse override model.autoencoder. Write model.autoencoder=VALUE.",
     "data=synthetic,ffhq": "Ambiguous value for argument 'data=synthetic,ffhq'",
     "name=my, faces=new": "Cannot parse override name=my, faces=new. Quote a value",
-    "trainer.max_steps=1e3": "Error merging override trainer.max_steps=1e3: Value '1000.0' of type 'float'",
+    "trainer.max_steps=1e3": "trainer.max_steps=1e3 is invalid: value '1000.0' of type 'float'",
     "data.num_images=9": "Unknown key data.num_images for this choice of data. It belongs to data=synthetic.",
     "model.adversary.weight=1": "Unknown key model.adversary.weight.",
     "hydra.run.dir=/dev/null": "/dev/null: File exists. Choose another folder.",
@@ -67,7 +67,7 @@ def test_case_01_an_option_that_does_not_exist_is_told_with_those_that_do(workpl
 
 WRONG = {
     "model.autoencoder.channels=abc": "model.autoencoder.channels=abc is invalid: input should be a valid integer",
-    "trainer.max_steps=abc": "max_steps",
+    "trainer.max_steps=abc": "error: trainer.max_steps=abc is invalid: value 'abc' of type 'str' could not",
     "data.batch_size=0": "data.batch_size=0 is invalid: input should be greater than or equal to 1",
     "data.num_val_images=0": "data.num_val_images=0 is invalid: input should be greater than or equal to 1",
     "data.resolution=18": "data.resolution=18 is no multiple of the VAE's factor 4. Use 16",

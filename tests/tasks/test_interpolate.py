@@ -76,6 +76,12 @@ def test_half_a_pair_of_photos_is_refused() -> None:
         replace(TASK, image="me.png")
 
 
+def test_a_face_and_itself_are_refused() -> None:
+    with pytest.raises(UserError, match=r"task.to_seed=1 gives the face of seed=1 again"):
+        replace(TASK, to_seed=1)
+    assert replace(TASK, to_seed=1, to_number=2).to_number == 2
+
+
 def test_a_sampler_without_a_way_back_is_refused(pipeline: FacePipeline, photo: str, tmp_path: Path) -> None:
     task = replace(TASK, image=photo, to_image=photo, sampler=DDPMSampler(3))
     with pytest.raises(UserError, match="sampler=heun"):

@@ -113,5 +113,7 @@ def test_what_is_no_photo_is_refused_by_name(album: Path, tmp_path: Path) -> Non
             read_photos(str(tmp_path / name), 16, 1, 0)
     with pytest.raises(UserError, match=r"task.to_image=.*one image"):
         one_photo(16, str(album), 0, key="task.to_image")
+    with pytest.raises(UserError, match=r"task.to_image=nowhere.png does not exist"):
+        one_photo(16, "nowhere.png", 0, key="task.to_image")
     with pytest.raises(UserError, match="image="):
         photos_for(16, None, None, 1, 0)

@@ -329,7 +329,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise TypeError("not a state dict")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing. Download it next to the other files.") from None
+        raise UserError(f"{path} does not exist. Download it, or correct the path.") from None
     except Exception as error:
         raise UserError(
             f"{path} is damaged or not a file of weights ({type(error).__name__}). Download it again."

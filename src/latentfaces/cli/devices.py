@@ -131,10 +131,10 @@ def check_devices(trainer: DictConfig, launcher: Launcher | None = None) -> None
                 f"Each of the {wanted} tasks of a machine sees {available} GPUs. Use --gpus-per-node={wanted} in place "
                 "of --gpus-per-task"
             )
-        fewer = f"trainer.devices={available}" if available else "trainer.devices=1 trainer.accelerator=cpu"
+        fewer = f"Use trainer.devices={available}, or " if available else "Use "
         raise UserError(
-            f"trainer.devices={trainer.devices}, but this machine has {available} GPUs. Use {fewer}, or for "
-            f"processes on the CPU trainer.accelerator=cpu trainer.devices={wanted}"
+            f"trainer.devices={trainer.devices}, but this machine has {available} GPUs. {fewer}the CPU with "
+            f"trainer.accelerator=cpu trainer.devices={wanted}."
         )
 
 

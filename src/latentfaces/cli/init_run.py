@@ -44,7 +44,7 @@ def add_init_run(cfg: DictConfig) -> Run | VAE | None:
         The run or the pretrained VAE whose weights are to be taken, or None.
     """
     check_fast(cfg)
-    folder, named = Path(cfg.run_dir), cfg.init
+    folder, named, key = Path(cfg.run_dir), cfg.init, "init" if cfg.run is None else "run"
     resumed = cfg.resume.lower() != "false" and any((folder / f"checkpoints/{n}.ckpt").is_file() for n in CANDIDATES)
     if resumed and (folder / CONFIG).exists():
         run = open_run(folder)
@@ -55,9 +55,9 @@ def add_init_run(cfg: DictConfig) -> Run | VAE | None:
     elif named is not None and is_pretrained(named):
         return add_pretrained(cfg)
     elif named is not None:
-        run = find_run(named, cfg.stage, key="init")
+        run = find_run(named, cfg.stage, key=key)
         if run.stage != cfg.stage:
-            raise UserError(f"init={named} is a run of model={run.stage}. Choose one of model={cfg.stage}.")
+            raise UserError(f"{key}={named} is a run of model={run.stage}. Choose one of model={cfg.stage}.")
         if run.stage == "ldm" and run.config["model"]["denoiser"]["network"].get("flow_map"):
             raise UserError(f"{run.folder} is a run of model=fast. Use the run that it was learned from.")
         cfg.init = str(run.folder)

@@ -26,8 +26,9 @@ def format_error(error: Exception, config: str, overrides: Sequence[str]) -> str
     if said.startswith("Config group override must be"):
         return f"{next(o for o in overrides if o.endswith('=null'))} is not a choice of this group. Leave it out."
     if isinstance(error, OverrideParseException):
-        name, _, value = str(error.override).partition("=")
-        return f"Cannot parse override {error.override}. Quote a value with special characters: '{name}=\"{value}\"'."
+        name, equals, value = str(error.override).partition("=")
+        remedy = f"Quote a value with special characters: '{name}=\"{value}\"'" if equals else f"Write {name}=VALUE"
+        return f"Cannot parse override {error.override}. {remedy}."
     if isinstance(error, MissingConfigException) and (missing := re.search(r"Could not find '(.+?)'", said)):
         return unknown_choice(missing[1], re.findall(r"^\t(\w+)$", said, re.MULTILINE))
     if unknown := re.match(r"Could not override '([\w/@.]+)'\.\s+No match in the defaults list", said):
@@ -38,8 +39,10 @@ def format_error(error: Exception, config: str, overrides: Sequence[str]) -> str
         return unknown_key(deleted[1], config, overrides)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and (key := getattr(cause, "full_key", None)):
         return unknown_key(key, config, overrides)
-    detail = f": {str(cause).splitlines()[0]}" if said.startswith("Error merging override") else ""
-    return " ".join((said or str(cause)).split("\n")[0].split()) + detail
+    if wrong := re.match(r"Error merging override (.+)", said):
+        reason = str(cause).splitlines()[0]
+        return f"{wrong[1].strip()} is invalid: {reason[0].lower()}{reason[1:]}."
+    return " ".join((said or str(cause)).split("\n")[0].split())
 
 
 def suggestion(names: Sequence[str]) -> str:

@@ -53,6 +53,8 @@ def check_value(key: str, value: Any, valid: Any) -> None:
     try:
         TypeAdapter(valid, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
+        if any(problem["type"] == "sequence_str" for problem in error.errors()):
+            raise UserError(f"{key}={value} is not a list. Write '{key}=[{value}]'.") from None
         first, *others = dict.fromkeys(problem["msg"] for problem in error.errors())
         expected = ", or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
         raise UserError(f"{key}={value} is invalid: {expected[0].lower()}{expected[1:]}.") from None

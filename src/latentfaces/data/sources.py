@@ -258,12 +258,15 @@ class Photos(Source):
         return dict(sorted(images.items(), key=lambda item: (natural_key(item[0]), item[0]))), others
 
     def own_outputs(self, names: list[str]) -> tuple[str, ...]:
-        """Return the folders below the root that hold a training run or samples, each with a slash at its end."""
+        """Return the folders below the root that hold a training run or samples, each with a slash at its end.
+
+        Of samples in the root itself, return only their grid.
+        """
         folders = [name.removesuffix(RUN) for name in names if name.endswith(f"/{RUN}")]
-        for grid in (name for name in names if name.endswith("/grid.png")):
+        for grid in (name for name in names if PurePosixPath(name).name == "grid.png"):
             with suppress(BadImageError):
                 if PNG_TEXT in self.file_bytes(grid)[:1000]:
-                    folders.append(grid.removesuffix("grid.png"))
+                    folders.append(grid.removesuffix("grid.png") or grid)
         return tuple(folders)
 
     def left_out(self) -> list[str]:

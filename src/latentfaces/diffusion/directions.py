@@ -133,7 +133,7 @@ class FeatureDirections:
     def check_name(self, name: str | None, key: str = "direction") -> None:
         """Raise UserError, which names `key`, if there is no direction of this name."""
         if name not in self.names:
-            raise UserError(f"{key}: {name} is not a direction of this run. Directions: {', '.join(self.names)}.")
+            raise UserError(f"{key}={name} is not a direction of this run. Directions: {', '.join(self.names)}.")
 
     def save(self, file: IO[bytes]) -> None:
         """Write the directions as .npz."""

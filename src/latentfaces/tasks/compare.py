@@ -42,6 +42,8 @@ class Compare(SamplingTask):
         if pipeline.conditioning is None:
             raise UserError("task=compare needs a run that was trained with data.labels. Choose another run=...")
         given = [*(self.rows or {}), *(self.columns or {})]
+        if not given:
+            raise UserError("task=compare has nothing to compare. Give values of a label: 'task.rows={NAME: [0, 1]}'.")
         requested = zip(pipeline.conditioning.names, pipeline.asked, strict=True)
         given += [name for name, value in requested if not value.isnan()]
         if twice := [name for name in given if given.count(name) > 1]:

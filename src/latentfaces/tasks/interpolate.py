@@ -55,6 +55,10 @@ class Interpolate(PhotoTask):
         if (lowest := min(self.number, self.to_number)) < 0:
             raise UserError(f"task.number and task.to_number must be at least 0, not {lowest}")
         check_animation(self.animation, self.frames_per_second)
+        if self.image is None and (self.seed, self.number) == (self.to_seed, self.to_number):
+            raise UserError(
+                f"task.to_seed={self.to_seed} gives the face of seed={self.seed} again. Choose another one."
+            )
         if self.image is None and self.to_image is not None:
             raise UserError(f"task.to_image={self.to_image} is the right photo. Give image=... for the left one.")
         if self.image is not None and self.to_image is None:

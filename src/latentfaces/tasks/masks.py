@@ -31,7 +31,7 @@ def read_mask(mask: str, photos: OwnPhotos, resolution: int) -> tuple[Tensor, Im
         with open_image(Path(mask)) as image:
             gray = to_rgb(turned_upright(image)).convert("L")
     except FileNotFoundError:
-        raise UserError(f"{key} does not exist") from None
+        raise UserError(f"{key} does not exist. Give a black and white PNG.") from None
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise UserError(f"{key} cannot be read ({error}). Give a black and white PNG.") from error
     width, height = gray.size

@@ -142,8 +142,8 @@ def read_photos(
 
 def one_photo(resolution: int, image: str, seed: int, key: str = "image", alignment: Alignment | None = None) -> Tensor:
     """Read one image, (1, 3, R, R) uint8, for a task that takes no folder."""
-    if not Path(image).is_file() or not Photos.is_picture(Path(image).name):
-        raise UserError(f"{key}={image} must be one image ({', '.join(SUFFIXES)})")
+    if Path(image).exists() and not (Path(image).is_file() and Photos.is_picture(Path(image).name)):
+        raise UserError(f"{key}={image} must be one image ({', '.join(SUFFIXES)}). Give another file.")
     return read_photos(image, resolution, 1, seed, key, alignment).images
 
 
@@ -151,7 +151,7 @@ def open_source(image: str, key: str) -> Photos:
     """Open the source that `image` names, which has at least one image."""
     path = Path(image)
     if not path.exists():
-        raise UserError(f"{key}={image} does not exist")
+        raise UserError(f"{key}={image} does not exist. Give an image, a folder or a .zip.")
     if path.is_file() and Photos.is_picture(path.name):
         return OnePhoto(path)
     if path.is_file() and path.suffix.lower() != ".zip":
