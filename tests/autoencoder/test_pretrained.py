@@ -136,6 +136,11 @@ def test_files_that_are_no_vae_are_one_line(tmp_path: Path, fault: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no folder .*nosuch"):
+        load_pretrained(f"taesd:{tmp_path / 'nosuch'}#tiny")
+
+
 def test_one_of_several_is_chosen_by_its_name(tmp_path: Path) -> None:
     write_taesd(tmp_path)
     add_another(tmp_path)

@@ -292,6 +292,8 @@ def load_taesd(place: str) -> tuple[dict[str, Any], PretrainedVAE]:
     """Load FOLDER, or FOLDER#NAME where it has several, with `NAME_encoder.pth` and `NAME_decoder.pth`."""
     path, _, name = place.partition("#")
     folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"taesd:{place}: there is no folder {folder}. Correct the path.")
     names = sorted(file.name.removesuffix("_encoder.pth") for file in folder.glob(f"{name or '*'}_encoder.pth"))
     if len(names) != 1:
         found = f"of {', '.join(names)}: add #NAME" if names else "none: taesd:FOLDER needs NAME_encoder.pth there"
