@@ -116,7 +116,7 @@ def shorten(folder: Path) -> None:
 
 BAD_TAESD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda folder: [file.unlink() for file in folder.iterdir()], "needs NAME_encoder.pth there"),
-    "half": (lambda folder: (folder / "tiny_decoder.pth").unlink(), "tiny_decoder.pth is missing"),
+    "half": (lambda folder: (folder / "tiny_decoder.pth").unlink(), "tiny_decoder.pth does not exist"),
     "truncated": (truncate, "tiny_decoder.pth is damaged or not a file of weights"),
     "code": (write_pickle, "tiny_encoder.pth is damaged or not a file of weights"),
     "partial": (shorten, "is not a VAE of the taesd family"),
