@@ -59,6 +59,7 @@ def test_other_weights_start_fresh_and_another_resolution_works(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["experiment=few", "data.resolution=32", "trainer.max_epochs=1", "model.lr_schedule.warmup_steps=1"]
+    more += ["model/augmentation=nonleaky", "model.denoiser.network.dropout=0.1"]
     run_command("train.py", *LDM, *more, "vae=faces", "name=new")
     said = capsys.readouterr().out
     assert "weights taken, 1 (network.embed_label.weight) start fresh" in said
@@ -155,7 +156,7 @@ def test_parts_of_a_transformer() -> None:
 
 def test_a_killed_run_resumes_exactly_without_the_earlier_run(warm: None, fork: Forker, place: Path) -> None:
     settings = [*LDM, "experiment=few", "trainable=norms", "trainer.max_steps=9", "model.optimizer.lr=1e-3"]
-    settings += ["callbacks.last.every_n_train_steps=2", "trainer.val_check_interval=3"]
+    settings += ["model/augmentation=nonleaky", "callbacks.last.every_n_train_steps=2", "trainer.val_check_interval=3"]
     assert fork.run(*settings, "name=straight")[0] == 0
     kill = ["+callbacks.kill._target_=helpers.probes.SignalAt", "+callbacks.kill.step=5"]
     status, said = fork.run(*settings, *kill, "name=killed", "resume=auto")

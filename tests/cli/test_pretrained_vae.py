@@ -179,7 +179,7 @@ def test_all_losses_fine_tune_a_vae_of_diffusers(files: Path, squeezenet: Path) 
     ("overrides", "said"),
     [
         (["init=taesd:photos"], "photos must have one VAE of the taesd family"),
-        (["init=ldm:nowhere.ckpt"], "nowhere.ckpt is missing"),
+        (["init=ldm:nowhere.ckpt"], "nowhere.ckpt does not exist"),
         (["init=diffusers:photos"], "diffusers:photos is not a VAE of diffusers"),
         (["model.autoencoder.skip_connections=true"], "model.autoencoder.skip_connections has no effect with init="),
         (["model/autoencoder=skip_f8"], "model/autoencoder has no effect with init=taesd:weights"),
