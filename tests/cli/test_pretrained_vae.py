@@ -85,7 +85,7 @@ def test_a_kill_while_latents_are_encoded_leaves_a_run_to_resume(files: Path, mo
     ("overrides", "said"),
     [
         (["vae=taesd:photos"], "photos must have one VAE of the taesd family"),
-        (["vae=taesd:nowhere"], "nowhere must have one VAE of the taesd family"),
+        (["vae=taesd:nowhere"], "there is no folder nowhere"),
         (["data=from_vae"], "vae=taesd:weights has no images. Add data=folder data.root=IMAGES"),
         (["model.denoiser.network.channels=4"], "but the latents of this VAE have 16 channels"),
         (["data.resolution=20"], "data.resolution=20 is no multiple of the VAE's factor 8"),

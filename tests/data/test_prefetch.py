@@ -93,10 +93,10 @@ def test_time_that_the_consumer_waits_is_told() -> None:
 
     waiting, working = Prefetched(Slow()), Prefetched(Slow())
     assert list(waiting) == [0, 1, 2]
-    assert waiting.waited >= 0.3
+    assert waiting.waited >= 0.25  # not 0.3: the thread loads already when the wait begins
     for _ in working:
         time.sleep(0.3)  # meanwhile the next one is made
-    assert 0.1 <= working.waited < waiting.waited
+    assert 0.05 <= working.waited < 0.2
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 4])
