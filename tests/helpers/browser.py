@@ -33,11 +33,19 @@ addEventListener("load", () => {
 
 
 def browse(page: Path, scratch: Path, width: int, *flags: str) -> str:
-    """Open a page, with a profile of its own; what the browser prints."""
+    """Open a page, with a profile of its own; what the browser prints.
+
+    Headless Chromium was seen to hang at its start, so a second one is tried.
+    """
     assert BROWSER is not None
-    profile = scratch / f"profile-{len(list(scratch.iterdir()))}"
-    command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},2400", *flags, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    for timeout in (60, 120):
+        profile = scratch / f"profile-{len(list(scratch.iterdir()))}"
+        command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},2400", *flags, page.as_uri()]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True).stdout
+        except subprocess.TimeoutExpired as error:
+            hung = error
+    raise hung
 
 
 def seen(page: Path, scratch: Path, width: int) -> dict[str, Any]:
