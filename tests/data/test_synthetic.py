@@ -70,7 +70,8 @@ def test_faces_vary_in_the_center_and_in_brightness(faces: NDArray[np.uint8]) ->
 
 def test_traits_have_their_frequencies() -> None:
     people = [sample_face(np.random.default_rng(seed)) for seed in range(600)]
-    assert 0.12 < np.mean([face.glasses is not None for face in people]) < 0.23
+    assert 0.15 < np.mean([face.glasses is not None for face in people]) < 0.30
+    assert 0.08 < np.mean([face.hat is not None for face in people]) < 0.16
     assert 0.10 < np.mean([face.beard > 0 or face.mustache > 0 for face in people]) < 0.26
     assert {face.style.weight for face in people} == {style.weight for style in HAIR_STYLES.values()}
     brightness = [sum(face.skin) for face in people]

@@ -20,7 +20,7 @@ from PIL import Image
 
 from latentfaces.data.images import HAS_HEIF, FilterName, Picture, decode, decode_photo, digest
 from latentfaces.data.pack import Pack
-from latentfaces.data.synthetic import draw_face
+from latentfaces.data.synthetic import DRAWING_VERSION, draw_face
 from latentfaces.errors import UserError
 
 FFHQ_JSON = "ffhq-dataset-v2.json"
@@ -154,7 +154,7 @@ class DrawnFaces(Source):
 
     @property
     def fingerprint(self) -> str:
-        return f"drawn faces, num_images={self.num_images}, seed={self.seed}"
+        return f"drawn faces {DRAWING_VERSION}, num_images={self.num_images}, seed={self.seed}"
 
     def face_seed(self, index: int) -> int:
         """Return the seed of one face."""

@@ -8,6 +8,8 @@ from latentfaces.data.synthetic.traits import Face, sample_face, scaled
 
 SUPERSAMPLING = 2
 FACE_CENTER = 0.05  # v of the widest point of the head
+DRAWING_VERSION = 2
+"""Change it whenever the image of a seed changes: a pack of another version is rejected."""
 
 
 def draw_face(seed: int, size: int = 64) -> NDArray[np.uint8]:
@@ -237,7 +239,7 @@ def _mouth(face: Face, canvas: Canvas) -> None:
     part = canvas.crop((-1.5 * half, 1.5 * half), (middle - 0.16, middle + 0.26))
     across, q = part.p / half, part.q
     arc = np.maximum(1 - across**2, 0)
-    line = middle - 0.045 * face.smile * (across**2 - 0.35)
+    line = middle - 0.10 * face.smile * (across**2 - 0.35)
     gap = 0.075 * face.mouth_open * arc
     inner_top, inner_bottom = line - 0.25 * gap, line + 0.75 * gap
     bow = 1 - 0.28 * np.exp(-((across / 0.16) ** 2))
@@ -258,7 +260,7 @@ def _mouth(face: Face, canvas: Canvas) -> None:
     part.paint(teeth, planes((0.96, 0.94, 0.90)) * (0.98 - 0.25 * across**2 - 0.12 * np.exp(-depth / 0.15)))
     seam = np.exp(-(((q - line) / 0.009) ** 2)) * smooth(1.08, 0.92, np.abs(across)) * (1 - mouth)
     part.tint(seam * (0.85 - 0.5 * min(face.mouth_open, 1.0)), (0.40, 0.26, 0.26))
-    corner = bump(np.abs(part.p), q, (half, float(middle - 0.03 * face.smile)), (0.022, 0.022))
+    corner = bump(np.abs(part.p), q, (half, float(middle - 0.065 * face.smile)), (0.022, 0.022))
     part.tint(0.5 * corner, (0.62, 0.48, 0.46))
 
 
@@ -274,7 +276,7 @@ def _beard(face: Face, canvas: Canvas) -> None:
 
     edge = middle + 0.13 + 0.045 * max(face.mouth_open, 0.0) - 1.15 * np.maximum(a - 0.13, 0)
     jaw = part.cover(np.maximum(edge - q, 0.08 - q), 0.15) * part.cover((_outline(face, part.u, part.v) - 1.02) * 0.6)
-    above = middle - 0.075 + 1.6 * a**2 - 0.02 * face.smile * (a > 0.1)
+    above = middle - 0.075 + 1.6 * a**2 - 0.04 * face.smile * (a > 0.1)
     lip = part.cover(np.maximum(np.abs(q - above) - 0.034, a - 1.05 * face.mouth_width), 0.03)
     part.paint(np.maximum(jaw * face.beard, lip * face.mustache), color)
 
