@@ -1,6 +1,7 @@
 """Imports and caches of a command, for the process that commands are forked from."""
 
 import contextlib
+import gc
 import io
 
 import matplotlib.pyplot  # noqa: F401
@@ -18,3 +19,5 @@ PIL.Image.init()
 for stage in (TINY_VAE, TINY_LDM):
     with contextlib.redirect_stdout(io.StringIO()):
         run_command("train.py", *stage, *SHORT, "--cfg", "job")  # Hydra's plugins, its parser and the config files
+gc.collect()
+gc.freeze()  # a forked process does not visit these objects again, which would copy their pages
