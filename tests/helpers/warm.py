@@ -8,6 +8,7 @@ import matplotlib.pyplot  # noqa: F401
 import PIL.Image
 import pydantic.type_adapter  # noqa: F401
 import torchmetrics  # noqa: F401
+import wandb.sdk.launch.inputs.internal  # noqa: F401 # with all that a run of W&B imports
 from helpers.commands import SHORT, TINY_LDM, TINY_VAE, run_command
 
 import latentfaces.cli.launch_train
