@@ -1,13 +1,22 @@
 """What several test files share."""
 
+import gc
 import os
 import shutil
 import signal
+import tempfile
+from multiprocessing.util import Finalize
 
+if gc.isenabled():
+    gc.disable()  # until the tests are collected, as imports leave little garbage
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for jobs in a shell's background: some tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared out already; before torch is imported
+else:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # where pytest's own folders stay
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="latentfaces-")  # for what libraries leave
+    Finalize(None, shutil.rmtree, (tempfile.tempdir, True), exitpriority=-101)  # after multiprocessing's folder in it
 
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +28,11 @@ import torchvision
 from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, made_once, run_command, trained_in
 from helpers.forked import Forker
 from helpers.kaggle_stand_in import Kaggle
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported and collected stays, and need not be visited again
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
