@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from latentfaces.annealing import Linear, WarmupDecay
 from latentfaces.autoencoder import VAE, PerceptualDistance, VAELoss
 from latentfaces.autoencoder.discriminator import PatchDiscriminator
-from latentfaces.cost.step import Meter, TrainingStep, count_step, fake_gpu
+from latentfaces.cost.step import Meter, TrainingStep, count_step, fake_gpu, num_bytes
 from latentfaces.diffusion import Denoiser, DenoisingLoss, DiT, EulerSampler, LogitNormalTime, RectifiedFlow
 from latentfaces.nn import SelfAttention, choose_kernel, choose_upsampling
 from latentfaces.training import Adversary, LatentDiffusionModule, VAEModule
@@ -80,43 +80,41 @@ def test_dit_has_the_published_gflops(options: dict[str, int], published: float)
         denoiser = dit_module(**options).denoiser
         forward = forward_flops(lambda: denoiser(torch.zeros(1, 4, 32, 32), torch.full((1,), 0.5)))
     assert forward / 2e9 == pytest.approx(published, rel=0.01)
-    cost = count_step(partial(dit_module, **options), batch_size=2, resolution=256)
+    cost = count_step(partial(dit_module, **options), (2, 2, 4, 32, 32))
     assert cost.flops == pytest.approx(3 * 2 * forward, rel=0.025)
 
 
 def test_memory_counts_live_tensors_once() -> None:
-    meter = Meter()
-    x, weight = torch.zeros(10, 20), torch.zeros(20, 30)
-    meter.track([x, weight, x[2:]])
-    assert meter.current == 4 * (200 + 600)
-    with meter:
+    with Meter() as meter:
+        x, weight = torch.zeros(10, 20), torch.zeros(20, 30)
+        part = x[2:]
+        assert meter.current == 4 * (200 + 600)
         out = (x @ weight).relu()
-    assert meter.peak - 3200 == 2 * 4 * 300  # the product, and the result of relu
-    assert meter.current - 3200 == 4 * 300
-    del out
-    assert meter.current == 3200
+        assert meter.peak - 3200 == 2 * 4 * 300  # the product, and the result of relu
+        assert meter.current - 3200 == 4 * 300
+        del out, x
+        assert meter.current == 3200
+        del part
+        assert meter.current == 2400
 
 
 def test_parameters_are_held_at_four_bytes_a_copy() -> None:
-    cost = count_step(vae_module, batch_size=2, resolution=16, num_averages=2)
+    cost = count_step(vae_module, (2, 3, 16, 16), num_averages=2)
     vae = vae_module().autoencoder
     assert cost.parameters == {
         "encoder": sum(p.numel() for p in vae.encoder.parameters()),
         "decoder": sum(p.numel() for p in vae.decoder.parameters()),
     }
     parameters = sum(cost.parameters.values())
-    assert cost.memory["gradients"] == 2 * cost.files["snapshots"] == 4 * parameters
-    assert cost.memory["weights"] == cost.files["guide"] == cost.files["VAE copy"]
-    assert cost.memory["weights"] == 4 * (parameters + 8)  # mean and std of 4 channels
-    assert cost.memory["averages"] == 2 * 4 * parameters
-    assert cost.memory["optimizer"] == pytest.approx(2 * 4 * parameters, rel=1e-2)  # and the number of steps
-    assert cost.files["checkpoints"] == cost.memory["weights"] + cost.memory["optimizer"] + cost.memory["averages"]
-    assert cost.files["best weights"] == 2 * 4 * parameters + 4 * 8  # the VAE, and its two halves
+    # Weights, gradients, two moments of AdamW and two averages.
+    assert cost.state == pytest.approx(6 * 4 * parameters, rel=1e-2)
+    assert cost.checkpoint == pytest.approx(5 * 4 * parameters, rel=1e-2)
+    assert cost.state - cost.checkpoint == pytest.approx(4 * parameters, rel=1e-4)
 
 
 def test_activations_grow_with_the_batch_and_shrink_in_bfloat16_and_with_checkpointing() -> None:
     def activations(batch_size: int, bfloat16: bool = False, **options: Any) -> int:
-        return count_step(partial(vae_module, **options), batch_size, 32, bfloat16).memory["activations"]
+        return count_step(partial(vae_module, **options), (batch_size, 3, 32, 32), bfloat16).activations
 
     one, four = activations(2), activations(8)
     assert four / one == pytest.approx(4, rel=0.05)
@@ -125,18 +123,20 @@ def test_activations_grow_with_the_batch_and_shrink_in_bfloat16_and_with_checkpo
 
 
 def test_an_adversary_and_a_perceptual_network_cost_too() -> None:
-    alone, judged = (count_step(partial(vae_module, adversary), 2, 32) for adversary in (False, True))
-    assert set(judged.parameters) - set(alone.parameters) == {"discriminator", "perceptual network"}
+    alone, judged = (count_step(partial(vae_module, adversary), (2, 3, 32, 32)) for adversary in (False, True))
+    assert set(judged.parameters) - set(alone.parameters) == {"discriminator"}
     discriminator = judged.parameters["discriminator"]
-    assert judged.memory["gradients"] - alone.memory["gradients"] == 4 * discriminator
-    assert judged.files["checkpoints"] - alone.files["checkpoints"] == pytest.approx(3 * 4 * discriminator, rel=0.01)
+    assert judged.checkpoint - alone.checkpoint == pytest.approx(3 * 4 * discriminator, rel=0.01)
     with fake_gpu():
         module, images = vae_module(adversary=True), torch.zeros(1, 3, 32, 32)  # of the two in a batch
         assert module.loss.perceptual is not None
         assert module.adversary is not None
         perceptual = forward_flops(partial(module.loss.perceptual, images, images))
         judging = forward_flops(partial(module.adversary.discriminator, images))
+        frozen = num_bytes(module.loss.perceptual.unregistered[0].parameters())
     assert judged.flops - alone.flops > 2 * perceptual + 6 * judging  # backward has at least as many
+    # The gradients of the discriminator exist only within a step.
+    assert judged.state - alone.state == pytest.approx(frozen + 3 * 4 * discriminator, rel=0.01)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
@@ -164,7 +164,7 @@ def test_counted_memory_is_the_measured_one(make: Any, batch_size: int, bfloat16
         if event.name() == "[memory]":
             live += event.nbytes()
             measured = max(measured, live)
-    counted = count_step(make, batch_size, 64, bfloat16).memory["activations"]
+    counted = count_step(make, (batch_size, *shape), bfloat16).activations
     # The measured peak begins with the weights, gradients and states of the step before.
     assert counted == pytest.approx(measured, rel=0.1)
 
@@ -172,14 +172,15 @@ def test_counted_memory_is_the_measured_one(make: Any, batch_size: int, bfloat16
 def test_an_adversarial_step_trains_both_networks() -> None:
     module = vae_module(adversary=True)
     step = TrainingStep(module, torch.rand(2, 3, 32, 32))
-    assert step.discriminator is not None
-    before = [p.clone() for p in (*module.network.parameters(), *step.discriminator.parameters())]
+    assert module.adversary is not None
+    discriminator = module.adversary.discriminator
+    before = [p.clone() for p in (*module.network.parameters(), *discriminator.parameters())]
     step(bfloat16=False)
-    after = [*module.network.parameters(), *step.discriminator.parameters()]
+    after = [*module.network.parameters(), *discriminator.parameters()]
     changed = [not torch.equal(old, new) for old, new in zip(before, after, strict=True)]
     assert all(changed[-4:])
     assert any(changed[: len(list(module.network.parameters()))])
-    assert all(p.grad is None for p in step.discriminator.parameters())
+    assert all(p.grad is None for p in discriminator.parameters())
 
 
 def test_a_light_decoder_takes_a_quarter_of_the_flops() -> None:

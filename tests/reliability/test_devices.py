@@ -9,7 +9,11 @@ import torch
 from helpers.commands import SHORT, TINY_VAE, Command, refused
 from helpers.forked import Forker
 from helpers.several import ON_CPU, run_on, slurm_environment, start_on
+from omegaconf import OmegaConf
 from torch import Tensor
+
+from latentfaces.cli.devices import num_devices
+from latentfaces.errors import UserError
 
 SMALL = [*TINY_VAE, *SHORT, "data.batch_size=4", *ON_CPU]
 
@@ -18,6 +22,18 @@ def probe(name: str, **options: str) -> list[str]:
     """A callback of device_probes."""
     arguments = [f"+callbacks.probe.{key}={value}" for key, value in options.items()]
     return [f"+callbacks.probe._target_=helpers.device_probes.{name}", *arguments]
+
+
+@pytest.mark.parametrize(("devices", "number"), [("auto", 2), (-1, 2), (8, 8), ("4", 4), ("0,1", 2), ([0, 2, 3], 3)])
+def test_3_devices_are_counted(devices: object, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert num_devices(OmegaConf.create({"accelerator": "auto", "devices": devices})) == number
+
+
+@pytest.mark.parametrize("devices", [-2, "all", 0])
+def test_3_devices_without_a_number_are_rejected(devices: object) -> None:
+    with pytest.raises(UserError, match=rf"trainer\.devices={devices}"):
+        num_devices(OmegaConf.create({"accelerator": "auto", "devices": devices}))
 
 
 @pytest.mark.parametrize("devices", ["trainer.devices=4", "trainer.devices=[0,3]", "trainer.devices='3,'"])
