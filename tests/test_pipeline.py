@@ -73,15 +73,6 @@ def test_no_two_seeds_share_a_face() -> None:
     assert abs(float(many.std()) - 1) < 0.01
 
 
-def test_images_of_earlier_versions_keep_their_noise() -> None:
-    pipeline = FacePipeline(small_vae(), None, 16, CPU)
-    pipeline.colliding_seeds = True
-    noise = pipeline.noise([(0, 45_592), (4295, 3), (2, 5)])
-    assert torch.equal(noise[0], noise[1])
-    generator = torch.Generator().manual_seed(2 * 1_000_003 + 5)
-    assert torch.equal(noise[2], torch.randn(2, 8, 8, generator=generator))
-
-
 def test_tensors_of_another_shape_are_refused_by_name_and_a_device_may_be_a_word() -> None:
     pipeline = FacePipeline(small_vae(), None, 16, device="cpu")
     assert pipeline.device == CPU

@@ -78,8 +78,6 @@ class FacePipeline:
         self.conditioning, self.label_rows = conditioning, label_rows
         self.asked = torch.empty(0)
         self.ask({})
-        self.colliding_seeds = False
-        """Draw noise as older versions did, to reproduce their images: some (seed, number) shared their noise."""
 
     @classmethod
     def load(
@@ -230,11 +228,7 @@ class FacePipeline:
 
     def draws(self, names: Sequence[tuple[int, int]]) -> Callable[[], Tensor]:
         """Return a source of noise (n, c, h, w) for names (seed, number): each row depends on its own name alone."""
-        if self.colliding_seeds:
-            generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for seed, number in names]
-        else:
-            generators = [generator_of(seed, number) for seed, number in names]
-        return PerSampleNoise(generators, self.latent_shape, self.device)
+        return PerSampleNoise([generator_of(*name) for name in names], self.latent_shape, self.device)
 
     def noise(self, names: Sequence[tuple[int, int]]) -> Tensor:
         """Return initial noise (n, c, h, w) for names (seed, number)."""

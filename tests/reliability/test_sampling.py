@@ -1,9 +1,7 @@
 """Mistakes in what sample.py is asked for (case 39): one sentence with key and remedy, and nothing older damaged."""
 
-import hashlib
 import json
 import shutil
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -96,26 +94,6 @@ def test_case_39_in_a_shell_of_srun_it_works_as_anywhere(trained: Path, monkeypa
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")
     assert "no_run" in refused("sample.py", "run=no_run", "output=pictures")
-
-
-def test_case_39_a_picture_of_before_photos_of_a_zip_were_sorted_is_not_remade_otherwise(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (8, 8)).save("face.png")
-    with zipfile.ZipFile("photos.zip", "w") as file:
-        file.write("face.png")
-    digest = hashlib.sha256(Path("photos.zip").read_bytes()).hexdigest()[:12]
-    recipe = {"run": "faces", "weights": "", "precision": "fp32", "task": "edit", "ema": None, "guidance": {}}
-    settings = {"image": "photos.zip"}
-    for files, said in (
-        ({"image": digest}, "made by an older version, from the photos of photos.zip"),
-        ({"image": digest, "image.photos": "another"}, "made from photos.zip, which has changed since"),
-    ):
-        text = PngInfo()
-        text.add_text("latentfaces", json.dumps({**recipe, "files": files, "settings": settings}))
-        Image.new("RGB", (8, 8)).save("made.png", pnginfo=text)
-        assert said in refused("sample.py", "task=remake", "image=made.png")
 
 
 def test_case_39_weights_that_are_missing_or_another_networks_are_named(home: Path) -> None:

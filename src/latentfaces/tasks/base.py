@@ -35,7 +35,7 @@ class PhotoTask(SamplingTask):
     """
 
     image: str | None
-    align: str = "false"  # as for recipes of earlier versions
+    align: str = "false"
     face: int = 1
 
     def alignment(self, pictures: PictureFolder) -> Alignment:
