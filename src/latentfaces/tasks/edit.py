@@ -87,7 +87,7 @@ class Edit(PackTask):
 
     def edited(self, pipeline: FacePipeline, x0: Tensor, names: list[Name]) -> Tensor:
         """Return latents (b, c, h, w) for the latents x0 of photos, each with the noise of its name."""
-        draw, predictor = pipeline.draws(names), pipeline.predictor
+        draw, predictor = pipeline.draws(names), pipeline.predictor()
         start = float(predictor.schedule.time_of(torch.tensor(self.strength, dtype=torch.float64)))
         noise = draw()
         if start >= predictor.first_time:  # some schedules keep a trace of the photo even there

@@ -85,7 +85,7 @@ class Inpainting(SamplingTask):
         self, pipeline: FacePipeline, x0: Tensor, hole: Tensor, names: list[Name], condition: Tensor | None = None
     ) -> Tensor:
         """Return latents (b, c, h, w) that equal x0 outside the hole (b, 1, h, w), each with the noise of its name."""
-        predictor = pipeline.predictor if condition is None else pipeline.predictor_given(condition)
+        predictor = pipeline.predictor(condition)
         draw = pipeline.draws(names)
         noise = draw()
         # The kept part follows one straight trajectory, unless sampling is random anyway: then each step draws it.

@@ -42,7 +42,7 @@ class Invert(PackTask):
             pipeline.resolution, self.image, self.pack, self.num_images, self.seed, self.alignment(pictures)
         ).images
         noise = found_noise(pipeline, photos, self.sampler, self.batch_size)
-        again = torch.cat(list(pipeline.faces_from_noise(noise, self.sampler, self.batch_size)))
+        again = torch.cat([pipeline.images(part, self.sampler) for part in noise.split(self.batch_size)])
         through_vae = reconstructions(pipeline, photos, 0.0, self.batch_size)
         report("", photos, again)
         report("_of_vae", photos, through_vae)

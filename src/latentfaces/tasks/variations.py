@@ -41,7 +41,7 @@ class Variations(PackTask):
         for which, names in variants(len(photos.images), self.num_images, self.seed, self.batch_size):
             fresh = pipeline.noise(names)
             noise = torch.stack([slerp(own[p], other, self.amount) for p, other in zip(which, fresh, strict=True)])
-            faces = torch.cat(list(pipeline.faces_from_noise(noise, self.sampler, self.batch_size)))
+            faces = pipeline.images(noise, self.sampler)
             photos.save(faces, which, pictures)
             shown.append(faces)
         return pictures.grid(*beside(photos.images, torch.cat(shown)))
