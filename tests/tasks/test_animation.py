@@ -44,12 +44,7 @@ def test_film_has_every_frame_for_its_time(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for rate in (0.0, -1.0):
-        with pytest.raises(UserError, match=r"task.frames_per_second="):
-            check_animation("none", rate)
-    with pytest.raises(UserError, match=r"frames_per_second=60.*mp4"):
-        check_animation("gif", 60.0)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"latentfaces\[video\].*task.animation=gif"):
-        check_animation("mp4", 12.0)
-    check_animation("gif", 12.0)
+        check_animation("mp4")
+    check_animation("gif")

@@ -13,7 +13,6 @@ from latentfaces.data.images import to_float
 from latentfaces.data.latents import LatentCache
 from latentfaces.data.pack import Pack
 from latentfaces.diffusion import HeunSampler
-from latentfaces.errors import UserError
 from latentfaces.evaluation import generation
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks import Neighbours
@@ -106,10 +105,3 @@ def test_the_cache_is_that_of_training_and_made_once(
     assert np.allclose(moments[:4, 0, 0], expected, atol=1e-3)
     monkeypatch.setattr(LatentCache, "encode_batch", None)
     assert np.array_equal(cached_moments(pipeline, pack, 64), moments)
-
-
-def test_what_makes_no_sense_is_refused_by_key(pipeline: FacePipeline, pack: Pack, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"task.num_neighbours=0"):
-        replace(TASK, num_neighbours=0)
-    with pytest.raises(UserError, match=r"task.num_neighbours=241 .* 240 training"):
-        replace(TASK, pack=str(pack.folder), num_neighbours=241)(pipeline, folder_for(tmp_path / "out"))

@@ -9,9 +9,11 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, which reads it
 import gradio as gr
+from annotated_types import Interval
 
 from latentfaces.errors import UserError
 from latentfaces.signals import Stopped, handle_signals, stop
@@ -41,7 +43,7 @@ class Server:
     """
 
     host: str
-    port: int
+    port: Annotated[int, Interval(ge=1, le=65535)]
     share: bool
     token: str | None
 
@@ -49,8 +51,6 @@ class Server:
         open_to_others = "task.share=true" if self.share else f"task.host={self.host}" * (not is_loopback(self.host))
         if open_to_others and not self.token:
             raise UserError(f"{open_to_others} opens the page to others. Add task.token=PASSWORD.")
-        if not 1 <= self.port <= 65535:
-            raise UserError(f"task.port={self.port} must be between 1 and 65535")
 
     def __call__(self, build_page: Callable[[], gr.Blocks]) -> None:
         """Build a page and serve it until Ctrl-C.

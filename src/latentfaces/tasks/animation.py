@@ -5,34 +5,25 @@ import importlib.util
 import io
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 from PIL import Image
 from torch import Tensor
 
-from latentfaces.errors import UserError, missing_extra
+from latentfaces.errors import missing_extra
 from latentfaces.files import atomic_write
 from latentfaces.marks import GENERATED, RECIPE, Source, mark_gif, mark_mp4
 from latentfaces.tasks.output import PictureFolder
 
 Animation = Literal["gif", "mp4", "none"]
-FASTEST_GIF = 50.0
+FramesPerSecond = Annotated[float, Interval(gt=0, le=50)]
+"""50 is the fastest GIF."""
 
 
-def check_animation(kind: Animation, frames_per_second: float) -> None:
-    """Check the options of an animation before anything is computed.
-
-    Raises:
-        UserError: the animation could not be written.
-    """
-    if frames_per_second <= 0:
-        raise UserError(f"task.frames_per_second={frames_per_second} must be above 0")
-    if kind == "gif" and frames_per_second > FASTEST_GIF:
-        raise UserError(
-            f"task.frames_per_second={frames_per_second} is too fast for a GIF. Use at most {FASTEST_GIF:g}, or "
-            "task.animation=mp4."
-        )
+def check_animation(kind: Animation) -> None:
+    """Raise UserError, before anything is computed, if an animation needs an extra."""
     if kind == "mp4" and importlib.util.find_spec("av") is None:
         raise missing_extra("task.animation=mp4", "video", ", or use task.animation=gif")
 

@@ -1,10 +1,17 @@
 """Base classes of the tasks of sample.py."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Interval
 
 from latentfaces.diffusion import Sampler
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.paste import Alignment
+
+Natural = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
 
 
 @dataclass(kw_only=True)
@@ -36,7 +43,7 @@ class PhotoTask(SamplingTask):
 
     image: str | None
     align: str = "false"
-    face: int = 1
+    face: Positive = 1
 
     def alignment(self, pictures: PictureFolder) -> Alignment:
         """Return the choice of a face in each photo."""

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from latentfaces.data.images import to_uint8
@@ -12,14 +13,14 @@ from latentfaces.data.pack import pack_if_here
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import PackTask
+from latentfaces.tasks.base import Fraction, PackTask, Positive
 from latentfaces.tasks.inpaint import composed
 from latentfaces.tasks.masks import feathered, read_mask
 from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.photos import photos_for
 from latentfaces.tasks.reconstruct import report
 from latentfaces.tasks.relabel import print_moved, relabeled
-from latentfaces.tasks.variants import Name, check_fraction, check_skips, encode, variants
+from latentfaces.tasks.variants import Name, check_skips, encode, variants
 
 
 @dataclass(kw_only=True)
@@ -37,15 +38,13 @@ class Edit(PackTask):
         mask: image of the photo's shape, for an edit by labels: outside of white nothing changes.
     """
 
-    num_photos: int
-    strength: float
-    skips: float
+    num_photos: Positive
+    strength: Annotated[float, Interval(gt=0, le=1)]
+    skips: Fraction
     photo_labels: dict[str, Any] | None = None
     mask: str | None = None
 
     def __post_init__(self) -> None:
-        check_fraction("task.strength", self.strength, low_included=False)
-        check_fraction("task.skips", self.skips)
         if self.mask is not None and self.image is None:
             raise UserError(f"task.mask={self.mask} needs a photo of its shape. Give image=PHOTO.png.")
 

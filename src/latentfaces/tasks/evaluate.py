@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from matplotlib.figure import Figure
 from rich.progress import track
 from torch import Tensor
@@ -77,6 +79,7 @@ class Evaluate(SamplingTask):
         per_label: add a row for each value of each label to that of the protocol.
     """
 
+    num_images: Annotated[int, Ge(FEWEST)]
     pack: str
     features: str | None
     weights: str | None
@@ -90,8 +93,6 @@ class Evaluate(SamplingTask):
             for key in ("reference", "per_label"):
                 if getattr(self, key):
                     raise UserError(f"task.{key}={getattr(self, key)} has no effect without task.protocol=...")
-        if self.num_images < FEWEST:
-            raise UserError(f"num_images={self.num_images} is too few for metrics. Use at least {FEWEST}.")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write and print the metrics. Return the path of the grid."""

@@ -16,11 +16,11 @@ from latentfaces.diffusion.schedule import per_sample
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import PhotoTask, SamplingTask
+from latentfaces.tasks.base import Fraction, Natural, PhotoTask, Positive, SamplingTask
 from latentfaces.tasks.masks import feathered, read_mask, shrunk
 from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.photos import read_photos
-from latentfaces.tasks.variants import Name, check_fraction, check_skips, encode, variants
+from latentfaces.tasks.variants import Name, check_skips, encode, variants
 
 GRAY = 127
 
@@ -38,16 +38,9 @@ class Inpainting(SamplingTask):
         feather: pixels inside the hole over which the photo fades into the filling; R / 32 if None.
     """
 
-    resample: int
-    skips: float | None
-    feather: int | None
-
-    def __post_init__(self) -> None:
-        if self.resample < 1:
-            raise UserError(f"task.resample={self.resample} must be at least 1")
-        if self.feather is not None and self.feather < 0:
-            raise UserError(f"task.feather={self.feather} must be at least 0 pixels")
-        check_fraction("task.skips", self.skips or 0.0)
+    resample: Positive
+    skips: Fraction | None
+    feather: Natural | None
 
     def faces(
         self,
@@ -123,14 +116,13 @@ class Inpaint(PhotoTask, Inpainting):
     """
 
     mask: str | None
-    num_photos: int
+    num_photos: Positive
 
     def __post_init__(self) -> None:
         if self.image is None:
             raise UserError("task=inpaint needs a photo. Give image=PHOTO.png.")
         if self.mask is None:
             raise UserError("task=inpaint needs a mask. Give task.mask=MASK.png, an image that is white where to fill.")
-        super().__post_init__()
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the fillings. Return the path of the grid."""

@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.animation import Animation, check_animation, write_animation
-from latentfaces.tasks.base import PhotoTask
+from latentfaces.tasks.animation import Animation, FramesPerSecond, check_animation, write_animation
+from latentfaces.tasks.base import Natural, PhotoTask
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.photos import one_photo
@@ -42,27 +44,22 @@ class Interpolate(PhotoTask):
         to_number: number of the right face.
     """
 
+    num_images: Annotated[int, Ge(2)]
     to_image: str | None
-    to_seed: int
+    to_seed: Natural
     animation: Animation
-    frames_per_second: float
-    number: int = 0
-    to_number: int = 0
+    frames_per_second: FramesPerSecond
+    number: Natural = 0
+    to_number: Natural = 0
 
     def __post_init__(self) -> None:
-        if self.num_images < 2:
-            raise UserError(f"num_images={self.num_images} must be at least 2, the two ends of the row")
-        if (lowest := min(self.number, self.to_number)) < 0:
-            raise UserError(f"task.number and task.to_number must be at least 0, not {lowest}")
-        check_animation(self.animation, self.frames_per_second)
+        check_animation(self.animation)
         if self.image is None and (self.seed, self.number) == (self.to_seed, self.to_number):
             raise UserError(
                 f"task.to_seed={self.to_seed} gives the face of seed={self.seed} again. Choose another one."
             )
-        if self.image is None and self.to_image is not None:
-            raise UserError(f"task.to_image={self.to_image} is the right photo. Give image=... for the left one.")
-        if self.image is not None and self.to_image is None:
-            raise UserError(f"image={self.image} is the left photo. Give task.to_image=... for the right one.")
+        if (self.image is None) != (self.to_image is None):
+            raise UserError("image=LEFT and task.to_image=RIGHT belong together. Give both, or none.")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the row. Return its path."""

@@ -166,8 +166,6 @@ def open_source(image: str, key: str) -> Photos:
 
 def choose(indices: np.ndarray, num_photos: int, seed: int) -> np.ndarray:
     """Return at most `num_photos` of the indices, in order, selected by the seed."""
-    if num_photos < 1:
-        raise UserError(f"task.num_photos={num_photos} must be at least 1")
     return np.sort(np.random.default_rng(seed).permutation(indices)[:num_photos])
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Len
 from torch import Tensor
 
 from latentfaces.diffusion import Sampler
@@ -13,7 +14,7 @@ from latentfaces.diffusion.directions import FeatureDirections
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.animation import Animation, check_animation, write_animation
+from latentfaces.tasks.animation import Animation, FramesPerSecond, check_animation, write_animation
 from latentfaces.tasks.base import PhotoTask
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
@@ -37,14 +38,12 @@ class Slide(PhotoTask):
 
     directions: str
     direction: str | None
-    range: Sequence[float]
+    range: Annotated[Sequence[float], Len(2, 2)]
     animation: Animation
-    frames_per_second: float
+    frames_per_second: FramesPerSecond
 
     def __post_init__(self) -> None:
-        if len(self.range) != 2:
-            raise UserError(f"task.range={[*self.range]} must be the lowest and the highest strength, as [-3,3]")
-        check_animation(self.animation, self.frames_per_second)
+        check_animation(self.animation)
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the row. Return its path."""

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -82,7 +83,7 @@ class Tune:
         folder: the run's folder.
         pack: the run's pack.
         sampler: sampler during the search of guidance and average.
-        weights: guidance weights, each above 1.
+        weights: guidance weights, each above 1, which disables guidance.
         emas: widths of the average.
         samplers: other samplers, tried with the best guidance and average.
         features: as for task=evaluate. The run's encoder needs no download, but measures texture more than shape and
@@ -96,20 +97,14 @@ class Tune:
     folder: str
     pack: str
     sampler: Sampler
-    weights: Sequence[float]
+    weights: Sequence[Annotated[float, Gt(1)]]
     emas: Sequence[float]
     samplers: Mapping[str, Sampler]
     features: str
-    num_images: int
+    num_images: Annotated[int, Ge(32)]
     seed: int
     batch_size: int
     feature_weights: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_images < 32:
-            raise ValueError(f"num_images={self.num_images} must be at least 32 to compare choices")
-        if any(weight <= 1 for weight in self.weights):
-            raise ValueError(f"weights={list(self.weights)} must all be above 1 (1 disables guidance)")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write tuned.json, scores.csv, scores.png and a grid: samples without guidance above the best ones."""

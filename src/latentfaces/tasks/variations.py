@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import PackTask
+from latentfaces.tasks.base import PackTask, Positive
 from latentfaces.tasks.interpolate import slerp
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.photos import photos_for
-from latentfaces.tasks.variants import check_fraction, variants
+from latentfaces.tasks.variants import variants
 
 
 @dataclass(kw_only=True)
@@ -24,11 +26,8 @@ class Variations(PackTask):
         amount: fraction of fresh noise, between 0 and 1.
     """
 
-    num_photos: int
-    amount: float
-
-    def __post_init__(self) -> None:
-        check_fraction("task.amount", self.amount, low_included=False, high_included=False)
+    num_photos: Positive
+    amount: Annotated[float, Interval(gt=0, lt=1)]
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the variations. Return the path of the grid."""
