@@ -13,18 +13,17 @@ from latentfaces.data.pack import pack_if_here
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import Fraction, PackTask, Positive
+from latentfaces.tasks.base import Fraction, PackTask, Positive, SamplingTask
 from latentfaces.tasks.inpaint import composed
 from latentfaces.tasks.masks import feathered, read_mask
 from latentfaces.tasks.output import PictureFolder, beside
-from latentfaces.tasks.photos import photos_for
 from latentfaces.tasks.reconstruct import report
 from latentfaces.tasks.relabel import print_moved, relabeled
 from latentfaces.tasks.variants import Name, check_skips, encode, variants
 
 
 @dataclass(kw_only=True)
-class Edit(PackTask):
+class Edit(PackTask, SamplingTask):
     """A row for each photo: the photo, then `num_images` edits of it: noise is added up to some time, then removed.
 
     Where labels are requested, the photo is inverted and generated again with them instead; see `relabeled`.
@@ -54,9 +53,7 @@ class Edit(PackTask):
         if not pipeline.asked.isnan().all():
             return self.by_labels(pipeline, pictures)
         check_skips(pipeline, self.skips)
-        photos = photos_for(
-            pipeline.resolution, self.image, self.pack, self.num_photos, self.seed, self.alignment(pictures)
-        )
+        photos = self.photos(pipeline, pictures, self.num_photos)
         shown = []
         for which, names in variants(len(photos.images), self.num_images, self.seed, self.batch_size):
             x0, features = encode(pipeline, photos.images, which)
@@ -71,9 +68,8 @@ class Edit(PackTask):
 
         Its columns are the photo, the photo generated again without a change, the result, and their difference.
         """
-        size, alignment = pipeline.resolution, self.alignment(pictures)
-        photos = photos_for(size, self.image, self.pack, self.num_photos, self.seed, alignment)
-        images, hole, mask = photos.images, None, None
+        photos = self.photos(pipeline, pictures, self.num_photos)
+        images, size, hole, mask = photos.images, pipeline.resolution, None, None
         unchanged, changed = relabeled(pipeline, images, self.photo_labels or {}, self.sampler, self.batch_size)
         report("_without_change", images, unchanged)
         print_moved(pipeline, unchanged, changed, pack_if_here(self.pack))

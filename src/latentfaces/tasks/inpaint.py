@@ -19,7 +19,6 @@ from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import Fraction, Natural, PhotoTask, Positive, SamplingTask
 from latentfaces.tasks.masks import feathered, read_mask, shrunk
 from latentfaces.tasks.output import PictureFolder, beside
-from latentfaces.tasks.photos import read_photos
 from latentfaces.tasks.variants import Name, check_skips, encode, variants
 
 GRAY = 127
@@ -127,10 +126,8 @@ class Inpaint(PhotoTask, Inpainting):
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the fillings. Return the path of the grid."""
         pictures.source = EDITED
-        assert self.image is not None
         assert self.mask is not None
-        alignment = self.alignment(pictures)
-        photos = read_photos(self.image, pipeline.resolution, self.num_photos, self.seed, alignment=alignment)
+        photos = self.own_photos(pipeline, pictures, self.num_photos)
         hole, mask = read_mask(self.mask, photos, pipeline.resolution)
         shown = []
         for which, names in variants(len(hole), self.num_images, self.seed, self.batch_size):

@@ -13,10 +13,9 @@ from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.animation import Animation, FramesPerSecond, check_animation, write_animation
-from latentfaces.tasks.base import Natural, PhotoTask
+from latentfaces.tasks.base import Natural, PhotoTask, SamplingTask
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
-from latentfaces.tasks.photos import one_photo
 
 
 def slerp(start: Tensor, end: Tensor, fraction: float) -> Tensor:
@@ -29,7 +28,7 @@ def slerp(start: Tensor, end: Tensor, fraction: float) -> Tensor:
 
 
 @dataclass(kw_only=True)
-class Interpolate(PhotoTask):
+class Interpolate(PhotoTask, SamplingTask):
     """A row of `num_images` faces, interpolated in noise, and an animation of it forwards and backwards.
 
     The ends are sample `number` of `seed` and sample `to_number` of `to_seed`. With `image` and `to_image`, they are
@@ -64,12 +63,11 @@ class Interpolate(PhotoTask):
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the row. Return its path."""
         photos = None
-        if self.image is not None and self.to_image is not None:
-            alignment = self.alignment(pictures)
-            left = one_photo(pipeline.resolution, self.image, self.seed, alignment=alignment)
-            right = one_photo(pipeline.resolution, self.to_image, self.seed, "task.to_image", alignment)
+        if self.image is not None:
+            left = self.own_photos(pipeline, pictures)
+            right = self.own_photos(pipeline, pictures, image=self.to_image, key="task.to_image")
             pictures.source = EDITED
-            photos = found_noise(pipeline, torch.cat([left, right]), self.sampler, self.batch_size)
+            photos = found_noise(pipeline, torch.cat([left.images, right.images]), self.sampler, self.batch_size)
         fractions = torch.linspace(0, 1, self.num_images).split(self.batch_size)
         faces = torch.cat([self.between(pipeline, photos, part.tolist()) for part in fractions])
         pictures.add(faces)

@@ -29,11 +29,13 @@ class Alignment:
     folder: Path
 
     def square(self, photo: Image.Image, name: str) -> Square | None:
-        """Return the square of the chosen face, or None where "auto" leaves the photo as it is.
+        """Return the square of the chosen face, or None where the mode leaves the photo as it is.
 
         Raises:
             UserError: the photo has no such face, or the extra `align` is missing.
         """
+        if self.mode == "false":
+            return None
         faces = find_faces(photo)
         if not faces and self.mode == "auto" and self.face == 1:
             warn(f"No face was found in {name}: its central square is used.")

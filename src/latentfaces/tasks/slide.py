@@ -15,15 +15,14 @@ from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.animation import Animation, FramesPerSecond, check_animation, write_animation
-from latentfaces.tasks.base import PhotoTask
+from latentfaces.tasks.base import PhotoTask, SamplingTask
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
-from latentfaces.tasks.photos import one_photo
 from latentfaces.tasks.variants import Name
 
 
 @dataclass(kw_only=True)
-class Slide(PhotoTask):
+class Slide(PhotoTask, SamplingTask):
     """A row of `num_images` versions of one face along a direction, and an animation of it forwards and backwards.
 
     The face is the first sample of `seed`. With `image`, it is generated from the inverted noise of this photo.
@@ -52,8 +51,8 @@ class Slide(PhotoTask):
         assert self.direction is not None
         noise = None
         if self.image is not None:
-            photo = one_photo(pipeline.resolution, self.image, self.seed, alignment=self.alignment(pictures))
-            noise = found_noise(pipeline, photo, self.sampler, self.batch_size)
+            photo = self.own_photos(pipeline, pictures)
+            noise = found_noise(pipeline, photo.images, self.sampler, self.batch_size)
             pictures.source = EDITED
         low, high = self.range
         strengths, names = torch.linspace(low, high, self.num_images), [(self.seed, 0)] * self.num_images

@@ -9,16 +9,15 @@ from annotated_types import Interval
 
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import PackTask, Positive
+from latentfaces.tasks.base import PackTask, Positive, SamplingTask
 from latentfaces.tasks.interpolate import slerp
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder, beside
-from latentfaces.tasks.photos import photos_for
 from latentfaces.tasks.variants import variants
 
 
 @dataclass(kw_only=True)
-class Variations(PackTask):
+class Variations(PackTask, SamplingTask):
     """A row for each photo: the photo, then `num_images` samples whose noise mixes its inverted noise with fresh noise.
 
     Args:
@@ -32,9 +31,7 @@ class Variations(PackTask):
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the variations. Return the path of the grid."""
         pictures.source = EDITED
-        photos = photos_for(
-            pipeline.resolution, self.image, self.pack, self.num_photos, self.seed, self.alignment(pictures)
-        )
+        photos = self.photos(pipeline, pictures, self.num_photos)
         own = found_noise(pipeline, photos.images, self.sampler, self.batch_size)
         shown = []
         for which, names in variants(len(photos.images), self.num_images, self.seed, self.batch_size):
