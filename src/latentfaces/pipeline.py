@@ -191,17 +191,25 @@ class FacePipeline:
         Raises:
             UserError: there is no denoiser, or the guidance does not fit it.
         """
+        condition, guide = self.condition() if condition is None else condition, self.guide_in_use
+        denoiser = self.required_denoiser().given(condition)
+        try:
+            return self.guidance(denoiser, guide.given(condition) if guide else None)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def required_denoiser(self) -> Denoiser:
+        """Return the denoiser.
+
+        Raises:
+            UserError: the run is of stage 1.
+        """
         if self.denoiser is None:
             raise UserError(
                 "This run is of stage 1, whose prior decodes to noise. Train stage 2 with `python train.py model=ldm` "
                 "and sample that run."
             )
-        condition = self.condition() if condition is None else condition
-        try:
-            guide = self.guide_in_use
-            return self.guidance(self.denoiser.given(condition), guide.given(condition) if guide else None)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        return self.denoiser
 
     @property
     def weights(self) -> str:

@@ -27,7 +27,7 @@ from latentfaces.run import DIRECTIONS
 from latentfaces.tasks.base import Positive, SamplingTask
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.relabel import usual_distance
-from latentfaces.tasks.slide import network_of, slid
+from latentfaces.tasks.slide import slid
 
 STRENGTHS = (-3.0, -1.5, 0.0, 1.5, 3.0)
 """Columns of a strip."""
@@ -85,7 +85,7 @@ class Directions(SamplingTask):
 
     def found(self, pipeline: FacePipeline) -> FeatureDirections:
         """Return the directions of samples, at the times of the sampler."""
-        network, recorded, times = network_of(pipeline), [], list[float]()
+        network, recorded, times = pipeline.required_denoiser().network, [], list[float]()
         names = [(self.seed, number) for number in range(self.num_images)]
         for start in track(range(0, len(names), self.batch_size), "Sampling"):
             batch = names[start : start + self.batch_size]

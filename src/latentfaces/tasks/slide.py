@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Len
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from latentfaces.diffusion import Sampler
 from latentfaces.diffusion.directions import FeatureDirections
-from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.animation import Animation, FramesPerSecond, check_animation, write_animation
@@ -83,7 +82,7 @@ def slid(
         batch_size: samples at once.
         noise: inverted noise (1, c, h, w) of a photo, instead of that of the names.
     """
-    network, faces = network_of(pipeline), []
+    network, faces = pipeline.required_denoiser().network, []
     for start in range(0, len(names), batch_size):
         batch = names[start : start + batch_size]
         draw = pipeline.draws(batch)
@@ -93,14 +92,3 @@ def slid(
         with directions.applied(network, direction, strengths[start : start + batch_size]):
             faces.append(pipeline.images(initial, sampler, draw, condition))
     return torch.cat(faces)
-
-
-def network_of(pipeline: FacePipeline) -> Any:
-    """Return the network of the run.
-
-    Raises:
-        UserError: the run is of stage 1.
-    """
-    if pipeline.denoiser is None:
-        raise UserError("A run of stage 1 has no directions. Choose a run of stage 2 with run=....")
-    return pipeline.denoiser.network

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from annotated_types import Ge, Gt
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from latentfaces.data.pack import open_pack
@@ -19,7 +18,6 @@ from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError, warn
 from latentfaces.evaluation import FeatureDistance
 from latentfaces.evaluation.features import features_by_name
-from latentfaces.evaluation.panels import COLORS, label_axes
 from latentfaces.files import atomic_write
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import TUNED, Run, build, config_of, open_run
@@ -107,9 +105,8 @@ class Tune:
     feature_weights: str | None = None
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
-        """Write tuned.json, scores.csv, scores.png and a grid: samples without guidance above the best ones."""
-        if pipeline.denoiser is None:
-            raise UserError("task=tune needs a run of stage 2. Choose another run=...")
+        """Write tuned.json, scores.csv and a grid: samples without guidance above the best ones."""
+        best_weights = pipeline.required_denoiser()
         run = open_run(self.folder)
         pack = open_pack(Path(self.pack))
         extract = features_by_name(self.features, pipeline.vae, self.feature_weights, "task.feature_weights")
@@ -120,7 +117,7 @@ class Tune:
                 "needs at least 3."
             )
         distance = FeatureDistance(extract, torch.from_numpy(pack.images[np.sort(chosen)]))
-        best_weights, scores = pipeline.denoiser, dict[Choice, float]()
+        scores = dict[Choice, float]()
         shown: dict[Choice, Tensor] = {}
         usual, *others = samplers = named([self.sampler, *self.samplers.values()])
 
@@ -149,7 +146,6 @@ class Tune:
         best = min([best, *self.nearby(best)], key=score)
         print(f"best: {best}, {scores[best]:.4f} ({plain}: {scores[plain]:.4f})")
         self.write(run, best, samplers[best.sampler], scores, pictures)
-        plot_scores(scores, best, pictures.folder / "scores.png")
         return pictures.grid(torch.cat([shown[plain], shown[best]]), columns=SHOWN)
 
     def nearby(self, best: Choice) -> list[Choice]:
@@ -178,34 +174,3 @@ class Tune:
             table.writeheader()
             for choice, value in sorted(scores.items(), key=lambda item: item[1]):
                 table.writerow({**asdict(choice), "distance": value})
-
-
-def plot_scores(scores: dict[Choice, float], best: Choice, output: Path) -> Figure:
-    """Plot the distance over guidance weights, over averages, and of each sampler at its best."""
-    figure = Figure(figsize=(12.0, 3.4), layout="constrained")
-    by_weight, by_average, by_sampler = figure.subplots(1, 3, sharey=True)
-    usual = next(iter(scores)).sampler
-    for kind, color in zip(list(KINDS)[1:], COLORS, strict=False):
-        line = sorted(
-            (c.weight, v)
-            for c, v in scores.items()
-            if c.guidance in ("none", kind) and c.ema is None and c.sampler == usual
-        )
-        if len(line) > 1:
-            by_weight.plot(*zip(*line, strict=True), marker="o", color=color, label=f"guidance={kind}")
-    average = sorted((c.ema, v) for c, v in scores.items() if c.ema is not None and c.sampler == usual)
-    by_average.plot(*zip(*average, strict=True) if average else ([], []), marker="o", color=COLORS[4])
-    compared: dict[str, float] = {}  # with the best settings so far; of the best sampler also nearby weights
-    for choice, value in scores.items():
-        compared[choice.sampler] = min(value, compared.get(choice.sampler, math.inf))
-    by_sampler.plot(list(compared), list(compared.values()), "o", color=COLORS[3])
-    label_axes(by_weight, "Guidance, best weights", f"weight (1 is none), {usual}", "distance to held-out images")
-    label_axes(by_average, "Width of the average", "ema")
-    label_axes(by_sampler, "Sampler, at its best", "")
-    if by_weight.get_legend_handles_labels()[1]:
-        by_weight.legend(fontsize=8.5, frameon=False)
-    by_sampler.plot([best.sampler], [scores[best]], "*", color="#c53030", markersize=14, label="best")
-    by_sampler.legend(fontsize=8.5, frameon=False)
-    by_sampler.margins(x=0.2)
-    figure.savefig(output, dpi=120)
-    return figure
