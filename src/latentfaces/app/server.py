@@ -94,9 +94,8 @@ class Server:
                 max_file_size=MAX_UPLOAD,
             )
         except OSError as error:
-            raise UserError(
-                f"{self.host}:{self.port} cannot be used. Choose another task.port or task.host."
-            ) from error
+            address = f"{self.host}:{self.port}"
+            raise UserError(f"{address} cannot be used. Choose another task.port or task.host.") from error
         print(f"Open {page.local_url} in a browser. Ctrl-C stops the page.", flush=True)
 
     def is_allowed(self, user: str, password: str) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentfaces.errors import missing_extra
 from latentfaces.files import atomic_write
-from latentfaces.marks import GENERATED, RECIPE, Source, mark_gif, mark_mp4
+from latentfaces.marks import GENERATED, Source, mark_gif, mark_mp4
 from latentfaces.tasks.output import PictureFolder
 
 Animation = Literal["gif", "mp4", "none"]
@@ -38,7 +38,7 @@ def write_animation(faces: Tensor, pictures: PictureFolder, kind: Animation, fra
     if kind == "none":
         return
     path = pictures.folder / f"animation.{kind}"
-    save_animation(there_and_back(faces), path, frames_per_second, pictures.recipe()[RECIPE], pictures.source)
+    save_animation(there_and_back(faces), path, frames_per_second, pictures.recipe(), pictures.source)
     pictures.sign(path)
     print(path)
 
@@ -66,17 +66,16 @@ def gif_of(pictures: list[Any], frames_per_second: float, text: str) -> bytes:
 
 
 def mp4_of(pictures: list[Any], frames_per_second: float, text: str) -> bytes:
-    """Encode H.264 with PyAV. Its widely supported pixel format needs even sides."""
+    """Encode H.264 with PyAV."""
     av: Any = importlib.import_module("av")
     height, width = pictures[0].shape[:2]
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as file:
         file.metadata["comment"] = text
         stream = file.add_stream("libx264", rate=Fraction(frames_per_second).limit_denominator(1000))
-        stream.width, stream.height, stream.pix_fmt = width - width % 2, height - height % 2, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": "16"}
         for picture in pictures:
-            frame = av.VideoFrame.from_ndarray(picture[: stream.height, : stream.width].copy(), format="rgb24")
-            file.mux(stream.encode(frame))
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(stream.encode(None))
     return buffer.getvalue()

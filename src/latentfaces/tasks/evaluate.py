@@ -35,7 +35,7 @@ from latentfaces.evaluation.protocol import (
     source_size,
     table,
 )
-from latentfaces.marks import EDITED, GENERATED, png_info
+from latentfaces.marks import EDITED, GENERATED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.report import write_report
 from latentfaces.run import open_run
@@ -124,7 +124,7 @@ class Evaluate(SamplingTask):
         fake, held_out = seen_in_fake[:, : real.shape[1]], real[pack.test_indices].to(device)
         train = real[pack.train_indices].to(device)
         print(f"comparing {len(fake):,} {kind} with {len(held_out):,} held-out images")
-        values = self.named(generator_metrics(held_out, fake))
+        values = generator_metrics(held_out, fake)
         figures: list[Figure] = []
         if stage_2:
             views = torch.stack([train, mirrored[pack.train_indices].to(device)], dim=1)
@@ -132,13 +132,17 @@ class Evaluate(SamplingTask):
             values |= {"duplicates": result.duplicates, "memorized_fraction": result.memorized_fraction}
             figures = suspicious(result, make, pack)
         alike = train[np.random.default_rng(0).permutation(len(train))[: len(fake)]]
+        of_training = generator_metrics(held_out, alike)
+        if features == "inception":
+            for measured in (values, of_training):
+                measured["fid"] = measured.pop("frechet_distance")
         metrics = {
             "kind": kind,
             "features": features,
             "num_images": len(fake),
             "num_photos": len(held_out),
             **values,
-            "training_photos": self.named(generator_metrics(held_out, alike)),
+            "training_photos": of_training,
         }
         if labels is not None and conditioning is not None:
             asked = pipeline.labels_for([(self.seed, number) for number in range(len(fake))])
@@ -147,9 +151,7 @@ class Evaluate(SamplingTask):
         for name, value in values.items():
             print(f"{name} {value:.4g}")
         for number, figure in enumerate(figures, start=1):
-            path = pictures.folder / f"memorization_{number}.png"
-            figure.savefig(path, dpi=120, pil_kwargs={"pnginfo": png_info(EDITED)})
-            pictures.sign(path, EDITED)
+            pictures.figure(figure, f"memorization_{number}.png")
         self.update_page(pictures)
         return pictures.grid(shown, columns=8)
 
@@ -206,19 +208,12 @@ class Evaluate(SamplingTask):
             UserError: an option does not fit the run or the protocol.
         """
         names = (self.features,) if self.features else protocol.features
-        if pipeline.denoiser is None:
-            raise UserError(f"task.protocol={protocol.name} needs a run of stage 2. Choose another run=...")
+        pipeline.required_denoiser()
         if self.per_label and pipeline.conditioning is None:
             raise UserError("task.per_label needs a run that was trained with data.labels. Choose another run=...")
         if self.weights is not None and len(names) > 1:
             raise UserError(f"task.weights={self.weights} is for one network. Add task.features={names[0]}.")
         return names
-
-    def named(self, values: dict[str, float]) -> dict[str, float]:
-        """Return the metrics with the Frechet distance named FID where it is the FID."""
-        if self.features != "inception":
-            return values
-        return {"fid": values["frechet_distance"], **{k: v for k, v in values.items() if k != "frechet_distance"}}
 
     def images(self, pipeline: FacePipeline, pack: Pack, numbers: list[int]) -> Tensor:
         """Return the samples or reconstructions (n, 3, R, R) uint8 with these numbers."""

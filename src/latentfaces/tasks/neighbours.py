@@ -64,9 +64,7 @@ class Neighbours(SamplingTask):
         self.write(pictures, pack, indices, found, usual)
         near, limit = train_images(pack, indices, found.views == 1), usual_limit(usual)
         shown = slice(0, MAX_SHOWN)
-        path = pictures.folder / "distances.png"
-        plot_neighbours(faces[shown], near[shown], found.distances[shown], limit, path)
-        pictures.sign(path)
+        pictures.figure(plot_neighbours(faces[shown], near[shown], found.distances[shown], limit), "distances.png")
         return pictures.grid(*beside(faces, near.flatten(0, 1)))
 
     def write(
