@@ -9,8 +9,9 @@ from torch import nn
 from latentfaces import __version__
 from latentfaces.autoencoder import PretrainedVAE
 from latentfaces.evaluation.protocol import as_markdown, newest_result
+from latentfaces.files import read_json
 from latentfaces.pipeline import FacePipeline
-from latentfaces.run import Run, config_of, read_json
+from latentfaces.run import Run, config_of
 
 FFHQ_TERMS = "CC BY-NC-SA 4.0"
 """Licence of FFHQ, whose images are for non-commercial use alone."""
@@ -26,19 +27,6 @@ AUDIT = {
     "duplicates": "fraction nearer to another sample than 99 % of held-out images are",
 }
 RESULTS = {"test/loss": "loss of held-out images", "test/psnr": "PSNR, dB", "test/ssim": "SSIM", "test/lpips": "LPIPS"}
-FILES = {
-    "config.json": "networks, guidance and sampler",
-    "vae.safetensors": "weights of the VAE",
-    "vae": "the VAE as a folder of diffusers",
-    "denoiser.safetensors": "weights of the denoiser",
-    "guide.safetensors": "weights of the early denoiser that guides it",
-    "labels.npy": "labels of the training images, without the images",
-    "grid.png": "samples of seed 0, not selected",
-    "decoder.onnx": "decoder, normalized latents to images, any batch size",
-    "denoiser.onnx": "one evaluation of the guided denoiser, any batch size",
-    "sampling.json": "steps of the sampler for `sample_onnx.py`",
-    "sample_onnx.py": "sampler that needs numpy and onnxruntime alone",
-}
 
 
 def model_card(run: Run, pipeline: FacePipeline, files: Sequence[str]) -> str:
@@ -54,7 +42,6 @@ def model_card(run: Run, pipeline: FacePipeline, files: Sequence[str]) -> str:
         "Memorization audit": audit(run),
         "Intended use": INTENDED_USE,
         "Limits": limits(pipeline, data),
-        "Files": table({f"`{name}`": FILES[name] for name in files if name in FILES}),
     }
     parts = [f"## {title}\n\n{text}" if title else text for title, text in sections.items()]
     return "\n\n".join([front_matter(data), *parts]) + "\n"
