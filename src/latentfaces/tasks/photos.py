@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +25,7 @@ class OnePhoto(Photos):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path.parent)
-        self.path = path
-
-    @cached_property
-    def sizes(self) -> dict[str, int]:
-        return {self.path.name: self.path.stat().st_size}
+        self.names = [path.name]
 
 
 @dataclass(frozen=True)
