@@ -67,7 +67,7 @@ def test_faces_and_their_neighbours_are_shown_and_told(
     task = replace(TASK, pack=str(pack.folder))
     grid = read(task(pipeline, folder_for(tmp_path / "out")))
     told = json.loads((tmp_path / "out" / "neighbours.json").read_text())
-    assert f"median_distance_of_held_out_images {told['held_out_median_distance']:.3g}" in capsys.readouterr().out
+    assert f"median_distance_of_held_out_images {told['held_out_median_distance']:.4g}" in capsys.readouterr().out
     assert 0 < told["held_out_limit"] < told["held_out_median_distance"] < 1.5
     below = [face["neighbours"][0]["distance"] < told["held_out_limit"] for face in told["faces"]]
     assert told["memorized_fraction"] == pytest.approx(sum(below) / 3)
