@@ -343,7 +343,7 @@ def test_the_row_of_a_protocol_compares_with_all_images_and_says_why_it_is_not_c
     text = Path("pictures/row.md").read_text()
     assert text in capsys.readouterr().out
     assert "| faces | 16 | 400 | 400 (all) | auto |" in text
-    for reason in ("images other than FFHQ", "400 instead of 10,000 samples", "features of colours.pt"):
+    for reason in ("images other than the 70,000 of FFHQ", "400 instead of 10,000 samples", "features of colours.pt"):
         assert reason in text
         assert any(reason in listed for listed in result["reasons"])
     assert not Path("pictures/metrics.json").exists()

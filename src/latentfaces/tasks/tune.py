@@ -21,6 +21,7 @@ from latentfaces.evaluation.features import features_by_name
 from latentfaces.files import atomic_write
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import TUNED, Run, build, config_of, open_run
+from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.output import PictureFolder
 
 KINDS = {
@@ -70,9 +71,9 @@ def named(samplers: Sequence[Sampler]) -> dict[str, Sampler]:
     return names
 
 
-@dataclass
-class Tune:
-    """Coordinate search of guidance kind and weight, EMA width and sampler.
+@dataclass(kw_only=True)
+class Tune(SamplingTask):
+    """Coordinate search of guidance kind and weight and EMA width, with `sampler`, then of the sampler.
 
     Every choice makes `num_images` samples of the same seeds. The best choice has the lowest `FeatureDistance` to one
     half of the held-out images. It goes to the run's tuned.json, which later commands use.
@@ -80,29 +81,22 @@ class Tune:
     Args:
         folder: the run's folder.
         pack: the run's pack.
-        sampler: sampler during the search of guidance and average.
-        weights: guidance weights, each above 1, which disables guidance.
+        weights: guidance weights, each above 1 (no guidance).
         emas: widths of the average.
         samplers: other samplers, tried with the best guidance and average.
         features: as for task=evaluate. The run's encoder needs no download, but measures texture more than shape and
             prefers somewhat weaker guidance.
-        num_images: samples per choice; at least 32.
-        seed: seed of the samples.
-        batch_size: samples at once.
         feature_weights: file of the weights of `features`, for machines without network.
     """
 
     folder: str
     pack: str
-    sampler: Sampler
     weights: Sequence[Annotated[float, Gt(1)]]
     emas: Sequence[float]
     samplers: Mapping[str, Sampler]
     features: str
+    feature_weights: str | None
     num_images: Annotated[int, Ge(32)]
-    seed: int
-    batch_size: int
-    feature_weights: str | None = None
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write tuned.json, scores.csv and a grid: samples without guidance above the best ones."""
@@ -111,11 +105,6 @@ class Tune:
         pack = open_pack(Path(self.pack))
         extract = features_by_name(self.features, pipeline.vae, self.feature_weights, "task.feature_weights")
         chosen = np.random.default_rng(self.seed).permutation(pack.tuning_indices)[:MAX_PHOTOS]
-        if len(chosen) < 2:
-            raise UserError(
-                f"{pack.folder} has {len(pack.val_indices)} held-out images. task=tune compares with half of them and "
-                "needs at least 3."
-            )
         distance = FeatureDistance(extract, torch.from_numpy(pack.images[np.sort(chosen)]))
         scores = dict[Choice, float]()
         shown: dict[Choice, Tensor] = {}
