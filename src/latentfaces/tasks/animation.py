@@ -1,8 +1,9 @@
-"""Animations as GIF or MP4."""
+"""Rows of faces, and their animations as GIF or MP4."""
 
 import importlib
 import importlib.util
 import io
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,32 +16,40 @@ from torch import Tensor
 from latentfaces.errors import missing_extra
 from latentfaces.files import atomic_write
 from latentfaces.marks import GENERATED, Source, mark_gif, mark_mp4
+from latentfaces.tasks.base import PhotoTask, SamplingTask
 from latentfaces.tasks.output import PictureFolder
 
-Animation = Literal["gif", "mp4", "none"]
-FramesPerSecond = Annotated[float, Interval(gt=0, le=50)]
-"""50 is the fastest GIF."""
 
+@dataclass(kw_only=True)
+class RowTask(PhotoTask, SamplingTask):
+    """Task that makes a row of faces, and an animation of it forwards and backwards.
 
-def check_animation(kind: Animation) -> None:
-    """Raise UserError, before anything is computed, if an animation needs an extra."""
-    if kind == "mp4" and importlib.util.find_spec("av") is None:
-        raise missing_extra("task.animation=mp4", "video", ", or use task.animation=gif")
+    Args:
+        animation: "gif", "mp4" (needs PyAV) or "none".
+        frames_per_second: frame rate of the animation; at most 50, as a GIF allows.
+    """
+
+    animation: Literal["gif", "mp4", "none"]
+    frames_per_second: Annotated[float, Interval(gt=0, le=50)]
+
+    def __post_init__(self) -> None:
+        if self.animation == "mp4" and importlib.util.find_spec("av") is None:
+            raise missing_extra("task.animation=mp4", "video", ", or use task.animation=gif")
+
+    def write(self, faces: Tensor, pictures: PictureFolder) -> Path:
+        """Write faces (n, 3, R, R) uint8, the animation and the row. Return the path of the row."""
+        pictures.add(faces)
+        if self.animation != "none":
+            path = pictures.folder / f"animation.{self.animation}"
+            save_animation(there_and_back(faces), path, self.frames_per_second, pictures.recipe(), pictures.source)
+            pictures.sign(path)
+            print(path)
+        return pictures.grid(faces, columns=len(faces))
 
 
 def there_and_back(frames: Tensor) -> Tensor:
     """Return frames (n, 3, H, W) as a loop: to the last and back to the second."""
     return torch.cat([frames, frames[1:-1].flip(0)])
-
-
-def write_animation(faces: Tensor, pictures: PictureFolder, kind: Animation, frames_per_second: float) -> None:
-    """Write faces (n, 3, H, W) uint8 as a loop to the folder, and print its path; nothing for the kind "none"."""
-    if kind == "none":
-        return
-    path = pictures.folder / f"animation.{kind}"
-    save_animation(there_and_back(faces), path, frames_per_second, pictures.recipe(), pictures.source)
-    pictures.sign(path)
-    print(path)
 
 
 def save_animation(

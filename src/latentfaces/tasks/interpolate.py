@@ -12,8 +12,8 @@ from torch import Tensor
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.animation import Animation, FramesPerSecond, check_animation, write_animation
-from latentfaces.tasks.base import Natural, PhotoTask, SamplingTask
+from latentfaces.tasks.animation import RowTask
+from latentfaces.tasks.base import Natural
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
 
@@ -28,8 +28,8 @@ def slerp(start: Tensor, end: Tensor, fraction: float) -> Tensor:
 
 
 @dataclass(kw_only=True)
-class Interpolate(PhotoTask, SamplingTask):
-    """A row of `num_images` faces, interpolated in noise, and an animation of it forwards and backwards.
+class Interpolate(RowTask):
+    """A row of `num_images` faces, interpolated in noise.
 
     The ends are sample `number` of `seed` and sample `to_number` of `to_seed`. With `image` and `to_image`, they are
     generated from the inverted noise of these photos.
@@ -37,8 +37,6 @@ class Interpolate(PhotoTask, SamplingTask):
     Args:
         to_image: right photo.
         to_seed: seed of the right face.
-        animation: "gif", "mp4" (needs PyAV) or "none".
-        frames_per_second: frame rate of the animation.
         number: number of the left face.
         to_number: number of the right face.
     """
@@ -46,13 +44,11 @@ class Interpolate(PhotoTask, SamplingTask):
     num_images: Annotated[int, Ge(2)]
     to_image: str | None
     to_seed: Natural
-    animation: Animation
-    frames_per_second: FramesPerSecond
     number: Natural = 0
     to_number: Natural = 0
 
     def __post_init__(self) -> None:
-        check_animation(self.animation)
+        super().__post_init__()
         if self.image is None and (self.seed, self.number) == (self.to_seed, self.to_number):
             raise UserError(
                 f"task.to_seed={self.to_seed} gives the face of seed={self.seed} again. Choose another one."
@@ -70,9 +66,7 @@ class Interpolate(PhotoTask, SamplingTask):
             photos = found_noise(pipeline, torch.cat([left.images, right.images]), self.sampler, self.batch_size)
         fractions = torch.linspace(0, 1, self.num_images).split(self.batch_size)
         faces = torch.cat([self.between(pipeline, photos, part.tolist()) for part in fractions])
-        pictures.add(faces)
-        write_animation(faces, pictures, self.animation, self.frames_per_second)
-        return pictures.grid(faces, columns=len(faces))
+        return self.write(faces, pictures)
 
     def between(self, pipeline: FacePipeline, photos: Tensor | None, fractions: Sequence[float]) -> Tensor:
         """Return faces (n, 3, R, R) uint8 at these fractions; `photos` (2, c, h, w) is the noise of the photos."""

@@ -42,7 +42,7 @@ class Alignment:
             return None
         if not faces:
             raise UserError(f"No face was found in {name}. Give another photo, or use align=false.")
-        if not 1 <= self.face <= len(faces):
+        if self.face > len(faces):
             raise UserError(f"task.face={self.face} must be between 1 and {len(faces)}, the number of faces in {name}.")
         if len(faces) > 1:
             path = self.folder / f"faces_{PurePosixPath(name).stem}.png"

@@ -13,16 +13,15 @@ from latentfaces.diffusion import Sampler
 from latentfaces.diffusion.directions import FeatureDirections
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.animation import Animation, FramesPerSecond, check_animation, write_animation
-from latentfaces.tasks.base import PhotoTask, SamplingTask
+from latentfaces.tasks.animation import RowTask
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.variants import Name
 
 
 @dataclass(kw_only=True)
-class Slide(PhotoTask, SamplingTask):
-    """A row of `num_images` versions of one face along a direction, and an animation of it forwards and backwards.
+class Slide(RowTask):
+    """A row of `num_images` versions of one face along a direction.
 
     The face is the first sample of `seed`. With `image`, it is generated from the inverted noise of this photo.
 
@@ -30,18 +29,11 @@ class Slide(PhotoTask, SamplingTask):
         directions: the run's directions.npz, which task=directions writes.
         direction: name of the direction.
         range: lowest and highest strength, in standard deviations of the run's samples.
-        animation: "gif", "mp4" (needs PyAV) or "none".
-        frames_per_second: frame rate of the animation.
     """
 
     directions: str
     direction: str | None
     range: Annotated[Sequence[float], Len(2, 2)]
-    animation: Animation
-    frames_per_second: FramesPerSecond
-
-    def __post_init__(self) -> None:
-        check_animation(self.animation)
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the row. Return its path."""
@@ -56,9 +48,7 @@ class Slide(PhotoTask, SamplingTask):
         low, high = self.range
         strengths, names = torch.linspace(low, high, self.num_images), [(self.seed, 0)] * self.num_images
         faces = slid(pipeline, directions, self.direction, strengths, names, self.sampler, self.batch_size, noise)
-        pictures.add(faces)
-        write_animation(faces, pictures, self.animation, self.frames_per_second)
-        return pictures.grid(faces, columns=len(faces))
+        return self.write(faces, pictures)
 
 
 def slid(
