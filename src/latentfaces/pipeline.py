@@ -191,8 +191,8 @@ class FacePipeline:
         Raises:
             UserError: there is no denoiser, or the guidance does not fit it.
         """
-        condition, guide = self.condition() if condition is None else condition, self.guide_in_use
-        denoiser = self.required_denoiser().given(condition)
+        condition = self.condition() if condition is None else condition
+        denoiser, guide = self.required_denoiser().given(condition), self.guide_in_use
         try:
             return self.guidance(denoiser, guide.given(condition) if guide else None)
         except ValueError as error:
