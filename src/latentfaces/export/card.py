@@ -62,11 +62,6 @@ def licence_of(data: Mapping[str, Any]) -> str | None:
     return data.get("source", {}).get("licence")
 
 
-def is_non_commercial(licence: str | None) -> bool:
-    """Return whether the terms of the images exclude commercial use."""
-    return licence is not None and "NC" in licence.upper().replace("-", " ").split()
-
-
 def hub_license(data: Mapping[str, Any]) -> str:
     """Return the licence as hubs name it. What comes from FFHQ is under its licence."""
     return "cc-by-nc-sa-4.0" if licence_of(data) == FFHQ_TERMS else "other"
@@ -116,7 +111,7 @@ def training_data(data: Mapping[str, Any], product: str = "these weights") -> st
         "licence": licence or "not recorded",
     }
     note = ""
-    if is_non_commercial(licence):
+    if licence is not None and "NC" in licence.upper().replace("-", " ").split():  # non-commercial
         note = f"\n\nThe licence of the images excludes commercial use. That applies to {product} too."
     return table(rows) + note
 
@@ -201,7 +196,7 @@ def limits(pipeline: FacePipeline, data: Mapping[str, Any]) -> str:
         "- Faces follow the training images: groups that are rare there are rare and worse here.",
         "- A generated face may resemble a real person by chance, or by memorization.",
     ]
-    if not data.get("source", {}).get("licence"):
+    if licence_of(data) is None:
         lines.append("- The terms of the training images are not recorded. Check them before you publish the weights.")
     return "\n".join(lines)
 
