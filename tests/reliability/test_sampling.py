@@ -11,6 +11,7 @@ from helpers.photo_files import picture_bytes, tree
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from latentfaces.cli.recipe import VERSION
 from latentfaces.diffusion import EulerSampler
 from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import Ranks
@@ -41,14 +42,14 @@ WRONG = {
     "an unknown precision": (["precision=fp8"], "precision"),
     "a photo where none is taken": (["image=me.png"], "image=... has no effect with task=generate"),
     "an average that is not looked at": (["task=tune", "ema=0.1"], "ema=... has no effect with task=tune"),
-    "a face before the first": (["task.first=-1"], "task.first=-1 must be at least 0"),
+    "a face before the first": (["task.first=-1"], "task.first=-1 is invalid: input should be greater"),
     "a weight of NaN": (
         ["guidance=auto", "guidance.weight=nan"],
         "guidance.weight=nan is invalid: a number must be finite",
     ),
-    "no photos": (["task=edit", "task.num_photos=0"], "task.num_photos=0 must be at least 1"),
-    "a row of one": (["task=interpolate", "num_images=1"], "num_images=1 must be at least 2"),
-    "a strength beyond all": (["task=edit", "task.strength=2"], "task.strength=2 must be above 0 and at most 1"),
+    "no photos": (["task=edit", "task.num_photos=0"], "task.num_photos=0 is invalid: input should be greater"),
+    "a row of one": (["task=interpolate", "num_images=1"], "num_images=1 is invalid: input should be greater"),
+    "a strength beyond all": (["task=edit", "task.strength=2"], "task.strength=2 is invalid: input should be less"),
     "a weight below one": (["guidance=auto", "guidance.weight=0.5"], "guidance: weight=0.5 must be at least 1"),
     "a weight of no guidance": (
         ["guidance.weight=2"],
@@ -148,7 +149,7 @@ def test_case_39_a_photo_that_is_none_is_named(trained: Path, tmp_path: Path, mo
     options = ["task=reconstruct", f"output={tmp_path / 'out'}"]
     assert "image=nowhere.png does not exist" in refused("sample.py", *options, "image=nowhere.png")
     assert "torn.png cannot be read" in refused("sample.py", *options, f"image={torn}")
-    assert "neither an image" in refused("sample.py", *options, "image=data/synthetic-48-16/images.npy")
+    assert "neither a folder nor a .zip" in refused("sample.py", *options, "image=data/synthetic-48-16/images.npy")
 
 
 def test_a_picture_cannot_make_remake_run_a_network_from_a_file(
@@ -163,7 +164,7 @@ def test_a_picture_cannot_make_remake_run_a_network_from_a_file(
         "pack": "data/synthetic-48-16", "features": str(evil), "weights": None, "num_images": 50,
         "seed": 0, "batch_size": 50,
     }  # fmt: skip
-    recipe = {"run": "outputs/ldm/faces", "weights": None, "task": "evaluate", "settings": settings, "files": {}}
+    recipe = {"run": "outputs/ldm/faces", "weights": None, "task": "evaluate", "settings": settings, "version": VERSION}
     text = PngInfo()
     guidance = {"_target_": "latentfaces.diffusion.NoGuidance"}
     text.add_text("latentfaces", json.dumps({**recipe, "precision": "fp32", "ema": None, "guidance": guidance}))
