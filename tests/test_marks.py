@@ -29,9 +29,9 @@ def marked(folder: Path, suffix: str, source: Source = GENERATED) -> Path:
     """Write a file with the recipe `MADE`."""
     path = folder / f"a{suffix}"
     if suffix == ".png":
-        save_png(FRAMES[0], path, {RECIPE: TEXT}, source)
+        save_png(FRAMES[0], path, TEXT, source)
     elif suffix == ".npz":
-        with npz_writer(path, (3, 16, 16, 3), {RECIPE: TEXT}) as append:
+        with npz_writer(path, (3, 16, 16, 3), TEXT) as append:
             append(FRAMES)
     else:
         save_animation(FRAMES, path, 10.0, TEXT, source)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from latentfaces import pipeline as module
 from latentfaces.autoencoder import VAE
-from latentfaces.diffusion import EulerSampler
 from latentfaces.pipeline import FacePipeline
 
 CPU = torch.device("cpu")
@@ -73,23 +72,7 @@ def test_no_two_seeds_share_a_face() -> None:
     assert abs(float(many.std()) - 1) < 0.01
 
 
-def test_images_of_earlier_versions_keep_their_noise() -> None:
-    pipeline = FacePipeline(small_vae(), None, 16, CPU)
-    pipeline.colliding_seeds = True
-    noise = pipeline.noise([(0, 45_592), (4295, 3), (2, 5)])
-    assert torch.equal(noise[0], noise[1])
-    generator = torch.Generator().manual_seed(2 * 1_000_003 + 5)
-    assert torch.equal(noise[2], torch.randn(2, 8, 8, generator=generator))
-
-
-def test_tensors_of_another_shape_are_refused_by_name_and_a_device_may_be_a_word() -> None:
+def test_a_device_may_be_a_word() -> None:
     pipeline = FacePipeline(small_vae(), None, 16, device="cpu")
     assert pipeline.device == CPU
     assert pipeline.encode(torch.zeros(1, 3, 16, 16)).shape == (1, 2, 8, 8)
-    for images in (torch.zeros(3, 16, 16), torch.zeros(1, 1, 16, 16), torch.zeros(1, 3, 16, 16, dtype=torch.uint8)):
-        with pytest.raises(ValueError, match=r"images must be \(n, 3, R, R\) floats"):
-            pipeline.encode(images)
-    with pytest.raises(ValueError, match=r"latents must be \(n, 2, h, w\), not \(1, 3, 8, 8\)"):
-        pipeline.decode(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="num_images=0 must be at least 1"):
-        pipeline.generate(0, 0, EulerSampler(1))

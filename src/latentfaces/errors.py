@@ -3,7 +3,6 @@
 import errno
 import io
 import sys
-from collections.abc import Sequence
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ERROR_LOG = "error.log"
@@ -44,9 +43,3 @@ def escape_stdout() -> None:
 def warn(sentence: str) -> None:
     """Print a warning to stderr."""
     print(f"warning: {sentence}", file=sys.stderr)
-
-
-def and_others(names: Sequence[str], indices: Sequence[int]) -> str:
-    """Return the first name, and the number of the others."""
-    more = len(indices) - 1
-    return names[indices[0]] + (f" (as {more} more)" if more else "")

@@ -23,8 +23,6 @@ RECIPE = "latentfaces"
 MP4_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 GIF_TRAILER = bytes([1, *range(255, -1, -1), 0])
 """Makes a reader that takes the XMP for blocks of data end after it."""
-Recipe = dict[str, str]
-"""Metadata that reproduce an image, as JSON by `RECIPE`; empty if there are none."""
 
 
 def xmp(source: Source) -> str:
@@ -38,12 +36,12 @@ def xmp(source: Source) -> str:
     )
 
 
-def png_info(source: Source, recipe: Recipe | None = None) -> PngInfo:
-    """Return the text chunks of a PNG."""
+def png_info(source: Source, recipe: str = "") -> PngInfo:
+    """Return the text chunks of a PNG. The recipe is JSON, or empty."""
     info = PngInfo()
     info.add_itxt("XML:com.adobe.xmp", xmp(source))
-    for key, value in (recipe or {}).items():
-        info.add_itxt(key, value)
+    if recipe:
+        info.add_itxt(RECIPE, recipe)
     return info
 
 
@@ -58,9 +56,9 @@ def mark_mp4(data: bytes, source: Source) -> bytes:
     return data + (len(content) + 4).to_bytes(4, "big") + content
 
 
-def mark_npz(archive: zipfile.ZipFile, source: Source, recipe: Recipe) -> None:
-    """Add the arrays `xmp` and those of the recipe, each one string, to an open .npz."""
-    for name, text in {"xmp": xmp(source), **recipe}.items():
+def mark_npz(archive: zipfile.ZipFile, source: Source, recipe: str) -> None:
+    """Add the arrays `xmp` and `RECIPE`, each one string, to an open .npz."""
+    for name, text in {"xmp": xmp(source), RECIPE: recipe}.items():
         buffer = io.BytesIO()
         np.lib.format.write_array(buffer, np.array(text), allow_pickle=False)
         archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue())  # without the time, so that bytes repeat

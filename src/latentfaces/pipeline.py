@@ -45,7 +45,7 @@ class FacePipeline:
         resolution: height and width of the images, in pixels.
         device: device of all networks; the best available by default.
         bfloat16: use autocast to bfloat16: faster, but images then depend slightly on the batch size.
-        guide: early checkpoint of the denoiser for `AutoGuidance`, or a function that loads it.
+        find_guide: loads an early checkpoint of the denoiser, for `AutoGuidance`.
         guidance: guidance of the denoiser; none by default.
         sampler: default sampler; `DPMpp2MSampler(20, eta=1.0)` by default.
         ema: width of the weights' average; None for that of the best weights.
@@ -60,7 +60,7 @@ class FacePipeline:
         resolution: int,
         device: torch.device | str | None = None,
         bfloat16: bool = False,
-        guide: Denoiser | Callable[[], Denoiser] | None = None,
+        find_guide: Callable[[], Denoiser] | None = None,
         guidance: Guidance | None = None,
         sampler: Sampler | None = None,
         ema: float | None = None,
@@ -70,7 +70,7 @@ class FacePipeline:
         self.device, self.bfloat16 = torch.device(device or best_device()), bfloat16
         self.vae = vae.to(self.device)
         self.denoiser = denoiser.to(self.device) if denoiser is not None else None
-        self.find_guide = guide if callable(guide) and not isinstance(guide, Denoiser) else lambda: guide
+        self.find_guide = find_guide
         self.resolution = resolution
         self.guidance: Guidance = guidance or NoGuidance()
         self.sampler: Sampler = sampler or DPMpp2MSampler(20, eta=1.0)
@@ -78,8 +78,6 @@ class FacePipeline:
         self.conditioning, self.label_rows = conditioning, label_rows
         self.asked = torch.empty(0)
         self.ask({})
-        self.colliding_seeds = False
-        """Draw noise as older versions did, to reproduce their images: some (seed, number) shared their noise."""
 
     @classmethod
     def load(
@@ -147,8 +145,7 @@ class FacePipeline:
     @cached_property
     def guide(self) -> Denoiser | None:
         """Early checkpoint of the denoiser, loaded at first access."""
-        guide = self.find_guide()
-        return guide.to(self.device) if guide is not None else None
+        return self.find_guide().to(self.device) if self.find_guide is not None else None
 
     @property
     def guide_in_use(self) -> Denoiser | None:
@@ -188,27 +185,31 @@ class FacePipeline:
             return None
         return self.conditioning(self.asked[None] if labels is None else labels).to(self.device)
 
-    @property
-    def predictor(self) -> Predictor:
-        """Guided denoiser with the requested labels; see `predictor_given`."""
-        return self.predictor_given(self.condition())
-
-    def predictor_given(self, condition: Tensor | None) -> Predictor:
-        """Return the guided denoiser for a condition (n, size) or (1, size).
+    def predictor(self, condition: Tensor | None = None) -> Predictor:
+        """Return the guided denoiser for a condition (n, size) or (1, size), by default that of the requested labels.
 
         Raises:
             UserError: there is no denoiser, or the guidance does not fit it.
+        """
+        condition = self.condition() if condition is None else condition
+        denoiser, guide = self.required_denoiser().given(condition), self.guide_in_use
+        try:
+            return self.guidance(denoiser, guide.given(condition) if guide else None)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def required_denoiser(self) -> Denoiser:
+        """Return the denoiser.
+
+        Raises:
+            UserError: the run is of stage 1.
         """
         if self.denoiser is None:
             raise UserError(
                 "This run is of stage 1, whose prior decodes to noise. Train stage 2 with `python train.py model=ldm` "
                 "and sample that run."
             )
-        try:
-            guide = self.guide_in_use
-            return self.guidance(self.denoiser.given(condition), guide.given(condition) if guide else None)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        return self.denoiser
 
     @property
     def weights(self) -> str:
@@ -230,11 +231,7 @@ class FacePipeline:
 
     def draws(self, names: Sequence[tuple[int, int]]) -> Callable[[], Tensor]:
         """Return a source of noise (n, c, h, w) for names (seed, number): each row depends on its own name alone."""
-        if self.colliding_seeds:
-            generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for seed, number in names]
-        else:
-            generators = [generator_of(seed, number) for seed, number in names]
-        return PerSampleNoise(generators, self.latent_shape, self.device)
+        return PerSampleNoise([generator_of(*name) for name in names], self.latent_shape, self.device)
 
     def noise(self, names: Sequence[tuple[int, int]]) -> Tensor:
         """Return initial noise (n, c, h, w) for names (seed, number)."""
@@ -251,13 +248,7 @@ class FacePipeline:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Encode images (n, 3, R, R) in [-1, 1] to normalized latents (n, c, h, w), the mode of the posterior.
-
-        Raises:
-            ValueError: the images have another shape or dtype.
-        """
-        if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0 or not images.is_floating_point():
-            raise ValueError(f"images must be (n, 3, R, R) floats in [-1, 1], not {tuple(images.shape)} {images.dtype}")
+        """Encode images (n, 3, R, R) in [-1, 1] to normalized latents (n, c, h, w), the mode of the posterior."""
         with self.autocast():
             parts = [self.vae.encode(images[part].to(self.device)).mode() for part in self.parts(len(images))]
         return self.vae.normalize(torch.cat(parts))
@@ -269,12 +260,7 @@ class FacePipeline:
         Args:
             latents: latents of samples or photos.
             skips: encoder features for the skip connections, see `VAE.decode`.
-
-        Raises:
-            ValueError: the latents have another shape.
         """
-        if latents.ndim != 4 or latents.shape[1] != self.vae.latent_channels or len(latents) == 0:
-            raise ValueError(f"latents must be (n, {self.vae.latent_channels}, h, w), not {tuple(latents.shape)}")
         images = []
         with self.autocast():
             for part in self.parts(len(latents)):
@@ -306,9 +292,8 @@ class FacePipeline:
         condition: Tensor | None = None,
     ) -> Tensor:
         """Map noise (n, c, h, w) to normalized latents; `fresh` as for `Sampler`, `condition` as for `images`."""
-        predictor = self.predictor if condition is None else self.predictor_given(condition)
         with self.autocast():
-            return sampler(predictor, noise, fresh)
+            return sampler(self.predictor(condition), noise, fresh)
 
     def invert(self, images: Tensor, sampler: Sampler, condition: Tensor | None = None) -> Tensor:
         """Map images (n, 3, R, R) in [-1, 1] to noise (n, c, h, w) from which `sampler` generates them approximately.
@@ -319,23 +304,11 @@ class FacePipeline:
             UserError: the sampler adds noise, so it cannot be inverted.
         """
         latents = self.encode(images)
-        predictor = self.predictor if condition is None else self.predictor_given(condition)
         try:
             with self.autocast():
-                return sampler.invert(predictor, latents)
+                return sampler.invert(self.predictor(condition), latents)
         except ValueError as error:
             raise UserError(str(error)) from error
-
-    def faces_from_noise(self, noise: Tensor, sampler: Sampler, batch_size: int = 64) -> Iterator[Tensor]:
-        """Yield batches of samples (b, 3, R, R) uint8 on the CPU from noise (n, c, h, w).
-
-        A sampler that adds noise uses, for row i, that of sample i of seed 0.
-        """
-        for start in range(0, len(noise), batch_size):
-            part = noise[start : start + batch_size]
-            draw = self.draws([(0, number) for number in range(start, start + len(part))])
-            draw()  # the first draw is the initial noise
-            yield self.images(part, sampler, draw)
 
     def faces(
         self, names: Sequence[tuple[int, int]], sampler: Sampler, batch_size: int = 64, labels: Tensor | None = None
@@ -385,12 +358,7 @@ class FacePipeline:
             sampler: maps noise to latents; the pipeline's by default.
             batch_size: samples at once.
             labels: request these labels first, see `ask`.
-
-        Raises:
-            ValueError: num_images is below 1.
         """
-        if num_images < 1:
-            raise ValueError(f"num_images={num_images} must be at least 1")
         if labels is not None:
             self.ask(labels)
         names = [(seed, number) for number in range(num_images)]

@@ -148,11 +148,6 @@ MISTAKES = {
     "strength": (["run=labeled", "task=edit", "labels.smile=1", "task.strength=1"], "task.strength=... has no effect"),
     "no labels": (["run=labeled", "task=edit", "task.mask=hole.png"], "task.mask=... has no effect without labels"),
     "digit first": (["run=labeled", "labels.5_o_Clock_Shadow=1"], "Unknown label labels.5_o_Clock_Shadow."),
-    "also asked": (["run=labeled", "task=compare", "task.rows={age: [0.5]}", "labels.age=0.5"], "age is in two of"),
-    "twice": (
-        ["run=labeled", "task=compare", "task.rows={age: [0.5]}", "task.columns={age: [0.4]}"],
-        "age is in two of",
-    ),
     "no list": (["run=labeled", "task=compare", "task.rows={smile: 1}"], "task.rows has no list for smile"),
 }
 

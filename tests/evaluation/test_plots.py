@@ -152,11 +152,11 @@ def test_nothing_is_marked_where_there_is_no_validation_loss(tmp_path: Path) -> 
     assert list(lines(panel(tmp_path / "metrics.csv", "psnr"))) == ["val"]
 
 
-def test_photos_stand_beside_faces_with_their_distance_red_where_it_is_suspicious(tmp_path: Path) -> None:
+def test_photos_stand_beside_faces_with_their_distance_red_where_it_is_suspicious() -> None:
     faces = torch.arange(2, dtype=torch.uint8)[:, None, None, None].expand(2, 3, 4, 4)
     photos = torch.full((2, 3, 3, 4, 4), 9, dtype=torch.uint8)
     distances = torch.tensor([[0.1, 0.5, 0.9], [0.6, 0.7, 0.8]])
-    figure = plot_neighbours(faces, photos, distances, 0.4, tmp_path / "neighbours.png")
+    figure = plot_neighbours(faces, photos, distances, 0.4)
     (axes,) = figure.axes
     told = [(text.get_text(), text.get_color()) for text in axes.texts]
     assert [text for text, _ in told[:6]] == ["0.1", "0.5", "0.9", "0.6", "0.7", "0.8"]

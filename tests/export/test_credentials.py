@@ -10,7 +10,7 @@ from helpers.certificates import write_pair
 from latentfaces.errors import UserError
 from latentfaces.evaluation import save_png
 from latentfaces.export.credentials import Credentials, read_credentials
-from latentfaces.marks import EDITED, GENERATED, RECIPE
+from latentfaces.marks import EDITED, GENERATED
 from latentfaces.tasks import Identify
 from latentfaces.tasks.animation import save_animation
 from latentfaces.tasks.identify import read_recipe, read_source
@@ -20,7 +20,7 @@ FACES = torch.randint(0, 255, (2, 3, 16, 16), dtype=torch.uint8)
 
 @pytest.fixture
 def face(tmp_path: Path) -> Path:
-    save_png(FACES[0], tmp_path / "face.png", {RECIPE: '{"task": "edit"}'}, EDITED)
+    save_png(FACES[0], tmp_path / "face.png", '{"task": "edit"}', EDITED)
     return tmp_path / "face.png"
 
 

@@ -130,7 +130,7 @@ def test_programs_of_torch_export_take_any_batch(exported: Path) -> None:
     images = decoder_program(pipeline).module()(x)
     assert torch.allclose(images, pipeline.decode(x), atol=1e-5)
     denoise = denoiser_program(pipeline).module()
-    assert torch.allclose(denoise(x, t, torch.ones(5)), pipeline.predictor.predict(x, 0.25), atol=1e-5)
+    assert torch.allclose(denoise(x, t, torch.ones(5)), pipeline.predictor().predict(x, 0.25), atol=1e-5)
     assert pipeline.denoiser is not None
     assert torch.allclose(denoise(x, t, torch.zeros(5)), pipeline.denoiser.predict(x, 0.25), atol=1e-5)
 
@@ -147,14 +147,14 @@ def test_labels_are_an_input_of_the_program(guidance: Guidance) -> None:
         return Denoiser(network, RectifiedFlow()).eval().requires_grad_(False)
 
     vae = VAE(4, 8, (1, 2), 1, attention=False).eval()
-    options = {"guide": denoiser(), "guidance": guidance, "conditioning": conditioning}
+    options = {"find_guide": denoiser, "guidance": guidance, "conditioning": conditioning}
     pipeline = FacePipeline(vae, denoiser(), 16, "cpu", **options)  # type: ignore[arg-type]
     x, t = torch.randn(3, *pipeline.latent_shape), torch.full((3,), 0.5)
     condition = conditioning(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, torch.nan]]))
     guided = denoiser_program(pipeline).module()(x, t, torch.ones(3), condition)
-    expected = pipeline.predictor_given(condition).predict(x, 0.5)
+    expected = pipeline.predictor(condition).predict(x, 0.5)
     assert torch.allclose(guided, expected, atol=1e-5)
-    assert (expected[0] - pipeline.predictor_given(condition[[1, 1, 1]]).predict(x, 0.5)[0]).abs().max() > 0.01
+    assert (expected[0] - pipeline.predictor(condition[[1, 1, 1]]).predict(x, 0.5)[0]).abs().max() > 0.01
 
 
 def test_what_cannot_be_exported_is_one_line(

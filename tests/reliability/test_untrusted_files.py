@@ -18,7 +18,7 @@ from latentfaces.errors import UserError
 from latentfaces.evaluation.features import saved_network
 from latentfaces.posthoc_ema import Snapshot
 from latentfaces.run import open_run
-from latentfaces.tasks.photos import one_photo
+from latentfaces.tasks.photos import read_photos
 from latentfaces.training import AtomicCheckpointIO
 from latentfaces.training.checkpoint import damage
 
@@ -66,7 +66,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "the manifest of a pack": ("manifest.json", lambda path: open_pack(path.parent)),
     "a .zip of photos": ("photos.zip", images_in),
     "an image of a folder": ("photo.png", lambda path: images_in(path.parent)),
-    "a photo to edit": ("photo.png", lambda path: one_photo(16, str(path), seed=0)),
+    "a photo to edit": ("photo.png", lambda path: read_photos(str(path), 16, 1, seed=0)),
     "the config of a run": ("config.yaml", lambda path: open_run(path.parent)),
     "a snapshot": ("step_0000001.pth", Snapshot.read),
     "weights of a pretrained VAE": ("vae.pth", read_weights),

@@ -81,6 +81,8 @@ def test_inversion_takes_more_steps_unless_told(home: Path) -> None:
 REFUSED = {
     "strength": (["task=edit", "image=me.png", "task.strength=0"], "task.strength=0"),
     "amount": (["task=variations", "image=me.png", "task.amount=1"], "task.amount=1"),
+    "feather": (["task=inpaint", "image=me.png", "task.mask=hole.png", "task.feather=-1"], "task.feather=-1"),
+    "a row of one": (["task=interpolate", "num_images=1"], "num_images=1"),
     "no mask": (["task=inpaint", "image=me.png"], "task.mask="),
     "no photo": (["task=inpaint", "task.mask=hole.png"], "image="),
     "half a pair": (["task=interpolate", "image=me.png"], "task.to_image="),

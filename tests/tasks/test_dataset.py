@@ -179,7 +179,5 @@ def test_shards_have_each_image_with_its_labels(task: Dataset, labelled: FacePip
 
 
 def test_options_that_do_not_fit_are_one_line(task: Dataset, pipeline: FacePipeline, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"task.shards=0 must be at least 1"):
-        replace(task, shards=0)
     with pytest.raises(UserError, match=r"task.labels needs a run that was trained with data.labels"):
         replace(task, labels=SMILES)(pipeline, folder_for(tmp_path / "set"))

@@ -231,7 +231,7 @@ def test_an_evaluation_that_was_killed_goes_on_also_to_more_faces_in_other_batch
         made = watch_faces(patch)
         again = evaluate("task.features=colours.pt", "batch_size=7")
     assert made[:28] == list(range(32, 60))
-    assert len(made) <= 28 + 8 + 8  # also the plotted ones
+    assert len(made) <= 28 + 8 + 8 + 32  # also the plotted ones, and those of the grid
     # Batches of another size differ by one level in a few values.
     before, after = (np.asarray(Image.open(file)).astype(int) for file in (io.BytesIO(grid), "pictures/grid.png"))
     assert np.abs(after - before).max() <= 1
@@ -343,7 +343,7 @@ def test_the_row_of_a_protocol_compares_with_all_images_and_says_why_it_is_not_c
     text = Path("pictures/row.md").read_text()
     assert text in capsys.readouterr().out
     assert "| faces | 16 | 400 | 400 (all) | auto |" in text
-    for reason in ("images other than FFHQ", "400 instead of 10,000 samples", "features of colours.pt"):
+    for reason in ("images other than the 70,000 of FFHQ", "400 instead of 10,000 samples", "features of colours.pt"):
         assert reason in text
         assert any(reason in listed for listed in result["reasons"])
     assert not Path("pictures/metrics.json").exists()
@@ -367,7 +367,7 @@ def test_a_protocol_sets_number_images_and_networks_and_resumes_after_a_kill(
     with monkeypatch.context() as patch:
         made = watch_faces(patch)
         again = row("task.protocol=tiny", output="killed")
-    assert made == list(range(32, 60))
+    assert made == [*range(32, 60), *range(32)]  # then those of the grid
     assert again == whole
 
 
@@ -406,7 +406,7 @@ def test_each_value_of_a_label_has_a_row(labelled: Path, home: Path, monkeypatch
         (["task.protocol=fid10k", "task.reference=some"], "task.reference=some is invalid"),
         (["task.protocol=fid10k", "task.weights=a.pth"], "is for one network. Add task.features=inception."),
         (["task.protocol=fid10k", "task.per_label=true"], "task.per_label needs a run that was trained with"),
-        (["task.protocol=fid10k", "run=outputs/vae/faces"], "task.protocol=fid10k needs a run of stage 2"),
+        (["task.protocol=fid10k", "run=outputs/vae/faces"], "This run is of stage 1"),
     ],
 )
 def test_options_that_do_not_fit_a_protocol_are_rejected(options: list[str], clue: str, home: Path) -> None:

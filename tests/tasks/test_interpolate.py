@@ -1,5 +1,6 @@
 """From one face to another: the ends are the ends, and noise stays noise between."""
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,10 +71,15 @@ def test_a_film_of_the_row_goes_there_and_back(pipeline: FacePipeline, tmp_path:
 
 
 def test_half_a_pair_of_photos_is_refused() -> None:
-    with pytest.raises(UserError, match=r"task.to_image=you.png.*image="):
-        replace(TASK, to_image="you.png")
-    with pytest.raises(UserError, match=r"image=me.png.*task.to_image="):
-        replace(TASK, image="me.png")
+    for half in ({"to_image": "you.png"}, {"image": "me.png"}):
+        with pytest.raises(UserError, match="belong together"):
+            replace(TASK, **half)
+
+
+def test_a_missing_extra_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"latentfaces\[video\].*task.animation=gif"):
+        replace(TASK, animation="mp4")
 
 
 def test_a_face_and_itself_are_refused() -> None:

@@ -54,20 +54,14 @@ def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
     hole_in(mask, photo_of(1001, 1000), 16)  # but for rounding
 
 
-def test_black_missing_or_damaged_masks_are_refused_and_a_white_one_is_noted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_black_missing_or_damaged_masks_are_refused(tmp_path: Path) -> None:
     for box in ((0, 0, 0, 0), (0, 0, 4, 16)):  # the second is white only where the photo is cut
         with pytest.raises(UserError, match=r"task.mask=.*black"):
             hole_in(painted(tmp_path / "m.png", 24, 16, box), photo_of(24, 16), 16)
-    with pytest.raises(UserError, match=r"task.mask=.*does not exist"):
-        hole_in(str(tmp_path / "nowhere.png"), photo_of(24, 16), 16)
     (tmp_path / "torn.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"task.mask=.*cannot be read"):
-        hole_in(str(tmp_path / "torn.png"), photo_of(24, 16), 16)
-    assert capsys.readouterr().err == ""
-    assert hole_in(painted(tmp_path / "m.png", 24, 16, (0, 0, 24, 16)), photo_of(24, 16), 16).all()
-    assert "white all over" in capsys.readouterr().err
+    for name in ("nowhere.png", "torn.png"):
+        with pytest.raises(UserError, match=r"task.mask=.*cannot be read"):
+            hole_in(str(tmp_path / name), photo_of(24, 16), 16)
 
 
 def test_a_latent_is_in_the_hole_as_soon_as_one_of_its_pixels_is() -> None:

@@ -13,7 +13,6 @@ from latentfaces.data.images import to_float
 from latentfaces.data.latents import LatentCache
 from latentfaces.data.pack import Pack
 from latentfaces.diffusion import HeunSampler
-from latentfaces.errors import UserError
 from latentfaces.evaluation import generation
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks import Neighbours
@@ -68,7 +67,7 @@ def test_faces_and_their_neighbours_are_shown_and_told(
     task = replace(TASK, pack=str(pack.folder))
     grid = read(task(pipeline, folder_for(tmp_path / "out")))
     told = json.loads((tmp_path / "out" / "neighbours.json").read_text())
-    assert f"median_distance_of_held_out_images {told['held_out_median_distance']:.3g}" in capsys.readouterr().out
+    assert f"median_distance_of_held_out_images {told['held_out_median_distance']:.4g}" in capsys.readouterr().out
     assert 0 < told["held_out_limit"] < told["held_out_median_distance"] < 1.5
     below = [face["neighbours"][0]["distance"] < told["held_out_limit"] for face in told["faces"]]
     assert told["memorized_fraction"] == pytest.approx(sum(below) / 3)
@@ -106,10 +105,3 @@ def test_the_cache_is_that_of_training_and_made_once(
     assert np.allclose(moments[:4, 0, 0], expected, atol=1e-3)
     monkeypatch.setattr(LatentCache, "encode_batch", None)
     assert np.array_equal(cached_moments(pipeline, pack, 64), moments)
-
-
-def test_what_makes_no_sense_is_refused_by_key(pipeline: FacePipeline, pack: Pack, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"task.num_neighbours=0"):
-        replace(TASK, num_neighbours=0)
-    with pytest.raises(UserError, match=r"task.num_neighbours=241 .* 240 training"):
-        replace(TASK, pack=str(pack.folder), num_neighbours=241)(pipeline, folder_for(tmp_path / "out"))

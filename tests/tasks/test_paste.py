@@ -97,7 +97,7 @@ def test_result_is_pasted_back_and_all_else_is_the_photo(
     task = {
         "edit": Edit(**options(photo, pack=None, strength=0.9, skips=0.0)),
         "variations": Variations(**options(photo, pack=None, amount=0.5)),
-        "reconstruct": Reconstruct(None, photo, 2, 0, 2, "true"),
+        "reconstruct": Reconstruct(pack=None, image=photo, num_images=2, seed=0, batch_size=2, align="true"),
     }[kind]
     with PictureFolder(tmp_path / "out", {"task": kind}) as pictures:
         task(pipeline, pictures)
@@ -124,5 +124,5 @@ def test_filling_changes_only_what_the_mask_shows(pipeline: FacePipeline, photo:
 
 def test_nothing_is_pasted_without_alignment(pipeline: FacePipeline, photo: str, tmp_path: Path) -> None:
     with PictureFolder(tmp_path / "out", {}) as pictures:
-        Reconstruct(None, photo, 1, 0, 1)(pipeline, pictures)
+        Reconstruct(pack=None, image=photo, num_images=1, seed=0, batch_size=1)(pipeline, pictures)
     assert not list((tmp_path / "out").glob("whole_*"))

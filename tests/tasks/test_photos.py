@@ -11,7 +11,7 @@ from PIL import Image
 
 from latentfaces.data.pack import Pack
 from latentfaces.errors import UserError
-from latentfaces.tasks.photos import one_photo, photos_for, read_photos
+from latentfaces.tasks.photos import held_out_photos, read_photos
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_single_picture_is_read_without_those_beside_it(album: Path) -> None:
 
 
 def test_held_out_photos_are_taken_without_a_picture(pack: Pack) -> None:
-    images = photos_for(16, None, str(pack.folder), 7, seed=1).images
+    images = held_out_photos(str(pack.folder), 7, seed=1).images
     held_out = {pack.images[index].tobytes() for index in pack.val_indices}
     assert len({image.numpy().tobytes() for image in images} & held_out) == 7
 
@@ -68,10 +68,8 @@ def write(path: Path, width: int, height: int, orientation: int = 1) -> str:
 
 
 WARNED = {
-    "wide": ((40, 30, 1), ["me.jpg is not square (40x30)", "10 pixels are cropped at the left and right"]),
-    "tall": ((30, 40, 1), ["me.jpg is not square (30x40)", "at the top and bottom"]),
-    "tall only when turned upright": ((40, 30, 6), ["me.jpg is not square (30x40)", "at the top and bottom"]),
-    "small": ((12, 12, 1), ["me.jpg has 12x12 pixels and was enlarged to the model's 16"]),
+    "wide": ((40, 30, 1), ["me.jpg is not square: its central square is used"]),
+    "small": ((12, 12, 1), ["me.jpg was enlarged to 16 pixels"]),
     "square and large": ((32, 32, 1), []),
     "just so": ((16, 16, 3), []),
 }
@@ -104,16 +102,14 @@ def test_what_is_no_photo_is_refused_by_name(album: Path, tmp_path: Path) -> Non
     (tmp_path / "torn.png").write_bytes((album / "0.png").read_bytes()[:60])
     for name, clue in {
         "nowhere.png": "image=.*does not exist",
-        "notes.txt": "neither an image",
+        "notes.txt": "neither a folder nor a .zip",
         "empty": "image=.*contains no images",
         "half.zip": "half.zip .* is not a readable .zip",
         "torn.png": "torn.png cannot be read",
     }.items():
         with pytest.raises(UserError, match=clue):
             read_photos(str(tmp_path / name), 16, 1, 0)
-    with pytest.raises(UserError, match=r"task.to_image=.*one image"):
-        one_photo(16, str(album), 0, key="task.to_image")
     with pytest.raises(UserError, match=r"task.to_image=nowhere.png does not exist"):
-        one_photo(16, "nowhere.png", 0, key="task.to_image")
+        read_photos("nowhere.png", 16, 1, 0, key="task.to_image")
     with pytest.raises(UserError, match="image="):
-        photos_for(16, None, None, 1, 0)
+        held_out_photos(None, 1, 0)

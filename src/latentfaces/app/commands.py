@@ -12,13 +12,11 @@ from typing import Any
 import gradio as gr
 from torch import Tensor
 
-from latentfaces.data.images import decode_photo, digest, open_image
+from latentfaces.data.images import decode_photo, digest
 from latentfaces.diffusion import Sampler
 from latentfaces.diffusion.samplers import Trajectory
 from latentfaces.errors import UserError
 
-MAX_SIDE = 16_384
-"""Largest side of an uploaded photo, in pixels."""
 PLAIN = re.compile(r"[\w./+-]+")
 Execute = Callable[[Sequence[str], Callable[[Any], None]], str]
 """Runs a command, by its overrides and a function that gets its task. Returns what it printed."""
@@ -100,9 +98,6 @@ class Commands:
         if upload is None:
             raise one_line(f"There is no {name}. Choose one first.")
         try:
-            with open_image(upload) as image:
-                if max(image.size) > MAX_SIDE:
-                    raise ValueError(f"{image.width}x{image.height} pixels; the largest side is {MAX_SIDE}")
             data = Path(upload).read_bytes()
             decode_photo(data)
         except Exception as error:  # damaged images raise errors of many kinds

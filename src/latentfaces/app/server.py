@@ -4,14 +4,15 @@ import hmac
 import ipaddress
 import logging
 import os
-import socket
 import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, which reads it
 import gradio as gr
+from annotated_types import Interval
 
 from latentfaces.errors import UserError
 from latentfaces.signals import Stopped, handle_signals, stop
@@ -41,7 +42,7 @@ class Server:
     """
 
     host: str
-    port: int
+    port: Annotated[int, Interval(ge=1, le=65535)]
     share: bool
     token: str | None
 
@@ -49,8 +50,6 @@ class Server:
         open_to_others = "task.share=true" if self.share else f"task.host={self.host}" * (not is_loopback(self.host))
         if open_to_others and not self.token:
             raise UserError(f"{open_to_others} opens the page to others. Add task.token=PASSWORD.")
-        if not 1 <= self.port <= 65535:
-            raise UserError(f"task.port={self.port} must be between 1 and 65535")
 
     def __call__(self, build_page: Callable[[], gr.Blocks]) -> None:
         """Build a page and serve it until Ctrl-C.
@@ -58,7 +57,6 @@ class Server:
         Raises:
             UserError: the port is in use, or the address is not of this machine.
         """
-        self.check_port()
         with tempfile.TemporaryDirectory(prefix="latentfaces-") as uploads:
             os.environ["GRADIO_TEMP_DIR"] = uploads  # of components that are built from now on
             page = build_page()
@@ -74,41 +72,31 @@ class Server:
     def start(self, page: gr.Blocks) -> None:
         """Start the server, in other threads."""
         logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio's own requests to the page
-        page.launch(
-            server_name=f"[{self.host}]" if ":" in self.host else self.host,  # IPv6
-            server_port=self.port,
-            share=self.share,
-            auth=self.is_allowed if self.token else None,
-            auth_message="Any user name, and the token as password." if self.token else None,
-            prevent_thread_lock=True,
-            theme=THEME,
-            css=CSS,
-            inline=False,
-            quiet=True,
-            show_error=True,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            ssr_mode=False,
-            pwa=False,
-            max_file_size=MAX_UPLOAD,
-        )
-        print(f"Open {page.local_url} in a browser. Ctrl-C stops the page.", flush=True)
-
-    def check_port(self) -> None:
-        """Raise a UserError if the port cannot be used."""
         try:
-            family, kind, _, _, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
-            with socket.socket(family, kind) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-        except socket.gaierror as error:
-            raise UserError(f"task.host={self.host} is no address of this machine ({error.strerror}).") from error
+            page.launch(
+                server_name=f"[{self.host}]" if ":" in self.host else self.host,  # IPv6
+                server_port=self.port,
+                share=self.share,
+                auth=self.is_allowed if self.token else None,
+                auth_message="Any user name, and the token as password." if self.token else None,
+                prevent_thread_lock=True,
+                theme=THEME,
+                css=CSS,
+                inline=False,
+                quiet=True,
+                show_error=True,
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                mcp_server=False,
+                ssr_mode=False,
+                pwa=False,
+                max_file_size=MAX_UPLOAD,
+            )
         except OSError as error:
-            raise UserError(
-                f"{self.host}:{self.port} cannot be used ({error.strerror}). Choose another task.port or task.host."
-            ) from error
+            address = f"{self.host}:{self.port}"
+            raise UserError(f"{address} cannot be used. Choose another task.port or task.host.") from error
+        print(f"Open {page.local_url} in a browser. Ctrl-C stops the page.", flush=True)
 
     def is_allowed(self, user: str, password: str) -> bool:
         """Return whether the password is the token. The user name has no effect."""

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from latentfaces.cli.compute import keep_freed_memory
 from latentfaces.cli.devices import interactive
 from latentfaces.cli.idle_options import allow_only, refuse_idle_options
-from latentfaces.cli.recipe import VERSION, Recipe, described, expand_home, named_files
+from latentfaces.cli.recipe import Recipe, described, expand_home, named_files
 from latentfaces.cli.remake import remade, remembered
 from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.config.paths import CONF
@@ -116,7 +116,6 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
         cfg.precision.name,
         named_files(settings),
         labels,
-        version=VERSION,
     )
     task = instantiate(cfg.task)
     if (own or guidance is None) and pipeline.denoiser is not None and is_main_process():

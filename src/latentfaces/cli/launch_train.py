@@ -198,7 +198,7 @@ def add_teacher(loss: FlowMapLoss, run: Run, cfg: DictConfig) -> None:
     assert teacher.denoiser is not None
     if plain(cfg.model).get("conditioning") != run.config["model"].get("conditioning"):
         raise UserError(f"run={run.folder} was trained with other labels. Use its data.labels.")
-    teacher.predictor_given(teacher.condition())  # raises if the guidance does not fit
+    teacher.predictor()  # raises if the guidance does not fit
     loss.learn_from(teacher.denoiser, teacher.guide_in_use, teacher.guidance)
 
 

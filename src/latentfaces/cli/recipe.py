@@ -10,13 +10,13 @@ from typing import Any
 from latentfaces.config.schema import Precision
 from latentfaces.errors import UserError
 
-FILE_KEYS, PHOTOS = ("image", "to_image", "mask", "directions"), ".photos"
+FILE_KEYS = ("image", "to_image", "mask", "directions")
 PATH_KEYS = (
     *(*FILE_KEYS, "run", "output", "features", "weights", "feature_weights", "recognizer"),
     *("mark_certificate", "mark_key"),
 )
 VERSION = 2
-"""Version of recipes. Recipes of version 1 do not name it: other noise for a seed, raw task.strength, other inpaint."""
+"""Version of recipes. It changes where the same recipe makes another image."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Recipe:
     files: dict[str, str] = field(default_factory=dict)
     labels: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
-    version: int = 1
+    version: int = VERSION
 
 
 def expand_home(node: MutableMapping[Any, Any]) -> None:
@@ -57,15 +57,15 @@ def expand_home(node: MutableMapping[Any, Any]) -> None:
 
 
 def named_files(settings: dict[str, Any]) -> dict[str, str]:
-    """Return the hash of each photo and mask in the settings; for a folder or .zip also that of names and sizes."""
+    """Return the hash of each photo and mask in the settings, and of the names and sizes in a folder."""
     from latentfaces.data.sources import Photos
 
     paths = {key: Path(settings[key]) for key in FILE_KEYS if settings.get(key) is not None}
     hashes = {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in paths.items() if path.is_file()}
     for key, path in paths.items():
-        if path.is_dir() or path.suffix.lower() == ".zip":
+        if path.is_dir():
             with contextlib.suppress(UserError):  # the task reports it with its key
-                hashes[key if path.is_dir() else key + PHOTOS] = Photos(path).fingerprint
+                hashes[key] = Photos(path).fingerprint
     return {key: digest[:12] for key, digest in hashes.items()}
 
 

@@ -9,12 +9,10 @@ from torchvision.utils import make_grid
 
 from latentfaces.data.images import to_uint8
 from latentfaces.files import atomic_write
-from latentfaces.marks import GENERATED, Recipe, Source, png_info
+from latentfaces.marks import GENERATED, Source, png_info
 
 
-def save_png(
-    image: Tensor, path: Path, recipe: Recipe | None = None, source: Source = GENERATED, compress_level: int = 6
-) -> None:
+def save_png(image: Tensor, path: Path, recipe: str = "", source: Source = GENERATED, compress_level: int = 6) -> None:
     """Write an image (3, H, W) uint8 as PNG, with its source type and the metadata that reproduce it.
 
     Level 1 of compression is fast, for large images.
@@ -25,9 +23,7 @@ def save_png(
         Image.fromarray(pixels).save(file, "PNG", pnginfo=info, compress_level=compress_level)
 
 
-def save_grid(
-    images: Tensor, path: Path, columns: int = 8, recipe: Recipe | None = None, source: Source = GENERATED
-) -> None:
+def save_grid(images: Tensor, path: Path, columns: int = 8, recipe: str = "", source: Source = GENERATED) -> None:
     """Write images (n, 3, H, W), uint8 or float in [-1, 1], as one PNG with `columns` in a row."""
     pixels = images if images.dtype == torch.uint8 else to_uint8(images)
     save_png(make_grid(pixels.cpu(), nrow=columns, padding=2, pad_value=255), path, recipe, source)

@@ -12,7 +12,7 @@ from latentfaces.autoencoder import VAE
 from latentfaces.errors import UserError
 from latentfaces.evaluation.grids import save_grid
 from latentfaces.evaluation.panels import COLORS, best_validation, draw_panels, label_axes, panels, read_curves
-from latentfaces.marks import EDITED, png_info
+from latentfaces.marks import EDITED
 
 DPI = 120
 RED = "#c53030"
@@ -44,7 +44,6 @@ def plot_neighbours(
     photos: Tensor,
     distances: Tensor,
     limit: float,
-    output: str | Path | None = None,
     titles: tuple[str, str] = ("new face", "nearest training photos"),
 ) -> Figure:
     """Plot a row for each sample: the sample, then its neighbors with their distances, red below the limit.
@@ -54,7 +53,6 @@ def plot_neighbours(
         photos: neighbors (n, k, 3, R, R) uint8.
         distances: (n, k).
         limit: distance below which a neighbor is suspicious.
-        output: image file to write.
         titles: titles of the first column and of the others.
     """
     number, count = photos.shape[:2]
@@ -74,8 +72,6 @@ def plot_neighbours(
                 axes.text(x + 0.5, y + 1.03, f"{distance:.3g}", ha="center", va="top", fontsize=9.5, **style)
     for column, title in enumerate(titles):
         axes.text(wide * column, -0.06, title, fontsize=10, va="bottom")
-    if output is not None:
-        figure.savefig(output, dpi=DPI, pil_kwargs={"pnginfo": png_info(EDITED)})
     return figure
 
 

@@ -149,7 +149,6 @@ def differences(
     size, resized, usual = reference.source_size, reference.resize_filter, PAPER_FILTERS.get(resolution)
     of_papers = f"papers at {resolution} px use {usual}" if usual else f"no paper at {resolution} px is known"
     of_images = {
-        f"{len(names):,} of {FFHQ_SIZE:,} images": not is_whole_ffhq(names),
         "images that are not PNG": not all(name.lower().endswith(".png") for name in names),
         "source of unknown size" if size is None else f"{size} px source": size != FFHQ_SIDE,
         f"resized by {resized}, {of_papers}": resized != usual,
@@ -160,15 +159,9 @@ def differences(
         f"features of {' and '.join(features)}": not set(features) <= set(protocol.features),
         f"samples with {' '.join(f'{key}={value}' for key, value in asked.items())}": bool(asked),
     }
-    if not all(is_ffhq_name(name) for name in names):
-        of_images = {"images other than FFHQ": True}
+    if not is_whole_ffhq(names):
+        of_images = {f"images other than the {FFHQ_SIZE:,} of FFHQ": True}
     return [reason for reason, differs in (of_images | of_samples).items() if differs]
-
-
-def is_ffhq_name(name: str) -> bool:
-    """Return whether a file is named like those of FFHQ, 00000 to 69999."""
-    stem = Path(name).stem
-    return len(stem) == 5 and stem.isdecimal() and int(stem) < FFHQ_SIZE
 
 
 class JoinedFeatures:

@@ -9,8 +9,9 @@ from torch import nn
 from latentfaces import __version__
 from latentfaces.autoencoder import PretrainedVAE
 from latentfaces.evaluation.protocol import as_markdown, newest_result
+from latentfaces.files import read_json
 from latentfaces.pipeline import FacePipeline
-from latentfaces.run import Run, config_of, read_json
+from latentfaces.run import Run, config_of
 
 FFHQ_TERMS = "CC BY-NC-SA 4.0"
 """Licence of FFHQ, whose images are for non-commercial use alone."""
@@ -26,19 +27,6 @@ AUDIT = {
     "duplicates": "fraction nearer to another sample than 99 % of held-out images are",
 }
 RESULTS = {"test/loss": "loss of held-out images", "test/psnr": "PSNR, dB", "test/ssim": "SSIM", "test/lpips": "LPIPS"}
-FILES = {
-    "config.json": "networks, guidance and sampler",
-    "vae.safetensors": "weights of the VAE",
-    "vae": "the VAE as a folder of diffusers",
-    "denoiser.safetensors": "weights of the denoiser",
-    "guide.safetensors": "weights of the early denoiser that guides it",
-    "labels.npy": "labels of the training images, without the images",
-    "grid.png": "samples of seed 0, not selected",
-    "decoder.onnx": "decoder, normalized latents to images, any batch size",
-    "denoiser.onnx": "one evaluation of the guided denoiser, any batch size",
-    "sampling.json": "steps of the sampler for `sample_onnx.py`",
-    "sample_onnx.py": "sampler that needs numpy and onnxruntime alone",
-}
 
 
 def model_card(run: Run, pipeline: FacePipeline, files: Sequence[str]) -> str:
@@ -54,7 +42,6 @@ def model_card(run: Run, pipeline: FacePipeline, files: Sequence[str]) -> str:
         "Memorization audit": audit(run),
         "Intended use": INTENDED_USE,
         "Limits": limits(pipeline, data),
-        "Files": table({f"`{name}`": FILES[name] for name in files if name in FILES}),
     }
     parts = [f"## {title}\n\n{text}" if title else text for title, text in sections.items()]
     return "\n\n".join([front_matter(data), *parts]) + "\n"
@@ -73,11 +60,6 @@ def data_of(run: Run) -> dict[str, Any]:
 def licence_of(data: Mapping[str, Any]) -> str | None:
     """Return the terms of the images, if they are known."""
     return data.get("source", {}).get("licence")
-
-
-def is_non_commercial(licence: str | None) -> bool:
-    """Return whether the terms of the images exclude commercial use."""
-    return licence is not None and "NC" in licence.upper().replace("-", " ").split()
 
 
 def hub_license(data: Mapping[str, Any]) -> str:
@@ -129,7 +111,7 @@ def training_data(data: Mapping[str, Any], product: str = "these weights") -> st
         "licence": licence or "not recorded",
     }
     note = ""
-    if is_non_commercial(licence):
+    if licence is not None and "NC" in licence.upper().replace("-", " ").split():  # non-commercial
         note = f"\n\nThe licence of the images excludes commercial use. That applies to {product} too."
     return table(rows) + note
 
@@ -214,7 +196,7 @@ def limits(pipeline: FacePipeline, data: Mapping[str, Any]) -> str:
         "- Faces follow the training images: groups that are rare there are rare and worse here.",
         "- A generated face may resemble a real person by chance, or by memorization.",
     ]
-    if not data.get("source", {}).get("licence"):
+    if licence_of(data) is None:
         lines.append("- The terms of the training images are not recorded. Check them before you publish the weights.")
     return "\n".join(lines)
 

@@ -108,7 +108,7 @@ def write_onnx(pipeline: FacePipeline, folder: Path) -> None:
         plan = {
             "latent_shape": pipeline.latent_shape,
             "condition_size": pipeline.conditioning.size if pipeline.conditioning else 0,
-            "steps": sampling_plan(pipeline.predictor, pipeline.sampler, pipeline.latent_shape),
+            "steps": sampling_plan(pipeline.predictor(), pipeline.sampler, pipeline.latent_shape),
             "xmp": xmp(GENERATED),
         }
         (folder / PLAN).write_text(json.dumps(plan))

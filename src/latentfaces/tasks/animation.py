@@ -1,55 +1,55 @@
-"""Animations as GIF or MP4."""
+"""Rows of faces, and their animations as GIF or MP4."""
 
 import importlib
 import importlib.util
 import io
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 from PIL import Image
 from torch import Tensor
 
-from latentfaces.errors import UserError, missing_extra
+from latentfaces.errors import missing_extra
 from latentfaces.files import atomic_write
-from latentfaces.marks import GENERATED, RECIPE, Source, mark_gif, mark_mp4
+from latentfaces.marks import GENERATED, Source, mark_gif, mark_mp4
+from latentfaces.tasks.base import PhotoTask, SamplingTask
 from latentfaces.tasks.output import PictureFolder
 
-Animation = Literal["gif", "mp4", "none"]
-FASTEST_GIF = 50.0
 
+@dataclass(kw_only=True)
+class RowTask(PhotoTask, SamplingTask):
+    """Task that makes a row of faces, and an animation of it forwards and backwards.
 
-def check_animation(kind: Animation, frames_per_second: float) -> None:
-    """Check the options of an animation before anything is computed.
-
-    Raises:
-        UserError: the animation could not be written.
+    Args:
+        animation: "gif", "mp4" (needs PyAV) or "none".
+        frames_per_second: frame rate of the animation; at most 50, as a GIF allows.
     """
-    if frames_per_second <= 0:
-        raise UserError(f"task.frames_per_second={frames_per_second} must be above 0")
-    if kind == "gif" and frames_per_second > FASTEST_GIF:
-        raise UserError(
-            f"task.frames_per_second={frames_per_second} is too fast for a GIF. Use at most {FASTEST_GIF:g}, or "
-            "task.animation=mp4."
-        )
-    if kind == "mp4" and importlib.util.find_spec("av") is None:
-        raise missing_extra("task.animation=mp4", "video", ", or use task.animation=gif")
+
+    animation: Literal["gif", "mp4", "none"]
+    frames_per_second: Annotated[float, Interval(gt=0, le=50)]
+
+    def __post_init__(self) -> None:
+        if self.animation == "mp4" and importlib.util.find_spec("av") is None:
+            raise missing_extra("task.animation=mp4", "video", ", or use task.animation=gif")
+
+    def write(self, faces: Tensor, pictures: PictureFolder) -> Path:
+        """Write faces (n, 3, R, R) uint8, the animation and the row. Return the path of the row."""
+        pictures.add(faces)
+        if self.animation != "none":
+            path = pictures.folder / f"animation.{self.animation}"
+            save_animation(there_and_back(faces), path, self.frames_per_second, pictures.recipe(), pictures.source)
+            pictures.sign(path)
+            print(path)
+        return pictures.grid(faces, columns=len(faces))
 
 
 def there_and_back(frames: Tensor) -> Tensor:
     """Return frames (n, 3, H, W) as a loop: to the last and back to the second."""
     return torch.cat([frames, frames[1:-1].flip(0)])
-
-
-def write_animation(faces: Tensor, pictures: PictureFolder, kind: Animation, frames_per_second: float) -> None:
-    """Write faces (n, 3, H, W) uint8 as a loop to the folder, and print its path; nothing for the kind "none"."""
-    if kind == "none":
-        return
-    path = pictures.folder / f"animation.{kind}"
-    save_animation(there_and_back(faces), path, frames_per_second, pictures.recipe()[RECIPE], pictures.source)
-    pictures.sign(path)
-    print(path)
 
 
 def save_animation(
@@ -75,17 +75,16 @@ def gif_of(pictures: list[Any], frames_per_second: float, text: str) -> bytes:
 
 
 def mp4_of(pictures: list[Any], frames_per_second: float, text: str) -> bytes:
-    """Encode H.264 with PyAV. Its widely supported pixel format needs even sides."""
+    """Encode H.264 with PyAV."""
     av: Any = importlib.import_module("av")
     height, width = pictures[0].shape[:2]
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as file:
         file.metadata["comment"] = text
         stream = file.add_stream("libx264", rate=Fraction(frames_per_second).limit_denominator(1000))
-        stream.width, stream.height, stream.pix_fmt = width - width % 2, height - height % 2, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": "16"}
         for picture in pictures:
-            frame = av.VideoFrame.from_ndarray(picture[: stream.height, : stream.width].copy(), format="rgb24")
-            file.mux(stream.encode(frame))
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(stream.encode(None))
     return buffer.getvalue()

@@ -59,7 +59,6 @@ class Anonymize(Inpainting):
             raise UserError("task=anonymize needs photos. Give image=FOLDER.")
         if (self.recognizer is None) != (self.same_person is None):
             raise UserError("task.recognizer=FILE and task.same_person=DISTANCE belong together. Give both, or none.")
-        super().__post_init__()
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the photos. Return the path of photos.json."""

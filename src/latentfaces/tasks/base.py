@@ -1,32 +1,50 @@
 """Base classes of the tasks of sample.py."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Interval
 
 from latentfaces.diffusion import Sampler
+from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.paste import Alignment
+from latentfaces.tasks.photos import OwnPhotos, held_out_photos, read_photos
+
+Natural = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
 
 
 @dataclass(kw_only=True)
-class SamplingTask:
-    """Task that samples.
+class Task:
+    """Task that writes images.
 
     Args:
-        sampler: maps noise to latents.
-        num_images: number of samples, per photo where there are photos.
-        seed: selects the noise: image i of a seed is always the same.
+        num_images: number of images, per photo where there are photos.
+        seed: selects the noise: image i of a seed is always the same. Also selects photos where there are more.
         batch_size: images at once. It changes time and memory, and no pixel by more than one level of 255.
     """
 
-    sampler: Sampler
     num_images: int
     seed: int
     batch_size: int
 
 
 @dataclass(kw_only=True)
-class PhotoTask(SamplingTask):
-    """Task that edits photos.
+class SamplingTask(Task):
+    """Task that samples.
+
+    Args:
+        sampler: maps noise to latents.
+    """
+
+    sampler: Sampler
+
+
+@dataclass(kw_only=True)
+class PhotoTask(Task):
+    """Task that starts from photos.
 
     Args:
         image: an image, or a folder or .zip of images.
@@ -35,20 +53,35 @@ class PhotoTask(SamplingTask):
     """
 
     image: str | None
-    align: str = "false"  # as for recipes of earlier versions
-    face: int = 1
+    align: str = "false"
+    face: Positive = 1
 
-    def alignment(self, pictures: PictureFolder) -> Alignment:
-        """Return the choice of a face in each photo."""
-        return Alignment(self.align, self.face, pictures.folder)
+    def own_photos(
+        self,
+        pipeline: FacePipeline,
+        pictures: PictureFolder,
+        num_photos: int = 1,
+        image: str | None = None,
+        key: str = "image",
+    ) -> OwnPhotos:
+        """Read at most `num_photos` photos of an image, folder or .zip, by default `image`; `key` names it."""
+        place, alignment = image or self.image, Alignment(self.align, self.face, pictures.folder)
+        assert place is not None
+        return read_photos(place, pipeline.resolution, num_photos, self.seed, alignment, key)
 
 
 @dataclass(kw_only=True)
 class PackTask(PhotoTask):
-    """Task that edits photos, or held-out images of a pack.
+    """Task that starts from photos, or from held-out images of a pack.
 
     Args:
         pack: the run's pack, used unless `image` is given.
     """
 
     pack: str | None
+
+    def photos(self, pipeline: FacePipeline, pictures: PictureFolder, num_photos: int) -> OwnPhotos:
+        """Read at most `num_photos` photos or, without `image`, held-out images of the pack."""
+        if self.image is None:
+            return held_out_photos(self.pack, num_photos, self.seed)
+        return self.own_photos(pipeline, pictures, num_photos)

@@ -41,13 +41,8 @@ class Compare(SamplingTask):
         rows, columns = combinations("rows", self.rows), combinations("columns", self.columns)
         if pipeline.conditioning is None:
             raise UserError("task=compare needs a run that was trained with data.labels. Choose another run=...")
-        given = [*(self.rows or {}), *(self.columns or {})]
-        if not given:
+        if not self.rows and not self.columns:
             raise UserError("task=compare has nothing to compare. Give values of a label: 'task.rows={NAME: [0, 1]}'.")
-        requested = zip(pipeline.conditioning.names, pipeline.asked, strict=True)
-        given += [name for name, value in requested if not value.isnan()]
-        if twice := [name for name in given if given.count(name) > 1]:
-            raise UserError(f"{twice[0]} is in two of task.rows, task.columns and labels. Leave one out.")
         cells = [pipeline.conditioning.parse({**row, **column}) for row in rows for column in columns]
         names = [(self.seed, number) for number in range(self.num_images)]
         own = pipeline.labels_for(names)

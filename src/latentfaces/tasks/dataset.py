@@ -19,7 +19,7 @@ from latentfaces.files import atomic_write
 from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import Ranks
 from latentfaces.run import config_of, open_run
-from latentfaces.tasks.base import SamplingTask
+from latentfaces.tasks.base import Positive, SamplingTask
 from latentfaces.tasks.compare import combinations, title
 from latentfaces.tasks.evaluate import device_for_pairs
 from latentfaces.tasks.face_set import IMAGES, LABELS, Batch, FaceSet
@@ -52,11 +52,7 @@ class Dataset(SamplingTask):
     folder: str
     pack: str
     labels: dict[str, Any] | None
-    shards: int | None
-
-    def __post_init__(self) -> None:
-        if self.shards is not None and self.shards < 1:
-            raise UserError(f"task.shards={self.shards} must be at least 1")
+    shards: Positive | None
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the set. Return the path of its card."""

@@ -24,10 +24,10 @@ from latentfaces.evaluation.probe import Probe, WithPixels, known_rows
 from latentfaces.files import atomic_write
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import DIRECTIONS
-from latentfaces.tasks.base import SamplingTask
+from latentfaces.tasks.base import Positive, SamplingTask
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.relabel import usual_distance
-from latentfaces.tasks.slide import network_of, slid
+from latentfaces.tasks.slide import slid
 
 STRENGTHS = (-3.0, -1.5, 0.0, 1.5, 3.0)
 """Columns of a strip."""
@@ -57,16 +57,12 @@ class Directions(SamplingTask):
 
     folder: str
     pack: str | None
-    num_components: int
+    num_components: Positive
     names: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.sampler.num_steps < 2:
             raise UserError(f"sampler.num_steps={self.sampler.num_steps} must be at least 2 to find directions")
-        if not 1 <= self.num_components < self.num_images:
-            raise UserError(
-                f"task.num_components={self.num_components} must be at least 1, and below num_images={self.num_images}"
-            )
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the directions and their strips. Return the path of the grid, or of the renamed directions."""
@@ -89,7 +85,7 @@ class Directions(SamplingTask):
 
     def found(self, pipeline: FacePipeline) -> FeatureDirections:
         """Return the directions of samples, at the times of the sampler."""
-        network, recorded, times = network_of(pipeline), [], list[float]()
+        network, recorded, times = pipeline.required_denoiser().network, [], list[float]()
         names = [(self.seed, number) for number in range(self.num_images)]
         for start in track(range(0, len(names), self.batch_size), "Sampling"):
             batch = names[start : start + self.batch_size]

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from latentfaces.data.images import to_uint8
@@ -12,18 +13,17 @@ from latentfaces.data.pack import pack_if_here
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import PackTask
+from latentfaces.tasks.base import Fraction, PackTask, Positive, SamplingTask
 from latentfaces.tasks.inpaint import composed
 from latentfaces.tasks.masks import feathered, read_mask
 from latentfaces.tasks.output import PictureFolder, beside
-from latentfaces.tasks.photos import photos_for
 from latentfaces.tasks.reconstruct import report
 from latentfaces.tasks.relabel import print_moved, relabeled
-from latentfaces.tasks.variants import Name, check_fraction, check_skips, encode, variants
+from latentfaces.tasks.variants import Name, check_skips, encode, variants
 
 
 @dataclass(kw_only=True)
-class Edit(PackTask):
+class Edit(PackTask, SamplingTask):
     """A row for each photo: the photo, then `num_images` edits of it: noise is added up to some time, then removed.
 
     Where labels are requested, the photo is inverted and generated again with them instead; see `relabeled`.
@@ -37,15 +37,13 @@ class Edit(PackTask):
         mask: image of the photo's shape, for an edit by labels: outside of white nothing changes.
     """
 
-    num_photos: int
-    strength: float
-    skips: float
+    num_photos: Positive
+    strength: Annotated[float, Interval(gt=0, le=1)]
+    skips: Fraction
     photo_labels: dict[str, Any] | None = None
     mask: str | None = None
 
     def __post_init__(self) -> None:
-        check_fraction("task.strength", self.strength, low_included=False)
-        check_fraction("task.skips", self.skips)
         if self.mask is not None and self.image is None:
             raise UserError(f"task.mask={self.mask} needs a photo of its shape. Give image=PHOTO.png.")
 
@@ -55,9 +53,7 @@ class Edit(PackTask):
         if not pipeline.asked.isnan().all():
             return self.by_labels(pipeline, pictures)
         check_skips(pipeline, self.skips)
-        photos = photos_for(
-            pipeline.resolution, self.image, self.pack, self.num_photos, self.seed, self.alignment(pictures)
-        )
+        photos = self.photos(pipeline, pictures, self.num_photos)
         shown = []
         for which, names in variants(len(photos.images), self.num_images, self.seed, self.batch_size):
             x0, features = encode(pipeline, photos.images, which)
@@ -72,9 +68,8 @@ class Edit(PackTask):
 
         Its columns are the photo, the photo generated again without a change, the result, and their difference.
         """
-        size, alignment = pipeline.resolution, self.alignment(pictures)
-        photos = photos_for(size, self.image, self.pack, self.num_photos, self.seed, alignment)
-        images, hole, mask = photos.images, None, None
+        photos = self.photos(pipeline, pictures, self.num_photos)
+        images, size, hole, mask = photos.images, pipeline.resolution, None, None
         unchanged, changed = relabeled(pipeline, images, self.photo_labels or {}, self.sampler, self.batch_size)
         report("_without_change", images, unchanged)
         print_moved(pipeline, unchanged, changed, pack_if_here(self.pack))
@@ -87,7 +82,7 @@ class Edit(PackTask):
 
     def edited(self, pipeline: FacePipeline, x0: Tensor, names: list[Name]) -> Tensor:
         """Return latents (b, c, h, w) for the latents x0 of photos, each with the noise of its name."""
-        draw, predictor = pipeline.draws(names), pipeline.predictor
+        draw, predictor = pipeline.draws(names), pipeline.predictor()
         start = float(predictor.schedule.time_of(torch.tensor(self.strength, dtype=torch.float64)))
         noise = draw()
         if start >= predictor.first_time:  # some schedules keep a trace of the photo even there

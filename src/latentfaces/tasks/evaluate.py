@@ -1,21 +1,22 @@
 """Metrics of a finished run."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from matplotlib.figure import Figure
-from rich.progress import track
 from torch import Tensor
 
 from latentfaces.data.arrays import ResumableArray
 from latentfaces.data.pack import Pack, open_pack
 from latentfaces.errors import UserError
-from latentfaces.evaluation.feature_cache import image_features
+from latentfaces.evaluation.feature_cache import image_features, resumed
 from latentfaces.evaluation.features import Features, features_by_name
 from latentfaces.evaluation.generation import generator_metrics, memorization
 from latentfaces.evaluation.probe import WithPixels
@@ -33,7 +34,7 @@ from latentfaces.evaluation.protocol import (
     source_size,
     table,
 )
-from latentfaces.marks import EDITED, GENERATED, png_info
+from latentfaces.marks import EDITED, GENERATED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.report import write_report
 from latentfaces.run import open_run
@@ -43,10 +44,12 @@ from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.reconstruct import reconstructions
 from latentfaces.tasks.suspects import NUM_NEIGHBORS, suspicious
 
-SHOWN = 64
+SHOWN = 32
 FEWEST = 50
 FREE = ("num_images", "batch_size", "features", "weights", "protocol", "reference", "per_label")
 """Settings that change the number of images or the features, but no image."""
+Make = Callable[[Sequence[int]], Tensor]
+"""Returns the images (n, 3, R, R) uint8 with these numbers."""
 
 
 @dataclass(kw_only=True)
@@ -77,21 +80,20 @@ class Evaluate(SamplingTask):
         per_label: add a row for each value of each label to that of the protocol.
     """
 
+    num_images: Annotated[int, Ge(FEWEST)]
     pack: str
     features: str | None
     weights: str | None
-    folder: str | None = None
-    protocol: str | None = None
-    reference: ReferenceName | None = None
-    per_label: bool = False
+    folder: str
+    protocol: str | None
+    reference: ReferenceName | None
+    per_label: bool
 
     def __post_init__(self) -> None:
         if self.protocol is None:
             for key in ("reference", "per_label"):
                 if getattr(self, key):
                     raise UserError(f"task.{key}={getattr(self, key)} has no effect without task.protocol=...")
-        if self.num_images < FEWEST:
-            raise UserError(f"num_images={self.num_images} is too few for metrics. Use at least {FEWEST}.")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write and print the metrics. Return the path of the grid."""
@@ -110,12 +112,12 @@ class Evaluate(SamplingTask):
         features = self.features or "encoder"
         extract = features_by_name(features, pipeline.vae, self.weights)
         conditioning = pipeline.conditioning
-        labels = labels_of_run(self.folder, pack, conditioning) if self.folder and conditioning else None
+        labels = labels_of_run(self.folder, pack, conditioning) if conditioning else None
         real = image_features(extract, pack, self.batch_size, ranks)
         mirrored = image_features(extract, pack, self.batch_size, ranks, mirrored=True) if stage_2 else real
         make = partial(self.images, pipeline, pack)
         seen = extract if labels is None else WithPixels(extract)
-        seen_in_fake, shown = self.sample_features(seen, make, count, pictures)
+        seen_in_fake = self.sample_features(seen, make, count, pictures)
         if ranks.rank > 0:
             return pictures.folder
         device = device_for_pairs(pipeline)
@@ -123,7 +125,7 @@ class Evaluate(SamplingTask):
         fake, held_out = seen_in_fake[:, : real.shape[1]], real[pack.test_indices].to(device)
         train = real[pack.train_indices].to(device)
         print(f"comparing {len(fake):,} {kind} with {len(held_out):,} held-out images")
-        values = self.named(generator_metrics(held_out, fake))
+        values = generator_metrics(held_out, fake)
         figures: list[Figure] = []
         if stage_2:
             views = torch.stack([train, mirrored[pack.train_indices].to(device)], dim=1)
@@ -131,13 +133,17 @@ class Evaluate(SamplingTask):
             values |= {"duplicates": result.duplicates, "memorized_fraction": result.memorized_fraction}
             figures = suspicious(result, make, pack)
         alike = train[np.random.default_rng(0).permutation(len(train))[: len(fake)]]
+        of_training = generator_metrics(held_out, alike)
+        if features == "inception":
+            for measured in (values, of_training):
+                measured["fid"] = measured.pop("frechet_distance")
         metrics = {
             "kind": kind,
             "features": features,
             "num_images": len(fake),
             "num_photos": len(held_out),
             **values,
-            "training_photos": self.named(generator_metrics(held_out, alike)),
+            "training_photos": of_training,
         }
         if labels is not None and conditioning is not None:
             asked = pipeline.labels_for([(self.seed, number) for number in range(len(fake))])
@@ -146,20 +152,17 @@ class Evaluate(SamplingTask):
         for name, value in values.items():
             print(f"{name} {value:.4g}")
         for number, figure in enumerate(figures, start=1):
-            path = pictures.folder / f"memorization_{number}.png"
-            figure.savefig(path, dpi=120, pil_kwargs={"pnginfo": png_info(EDITED)})
-            pictures.sign(path, EDITED)
+            pictures.figure(figure, f"memorization_{number}.png")
         self.update_page(pictures)
-        return pictures.grid(shown, columns=8)
+        return pictures.grid(make(range(min(count, SHOWN))), columns=8)
 
     def update_page(self, pictures: PictureFolder) -> None:
         """Write the page of the run again if it shows results of this folder."""
-        if self.folder is not None and Path(self.folder) in pictures.folder.parents:
+        if Path(self.folder) in pictures.folder.parents:
             write_report(self.folder)
 
     def published(self, protocol: Protocol, pipeline: FacePipeline, pictures: PictureFolder, pack: Pack) -> Path:
         """Write and print the row of a protocol. Return the path of the grid."""
-        assert self.folder is not None
         names = self.networks_of(protocol, pipeline)
         conditioning, run = pipeline.conditioning, open_run(self.folder)
         size = source_size(run.config["data"], pack.manifest["names"])
@@ -171,7 +174,7 @@ class Evaluate(SamplingTask):
         networks = [features_by_name(name, pipeline.vae, self.weights) for name in names]
         of_pack = [image_features(network, pack, self.batch_size, pictures.ranks) for network in networks]
         make = partial(self.images, pipeline, pack)
-        joined, shown = self.sample_features(JoinedFeatures(networks), make, self.num_images, pictures)
+        joined = self.sample_features(JoinedFeatures(networks), make, self.num_images, pictures)
         if pictures.ranks.rank > 0:
             return pictures.folder
         device = device_for_pairs(pipeline)
@@ -196,7 +199,7 @@ class Evaluate(SamplingTask):
         print(text)
         (pictures.folder / "row.md").write_text(f"{text}\n")
         self.update_page(pictures)
-        return pictures.grid(shown, columns=8)
+        return pictures.grid(make(range(SHOWN)), columns=8)
 
     def networks_of(self, protocol: Protocol, pipeline: FacePipeline) -> tuple[str, ...]:
         """Return the names of the networks of a protocol, after a check of the options.
@@ -205,58 +208,30 @@ class Evaluate(SamplingTask):
             UserError: an option does not fit the run or the protocol.
         """
         names = (self.features,) if self.features else protocol.features
-        if pipeline.denoiser is None:
-            raise UserError(f"task.protocol={protocol.name} needs a run of stage 2. Choose another run=...")
+        pipeline.required_denoiser()
         if self.per_label and pipeline.conditioning is None:
             raise UserError("task.per_label needs a run that was trained with data.labels. Choose another run=...")
         if self.weights is not None and len(names) > 1:
             raise UserError(f"task.weights={self.weights} is for one network. Add task.features={names[0]}.")
         return names
 
-    def named(self, values: dict[str, float]) -> dict[str, float]:
-        """Return the metrics with the Frechet distance named FID where it is the FID."""
-        if self.features != "inception":
-            return values
-        return {"fid": values["frechet_distance"], **{k: v for k, v in values.items() if k != "frechet_distance"}}
-
-    def images(self, pipeline: FacePipeline, pack: Pack, numbers: list[int]) -> Tensor:
+    def images(self, pipeline: FacePipeline, pack: Pack, numbers: Sequence[int]) -> Tensor:
         """Return the samples or reconstructions (n, 3, R, R) uint8 with these numbers."""
-        if not numbers:  # as in the last round of a rank
-            return torch.empty(0, dtype=torch.uint8)
         if pipeline.denoiser is not None:
             names = [(self.seed, number) for number in numbers]
             return torch.cat(list(pipeline.faces(names, self.sampler, self.batch_size)))
-        photos = torch.from_numpy(pack.images[pack.test_indices[numbers]])
+        photos = torch.from_numpy(pack.images[pack.test_indices[list(numbers)]])
         return reconstructions(pipeline, photos, 0.0, self.batch_size)
 
-    def sample_features(
-        self, extract: Features, make: Callable[[list[int]], Tensor], count: int, pictures: PictureFolder
-    ) -> tuple[Tensor, Tensor]:
-        """Return features (count, d), mapped from a resumable file, and the first images; both empty above rank 0."""
-        ranks = pictures.ranks
+    def sample_features(self, extract: Features, make: Make, count: int, pictures: PictureFolder) -> Tensor:
+        """Return features (count, d) of the images that `make` returns, from a resumable file; empty above rank 0."""
         settings = {k: v for k, v in pictures.origin.get("settings", {}).items() if k not in FREE}
-        origin = {**pictures.origin, "settings": settings}
+        path = pictures.folder / f"features-{extract.key}.npy"
         # Never finished: a later call may add images.
-        rows = ResumableArray(pictures.folder / f"features-{extract.key}.npy", count, origin)
-        first = ResumableArray(pictures.folder / "first.npy", SHOWN, origin)
-        if not (rows.has_origin and first.has_origin):
+        rows = ResumableArray(path, count, {**pictures.origin, "settings": settings})
+        if not rows.has_origin:
             raise UserError(f"{pictures.folder} contains features of other images. Choose another output=...")
-        done = 0
-        if ranks.rank == 0:
-            done = min(rows.resume(), count)
-            done = done if first.resume() >= min(done, SHOWN) else 0
-        done = ranks.agree(done)
-        for part in track(ranks.rounds(range(done, count), self.batch_size), "Sampling", disable=ranks.rank > 0):
-            images = make(list(part))
-            shown = ranks.join(images[: max(SHOWN - part.start, 0)])
-            features = ranks.join(extract(images) if len(images) else torch.empty(0))
-            if ranks.rank == 0:
-                if len(shown):
-                    first.write(part.start, shown.numpy())
-                rows.write(part.start, features.numpy())
-        if ranks.rank > 0:
-            return torch.empty(0), torch.empty(0)
-        return torch.from_numpy(rows.read()[:count]), torch.from_numpy(first.read()[: min(count, SHOWN)])
+        return resumed(rows, lambda numbers: extract(make(numbers)), self.batch_size, pictures.ranks, "Sampling")
 
 
 def device_for_pairs(pipeline: FacePipeline) -> torch.device:

@@ -10,7 +10,7 @@ from rich.progress import track
 
 from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import SamplingTask
+from latentfaces.tasks.base import Natural, SamplingTask
 from latentfaces.tasks.output import PictureFolder, npz_writer
 
 MAX_IN_GRID = 400
@@ -25,12 +25,8 @@ class Generate(SamplingTask):
         npz: write one array, images.npz, instead of a PNG each.
     """
 
-    first: int
+    first: Natural
     npz: bool
-
-    def __post_init__(self) -> None:
-        if self.first < 0:
-            raise UserError(f"task.first={self.first} must be at least 0")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the samples. Return the path of the grid."""

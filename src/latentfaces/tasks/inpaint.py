@@ -16,11 +16,10 @@ from latentfaces.diffusion.schedule import per_sample
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import PhotoTask, SamplingTask
+from latentfaces.tasks.base import Fraction, Natural, PhotoTask, Positive, SamplingTask
 from latentfaces.tasks.masks import feathered, read_mask, shrunk
 from latentfaces.tasks.output import PictureFolder, beside
-from latentfaces.tasks.photos import read_photos
-from latentfaces.tasks.variants import Name, check_fraction, check_skips, encode, variants
+from latentfaces.tasks.variants import Name, check_skips, encode, variants
 
 GRAY = 127
 
@@ -38,16 +37,9 @@ class Inpainting(SamplingTask):
         feather: pixels inside the hole over which the photo fades into the filling; R / 32 if None.
     """
 
-    resample: int
-    skips: float | None
-    feather: int | None
-
-    def __post_init__(self) -> None:
-        if self.resample < 1:
-            raise UserError(f"task.resample={self.resample} must be at least 1")
-        if self.feather is not None and self.feather < 0:
-            raise UserError(f"task.feather={self.feather} must be at least 0 pixels")
-        check_fraction("task.skips", self.skips or 0.0)
+    resample: Positive
+    skips: Fraction | None
+    feather: Natural | None
 
     def faces(
         self,
@@ -85,7 +77,7 @@ class Inpainting(SamplingTask):
         self, pipeline: FacePipeline, x0: Tensor, hole: Tensor, names: list[Name], condition: Tensor | None = None
     ) -> Tensor:
         """Return latents (b, c, h, w) that equal x0 outside the hole (b, 1, h, w), each with the noise of its name."""
-        predictor = pipeline.predictor if condition is None else pipeline.predictor_given(condition)
+        predictor = pipeline.predictor(condition)
         draw = pipeline.draws(names)
         noise = draw()
         # The kept part follows one straight trajectory, unless sampling is random anyway: then each step draws it.
@@ -123,22 +115,19 @@ class Inpaint(PhotoTask, Inpainting):
     """
 
     mask: str | None
-    num_photos: int
+    num_photos: Positive
 
     def __post_init__(self) -> None:
         if self.image is None:
             raise UserError("task=inpaint needs a photo. Give image=PHOTO.png.")
         if self.mask is None:
             raise UserError("task=inpaint needs a mask. Give task.mask=MASK.png, an image that is white where to fill.")
-        super().__post_init__()
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the fillings. Return the path of the grid."""
         pictures.source = EDITED
-        assert self.image is not None
         assert self.mask is not None
-        alignment = self.alignment(pictures)
-        photos = read_photos(self.image, pipeline.resolution, self.num_photos, self.seed, alignment=alignment)
+        photos = self.own_photos(pipeline, pictures, self.num_photos)
         hole, mask = read_mask(self.mask, photos, pipeline.resolution)
         shown = []
         for which, names in variants(len(hole), self.num_images, self.seed, self.batch_size):

@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.animation import Animation, check_animation, write_animation
-from latentfaces.tasks.base import PhotoTask
+from latentfaces.tasks.animation import RowTask
+from latentfaces.tasks.base import Natural
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
-from latentfaces.tasks.photos import one_photo
 
 
 def slerp(start: Tensor, end: Tensor, fraction: float) -> Tensor:
@@ -27,8 +28,8 @@ def slerp(start: Tensor, end: Tensor, fraction: float) -> Tensor:
 
 
 @dataclass(kw_only=True)
-class Interpolate(PhotoTask):
-    """A row of `num_images` faces, interpolated in noise, and an animation of it forwards and backwards.
+class Interpolate(RowTask):
+    """A row of `num_images` faces, interpolated in noise.
 
     The ends are sample `number` of `seed` and sample `to_number` of `to_seed`. With `image` and `to_image`, they are
     generated from the inverted noise of these photos.
@@ -36,48 +37,36 @@ class Interpolate(PhotoTask):
     Args:
         to_image: right photo.
         to_seed: seed of the right face.
-        animation: "gif", "mp4" (needs PyAV) or "none".
-        frames_per_second: frame rate of the animation.
         number: number of the left face.
         to_number: number of the right face.
     """
 
+    num_images: Annotated[int, Ge(2)]
     to_image: str | None
-    to_seed: int
-    animation: Animation
-    frames_per_second: float
-    number: int = 0
-    to_number: int = 0
+    to_seed: Natural
+    number: Natural = 0
+    to_number: Natural = 0
 
     def __post_init__(self) -> None:
-        if self.num_images < 2:
-            raise UserError(f"num_images={self.num_images} must be at least 2, the two ends of the row")
-        if (lowest := min(self.number, self.to_number)) < 0:
-            raise UserError(f"task.number and task.to_number must be at least 0, not {lowest}")
-        check_animation(self.animation, self.frames_per_second)
+        super().__post_init__()
         if self.image is None and (self.seed, self.number) == (self.to_seed, self.to_number):
             raise UserError(
                 f"task.to_seed={self.to_seed} gives the face of seed={self.seed} again. Choose another one."
             )
-        if self.image is None and self.to_image is not None:
-            raise UserError(f"task.to_image={self.to_image} is the right photo. Give image=... for the left one.")
-        if self.image is not None and self.to_image is None:
-            raise UserError(f"image={self.image} is the left photo. Give task.to_image=... for the right one.")
+        if (self.image is None) != (self.to_image is None):
+            raise UserError("image=LEFT and task.to_image=RIGHT belong together. Give both, or none.")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the row. Return its path."""
         photos = None
-        if self.image is not None and self.to_image is not None:
-            alignment = self.alignment(pictures)
-            left = one_photo(pipeline.resolution, self.image, self.seed, alignment=alignment)
-            right = one_photo(pipeline.resolution, self.to_image, self.seed, "task.to_image", alignment)
+        if self.image is not None:
+            left = self.own_photos(pipeline, pictures)
+            right = self.own_photos(pipeline, pictures, image=self.to_image, key="task.to_image")
             pictures.source = EDITED
-            photos = found_noise(pipeline, torch.cat([left, right]), self.sampler, self.batch_size)
+            photos = found_noise(pipeline, torch.cat([left.images, right.images]), self.sampler, self.batch_size)
         fractions = torch.linspace(0, 1, self.num_images).split(self.batch_size)
         faces = torch.cat([self.between(pipeline, photos, part.tolist()) for part in fractions])
-        pictures.add(faces)
-        write_animation(faces, pictures, self.animation, self.frames_per_second)
-        return pictures.grid(faces, columns=len(faces))
+        return self.write(faces, pictures)
 
     def between(self, pipeline: FacePipeline, photos: Tensor | None, fractions: Sequence[float]) -> Tensor:
         """Return faces (n, 3, R, R) uint8 at these fractions; `photos` (2, c, h, w) is the noise of the photos."""

@@ -11,9 +11,8 @@ from latentfaces.data.images import to_float
 from latentfaces.diffusion import Sampler
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import PackTask
+from latentfaces.tasks.base import PackTask, SamplingTask
 from latentfaces.tasks.output import PictureFolder, bands
-from latentfaces.tasks.photos import photos_for
 from latentfaces.tasks.reconstruct import reconstructions, report
 
 
@@ -27,7 +26,7 @@ def found_noise(pipeline: FacePipeline, images: Tensor, sampler: Sampler, batch_
 
 
 @dataclass(kw_only=True)
-class Invert(PackTask):
+class Invert(PackTask, SamplingTask):
     """Three rows: photos, their reconstructions by the VAE, and the images generated from their inverted noise.
 
     Prints PSNR and SSIM of the third row and of the second against the photos, and of the third against the second,
@@ -38,11 +37,9 @@ class Invert(PackTask):
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the images and the noise. Return the path of the grid."""
         pictures.source = EDITED
-        photos = photos_for(
-            pipeline.resolution, self.image, self.pack, self.num_images, self.seed, self.alignment(pictures)
-        ).images
+        photos = self.photos(pipeline, pictures, self.num_images).images
         noise = found_noise(pipeline, photos, self.sampler, self.batch_size)
-        again = torch.cat(list(pipeline.faces_from_noise(noise, self.sampler, self.batch_size)))
+        again = torch.cat([pipeline.images(part, self.sampler) for part in noise.split(self.batch_size)])
         through_vae = reconstructions(pipeline, photos, 0.0, self.batch_size)
         report("", photos, again)
         report("_of_vae", photos, through_vae)

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from latentfaces.data.crops import warp
 from latentfaces.data.images import open_image, to_rgb, turned_upright
-from latentfaces.errors import UserError, warn
+from latentfaces.errors import UserError
 from latentfaces.tasks.photos import OwnPhotos
 
 MAX_GRAY = 0.2
@@ -30,9 +30,7 @@ def read_mask(mask: str, photos: OwnPhotos, resolution: int) -> tuple[Tensor, Im
     try:
         with open_image(Path(mask)) as image:
             gray = to_rgb(turned_upright(image)).convert("L")
-    except FileNotFoundError:
-        raise UserError(f"{key} does not exist. Give a black and white PNG.") from None
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{key} cannot be read ({error}). Give a black and white PNG.") from error
     width, height = gray.size
     for name, (photo_width, photo_height) in zip(photos.names, photos.sizes, strict=True):
@@ -50,8 +48,6 @@ def read_mask(mask: str, photos: OwnPhotos, resolution: int) -> tuple[Tensor, Im
         if not hole.any():
             where = "face" if number in photos.aligned else "central square"
             raise UserError(f"{key} is black in the {where} of the photo. Paint white what is to be filled.")
-    if holes.all():
-        warn(f"{key} is white all over: nothing of the photo is kept. Paint black what is to stay.")
     return holes, gray
 
 

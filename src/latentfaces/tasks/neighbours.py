@@ -18,7 +18,7 @@ from latentfaces.evaluation.generation import Nearest, nearest, usual_limit
 from latentfaces.evaluation.plots import plot_neighbours
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import SamplingTask
+from latentfaces.tasks.base import Natural, Positive, SamplingTask
 from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.suspects import train_images
 
@@ -43,21 +43,12 @@ class Neighbours(SamplingTask):
     """
 
     pack: str
-    num_neighbours: int
-    first: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_neighbours < 1:
-            raise UserError(f"task.num_neighbours={self.num_neighbours} must be at least 1")
-        if self.first < 0:
-            raise UserError(f"task.first={self.first} must be at least 0")
+    num_neighbours: Positive
+    first: Natural = 0
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write samples, grid and neighbours.json. Return the path of the grid."""
         pack = open_pack(Path(self.pack))
-        count = len(pack.train_indices)
-        if self.num_neighbours > count:
-            raise UserError(f"task.num_neighbours={self.num_neighbours} exceeds the {count} training images")
         names = [(self.seed, self.first + number) for number in range(self.num_images)]
         faces = torch.cat(list(pipeline.faces(names, self.sampler, self.batch_size)))
         moments = cached_moments(pipeline, pack, self.batch_size)
@@ -73,9 +64,7 @@ class Neighbours(SamplingTask):
         self.write(pictures, pack, indices, found, usual)
         near, limit = train_images(pack, indices, found.views == 1), usual_limit(usual)
         shown = slice(0, MAX_SHOWN)
-        path = pictures.folder / "distances.png"
-        plot_neighbours(faces[shown], near[shown], found.distances[shown], limit, path)
-        pictures.sign(path)
+        pictures.figure(plot_neighbours(faces[shown], near[shown], found.distances[shown], limit), "distances.png")
         return pictures.grid(*beside(faces, near.flatten(0, 1)))
 
     def write(

@@ -13,16 +13,18 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from latentfaces.errors import UserError
 from latentfaces.evaluation import save_grid, save_png
 from latentfaces.export.credentials import Credentials
 from latentfaces.files import atomic_write, drop_if_empty
-from latentfaces.marks import GENERATED, RECIPE, Recipe, Source, mark_npz
+from latentfaces.marks import EDITED, GENERATED, Source, mark_npz, png_info
 from latentfaces.ranks import Ranks
 
 MAX_COLUMNS = 16
+DPI = 120
 OWN_LABELS = "labels_of_image"
 """Key of an image's own labels in its metadata."""
 
@@ -121,15 +123,19 @@ class PictureFolder:
         if self.credentials is not None:
             self.credentials.sign(path, source or self.source)
 
-    def recipe(self, **more: Any) -> Recipe:
+    def figure(self, figure: Figure, name: str) -> None:
+        """Write a figure that shows photos."""
+        path = self.folder / name
+        figure.savefig(path, dpi=DPI, pil_kwargs={"pnginfo": png_info(EDITED)})
+        self.sign(path, EDITED)
+
+    def recipe(self, **more: Any) -> str:
         """Return the metadata that reproduce an image."""
-        return {RECIPE: json.dumps(self.origin | more)}
+        return json.dumps(self.origin | more)
 
 
 @contextlib.contextmanager
-def npz_writer(
-    path: Path, shape: tuple[int, int, int, int], recipe: Recipe | None = None
-) -> Iterator[Callable[[Tensor], None]]:
+def npz_writer(path: Path, shape: tuple[int, int, int, int], recipe: str = "") -> Iterator[Callable[[Tensor], None]]:
     """Write an .npz with images as `arr_0` of `shape` (n, H, W, 3) uint8, which evaluation codes read, and its marks.
 
     Yields:
@@ -143,7 +149,7 @@ def npz_writer(
                 file.write(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
 
             yield append
-        mark_npz(archive, GENERATED, recipe or {})
+        mark_npz(archive, GENERATED, recipe)
 
 
 def bands(rows: Sequence[Tensor]) -> tuple[Tensor, int]:

@@ -29,18 +29,20 @@ class Alignment:
     folder: Path
 
     def square(self, photo: Image.Image, name: str) -> Square | None:
-        """Return the square of the chosen face, or None where "auto" leaves the photo as it is.
+        """Return the square of the chosen face, or None where the mode leaves the photo as it is.
 
         Raises:
             UserError: the photo has no such face, or the extra `align` is missing.
         """
+        if self.mode == "false":
+            return None
         faces = find_faces(photo)
         if not faces and self.mode == "auto" and self.face == 1:
             warn(f"No face was found in {name}: its central square is used.")
             return None
         if not faces:
             raise UserError(f"No face was found in {name}. Give another photo, or use align=false.")
-        if not 1 <= self.face <= len(faces):
+        if self.face > len(faces):
             raise UserError(f"task.face={self.face} must be between 1 and {len(faces)}, the number of faces in {name}.")
         if len(faces) > 1:
             path = self.folder / f"faces_{PurePosixPath(name).stem}.png"

@@ -1,9 +1,7 @@
 """The user's photos, for tasks that take `image=`."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from latentfaces.data.crops import crop
-from latentfaces.data.images import open_image, orientation
 from latentfaces.data.pack import open_pack
-from latentfaces.data.sources import SUFFIXES, BadImageError, Photos
-from latentfaces.errors import UserError, and_others, warn
+from latentfaces.data.sources import BadImageError, Photos
+from latentfaces.errors import UserError, warn
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.paste import AlignedPhoto, Alignment
 
@@ -28,11 +25,7 @@ class OnePhoto(Photos):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path.parent)
-        self.path = path
-
-    @cached_property
-    def sizes(self) -> dict[str, int]:
-        return {self.path.name: self.path.stat().st_size}
+        self.names = [path.name]
 
 
 @dataclass(frozen=True)
@@ -73,78 +66,50 @@ class OwnPhotos:
                 pictures.write(whole, f"whole_{number:05d}.png", compress_level=1, index=number)
 
 
-def photos_for(
-    resolution: int,
-    image: str | None,
-    pack: str | None,
-    num_photos: int,
-    seed: int,
-    alignment: Alignment | None = None,
-) -> OwnPhotos:
-    """Read the user's photos or, without any, held-out photos of the run's pack.
-
-    Args:
-        resolution: height and width in pixels, R.
-        image: an image, a folder or a .zip.
-        pack: the folder of the run's pack.
-        num_photos: maximum number of photos.
-        seed: selects photos where there are more.
-        alignment: choice of a face in each of the user's photos.
-
-    Raises:
-        UserError: there is neither `image` nor a pack, or a photo is damaged.
-    """
-    if image is not None:
-        return read_photos(image, resolution, num_photos, seed, alignment=alignment)
-    if pack is None:
-        raise UserError("This run has no pack with held-out images. Give photos with image=....")
-    opened = open_pack(Path(pack))
-    return OwnPhotos([], torch.from_numpy(opened.images[choose(opened.val_indices, num_photos, seed)]), [])
-
-
 def read_photos(
-    image: str,
-    resolution: int,
-    num_photos: int,
-    seed: int,
-    key: str = "image",
-    alignment: Alignment | None = None,
+    image: str, resolution: int, num_photos: int, seed: int, alignment: Alignment | None = None, key: str = "image"
 ) -> OwnPhotos:
     """Read the user's photos. Warn of those that are cropped or enlarged.
 
     Args:
-        image, resolution, num_photos, seed, alignment: see `photos_for`.
+        image: an image, a folder or a .zip.
+        resolution: height and width in pixels, R.
+        num_photos: maximum number of photos.
+        seed: selects photos where there are more.
+        alignment: choice of a face in each photo.
         key: the key of `image` on the command line.
 
     Raises:
         UserError: the image is missing or damaged.
     """
     source = open_source(image, key)
-    wanted = choose(np.arange(len(source.names)), num_photos, seed).tolist()
-    names = [source.names[index] for index in wanted]
-    aligned, pixels = dict[int, AlignedPhoto](), []
+    names, pixels, sizes, used, aligned = [], [], [], [], dict[int, AlignedPhoto]()
     try:
-        for number, index in enumerate(wanted):
-            pixels.append(source.read(index, resolution).pixels)
-            if alignment is None or alignment.mode == "false":
-                continue
-            photo = source.photo(source.names[index])
-            if (square := alignment.square(photo, source.names[index])) is not None:
-                aligned[number] = AlignedPhoto(source, source.names[index], square)
-                pixels[-1] = np.asarray(crop(photo, square, resolution)).transpose(2, 0, 1)
+        for number, index in enumerate(choose(np.arange(len(source.names)), num_photos, seed).tolist()):
+            name = source.names[index]
+            photo = source.photo(name)
+            square = alignment.square(photo, name) if alignment is not None else None
+            if square is None:
+                pixels.append(source.read(index, resolution).pixels)
+                used.append(photo.size)
+            else:
+                pixels.append(np.asarray(crop(photo, square, resolution)).transpose(2, 0, 1))
+                used.append((round(square.side),) * 2)
+                aligned[number] = AlignedPhoto(source, name, square)
+            names.append(name)
+            sizes.append(photo.size)
     except BadImageError as error:
         raise UserError(f"{error}. Give another {key}=...") from error
-    sizes = [upright_size(source.file_bytes(name)) for name in names]
-    used = [(round(aligned[i].square.side),) * 2 if i in aligned else size for i, size in enumerate(sizes)]
-    warn_of_shapes([f"the face in {name}" * (i in aligned) or name for i, name in enumerate(names)], used, resolution)
+    warn_of_shapes(names, used, resolution)
     return OwnPhotos(names, torch.from_numpy(np.stack(pixels)), sizes, aligned)
 
 
-def one_photo(resolution: int, image: str, seed: int, key: str = "image", alignment: Alignment | None = None) -> Tensor:
-    """Read one image, (1, 3, R, R) uint8, for a task that takes no folder."""
-    if Path(image).exists() and not (Path(image).is_file() and Photos.is_picture(Path(image).name)):
-        raise UserError(f"{key}={image} must be one image ({', '.join(SUFFIXES)}). Give another file.")
-    return read_photos(image, resolution, 1, seed, key, alignment).images
+def held_out_photos(pack: str | None, num_photos: int, seed: int) -> OwnPhotos:
+    """Read held-out images of the run's pack."""
+    if pack is None:
+        raise UserError("This run has no pack with held-out images. Give photos with image=....")
+    opened = open_pack(Path(pack))
+    return OwnPhotos([], torch.from_numpy(opened.images[choose(opened.val_indices, num_photos, seed)]), [])
 
 
 def open_source(image: str, key: str) -> Photos:
@@ -154,8 +119,6 @@ def open_source(image: str, key: str) -> Photos:
         raise UserError(f"{key}={image} does not exist. Give an image, a folder or a .zip.")
     if path.is_file() and Photos.is_picture(path.name):
         return OnePhoto(path)
-    if path.is_file() and path.suffix.lower() != ".zip":
-        raise UserError(f"{key}={image} is neither an image ({', '.join(SUFFIXES)}) nor a folder or .zip. Convert it.")
     try:
         source = Photos(path)
         assert source.names  # else it raises
@@ -166,32 +129,17 @@ def open_source(image: str, key: str) -> Photos:
 
 def choose(indices: np.ndarray, num_photos: int, seed: int) -> np.ndarray:
     """Return at most `num_photos` of the indices, in order, selected by the seed."""
-    if num_photos < 1:
-        raise UserError(f"task.num_photos={num_photos} must be at least 1")
     return np.sort(np.random.default_rng(seed).permutation(indices)[:num_photos])
-
-
-def upright_size(data: bytes) -> Size:
-    """Return width and height of an encoded image, from its header alone."""
-    with open_image(io.BytesIO(data)) as image:
-        rotated = image.format != "TIFF" and orientation(image) >= 5  # Pillow's size of a TIFF is already upright
-        return (image.height, image.width) if rotated else (image.width, image.height)
 
 
 def warn_of_shapes(names: Sequence[str], sizes: Sequence[Size], resolution: int) -> None:
     """Warn once of photos that are cropped, and once of those that are enlarged."""
-    oblong = [index for index, (width, height) in enumerate(sizes) if width != height]
-    if oblong:
-        width, height = sizes[oblong[0]]
-        where = "at the left and right" if width > height else "at the top and bottom"
-        warn(
-            f"{and_others(names, oblong)} is not square ({width}x{height}): {abs(width - height)} pixels are cropped "
-            f"{where}. Crop it yourself to keep another part."
-        )
-    small = [index for index, size in enumerate(sizes) if min(size) < resolution]
-    if small:
-        width, height = sizes[small[0]]
-        warn(
-            f"{and_others(names, small)} has {width}x{height} pixels and was enlarged to the model's {resolution}. "
-            "Give a larger photo for a sharper result."
-        )
+    if oblong := [name for name, (width, height) in zip(names, sizes, strict=True) if width != height]:
+        warn(f"{and_others(oblong)} is not square: its central square is used. Crop it yourself to keep another part.")
+    if small := [name for name, size in zip(names, sizes, strict=True) if min(size) < resolution]:
+        warn(f"{and_others(small)} was enlarged to {resolution} pixels. Give a larger photo for a sharper result.")
+
+
+def and_others(names: Sequence[str]) -> str:
+    """Return the first name, and the number of the others."""
+    return names[0] + (f" (as {len(names) - 1} more)" if len(names) > 1 else "")

@@ -10,39 +10,21 @@ from latentfaces.data.images import to_float, to_uint8
 from latentfaces.evaluation import calculate_metrics
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
+from latentfaces.tasks.base import PackTask
 from latentfaces.tasks.output import PictureFolder, bands
-from latentfaces.tasks.paste import Alignment
-from latentfaces.tasks.photos import photos_for
 
 
-@dataclass
-class Reconstruct:
-    """Photos above their reconstructions, with PSNR and SSIM.
+@dataclass(kw_only=True)
+class Reconstruct(PackTask):
+    """At most `num_images` photos above their reconstructions, with PSNR and SSIM.
 
     With skip connections in the VAE, a third row and the single images show reconstructions that use them.
-
-    Args:
-        pack: the run's pack, whose held-out images are used unless `image` is given.
-        image: an image, or a folder or .zip of images.
-        num_images: maximum number of photos.
-        seed: selects photos where there are more.
-        batch_size: photos at once.
-        align, face: see `PhotoTask`.
     """
-
-    pack: str | None
-    image: str | None
-    num_images: int
-    seed: int
-    batch_size: int
-    align: str = "false"
-    face: int = 1
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write photos above reconstructions. Return the path of the grid."""
         pictures.source = EDITED
-        alignment = Alignment(self.align, self.face, pictures.folder)
-        photos = photos_for(pipeline.resolution, self.image, self.pack, self.num_images, self.seed, alignment)
+        photos = self.photos(pipeline, pictures, self.num_images)
         images = photos.images
         rows = [images, reconstructions(pipeline, images, 0.0, self.batch_size)]
         report("", rows[0], rows[1])

@@ -3,27 +3,25 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
+from annotated_types import Len
 from torch import Tensor
 
 from latentfaces.diffusion import Sampler
 from latentfaces.diffusion.directions import FeatureDirections
-from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.animation import Animation, check_animation, write_animation
-from latentfaces.tasks.base import PhotoTask
+from latentfaces.tasks.animation import RowTask
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
-from latentfaces.tasks.photos import one_photo
 from latentfaces.tasks.variants import Name
 
 
 @dataclass(kw_only=True)
-class Slide(PhotoTask):
-    """A row of `num_images` versions of one face along a direction, and an animation of it forwards and backwards.
+class Slide(RowTask):
+    """A row of `num_images` versions of one face along a direction.
 
     The face is the first sample of `seed`. With `image`, it is generated from the inverted noise of this photo.
 
@@ -31,20 +29,11 @@ class Slide(PhotoTask):
         directions: the run's directions.npz, which task=directions writes.
         direction: name of the direction.
         range: lowest and highest strength, in standard deviations of the run's samples.
-        animation: "gif", "mp4" (needs PyAV) or "none".
-        frames_per_second: frame rate of the animation.
     """
 
     directions: str
     direction: str | None
-    range: Sequence[float]
-    animation: Animation
-    frames_per_second: float
-
-    def __post_init__(self) -> None:
-        if len(self.range) != 2:
-            raise UserError(f"task.range={[*self.range]} must be the lowest and the highest strength, as [-3,3]")
-        check_animation(self.animation, self.frames_per_second)
+    range: Annotated[Sequence[float], Len(2, 2)]
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the row. Return its path."""
@@ -53,15 +42,13 @@ class Slide(PhotoTask):
         assert self.direction is not None
         noise = None
         if self.image is not None:
-            photo = one_photo(pipeline.resolution, self.image, self.seed, alignment=self.alignment(pictures))
-            noise = found_noise(pipeline, photo, self.sampler, self.batch_size)
+            photo = self.own_photos(pipeline, pictures)
+            noise = found_noise(pipeline, photo.images, self.sampler, self.batch_size)
             pictures.source = EDITED
         low, high = self.range
         strengths, names = torch.linspace(low, high, self.num_images), [(self.seed, 0)] * self.num_images
         faces = slid(pipeline, directions, self.direction, strengths, names, self.sampler, self.batch_size, noise)
-        pictures.add(faces)
-        write_animation(faces, pictures, self.animation, self.frames_per_second)
-        return pictures.grid(faces, columns=len(faces))
+        return self.write(faces, pictures)
 
 
 def slid(
@@ -85,7 +72,7 @@ def slid(
         batch_size: samples at once.
         noise: inverted noise (1, c, h, w) of a photo, instead of that of the names.
     """
-    network, faces = network_of(pipeline), []
+    network, faces = pipeline.required_denoiser().network, []
     for start in range(0, len(names), batch_size):
         batch = names[start : start + batch_size]
         draw = pipeline.draws(batch)
@@ -95,14 +82,3 @@ def slid(
         with directions.applied(network, direction, strengths[start : start + batch_size]):
             faces.append(pipeline.images(initial, sampler, draw, condition))
     return torch.cat(faces)
-
-
-def network_of(pipeline: FacePipeline) -> Any:
-    """Return the network of the run.
-
-    Raises:
-        UserError: the run is of stage 1.
-    """
-    if pipeline.denoiser is None:
-        raise UserError("A run of stage 1 has no directions. Choose a run of stage 2 with run=....")
-    return pipeline.denoiser.network

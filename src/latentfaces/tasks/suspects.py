@@ -1,6 +1,6 @@
 """Plots of the samples that are most likely copies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ NUM_SUSPECTS, NUM_NEIGHBORS = 8, 4
 """Samples plotted with their nearest training images, and the number of these; half as many pairs of samples."""
 
 
-def suspicious(result: Memorization, make: Callable[[list[int]], Tensor], pack: Pack) -> list[Figure]:
+def suspicious(result: Memorization, make: Callable[[Sequence[int]], Tensor], pack: Pack) -> list[Figure]:
     """Plot all distances, the samples nearest to training images, and the samples nearest to one another.
 
     Distances that 99 % of held-out images exceed are red.

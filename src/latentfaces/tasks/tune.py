@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from latentfaces.data.pack import open_pack
@@ -18,10 +18,10 @@ from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError, warn
 from latentfaces.evaluation import FeatureDistance
 from latentfaces.evaluation.features import features_by_name
-from latentfaces.evaluation.panels import COLORS, label_axes
 from latentfaces.files import atomic_write
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import TUNED, Run, build, config_of, open_run
+from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.output import PictureFolder
 
 KINDS = {
@@ -71,9 +71,9 @@ def named(samplers: Sequence[Sampler]) -> dict[str, Sampler]:
     return names
 
 
-@dataclass
-class Tune:
-    """Coordinate search of guidance kind and weight, EMA width and sampler.
+@dataclass(kw_only=True)
+class Tune(SamplingTask):
+    """Coordinate search of guidance kind and weight and EMA width, with `sampler`, then of the sampler.
 
     Every choice makes `num_images` samples of the same seeds. The best choice has the lowest `FeatureDistance` to one
     half of the held-out images. It goes to the run's tuned.json, which later commands use.
@@ -81,51 +81,32 @@ class Tune:
     Args:
         folder: the run's folder.
         pack: the run's pack.
-        sampler: sampler during the search of guidance and average.
-        weights: guidance weights, each above 1.
+        weights: guidance weights, each above 1 (no guidance).
         emas: widths of the average.
         samplers: other samplers, tried with the best guidance and average.
         features: as for task=evaluate. The run's encoder needs no download, but measures texture more than shape and
             prefers somewhat weaker guidance.
-        num_images: samples per choice; at least 32.
-        seed: seed of the samples.
-        batch_size: samples at once.
         feature_weights: file of the weights of `features`, for machines without network.
     """
 
     folder: str
     pack: str
-    sampler: Sampler
-    weights: Sequence[float]
+    weights: Sequence[Annotated[float, Gt(1)]]
     emas: Sequence[float]
     samplers: Mapping[str, Sampler]
     features: str
-    num_images: int
-    seed: int
-    batch_size: int
-    feature_weights: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_images < 32:
-            raise ValueError(f"num_images={self.num_images} must be at least 32 to compare choices")
-        if any(weight <= 1 for weight in self.weights):
-            raise ValueError(f"weights={list(self.weights)} must all be above 1 (1 disables guidance)")
+    feature_weights: str | None
+    num_images: Annotated[int, Ge(32)]
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
-        """Write tuned.json, scores.csv, scores.png and a grid: samples without guidance above the best ones."""
-        if pipeline.denoiser is None:
-            raise UserError("task=tune needs a run of stage 2. Choose another run=...")
+        """Write tuned.json, scores.csv and a grid: samples without guidance above the best ones."""
+        best_weights = pipeline.required_denoiser()
         run = open_run(self.folder)
         pack = open_pack(Path(self.pack))
         extract = features_by_name(self.features, pipeline.vae, self.feature_weights, "task.feature_weights")
         chosen = np.random.default_rng(self.seed).permutation(pack.tuning_indices)[:MAX_PHOTOS]
-        if len(chosen) < 2:
-            raise UserError(
-                f"{pack.folder} has {len(pack.val_indices)} held-out images. task=tune compares with half of them and "
-                "needs at least 3."
-            )
         distance = FeatureDistance(extract, torch.from_numpy(pack.images[np.sort(chosen)]))
-        best_weights, scores = pipeline.denoiser, dict[Choice, float]()
+        scores = dict[Choice, float]()
         shown: dict[Choice, Tensor] = {}
         usual, *others = samplers = named([self.sampler, *self.samplers.values()])
 
@@ -154,7 +135,6 @@ class Tune:
         best = min([best, *self.nearby(best)], key=score)
         print(f"best: {best}, {scores[best]:.4f} ({plain}: {scores[plain]:.4f})")
         self.write(run, best, samplers[best.sampler], scores, pictures)
-        plot_scores(scores, best, pictures.folder / "scores.png")
         return pictures.grid(torch.cat([shown[plain], shown[best]]), columns=SHOWN)
 
     def nearby(self, best: Choice) -> list[Choice]:
@@ -183,34 +163,3 @@ class Tune:
             table.writeheader()
             for choice, value in sorted(scores.items(), key=lambda item: item[1]):
                 table.writerow({**asdict(choice), "distance": value})
-
-
-def plot_scores(scores: dict[Choice, float], best: Choice, output: Path) -> Figure:
-    """Plot the distance over guidance weights, over averages, and of each sampler at its best."""
-    figure = Figure(figsize=(12.0, 3.4), layout="constrained")
-    by_weight, by_average, by_sampler = figure.subplots(1, 3, sharey=True)
-    usual = next(iter(scores)).sampler
-    for kind, color in zip(list(KINDS)[1:], COLORS, strict=False):
-        line = sorted(
-            (c.weight, v)
-            for c, v in scores.items()
-            if c.guidance in ("none", kind) and c.ema is None and c.sampler == usual
-        )
-        if len(line) > 1:
-            by_weight.plot(*zip(*line, strict=True), marker="o", color=color, label=f"guidance={kind}")
-    average = sorted((c.ema, v) for c, v in scores.items() if c.ema is not None and c.sampler == usual)
-    by_average.plot(*zip(*average, strict=True) if average else ([], []), marker="o", color=COLORS[4])
-    compared: dict[str, float] = {}  # with the best settings so far; of the best sampler also nearby weights
-    for choice, value in scores.items():
-        compared[choice.sampler] = min(value, compared.get(choice.sampler, math.inf))
-    by_sampler.plot(list(compared), list(compared.values()), "o", color=COLORS[3])
-    label_axes(by_weight, "Guidance, best weights", f"weight (1 is none), {usual}", "distance to held-out images")
-    label_axes(by_average, "Width of the average", "ema")
-    label_axes(by_sampler, "Sampler, at its best", "")
-    if by_weight.get_legend_handles_labels()[1]:
-        by_weight.legend(fontsize=8.5, frameon=False)
-    by_sampler.plot([best.sampler], [scores[best]], "*", color="#c53030", markersize=14, label="best")
-    by_sampler.legend(fontsize=8.5, frameon=False)
-    by_sampler.margins(x=0.2)
-    figure.savefig(output, dpi=120)
-    return figure

@@ -41,13 +41,3 @@ def check_skips(pipeline: FacePipeline, skips: float) -> None:
     """Raise UserError if `task.skips` is set and the VAE has no skip connections."""
     if skips and not pipeline.vae.skip_connections:
         raise UserError(f"task.skips={skips}: this run's VAE has no skip connections. Leave out task.skips.")
-
-
-def check_fraction(key: str, value: float, low_included: bool = True, high_included: bool = True) -> None:
-    """Raise UserError if the value of `key` is not between 0 and 1."""
-    above = value >= 0 if low_included else value > 0
-    below = value <= 1 if high_included else value < 1
-    if not (above and below):
-        low = "at least 0" if low_included else "above 0"
-        high = "at most 1" if high_included else "below 1"
-        raise UserError(f"{key}={value} must be {low} and {high}")

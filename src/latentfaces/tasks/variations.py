@@ -2,21 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import PackTask
+from latentfaces.tasks.base import PackTask, Positive, SamplingTask
 from latentfaces.tasks.interpolate import slerp
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder, beside
-from latentfaces.tasks.photos import photos_for
-from latentfaces.tasks.variants import check_fraction, variants
+from latentfaces.tasks.variants import variants
 
 
 @dataclass(kw_only=True)
-class Variations(PackTask):
+class Variations(PackTask, SamplingTask):
     """A row for each photo: the photo, then `num_images` samples whose noise mixes its inverted noise with fresh noise.
 
     Args:
@@ -24,24 +25,19 @@ class Variations(PackTask):
         amount: fraction of fresh noise, between 0 and 1.
     """
 
-    num_photos: int
-    amount: float
-
-    def __post_init__(self) -> None:
-        check_fraction("task.amount", self.amount, low_included=False, high_included=False)
+    num_photos: Positive
+    amount: Annotated[float, Interval(gt=0, lt=1)]
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the variations. Return the path of the grid."""
         pictures.source = EDITED
-        photos = photos_for(
-            pipeline.resolution, self.image, self.pack, self.num_photos, self.seed, self.alignment(pictures)
-        )
+        photos = self.photos(pipeline, pictures, self.num_photos)
         own = found_noise(pipeline, photos.images, self.sampler, self.batch_size)
         shown = []
         for which, names in variants(len(photos.images), self.num_images, self.seed, self.batch_size):
             fresh = pipeline.noise(names)
             noise = torch.stack([slerp(own[p], other, self.amount) for p, other in zip(which, fresh, strict=True)])
-            faces = torch.cat(list(pipeline.faces_from_noise(noise, self.sampler, self.batch_size)))
+            faces = pipeline.images(noise, self.sampler)
             photos.save(faces, which, pictures)
             shown.append(faces)
         return pictures.grid(*beside(photos.images, torch.cat(shown)))
