@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from latentfaces.cli.compute import keep_freed_memory
 from latentfaces.cli.devices import interactive
 from latentfaces.cli.idle_options import allow_only, refuse_idle_options
-from latentfaces.cli.recipe import VERSION, Recipe, described, expand_home, named_files
+from latentfaces.cli.recipe import VERSION, Recipe, described, named_files
 from latentfaces.cli.remake import remade, remembered
 from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.config.paths import CONF
@@ -40,8 +40,6 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     refuse_links(cfg)
     refuse_secrets_in(cfg)
     check_keys(cfg, SampleConfig)
-    for node in (cfg, cfg.task):
-        expand_home(node)
     task_name = HydraConfig.get().runtime.choices["task"]
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not interactive():
         raise UserError("Each task of srun would do all work. Use torchrun ... sample.py, or give srun one task.")
@@ -166,6 +164,5 @@ def identified(cfg: DictConfig) -> list[str]:
     from latentfaces.tasks import Identify
 
     refuse_links(cfg)
-    expand_home(cfg)
     allow_only(("task", "image"), "with task=identify")
     return Identify(cfg.image)()

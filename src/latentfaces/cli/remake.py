@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from latentfaces.cli.idle_options import allow_only
-from latentfaces.cli.recipe import PHOTOS, VERSION, Recipe, expand_home, named_files
+from latentfaces.cli.recipe import PHOTOS, VERSION, Recipe, named_files
 from latentfaces.config.overrides import overridden_keys
 from latentfaces.config.schema import Precision
 from latentfaces.config.validation import check_types
@@ -44,7 +44,6 @@ def remembered(cfg: DictConfig) -> Recipe:
         if recipe.version == 1 and recipe.task == "inpaint":
             raise UserError(f"image={cfg.image} was made by an older version of task=inpaint. It cannot be remade.")
         settings = recipe.settings
-        expand_home(settings)
         if cfg.run != "latest":  # the run has moved; its weights are compared
             recipe.run = str(find_model(cfg.run).folder)
             if recipe.task == "slide":
