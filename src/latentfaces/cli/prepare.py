@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentfaces.cli.errors import explain
+from latentfaces.cli.errors import explain, fail
 from latentfaces.errors import UserError, escape_stdout
 from latentfaces.signals import Stopped, handle_signals, stop
 
@@ -101,7 +101,6 @@ def main() -> None:
             error.filename = arguments.align or arguments.folder
         if (message := explain(error)) is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+        fail(message)
     split = pack.manifest["split"]
     print(f"{pack.folder}: {pack.manifest['num_images']} images, {len(split['val'])} held out ({split['rule']})")

@@ -12,6 +12,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from latentfaces.cli.errors import explain, fail
 from latentfaces.errors import ERROR_LOG, UserError, missing_extra
 
 EXTRAS = {"hydra_optuna_sweeper": "sweep", "hydra_submitit_launcher": "slurm"}
@@ -29,8 +30,7 @@ class SweepReport(Callback):
             check_objective(config)
             check_folder(config)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            fail(str(error))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         (Path(config.hydra.runtime.output_dir) / ERROR_LOG).unlink(missing_ok=True)
@@ -76,8 +76,6 @@ def failures(config: DictConfig) -> list[Path]:
 
 def leave_error(error: BaseException, config: DictConfig) -> None:
     """Write an error into the job's folder: one line, and a traceback if it is a bug."""
-    from latentfaces.cli.errors import explain
-
     folder = Path(config.hydra.runtime.output_dir)
     sentence = explain(error)
     if sentence is None:
