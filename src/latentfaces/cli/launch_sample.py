@@ -18,7 +18,7 @@ from latentfaces.cli.remake import remade, remembered
 from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.config.paths import CONF
 from latentfaces.config.schema import Precision, SampleConfig
-from latentfaces.config.secrets import refuse_links, refuse_secrets_in
+from latentfaces.config.secrets import refuse_unsafe
 from latentfaces.config.validation import check_keys, check_types
 from latentfaces.errors import UserError
 from latentfaces.model_folder import find_model
@@ -37,8 +37,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     keep_freed_memory()
     from latentfaces.ranks import Ranks
 
-    refuse_links(cfg)
-    refuse_secrets_in(cfg)
+    refuse_unsafe(cfg)
     check_keys(cfg, SampleConfig)
     task_name = HydraConfig.get().runtime.choices["task"]
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not interactive():
@@ -163,6 +162,6 @@ def identified(cfg: DictConfig) -> list[str]:
     """Return what task=identify prints."""
     from latentfaces.tasks import Identify
 
-    refuse_links(cfg)
+    refuse_unsafe(cfg)
     allow_only(("task", "image"), "with task=identify")
     return Identify(cfg.image)()

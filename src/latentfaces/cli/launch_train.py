@@ -25,7 +25,7 @@ from latentfaces.cli.resume import claim_run, command_to_resume, requeue, traine
 from latentfaces.cli.vae_run import add_trained_vae, copy_vae
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import leaves_of, plain
-from latentfaces.config.secrets import refuse_links, refuse_secrets_in
+from latentfaces.config.secrets import refuse_unsafe
 from latentfaces.config.validation import check_optimizers, check_training
 from latentfaces.diffusion import FlowMapLoss
 from latentfaces.errors import UserError
@@ -48,12 +48,11 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
     keep_freed_memory()
     drop_stale_ranks(cfg)
     try:
-        refuse_links(cfg)
+        refuse_unsafe(cfg)
         init = add_init_run(cfg)
         trained_vae = add_trained_vae(cfg) if cfg.stage == "ldm" else None
         if isinstance(init, Run):
             check_network(cfg, init)
-        refuse_secrets_in(cfg)
         check_training(cfg)
         resolve_devices(cfg)
         if training_device(cfg.trainer).type == "cpu" and is_main_process():

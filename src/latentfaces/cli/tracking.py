@@ -1,6 +1,7 @@
 """Weights & Biases: online where the user is logged in, and never a reason for a training to fail."""
 
 import contextlib
+import netrc
 import os
 import secrets
 import sys
@@ -13,7 +14,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from latentfaces.cli.resume import resumed_run
-from latentfaces.config.secrets import key_in_netrc
 from latentfaces.errors import UserError
 from latentfaces.ranks import is_main_process
 
@@ -47,8 +47,9 @@ def is_offline() -> bool:
     if mode := os.environ.get("WANDB_MODE"):
         return mode in ("offline", "dryrun")
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    if os.environ.get("WANDB_API_KEY") or key_in_netrc(host) is not None:
-        return False
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        if os.environ.get("WANDB_API_KEY") or netrc.netrc().authenticators(host):  # as `wandb login` writes it
+            return False
     if is_main_process():
         print("W&B: not logged in, logging offline. Run `wandb login` to sync.")
     return True
