@@ -3,7 +3,6 @@
 import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,6 +14,7 @@ from latentfaces.errors import UserError
 from latentfaces.ranks import RANK_VARIABLES
 
 DDP = CONF / "strategy" / "ddp.yaml"
+GPU_ACCELERATORS = ("auto", "gpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,15 @@ def resolve_devices(cfg: DictConfig) -> None:
     Raises:
         UserError: naming the key and the fix.
     """
-    trainer, launcher = cfg.trainer, Launcher.of_this_process()
+    trainer, launcher, overridden = cfg.trainer, Launcher.of_this_process(), overridden_keys()
     if launcher is not None:
-        check_launcher(cfg, launcher)
-        trainer.devices, trainer.num_nodes = launcher.num_devices, launcher.num_nodes
-    check_devices(trainer, launcher)
+        if "name" not in overridden and "hydra.run.dir" not in overridden:
+            raise UserError(f"The processes of {launcher.name} need one folder. Give the run a name=...")
+        for key, started in (("devices", launcher.num_devices), ("num_nodes", launcher.num_nodes)):
+            if f"trainer.{key}" in overridden and str(trainer[key]) not in ("auto", "-1", str(started)):
+                raise UserError(f"trainer.{key}={trainer[key]}, but {launcher.name} started {started}. Leave it out.")
+            trainer[key] = started
+    check_gpus(trainer, launcher)
     if launcher is None and "SLURM_NTASKS" in os.environ and not interactive() and num_processes(trainer) > 1:
         raise UserError(
             f"This SLURM task trains on one device. Use srun --ntasks-per-node={num_devices(trainer)} for "
@@ -88,62 +92,24 @@ def resolve_devices(cfg: DictConfig) -> None:
         trainer.strategy = OmegaConf.load(DDP).strategy
 
 
-def check_launcher(cfg: DictConfig, launcher: Launcher) -> None:
-    """Check that the overrides match what the launcher started."""
-    trainer = cfg.trainer
-    typed = overridden_keys()
-    if "name" not in typed and "hydra.run.dir" not in typed:
-        raise UserError(f"The processes of {launcher.name} need one folder. Give the run a name=...")
-    for key, wanted, started in (
-        ("devices", trainer.devices, launcher.num_devices),
-        ("num_nodes", trainer.num_nodes, launcher.num_nodes),
-    ):
-        if f"trainer.{key}" in typed and str(wanted) not in ("auto", "-1", str(started)):
-            raise UserError(
-                f"trainer.{key}={wanted}, but {launcher.name} started processes for {started}. Leave it out."
-            )
-    data: Any = cfg.data
-    if str(data._target_).endswith(".from_ffhq") and data.root is None:
-        folder = Path(data.folder)
-        if not (folder / "ffhq.zip").exists() and not (folder / f"ffhq-{data.resolution}").exists():
-            raise UserError(
-                f"FFHQ is not in {folder}. Run `latentfaces-prepare ffhq --resolution {data.resolution}` before "
-                f"{launcher.name}"
-            )
-
-
-def check_devices(trainer: DictConfig, launcher: Launcher | None = None) -> None:
-    """Reject more devices than the machine has: Lightning would start as many processes on one CPU."""
+def check_gpus(trainer: DictConfig, launcher: Launcher | None) -> None:
+    """Reject more devices than there are GPUs: Lightning would start as many processes on one CPU."""
     import torch
 
     wanted, available = num_devices(trainer), torch.cuda.device_count()
-    indices = device_indices(trainer)
-    if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and wanted == 1 and indices is None):
+    if wanted <= max(available, 1) or trainer.accelerator not in GPU_ACCELERATORS:
         return
-    if launcher is not None and trainer.accelerator == "auto" and not available:
-        trainer.accelerator = "cpu"  # the user started this number of processes on CPUs
-        return
-    highest = max([wanted, *(index + 1 for index in indices or ())])
-    if highest > available and trainer.accelerator in ("auto", "gpu", "cuda"):
-        of_its_own = available == 1 or (available > 0 and "SLURM_GPUS_PER_TASK" in os.environ)
-        if launcher is not None and launcher.name == "srun" and of_its_own:
-            raise UserError(
-                f"Each of the {wanted} tasks of a machine sees {available} GPUs. Use --gpus-per-node={wanted} in place "
-                "of --gpus-per-task"
-            )
+    if launcher is None:
         fewer = f"Use trainer.devices={available}, or " if available else "Use "
         raise UserError(
             f"trainer.devices={trainer.devices}, but this machine has {available} GPUs. {fewer}the CPU with "
             f"trainer.accelerator=cpu trainer.devices={wanted}."
         )
-
-
-def device_indices(trainer: DictConfig) -> list[int] | None:
-    """Return the indices of the GPUs, as in trainer.devices=[0,2], or None if only their number is given."""
-    devices: Any = trainer.devices
-    if isinstance(devices, str) and "," in devices:
-        devices = [part for part in devices.split(",") if part]
-    return None if isinstance(devices, str | int) else [int(device) for device in devices]
+    if launcher.name == "srun" and available:
+        raise UserError(
+            f"Each of the {wanted} tasks of a machine sees {available} GPUs. Use --gpus-per-node={wanted} in place "
+            "of --gpus-per-task"
+        )
 
 
 def num_devices(trainer: DictConfig) -> int:
@@ -154,15 +120,14 @@ def num_devices(trainer: DictConfig) -> int:
     """
     import torch
 
-    available = torch.cuda.device_count() if trainer.accelerator in ("auto", "gpu", "cuda") else 1
-    try:
-        indices = device_indices(trainer)
-        wanted = len(indices) if indices is not None else int(str(trainer.devices).replace("auto", "-1"))
-    except ValueError:
-        wanted = 0
-    if wanted == 0 or wanted < -1:
-        raise UserError(f"trainer.devices={trainer.devices} is invalid: use a number, e.g. 4, or auto")
-    return max(available, 1) if wanted == -1 else wanted
+    devices: Any = trainer.devices
+    if not isinstance(devices, str | int):  # indices of GPUs
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return max(torch.cuda.device_count(), 1) if trainer.accelerator in GPU_ACCELERATORS else 1
+    if not str(devices).isdecimal() or int(devices) == 0:
+        raise UserError(f"trainer.devices={devices} is invalid: use a number, e.g. 4, indices, e.g. [0,2], or auto")
+    return int(devices)
 
 
 def num_processes(trainer: DictConfig) -> int:

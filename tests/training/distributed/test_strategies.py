@@ -202,6 +202,7 @@ REFUSED = {
     "no time": (["strategy=fsdp", "trainer.strategy.timeout_minutes=-1", *ON_CPU], "timeout_minutes=-1"),
     "no device": (["trainer.devices=0"], "trainer.devices=0"),
     "no number of devices": (["trainer.devices=two"], "trainer.devices=two"),
+    "indices as text": (["trainer.devices='0,2'"], "indices, e.g. [0,2]"),
 }
 
 
@@ -236,9 +237,8 @@ def test_who_started_a_process_is_known_by_its_environment(monkeypatch: pytest.M
     ("arguments", "clue"),
     [
         ([], "The processes of torchrun need one folder. Give the run a name=..."),
-        (["name=x", "trainer.devices=3"], "trainer.devices=3, but torchrun started processes for 2"),
-        (["name=x", "trainer.num_nodes=2"], "trainer.num_nodes=2, but torchrun started processes for 1"),
-        (["name=x", "data=ffhq", "data.resolution=64"], "FFHQ is not in data. Run `latentfaces-prepare ffhq"),
+        (["name=x", "trainer.devices=3"], "trainer.devices=3, but torchrun started 2"),
+        (["name=x", "trainer.num_nodes=2"], "trainer.num_nodes=2, but torchrun started 1"),
     ],
 )
 def test_what_contradicts_torchrun_is_refused(
@@ -246,9 +246,8 @@ def test_what_contradicts_torchrun_is_refused(
 ) -> None:
     for name, value in torchrun_environment(0, 2, "1").items():
         monkeypatch.setenv(name, value)
-    data = [] if "data=ffhq" in arguments else TINY_VAE[1:]
     with pytest.raises(SystemExit):
-        train("model=vae", *data, *SHORT, *arguments)
+        train(*TINY_VAE, *SHORT, *arguments)
     assert clue in capfd.readouterr().err
 
 
