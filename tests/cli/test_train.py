@@ -134,7 +134,7 @@ REFUSED = {
         [*TINY_VAE, "trainer.limit_train_batches=half"],
         "trainer.limit_train_batches=half is invalid",
     ),
-    "the same batch again, which is another each time": ([*TINY_VAE, "trainer.overfit_batches=1"], "data.root="),
+    "the same batch again, which is another each time": ([*TINY_VAE, "trainer.overfit_batches=1"], "Unknown key"),
     "a VAE for a VAE": ([*TINY_VAE, "vae=latest"], "no effect with model=vae"),
     "a full disk that is to be ignored": ([*TINY_VAE, "on_full_disk=ignore"], "on_full_disk=ignore"),
     "an unknown way to resume": ([*TINY_VAE, "resume=perhaps"], "resume=perhaps"),

@@ -86,7 +86,7 @@ WRONG = {
     "trainer.log_every_n_steps=0": "trainer.log_every_n_steps=0 is invalid: input should be greater than or equal to 1",
     "trainer.gradient_clip_val=nan": "trainer.gradient_clip_val=nan is invalid: input should be a finite number",
     "trainer.deterministic=abc": "trainer.deterministic=abc is invalid: input should be a valid boolean",
-    "trainer.fast_dev_run=true": "trainer.fast_dev_run leaves no run",
+    "trainer.fast_dev_run=true": "Unknown key trainer.fast_dev_run",
     "trainer.sync_batchnorm=true": "Unknown key trainer.sync_batchnorm",
     "model.optimizer.lr=fast": "model.optimizer.lr=fast is invalid: input should be a valid number",
     "data.resolution=4": "data.resolution=4 is invalid: input should be greater than or equal to 8",

@@ -33,7 +33,9 @@ NEW_KEYS = {
 NOT_COMPARED = (
     *("name", "version", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk"),
     *("model.conditioning*", "model.denoiser.network.label_channels"),  # of data.labels; see `cli.labels`
-    *("data.num_workers", "trainer.sync_batchnorm", "trainer.use_distributed_sampler"),  # keys of earlier versions
+    # Keys of earlier versions.
+    *("data.num_workers", "trainer.sync_batchnorm", "trainer.use_distributed_sampler"),
+    *("trainer.fast_dev_run", "trainer.overfit_batches"),
 )
 """Keys that do not affect training."""
 HARMLESS = (

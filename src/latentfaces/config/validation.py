@@ -177,13 +177,6 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN or (Path(cfg.run_dir).parent / "multirun.yaml").exists()
     if "median_stop" in (cfg.callbacks or {}) and not in_sweep:
         raise UserError("pruning=median compares the jobs of a sweep. Start one with -m, or leave it out.")
-    if cfg.trainer.overfit_batches:
-        raise UserError(
-            "trainer.overfit_batches is not supported. Use a small folder with data.root=..., or data=synthetic "
-            "data.num_images=..."
-        )
-    if cfg.trainer.fast_dev_run:
-        raise UserError("trainer.fast_dev_run leaves no run. Use trainer.max_steps=2 trainer.val_check_interval=1")
     time = cfg.trainer.max_time
     if time is not None and not (re.fullmatch(r"\d+(:\d+){3}", time) and re.search("[1-9]", time)):
         raise UserError(f"trainer.max_time={time} is invalid: use days:hours:minutes:seconds, e.g. 00:01:30:00")
