@@ -26,7 +26,7 @@ from latentfaces.cli.vae_run import add_trained_vae, copy_vae
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import leaves_of, plain
 from latentfaces.config.secrets import refuse_unsafe
-from latentfaces.config.validation import check_optimizers, check_training
+from latentfaces.config.validation import check_training
 from latentfaces.diffusion import FlowMapLoss
 from latentfaces.errors import UserError
 from latentfaces.evaluation.reconstructions import show_reconstructions
@@ -183,7 +183,6 @@ def build_module(cfg: DictConfig, init: Run | VAE | None) -> Any:
     if cfg.run is not None:
         add_teacher(module.loss, open_run(cfg.init), cfg)
     freeze(module.network, cfg.trainable)
-    check_optimizers(module)
     return module
 
 

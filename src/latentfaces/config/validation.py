@@ -182,22 +182,6 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
         raise UserError(f"trainer.max_time={time} is invalid: use days:hours:minutes:seconds, e.g. 00:01:30:00")
 
 
-def check_optimizers(module: Any) -> None:
-    """Build the optimizers of a LightningModule once, so that their errors come before the data is prepared.
-
-    Raises:
-        UserError: naming the key.
-    """
-    parts = {"model.optimizer": (module.make_optimizer, module.network)}
-    if (adversary := getattr(module, "adversary", None)) is not None:
-        parts["model.adversary.optimizer"] = (adversary.make_optimizer, adversary.discriminator)
-    for key, (make, network) in parts.items():
-        try:
-            make((name, p) for name, p in network.named_parameters() if p.requires_grad)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{key}: {error}") from None
-
-
 def check_model(cfg: DictConfig, overridden: Sequence[str]) -> None:
     """Check that sizes divide one another and that each overridden option has an effect.
 
