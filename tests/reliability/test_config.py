@@ -108,7 +108,7 @@ def test_case_02_a_value_of_the_wrong_type_or_range_is_told_with_its_key_and_wha
 
 def test_case_02_an_option_that_the_chosen_annealing_does_not_look_at_is_refused(workplace: Path) -> None:
     said = refused_training("model=vae", "data=synthetic", "annealing=constant", "model.kl_weight.num_steps=5")
-    assert "model.kl_weight.num_steps has no effect on a constant" in said
+    assert "Unknown key model.kl_weight.num_steps" in said
 
 
 def test_case_02_a_queue_of_slurm_is_refused_where_there_is_none(

@@ -238,10 +238,6 @@ def check_loss(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> 
     for key in overridden:
         if "skip_dropout" in key and not model.autoencoder.get("skip_connections"):
             raise UserError(f"{key} has no effect without model.autoencoder.skip_connections=true")
-        schedule, _, part = key.rpartition(".")
-        annealed = schedule in ("model.kl_weight", "model.skip_dropout") and part in ("start", "num_steps")
-        if annealed and OmegaConf.select(cfg, schedule)._target_ == "latentfaces.annealing.Constant":
-            raise UserError(f"{key} has no effect on a constant. Leave it out, or choose another annealing")
         if key == "model.loss.perceptual_weight" and model.loss.perceptual is None:
             raise UserError(f"{key} has no effect without a perceptual loss. Use model/loss=perceptual_lite")
 
