@@ -14,7 +14,7 @@ from latentfaces.cli.compute import keep_freed_memory
 from latentfaces.cli.devices import interactive
 from latentfaces.cli.idle_options import allow_only, refuse_idle_options
 from latentfaces.cli.recipe import VERSION, Recipe, described, named_files
-from latentfaces.cli.remake import remade, remembered
+from latentfaces.cli.remake import remade
 from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.config.paths import CONF
 from latentfaces.config.schema import Precision, SampleConfig
@@ -22,7 +22,7 @@ from latentfaces.config.secrets import refuse_unsafe
 from latentfaces.config.validation import check_keys, check_types
 from latentfaces.errors import UserError
 from latentfaces.model_folder import find_model
-from latentfaces.ranks import is_main_process
+from latentfaces.ranks import Ranks, is_main_process
 from latentfaces.run import DIRECTIONS, Run, build, config_of
 
 SHARED = ("generate", "evaluate")
@@ -35,8 +35,6 @@ HEUN = CONF / "sampler" / "heun.yaml"
 def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     """Return the task, the pipeline of its run and the folder of its images."""
     keep_freed_memory()
-    from latentfaces.ranks import Ranks
-
     refuse_unsafe(cfg)
     check_keys(cfg, SampleConfig)
     task_name = HydraConfig.get().runtime.choices["task"]
@@ -47,8 +45,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
         raise UserError(f"task={task_name} runs in one process. Use python instead of torchrun.")
     credentials = credentials_of(cfg)
     if task_name == "remake":
-        recipe = remembered(cfg)
-        task, pipeline = remade(recipe)
+        task, pipeline, recipe = remade(cfg)
     else:
         task, pipeline, recipe = composed(cfg, find_model(cfg.run))
     from latentfaces.tasks.output import PictureFolder, new_folder
@@ -57,13 +54,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
         raise UserError(f"compile=true has no effect with task={recipe.task}. Leave it out.")
     if cfg.compile:
         pipeline.compile()
-    weights = pipeline.weights
-    if recipe.weights not in (None, weights):
-        raise UserError(
-            f"image={cfg.image} was made with the weights {recipe.weights}, but {recipe.run} has {weights}. It cannot "
-            "be remade."
-        )
-    recipe.weights = weights
+    recipe.weights = pipeline.weights
     default = Path(recipe.run) / "samples" / f"{task_name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     folder = cfg.output or (new_folder(default) if ranks.rank == 0 else default)
     return task, pipeline, PictureFolder(folder, asdict(recipe), ranks, credentials)

@@ -19,6 +19,36 @@ REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size", "mark"
 """Overrides of task=remake. The metadata of the image has everything else."""
 
 
+def remade(cfg: DictConfig) -> tuple[Any, Any, Recipe]:
+    """Build the task and the pipeline of an image, and return them with its recipe."""
+    import torch
+
+    from latentfaces.diffusion import NoGuidance
+    from latentfaces.diffusion.guidance import Extrapolation
+    from latentfaces.pipeline import FacePipeline
+
+    recipe = remembered(cfg)
+    try:
+        task, guidance = build(recipe.settings), build(recipe.guidance)
+        if not isinstance(guidance, NoGuidance | Extrapolation):
+            raise TypeError("no guidance")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The metadata of the image do not fit this version of latentfaces ({error}).") from error
+    bfloat16 = recipe.precision == Precision.bf16.name
+    pipeline = FacePipeline.load(find_model(recipe.run), bfloat16=bfloat16, ema=recipe.ema, guidance=guidance)
+    pipeline.ask(recipe.labels)
+    if recipe.version == 1:
+        pipeline.colliding_seeds = True
+        if recipe.task == "edit":
+            task.strength = float(pipeline.predictor.schedule.condition(torch.tensor(task.strength)))
+    if recipe.weights not in (None, pipeline.weights):
+        raise UserError(
+            f"image={cfg.image} was made with the weights {recipe.weights}, but {recipe.run} has {pipeline.weights}. "
+            "It cannot be remade."
+        )
+    return task, pipeline, recipe
+
+
 def remembered(cfg: DictConfig) -> Recipe:
     """Return the recipe in the metadata of an image. `build` later rejects what is not a part of latentfaces."""
     from PIL import UnidentifiedImageError
@@ -66,27 +96,3 @@ def remembered(cfg: DictConfig) -> Recipe:
     except (AttributeError, KeyError, TypeError, ValidationError):
         raise UserError(f"image={cfg.image} is not a PNG of sample.py: it has no complete metadata") from None
     return recipe
-
-
-def remade(recipe: Recipe) -> tuple[Any, Any]:
-    """Build the task and the pipeline of an image's recipe."""
-    import torch
-
-    from latentfaces.diffusion import NoGuidance
-    from latentfaces.diffusion.guidance import Extrapolation
-    from latentfaces.pipeline import FacePipeline
-
-    try:
-        task, guidance = build(recipe.settings), build(recipe.guidance)
-        if not isinstance(guidance, NoGuidance | Extrapolation):
-            raise TypeError("no guidance")
-    except (TypeError, ValueError) as error:
-        raise UserError(f"The metadata of the image do not fit this version of latentfaces ({error}).") from error
-    bfloat16 = recipe.precision == Precision.bf16.name
-    pipeline = FacePipeline.load(find_model(recipe.run), bfloat16=bfloat16, ema=recipe.ema, guidance=guidance)
-    pipeline.ask(recipe.labels)
-    if recipe.version == 1:
-        pipeline.colliding_seeds = True
-        if recipe.task == "edit":
-            task.strength = float(pipeline.predictor.schedule.condition(torch.tensor(task.strength)))
-    return task, pipeline
