@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from latentfaces.config.overrides import leaves_of
 from latentfaces.errors import UserError, warn
 from latentfaces.ranks import is_main_process
-from latentfaces.run import CONFIG, MOVED, RESULT, Run, open_run, resume_command, train_program
+from latentfaces.run import CONFIG, MOVED, RESULT, Run, folders_named, open_run, resume_command, train_program
 
 CANDIDATES = ("last", "last.previous", "best")
 """Checkpoints to resume from, the newest first."""
@@ -91,6 +91,25 @@ def resumed_run(cfg: DictConfig) -> Run | None:
     return open_run(folder) if cfg.resume.lower() != "false" and (folder / CONFIG).exists() else None
 
 
+def checkpoints_of(cfg: DictConfig) -> list[Path]:
+    """Return the checkpoints in the run folder, the newest first."""
+    paths = (Path(cfg.run_dir) / "checkpoints" / f"{name}.ckpt" for name in CANDIDATES)
+    return [path for path in paths if path.is_file()]
+
+
+def check_same(cfg: DictConfig, key: str, named: str | None, stored: str | None) -> None:
+    """Check that a resume names the run that the training was started with, which may be gone since.
+
+    Raises:
+        UserError: `vae` or `init` names another.
+    """
+    if named in (None, "latest"):
+        return
+    folders = [folder.resolve() for folder in folders_named(named, "vae" if key == "vae" else cfg.stage)]
+    if stored is None or Path(stored).resolve() not in folders:
+        raise UserError(f"{cfg.run_dir} was started with {key}={stored or 'null'}. Leave out {key}={named}")
+
+
 def claim_run(cfg: DictConfig) -> Path | None:
     """Return the checkpoint to resume from, or None to start from scratch.
 
@@ -99,7 +118,7 @@ def claim_run(cfg: DictConfig) -> Path | None:
             checkpoint is damaged; or the config has changed.
     """
     folder, resume = Path(cfg.run_dir), cfg.resume.lower()
-    there = [path for name in CANDIDATES if (path := folder / "checkpoints" / f"{name}.ckpt").is_file()]
+    there = checkpoints_of(cfg)
     if resume == "false":
         if (there or (folder / RESULT).exists()) and is_main_process():
             raise UserError(
@@ -182,11 +201,9 @@ def matches(key: str, patterns: tuple[str, ...]) -> bool:
 
 def command_to_resume(cfg: DictConfig) -> str:
     """Return the command that resumes this run."""
+    program = ["torchrun", "...", "train.py"] if "TORCHELASTIC_RUN_ID" in os.environ else train_program()
     # A job of a sweep must not start the sweep again.
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    program, script = train_program(), sys.argv[0]
-    if program[0] == "python":
-        program = ["torchrun", "...", script] if "TORCHELASTIC_RUN_ID" in os.environ else ["python", script]
     overrides = HydraConfig.get().overrides.task if in_sweep else sys.argv[1:]
     return resume_command(program, overrides, Path(cfg.run_dir))
 
