@@ -22,7 +22,7 @@ from latentfaces.cli.devices import drop_stale_ranks, resolve_devices
 from latentfaces.cli.init_run import add_init_run, check_network, take_weights
 from latentfaces.cli.labels import add_conditioning, has_labels, save_labels
 from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
-from latentfaces.cli.vae_run import add_trained_vae, copy_vae
+from latentfaces.cli.vae_run import add_trained_vae
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import leaves_of, plain
 from latentfaces.config.secrets import refuse_unsafe
@@ -152,9 +152,7 @@ def build_training(
     if is_main_process():
         if isinstance(init, VAE) or isinstance(trained_vae, VAE):
             show_pretrained(module.autoencoder, data, cfg)
-        if isinstance(trained_vae, Run):
-            copy_vae(trained_vae, cfg.run_dir)
-        elif trained_vae is not None:
+        if trained_vae is not None:  # the run can be moved without the other
             save_weights(module.autoencoder, Path(cfg.run_dir) / "checkpoints" / "best_vae.pth")
         save_config(cfg)
         print(described(cfg, trainer, computed))

@@ -1,6 +1,5 @@
 """Choice of the trained VAE that stage 2 uses."""
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -10,7 +9,6 @@ from latentfaces.cli.resume import check_same, resumed_run
 from latentfaces.config.overrides import overridden_keys
 from latentfaces.config.paths import CONF
 from latentfaces.errors import UserError
-from latentfaces.files import atomic_write
 from latentfaces.ranks import is_main_process
 from latentfaces.run import DATA, Run, check_targets, find_run
 
@@ -69,11 +67,3 @@ def is_chosen_resolution(data: DictConfig) -> bool:
     defaults: Any = [OmegaConf.load(path) for path in (CONF / "data").glob("*.yaml")]
     usual = {choice.get("_target_"): choice.get("resolution") for choice in defaults}
     return "data.resolution" in overridden_keys() or data.resolution != usual.get(data._target_)
-
-
-def copy_vae(run: Run, folder: str | Path) -> None:
-    """Copy the VAE's weights into the folder of the run that uses them, unless it is that run."""
-    source, target = (Path(of) / "checkpoints" / "best_vae.pth" for of in (run.folder, folder))
-    if source.resolve() != target.resolve():
-        with atomic_write(target) as file:
-            file.write(source.read_bytes())
