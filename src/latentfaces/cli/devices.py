@@ -2,7 +2,6 @@
 
 import os
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,35 +16,23 @@ DDP = CONF / "strategy" / "ddp.yaml"
 GPU_ACCELERATORS = ("auto", "gpu", "cuda")
 
 
-@dataclass(frozen=True)
-class Launcher:
-    """Launcher that started this process and the other ranks.
+def launcher_of_this_process() -> tuple[str, int, int] | None:
+    """Return the launcher, its processes on each machine and its machines; None if the user or Lightning started this.
 
-    Args:
-        name: its command.
-        num_devices: processes on each machine.
-        num_nodes: machines.
+    Raises:
+        UserError: a SLURM job has several tasks, and srun did not start this process.
     """
-
-    name: str
-    num_devices: int
-    num_nodes: int
-
-    @classmethod
-    def of_this_process(cls) -> "Launcher | None":
-        """Return the launcher by the environment, or None if the user or Lightning started this process."""
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            num_devices = variable("LOCAL_WORLD_SIZE")
-            return cls("torchrun", num_devices, variable("WORLD_SIZE") // num_devices)
-        if variable("SLURM_NTASKS") > 1 and not interactive():
-            if "SLURM_STEP_NUM_TASKS" not in os.environ:  # which srun sets, and sbatch does not
-                raise UserError(
-                    f"This job has {variable('SLURM_NTASKS')} tasks, but srun did not start this process. Use "
-                    "`srun python train.py ...`, or request one task (--ntasks=1)."
-                )
-            num_devices = variable("SLURM_NTASKS") // variable("SLURM_NNODES")
-            return cls("srun", num_devices, variable("SLURM_NNODES"))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        num_devices = variable("LOCAL_WORLD_SIZE")
+        return "torchrun", num_devices, variable("WORLD_SIZE") // num_devices
+    if variable("SLURM_NTASKS") == 1 or interactive():
         return None
+    if "SLURM_STEP_NUM_TASKS" not in os.environ:  # which srun sets, and sbatch does not
+        raise UserError(
+            f"This job has {variable('SLURM_NTASKS')} tasks, but srun did not start this process. Use "
+            "`srun python train.py ...`, or request one task (--ntasks=1)."
+        )
+    return "srun", variable("SLURM_NTASKS") // variable("SLURM_NNODES"), variable("SLURM_NNODES")
 
 
 def variable(name: str) -> int:
@@ -73,13 +60,15 @@ def resolve_devices(cfg: DictConfig) -> None:
     Raises:
         UserError: naming the key and the fix.
     """
-    trainer, launcher, overridden = cfg.trainer, Launcher.of_this_process(), overridden_keys()
-    if launcher is not None:
+    trainer, overridden = cfg.trainer, overridden_keys()
+    launcher: str | None = None
+    if (found := launcher_of_this_process()) is not None:
+        launcher, *numbers = found
         if "name" not in overridden and "hydra.run.dir" not in overridden:
-            raise UserError(f"The processes of {launcher.name} need one folder. Give the run a name=...")
-        for key, started in (("devices", launcher.num_devices), ("num_nodes", launcher.num_nodes)):
+            raise UserError(f"The processes of {launcher} need one folder. Give the run a name=...")
+        for key, started in zip(("devices", "num_nodes"), numbers, strict=True):
             if f"trainer.{key}" in overridden and str(trainer[key]) not in ("auto", "-1", str(started)):
-                raise UserError(f"trainer.{key}={trainer[key]}, but {launcher.name} started {started}. Leave it out.")
+                raise UserError(f"trainer.{key}={trainer[key]}, but {launcher} started {started}. Leave it out.")
             trainer[key] = started
     check_gpus(trainer, launcher)
     if launcher is None and "SLURM_NTASKS" in os.environ and not interactive() and num_processes(trainer) > 1:
@@ -92,7 +81,7 @@ def resolve_devices(cfg: DictConfig) -> None:
         trainer.strategy = OmegaConf.load(DDP).strategy
 
 
-def check_gpus(trainer: DictConfig, launcher: Launcher | None) -> None:
+def check_gpus(trainer: DictConfig, launcher: str | None) -> None:
     """Reject more devices than there are GPUs: Lightning would start as many processes on one CPU."""
     import torch
 
@@ -105,7 +94,7 @@ def check_gpus(trainer: DictConfig, launcher: Launcher | None) -> None:
             f"trainer.devices={trainer.devices}, but this machine has {available} GPUs. {fewer}the CPU with "
             f"trainer.accelerator=cpu trainer.devices={wanted}."
         )
-    if launcher.name == "srun" and available:
+    if launcher == "srun" and available:
         raise UserError(
             f"Each of the {wanted} tasks of a machine sees {available} GPUs. Use --gpus-per-node={wanted} in place "
             "of --gpus-per-task"
@@ -155,6 +144,4 @@ def check_strategy(cfg: DictConfig) -> None:
         )
     if str(model.optimizer._target_).endswith("MuonAdamW"):
         raise UserError("model/optimizer=muon needs complete matrices, which strategy=fsdp splits. Use strategy=ddp.")
-    if cfg.device.channels_last is True:
-        raise UserError("device.channels_last=true conflicts with strategy=fsdp, whose weights are contiguous.")
-    cfg.device.channels_last = False  # the default on GPUs is true
+    cfg.device.channels_last = False  # sharded weights are contiguous; the default on GPUs is true
