@@ -39,18 +39,13 @@ NOT_COMPARED = (
 )
 """Keys that do not affect training."""
 HARMLESS = (
-    *("on_nonfinite", "max_skipped_steps"),
-    *("callbacks.*", "device.*", "model.sampler.*"),
-    "data.folder",
-    *(f"trainer.{key}" for key in ("accelerator", "strategy*", "devices*", "num_nodes")),
-    *(f"trainer.{key}" for key in ("precision", "deterministic", "benchmark", "detect_anomaly", "profiler")),
-    *(
-        f"trainer.{key}"
-        for key in ("max_*", "min_*", "enable_*", "log_every_n_steps", "num_sanity_val_steps", "inference_mode")
-    ),
-    *(f"trainer.{key}" for key in ("val_check_interval", "check_val_every_n_epoch", "limit_test*")),
+    *("on_nonfinite", "max_skipped_steps", "data.folder", "callbacks.*", "device.*", "model.sampler.*", "trainer.*"),
 )
-"""Keys that may change at a resume. All others affect the trained weights."""
+"""Keys that may change at a resume, except `HARMFUL`. All others affect the trained weights."""
+HARMFUL = (
+    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_*"),
+    *("trainer.limit_train_batches", "trainer.limit_val_batches"),
+)
 
 
 @contextlib.contextmanager
@@ -184,7 +179,7 @@ def compare_configs(cfg: DictConfig, force: bool) -> None:
         for key in sorted(before.keys() | now.keys())
         if before.get(key, NEW_KEYS.get(key)) != now.get(key) and not matches(key, NOT_COMPARED)
     }
-    harmful = [change for key, change in changes.items() if not matches(key, HARMLESS)]
+    harmful = [change for key, change in changes.items() if matches(key, HARMFUL) or not matches(key, HARMLESS)]
     if harmful and not force:
         raise UserError(
             f"{cfg.run_dir} was started with another config ({'; '.join(harmful)}). Restore these values, use "
