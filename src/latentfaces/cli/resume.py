@@ -38,14 +38,9 @@ NOT_COMPARED = (
     *("trainer.fast_dev_run", "trainer.overfit_batches"),
 )
 """Keys that do not affect training."""
-HARMLESS = (
-    *("on_nonfinite", "max_skipped_steps", "data.folder", "callbacks.*", "device.*", "model.sampler.*", "trainer.*"),
-)
+HARMLESS = ("on_nonfinite", "max_skipped_*", "data.folder", "callbacks.*", "device.*", "model.sampler.*", "trainer.*")
 """Keys that may change at a resume, except `HARMFUL`. All others affect the trained weights."""
-HARMFUL = (
-    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_*"),
-    *("trainer.limit_train_batches", "trainer.limit_val_batches"),
-)
+HARMFUL = ("trainer.accumulate_*", "trainer.gradient_clip_*", "trainer.limit_train_*", "trainer.limit_val_*")
 
 
 @contextlib.contextmanager

@@ -67,6 +67,4 @@ def unknown_key(wrong: str, config: str, overrides: Sequence[str]) -> str:
         return f"Unknown key {wrong} for this choice of {group}. It belongs to {group}={', '.join(with_key)}."
     near = [name for name in [*keys, *GROUPS] if re.split(r"[./]", name)[-1] == last]
     near = near or difflib.get_close_matches(wrong, [*keys, *GROUPS], 1)
-    if files and not any(name.startswith(f"{above}.") for name in near):
-        return f"Unknown key {wrong} for this choice of {group}. Choices: {', '.join(path.stem for path in files)}."
     return f"Unknown key {wrong}." + suggestion(near)
