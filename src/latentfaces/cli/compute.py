@@ -25,10 +25,6 @@ from latentfaces.nn import (
     has_convolutions,
 )
 
-# Of glibc's malloc.h; see mallopt(3).
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-NEVER, LARGEST = -1, 2**30
-
 
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next step instead of returning it to the system.
@@ -41,8 +37,8 @@ def keep_freed_memory() -> None:
         return
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, LARGEST)
-        mallopt(M_TRIM_THRESHOLD, NEVER)
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD of malloc.h: the largest
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
 
 
 def limit_threads(cgroup: Path = Path("/sys/fs/cgroup/cpu.max"), loadavg: Path = Path("/proc/loadavg")) -> None:
