@@ -40,6 +40,7 @@ UNCOMPOSED = {
     "model=vea": "Unknown choice model=vea. Did you mean vae? Choices: fast, ldm, vae.",
     "~callbacks.previws": "Could not delete from config. 'callbacks.previws' does not exist.",
     "experiment=null": "experiment=null is not a choice of this group. Leave it out.",
+    "logger=NULL": "logger=NULL is not a choice of this group. Leave it out.",
     "model.autoencoder": "Cannot parse override model.autoencoder. Write KEY=VALUE",
     "data=synthetic,ffhq": "Ambiguous value for argument 'data=synthetic,ffhq'",
     "name=my, faces=new": "Cannot parse override name=my, faces=new. Write KEY=VALUE, or 'KEY",

@@ -46,7 +46,7 @@ def run(task: Callable[[DictConfig], Any], config: str) -> None:
     except Exception as error:
         is_of_config = isinstance(error, HydraException | OmegaConfBaseException)
         if is_of_config or str(error).startswith("Config group override"):  # a plain ValueError of Hydra
-            overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+            overrides = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
             fail(format_error(error, config, overrides))
         if sentence := explain(error):  # of an argument, or Hydra cannot create the run folder
             fail(sentence)

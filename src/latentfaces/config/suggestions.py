@@ -24,7 +24,8 @@ def format_error(error: Exception, config: str, overrides: Sequence[str]) -> str
     """
     said, cause = str(error).strip(), error.__cause__
     if said.startswith("Config group override must be"):
-        return f"{next(o for o in overrides if o.endswith('=null'))} is not a choice of this group. Leave it out."
+        null = next(override for override in overrides if override.lower().endswith("=null"))
+        return f"{null} is not a choice of this group. Leave it out."
     if isinstance(error, OverrideParseException):
         return f"Cannot parse override {error.override}. Write KEY=VALUE, or 'KEY=\"VALUE\"' for special characters."
     if isinstance(error, MissingConfigException) and (missing := re.search(r"Could not find '(.+?)'", said)):
