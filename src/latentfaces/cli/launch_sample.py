@@ -20,8 +20,10 @@ from latentfaces.config.paths import CONF
 from latentfaces.config.schema import Precision, SampleConfig
 from latentfaces.config.secrets import refuse_unsafe
 from latentfaces.config.validation import check_keys, check_types
+from latentfaces.diffusion import NoGuidance
 from latentfaces.errors import UserError
 from latentfaces.model_folder import find_model
+from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import Ranks, is_main_process
 from latentfaces.run import DIRECTIONS, Run, build, config_of
 
@@ -62,9 +64,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
 
 def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     """Build the task and the pipeline of a command, and the recipe of their images."""
-    from latentfaces.diffusion import NoGuidance
     from latentfaces.evaluation.protocol import protocol_named
-    from latentfaces.pipeline import FacePipeline
 
     if cfg.task.get("protocol") is not None and "num_images" not in overridden_keys():
         cfg.num_images = protocol_named(cfg.task.protocol).num_samples

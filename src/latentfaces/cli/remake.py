@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from latentfaces.cli.idle_options import allow_only
@@ -11,8 +12,11 @@ from latentfaces.cli.recipe import PHOTOS, VERSION, Recipe, named_files
 from latentfaces.config.overrides import overridden_keys
 from latentfaces.config.schema import Precision
 from latentfaces.config.validation import check_types
+from latentfaces.diffusion import NoGuidance
+from latentfaces.diffusion.guidance import Extrapolation
 from latentfaces.errors import UserError
 from latentfaces.model_folder import find_model
+from latentfaces.pipeline import FacePipeline
 from latentfaces.run import DIRECTIONS, build
 
 REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size", "mark", "mark_certificate", "mark_key")
@@ -21,12 +25,6 @@ REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size", "mark"
 
 def remade(cfg: DictConfig) -> tuple[Any, Any, Recipe]:
     """Build the task and the pipeline of an image, and return them with its recipe."""
-    import torch
-
-    from latentfaces.diffusion import NoGuidance
-    from latentfaces.diffusion.guidance import Extrapolation
-    from latentfaces.pipeline import FacePipeline
-
     recipe = remembered(cfg)
     try:
         task, guidance = build(recipe.settings), build(recipe.guidance)
