@@ -73,8 +73,8 @@ def leave_error(error: BaseException, config: DictConfig) -> None:
     folder = Path(config.hydra.runtime.output_dir)
     sentence = explain(error)
     if sentence is None:
-        sentence = f"{type(error).__name__}: {error}".splitlines()[0]
-        sentence += f"\n\n{''.join(traceback.format_exception(error))}"
+        first = f"{type(error).__name__}: {error}".splitlines()[0]
+        sentence = f"{first}\n\n{''.join(traceback.format_exception(error))}".rstrip()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ERROR_LOG).write_text(sentence + "\n")
     overrides = folder / ".hydra" / "overrides.yaml"
