@@ -186,7 +186,7 @@ def test_checkpoints_for_a_server_that_is_not_there_are_refused(
 ) -> None:
     with pytest.raises(SystemExit):
         train(*TINY_VAE, "name=refused", "logger.wandb.log_model=true")
-    assert "callbacks.dashboard.upload_weights=true" in capfd.readouterr().err
+    assert "error: logger.wandb: Providing log_model=True and offline=True" in capfd.readouterr().err
 
 
 def test_where_a_value_is_shown() -> None:

@@ -46,7 +46,7 @@ def test_a_resumed_diffusion_run_goes_on_bit_for_bit(train: Command, trained_vae
     train(*settings, "trainer.max_steps=11", "name=straight")
     train(*settings, "trainer.max_steps=6", "name=two_parts", "vae=faces")
     more = [*settings, "trainer.max_steps=11", "name=two_parts", "resume=auto"]
-    assert "was started with the VAE of outputs/vae/faces" in refused("train.py", *more, "vae=others")
+    assert "was started with vae=outputs/vae/faces. Leave out vae=others" in refused("train.py", *more, "vae=others")
     shutil.rmtree("outputs/vae/faces")  # the run has a copy
     train(*more, "vae=faces", "model.sampler.num_steps=3")  # the words of the start, and other previews
     straight, resumed = checkpoint("ldm/straight"), checkpoint("ldm/two_parts")
@@ -83,7 +83,8 @@ def test_a_new_run_has_the_vae_that_its_config_names(train: Command, workplace: 
     left.parent.mkdir(parents=True)
     left.write_bytes(b"the VAE of an earlier attempt")
     train(*TINY_LDM, *SHORT, "name=new")
-    assert left.read_bytes() == (workplace / "outputs/vae/faces/checkpoints/best_vae.pth").read_bytes()
+    of_vae = workplace / "outputs/vae/faces/checkpoints/best_vae.pth"
+    assert_equal(*(torch.load(path, weights_only=True) for path in (left, of_vae)))
 
 
 def test_a_name_is_the_folder_as_it_was_given(train: Command, workplace: Path) -> None:
@@ -111,10 +112,6 @@ REFUSED = {
         ["model=vae", "data=synthetic", "data.resolution=16", "model/loss=adversarial"],
         "data.resolution=24 or more",
     ),
-    "odd latents to be halved": (
-        ["model=vae", "data=synthetic", "data.resolution=20", "model.loss.equivariance_weight=1"],
-        "latents of even size",
-    ),
     "blocks for another number of levels": (
         ["model=vae", "data=synthetic", "model.autoencoder.num_blocks=[1,2]"],
         "num_blocks=[1, 2]",
@@ -134,7 +131,7 @@ REFUSED = {
         [*TINY_VAE, "trainer.limit_train_batches=half"],
         "trainer.limit_train_batches=half is invalid",
     ),
-    "the same batch again, which is another each time": ([*TINY_VAE, "trainer.overfit_batches=1"], "data.root="),
+    "the same batch again, which is another each time": ([*TINY_VAE, "trainer.overfit_batches=1"], "Unknown key"),
     "a VAE for a VAE": ([*TINY_VAE, "vae=latest"], "no effect with model=vae"),
     "a full disk that is to be ignored": ([*TINY_VAE, "on_full_disk=ignore"], "on_full_disk=ignore"),
     "an unknown way to resume": ([*TINY_VAE, "resume=perhaps"], "resume=perhaps"),
@@ -272,8 +269,6 @@ DIT = [
     "model.denoiser.network.auxiliary_depth=1",
 ]
 WRONG_FOR_STAGE_TWO = {
-    "an auxiliary weight without a head": (["model.loss.auxiliary_weight=0.5"], "auxiliary_depth"),
-    "labels without augmentation": (["model.denoiser.network.label_channels=8"], "model/augmentation=nonleaky"),
     "a target of no name": (["model.denoiser.target=noise"], "model.denoiser.target=noise"),
     "a width of no distribution": (["model.time_sampler.std=0"], "model.time_sampler"),
     "betas upside down": (["model/schedule=vp_linear", "model.denoiser.schedule.beta_min=30"], "beta_min=30"),

@@ -25,6 +25,9 @@ TEXTS = {
     "data.label_types.age=number": "++data.label_types.age=number",
     "labels.Smiling=1": "++labels.Smiling=1",
     "labels.5_o_Clock_Shadow=1": "++labels={5_o_Clock_Shadow: 1}",
+    "mark_key=~/key.pem": f'mark_key="{HOME}/key.pem"',
+    "task.weights=~/net.pt": f'task.weights="{HOME}/net.pt"',
+    "task.weights=[1.5,2.0]": "task.weights=[1.5,2.0]",
     "~callbacks.previews": "~callbacks.previews",
     "-m": "-m",
 }

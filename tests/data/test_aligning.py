@@ -186,17 +186,6 @@ def test_command_writes_256_pixels_by_default(
     assert "1 no face found" in printed
 
 
-def test_options_without_effect_are_refused(
-    photos: Photos, tmp_path: Path, command: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        command(photos.root, "--align", tmp_path / "out", "--verify")
-    assert "--verify has no effect with --align" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        command(photos.root)
-    assert "required: --resolution" in capsys.readouterr().err
-
-
 def test_missing_extra_is_one_line(
     photos: Photos,
     tmp_path: Path,

@@ -1,6 +1,5 @@
 """Too little memory (case 22): the error names keys that need less. No network (case 24): the training continues."""
 
-import os
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,12 +24,9 @@ def raising(error: str, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("error", "text"), FULL.values(), ids=FULL.keys())
-def test_case_22_memory_that_is_full_is_told_with_its_size_and_the_keys_that_need_less(
-    error: str, text: str, workplace: Path
-) -> None:
+def test_case_22_full_memory_is_reported_with_the_keys_that_need_less(error: str, text: str, workplace: Path) -> None:
     said = refused("train.py", *TINY_VAE, *SHORT, "trainer.precision=32-true", *raising(error, text), "name=large")
-    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    assert f"{size:.1f} GiB" in said or torch.cuda.is_available()
+    assert text in said
     for key in (
         "data.batch_size=8",
         "trainer.accumulate_grad_batches=1",

@@ -294,13 +294,13 @@ def test_case_41_secrets_in_the_environment_are_nowhere_in_a_run(
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
 
 
-TYPED = {
-    "+logger.wandb.api_key={}": "the environment variable WANDB_API_KEY",
-    "++logger.wandb.settings.api_key={}": "the environment variable WANDB_API_KEY",
-    "+data.kaggle_key={}": "the environment variable KAGGLE_API_TOKEN",
-    "+data.token={}": "an environment variable",
-    "+hydra.job.env_set.WANDB_API_KEY={}": "the environment variable WANDB_API_KEY",
-}
+TYPED = [
+    "+logger.wandb.api_key={}",
+    "++logger.wandb.settings.api_key={}",
+    "+data.kaggle_key={}",
+    "+data.token={}",
+    "+hydra.job.env_set.WANDB_API_KEY={}",
+]
 
 
 @pytest.mark.parametrize("typed", TYPED)
@@ -310,7 +310,7 @@ def test_case_41_a_secret_that_is_typed_is_refused_before_anything_is_named_afte
 ) -> None:
     more = ["-m", "seed=1,2", "hydra.sweep.subdir=${hydra.job.override_dirname}"] if sweep else []
     said = refused("train.py", *TINY_VAE, *SHORT, typed.format(SECRET), *more)
-    assert TYPED[typed] in said
+    assert "Put the secret into an environment variable" in said
     assert SECRET not in said
     assert not list(workplace.iterdir())
     assert "would be written" in refused("sample.py", typed.format(SECRET))

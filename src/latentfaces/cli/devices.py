@@ -2,8 +2,6 @@
 
 import os
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,37 +13,26 @@ from latentfaces.errors import UserError
 from latentfaces.ranks import RANK_VARIABLES
 
 DDP = CONF / "strategy" / "ddp.yaml"
+GPU_ACCELERATORS = ("auto", "gpu", "cuda")
 
 
-@dataclass(frozen=True)
-class Launcher:
-    """Launcher that started this process and the other ranks.
+def launcher_of_this_process() -> tuple[str, int, int] | None:
+    """Return the launcher, its processes on each machine and its machines; None if the user or Lightning started this.
 
-    Args:
-        name: its command.
-        num_devices: processes on each machine.
-        num_nodes: machines.
+    Raises:
+        UserError: a SLURM job has several tasks, and srun did not start this process.
     """
-
-    name: str
-    num_devices: int
-    num_nodes: int
-
-    @classmethod
-    def of_this_process(cls) -> "Launcher | None":
-        """Return the launcher by the environment, or None if the user or Lightning started this process."""
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            num_devices = variable("LOCAL_WORLD_SIZE")
-            return cls("torchrun", num_devices, variable("WORLD_SIZE") // num_devices)
-        if variable("SLURM_NTASKS") > 1 and not interactive():
-            if "SLURM_STEP_NUM_TASKS" not in os.environ:  # which srun sets, and sbatch does not
-                raise UserError(
-                    f"This job has {variable('SLURM_NTASKS')} tasks, but srun did not start this process. Use "
-                    "`srun python train.py ...`, or request one task (--ntasks=1)."
-                )
-            num_devices = variable("SLURM_NTASKS") // variable("SLURM_NNODES")
-            return cls("srun", num_devices, variable("SLURM_NNODES"))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        num_devices = variable("LOCAL_WORLD_SIZE")
+        return "torchrun", num_devices, variable("WORLD_SIZE") // num_devices
+    if variable("SLURM_NTASKS") == 1 or interactive():
         return None
+    if "SLURM_STEP_NUM_TASKS" not in os.environ:  # which srun sets, and sbatch does not
+        raise UserError(
+            f"This job has {variable('SLURM_NTASKS')} tasks, but srun did not start this process. Use "
+            "`srun python train.py ...`, or request one task (--ntasks=1)."
+        )
+    return "srun", variable("SLURM_NTASKS") // variable("SLURM_NNODES"), variable("SLURM_NNODES")
 
 
 def variable(name: str) -> int:
@@ -73,11 +60,17 @@ def resolve_devices(cfg: DictConfig) -> None:
     Raises:
         UserError: naming the key and the fix.
     """
-    trainer, launcher = cfg.trainer, Launcher.of_this_process()
-    if launcher is not None:
-        check_launcher(cfg, launcher)
-        trainer.devices, trainer.num_nodes = launcher.num_devices, launcher.num_nodes
-    check_devices(trainer, launcher)
+    trainer, overridden = cfg.trainer, overridden_keys()
+    launcher: str | None = None
+    if (found := launcher_of_this_process()) is not None:
+        launcher, *numbers = found
+        if "name" not in overridden and "hydra.run.dir" not in overridden:
+            raise UserError(f"The processes of {launcher} need one folder. Give the run a name=...")
+        for key, started in zip(("devices", "num_nodes"), numbers, strict=True):
+            if f"trainer.{key}" in overridden and str(trainer[key]) not in ("auto", "-1", str(started)):
+                raise UserError(f"trainer.{key}={trainer[key]}, but {launcher} started {started}. Leave it out.")
+            trainer[key] = started
+    check_gpus(trainer, launcher)
     if launcher is None and "SLURM_NTASKS" in os.environ and not interactive() and num_processes(trainer) > 1:
         raise UserError(
             f"This SLURM task trains on one device. Use srun --ntasks-per-node={num_devices(trainer)} for "
@@ -88,62 +81,24 @@ def resolve_devices(cfg: DictConfig) -> None:
         trainer.strategy = OmegaConf.load(DDP).strategy
 
 
-def check_launcher(cfg: DictConfig, launcher: Launcher) -> None:
-    """Check that the overrides match what the launcher started."""
-    trainer = cfg.trainer
-    typed = overridden_keys()
-    if "name" not in typed and "hydra.run.dir" not in typed:
-        raise UserError(f"The processes of {launcher.name} need one folder. Give the run a name=...")
-    for key, wanted, started in (
-        ("devices", trainer.devices, launcher.num_devices),
-        ("num_nodes", trainer.num_nodes, launcher.num_nodes),
-    ):
-        if f"trainer.{key}" in typed and str(wanted) not in ("auto", "-1", str(started)):
-            raise UserError(
-                f"trainer.{key}={wanted}, but {launcher.name} started processes for {started}. Leave it out."
-            )
-    data: Any = cfg.data
-    if str(data._target_).endswith(".from_ffhq") and data.root is None:
-        folder = Path(data.folder)
-        if not (folder / "ffhq.zip").exists() and not (folder / f"ffhq-{data.resolution}").exists():
-            raise UserError(
-                f"FFHQ is not in {folder}. Run `latentfaces-prepare ffhq --resolution {data.resolution}` before "
-                f"{launcher.name}"
-            )
-
-
-def check_devices(trainer: DictConfig, launcher: Launcher | None = None) -> None:
-    """Reject more devices than the machine has: Lightning would start as many processes on one CPU."""
+def check_gpus(trainer: DictConfig, launcher: str | None) -> None:
+    """Reject more devices than there are GPUs: Lightning would start as many processes on one CPU."""
     import torch
 
     wanted, available = num_devices(trainer), torch.cuda.device_count()
-    indices = device_indices(trainer)
-    if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and wanted == 1 and indices is None):
+    if wanted <= max(available, 1) or trainer.accelerator not in GPU_ACCELERATORS:
         return
-    if launcher is not None and trainer.accelerator == "auto" and not available:
-        trainer.accelerator = "cpu"  # the user started this number of processes on CPUs
-        return
-    highest = max([wanted, *(index + 1 for index in indices or ())])
-    if highest > available and trainer.accelerator in ("auto", "gpu", "cuda"):
-        of_its_own = available == 1 or (available > 0 and "SLURM_GPUS_PER_TASK" in os.environ)
-        if launcher is not None and launcher.name == "srun" and of_its_own:
-            raise UserError(
-                f"Each of the {wanted} tasks of a machine sees {available} GPUs. Use --gpus-per-node={wanted} in place "
-                "of --gpus-per-task"
-            )
+    if launcher is None:
         fewer = f"Use trainer.devices={available}, or " if available else "Use "
         raise UserError(
             f"trainer.devices={trainer.devices}, but this machine has {available} GPUs. {fewer}the CPU with "
             f"trainer.accelerator=cpu trainer.devices={wanted}."
         )
-
-
-def device_indices(trainer: DictConfig) -> list[int] | None:
-    """Return the indices of the GPUs, as in trainer.devices=[0,2], or None if only their number is given."""
-    devices: Any = trainer.devices
-    if isinstance(devices, str) and "," in devices:
-        devices = [part for part in devices.split(",") if part]
-    return None if isinstance(devices, str | int) else [int(device) for device in devices]
+    if launcher == "srun" and available:
+        raise UserError(
+            f"Each of the {wanted} tasks of a machine sees {available} GPUs. Use --gpus-per-node={wanted} in place "
+            "of --gpus-per-task"
+        )
 
 
 def num_devices(trainer: DictConfig) -> int:
@@ -154,15 +109,14 @@ def num_devices(trainer: DictConfig) -> int:
     """
     import torch
 
-    available = torch.cuda.device_count() if trainer.accelerator in ("auto", "gpu", "cuda") else 1
-    try:
-        indices = device_indices(trainer)
-        wanted = len(indices) if indices is not None else int(str(trainer.devices).replace("auto", "-1"))
-    except ValueError:
-        wanted = 0
-    if wanted == 0 or wanted < -1:
-        raise UserError(f"trainer.devices={trainer.devices} is invalid: use a number, e.g. 4, or auto")
-    return max(available, 1) if wanted == -1 else wanted
+    devices: Any = trainer.devices
+    if not isinstance(devices, str | int):  # indices of GPUs
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return max(torch.cuda.device_count(), 1) if trainer.accelerator in GPU_ACCELERATORS else 1
+    if not str(devices).isdecimal() or int(devices) == 0:
+        raise UserError(f"trainer.devices={devices} is invalid: use a number, e.g. 4, indices, e.g. [0,2], or auto")
+    return int(devices)
 
 
 def num_processes(trainer: DictConfig) -> int:
@@ -190,6 +144,4 @@ def check_strategy(cfg: DictConfig) -> None:
         )
     if str(model.optimizer._target_).endswith("MuonAdamW"):
         raise UserError("model/optimizer=muon needs complete matrices, which strategy=fsdp splits. Use strategy=ddp.")
-    if cfg.device.channels_last is True:
-        raise UserError("device.channels_last=true conflicts with strategy=fsdp, whose weights are contiguous.")
-    cfg.device.channels_last = False  # the default on GPUs is true
+    cfg.device.channels_last = False  # sharded weights are contiguous; the default on GPUs is true

@@ -4,8 +4,8 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,12 +23,8 @@ from latentfaces.errors import UserError, escape_stdout, no_room
 
 FULL_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 """Parts of the messages of torch's allocators and of CUDA libraries."""
-STATE_OF_THE_MACHINE = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose another folder, or change its permissions."),
-    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG), "Choose another folder."),
-    errno.EIO: "Check the disk.",
-}
-"""Errors of the operating system that are no bug of the program, and their fixes."""
+WRONG_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""Errors of the operating system that another folder avoids."""
 
 
 def run(task: Callable[[DictConfig], Any], config: str) -> None:
@@ -50,12 +46,10 @@ def run(task: Callable[[DictConfig], Any], config: str) -> None:
     except Exception as error:
         is_of_config = isinstance(error, HydraException | OmegaConfBaseException)
         if is_of_config or str(error).startswith("Config group override"):  # a plain ValueError of Hydra
-            overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-            print(f"error: {format_error(error, config, overrides)}", file=sys.stderr)
-            sys.exit(1)
+            overrides = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
+            fail(format_error(error, config, overrides))
         if sentence := explain(error):  # of an argument, or Hydra cannot create the run folder
-            print(f"error: {sentence}", file=sys.stderr)
-            sys.exit(2)
+            fail(sentence)
         raise
 
 
@@ -88,10 +82,15 @@ def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
                 raise
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise UserError(message) from error  # the other jobs of the sweep continue
-            print(f"error: {message}", file=sys.stderr)
-            sys.exit(2)
+            fail(message)
 
     return wrapped
+
+
+def fail(message: str) -> NoReturn:
+    """Print an error and exit with status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def explain(error: BaseException) -> str | None:
@@ -100,35 +99,34 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and (reason := no_room(error)) is not None:
         return f"{error.filename or 'A file could not be written'}: {reason}. Free some space there."
+    if isinstance(error, OSError) and error.errno in WRONG_FOLDER:
+        return f"{error.filename or 'a file'}: {error.strerror}. Choose another folder, or change its permissions."
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is missing. Add {error.full_key}=..."
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}"
-    if isinstance(error, OSError) and error.errno in STATE_OF_THE_MACHINE:
-        return f"{error.filename or 'a file'}: {error.strerror}. {STATE_OF_THE_MACHINE[error.errno]}"
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         return (
             f"The checkpoint does not fit the network ({str(error).splitlines()[1].strip()}). It is of another "
             "version: resume with that version, or choose another name=..."
         )
-    if not isinstance(error, InstantiationException):
-        return None
-    cause = error.__cause__
-    if isinstance(cause, UserError):
-        return str(cause)
-    # MisconfigurationException is Lightning's class for wrong arguments.
-    if isinstance(cause, ValueError | TypeError | ImportError) or type(cause).__name__ == "MisconfigurationException":
-        _, nested, key = str(error).rpartition("full_key: ")
-        return f"{key.splitlines()[0]}: {cause}" if nested else str(cause)
-    return " ".join(str(error).split())
+    if isinstance(error, InstantiationException):
+        cause = error.__cause__ or error
+        # MisconfigurationException is Lightning's class for wrong arguments.
+        wrong_argument = isinstance(cause, ValueError | TypeError | ImportError | HydraException)
+        if not wrong_argument and type(cause).__name__ != "MisconfigurationException":
+            return explain(cause)
+        key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else "config"
+        return " ".join(f"{key}: {cause}".split())
+    return None
 
 
-def out_of_memory(error: BaseException, cfg: DictConfig) -> str | None:
-    """Return one line for an out-of-memory error: the device, its memory, and options that need less."""
-    full = next((cause for cause in causes(error) if isinstance(cause, MemoryError) or is_full_memory(cause)), None)
-    if full is None:
-        return None
-    device, size = device_of(full)
+def out_of_memory(error: BaseException | None, cfg: DictConfig) -> str | None:
+    """Return one line for an out-of-memory error: options that need less, then its message. None for other errors."""
+    while not is_out_of_memory(error):
+        if error is None:
+            return None
+        error = error.__cause__
     if "trainer" not in cfg:
         remedies = [f"lower batch_size={cfg.batch_size}", "use precision=bf16" * (cfg.precision.name == "fp32")]
     else:
@@ -141,30 +139,10 @@ def out_of_memory(error: BaseException, cfg: DictConfig) -> str | None:
             * (cfg.stage == "vae" and cfg.model.autoencoder.get("gradient_checkpointing") is False),
             "choose a smaller model/denoiser" * (cfg.stage == "ldm"),
         ]
-    choices = [remedy for remedy in remedies if remedy]
-    return f"Out of memory: {device} has {size / 2**30:.1f} GiB. To use less, {', or '.join(choices)}."
+    return " ".join(f"Out of memory. To use less, {', or '.join(filter(None, remedies))}. {error}".split())
 
 
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and its causes."""
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def is_full_memory(error: BaseException) -> bool:
-    """Return whether this is torch's error of full memory: a class on a GPU, a message elsewhere."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL_MEMORY)
-
-
-def device_of(error: BaseException) -> tuple[str, int]:
-    """Return the name and the bytes of the memory that was full."""
-    import torch
-
-    if torch.cuda.is_available() and not isinstance(error, MemoryError) and "CPU" not in str(error):
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        return properties.name, properties.total_memory
-    return "this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether Python, an allocator of torch or a CUDA library found no memory."""
+    full = isinstance(error, RuntimeError) and any(words in str(error) for words in FULL_MEMORY)
+    return full or isinstance(error, MemoryError)

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from latentfaces.cli.errors import run
 from latentfaces.config.schema import ExportConfig
-from latentfaces.config.secrets import refuse_links
+from latentfaces.config.secrets import refuse_unsafe
 from latentfaces.config.validation import check_keys
 from latentfaces.errors import UserError
 
@@ -17,7 +17,7 @@ def export(cfg: DictConfig) -> None:
     from latentfaces.export.hub import check_push, push
     from latentfaces.run import find_run
 
-    refuse_links(cfg)
+    refuse_unsafe(cfg)
     check_keys(cfg, ExportConfig)
     if cfg.push is not None:
         check_push(cfg.push)

@@ -1,7 +1,6 @@
 """Start of a training from the weights of an earlier run or of a pretrained VAE."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from latentfaces import diffusion
 from latentfaces.autoencoder import VAE, is_pretrained, load_pretrained
-from latentfaces.cli.resume import CANDIDATES
+from latentfaces.cli.resume import check_same, checkpoints_of, resumed_run
 from latentfaces.cli.vae_run import is_chosen_resolution
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import overridden_keys
@@ -17,7 +16,7 @@ from latentfaces.config.validation import NETWORKS
 from latentfaces.diffusion import Conditioning
 from latentfaces.errors import UserError
 from latentfaces.ranks import is_main_process
-from latentfaces.run import CONFIG, PARTS, Run, build, check_targets, find_run, folders_named, open_run
+from latentfaces.run import PARTS, Run, build, check_targets, find_run
 from latentfaces.training.base_module import BaseModule
 
 GROUPS = {
@@ -44,51 +43,61 @@ def add_init_run(cfg: DictConfig) -> Run | VAE | None:
         The run or the pretrained VAE whose weights are to be taken, or None.
     """
     check_fast(cfg)
-    folder, named, key = Path(cfg.run_dir), cfg.init, "init" if cfg.run is None else "run"
-    resumed = cfg.resume.lower() != "false" and any((folder / f"checkpoints/{n}.ckpt").is_file() for n in CANDIDATES)
-    if resumed and (folder / CONFIG).exists():
-        run = open_run(folder)
-        cfg.init = run.config.get("init")
-        folders = [] if cfg.init is None else [Path(cfg.init).resolve()]
-        if named not in (None, "latest") and not {f.resolve() for f in folders_named(named, cfg.stage)} & {*folders}:
-            raise UserError(f"{folder} was started with init={cfg.init or 'null'}. Leave out init={named}")
-    elif named is not None and is_pretrained(named):
-        return add_pretrained(cfg)
-    elif named is not None:
-        run = find_run(named, cfg.stage, key=key)
-        if run.stage != cfg.stage:
-            raise UserError(f"{key}={named} is a run of model={run.stage}. Choose one of model={cfg.stage}.")
-        if run.stage == "ldm" and run.config["model"]["denoiser"]["network"].get("flow_map"):
-            raise UserError(f"{run.folder} is a run of model=fast. Use the run that it was learned from.")
-        cfg.init = str(run.folder)
+    resumed = resumed_run(cfg) if checkpoints_of(cfg) else None
+    if resumed is not None:
+        check_same(cfg, "init", cfg.init, resumed.config.get("init"))
+        cfg.init = resumed.config.get("init")
     if cfg.init is None:
         return None
     if is_pretrained(cfg.init):
-        return add_pretrained(cfg, run)
-    places = [GROUPS.get(key, key) for key in overridden_keys() if key != "model"]
-    with open_dict(cfg):
-        if cfg.stage == "vae" and not is_chosen_resolution(cfg.data):
-            cfg.data.resolution = run.config["data"]["resolution"]
-        elif cfg.stage == "ldm" and not resumed:
+        return add_pretrained(cfg, resumed)
+    run = resumed or run_to_start_from(cfg)
+    if resumed is None:
+        cfg.init = str(run.folder)
+        if cfg.stage == "ldm":
             cfg.vae = cfg.vae or cfg.init
-        usual = compose_config("train", [f"model={cfg.stage}"])
-        nodes = {"vae": ["autoencoder"], "ldm": ["denoiser", "loss"]}[cfg.stage]
-        if cfg.run is not None:
-            nodes = ["denoiser"]  # a flow map has another loss
-            cfg.model.labels = run.config["model"].get("labels")
-            cfg.data.update({key: run.config["data"].get(key) for key in ("labels", "label_types")})
-        for node in nodes:
-            values = run.config["model"][node]
-            check_targets(values, PARTS | {f"latentfaces.diffusion.{name}" for name in diffusion.__all__})
-            defaults, merged = dict(values_of(usual, node)), OmegaConf.create(values)
-            for key, value in values_of(cfg, node):
-                is_set = any(f"{key}.".startswith(f"{place}.") for place in places)
-                if is_set or key in OF_THIS_RUN or defaults.get(key) != value:
-                    OmegaConf.update(merged, key.removeprefix(f"model.{node}."), value)
-            cfg.model[node] = merged
-        if cfg.run is not None and "auxiliary_depth" in cfg.model.denoiser.network:
-            cfg.model.denoiser.network.auxiliary_depth = 0  # a flow map does not train that head
-    return None if resumed else run
+    with open_dict(cfg):
+        add_config(cfg, run)
+    return run if resumed is None else None
+
+
+def run_to_start_from(cfg: DictConfig) -> Run:
+    """Find the run `init`.
+
+    Raises:
+        UserError: there is none of this stage, or it is one of model=fast.
+    """
+    key = "init" if cfg.run is None else "run"
+    run = find_run(cfg.init, cfg.stage, key=key)
+    if run.stage != cfg.stage:
+        raise UserError(f"{key}={cfg.init} is a run of model={run.stage}. Choose one of model={cfg.stage}.")
+    if run.stage == "ldm" and run.config["model"]["denoiser"]["network"].get("flow_map"):
+        raise UserError(f"{run.folder} is a run of model=fast. Use the run that it was learned from.")
+    return run
+
+
+def add_config(cfg: DictConfig, run: Run) -> None:
+    """Set network, noise schedule and loss as in `run`, except for what overrides or a recipe change."""
+    if cfg.stage == "vae" and not is_chosen_resolution(cfg.data):
+        cfg.data.resolution = run.config["data"]["resolution"]
+    nodes = ["autoencoder"] if cfg.stage == "vae" else ["denoiser", "loss"]
+    if cfg.run is not None:
+        nodes = ["denoiser"]  # a flow map has another loss
+        cfg.model.labels = run.config["model"].get("labels")
+        cfg.data.update({key: run.config["data"].get(key) for key in ("labels", "label_types")})
+    usual = compose_config("train", [f"model={cfg.stage}"])
+    places = [GROUPS.get(key, key) for key in overridden_keys() if key != "model"]
+    for node in nodes:
+        values = run.config["model"][node]
+        check_targets(values, PARTS | {f"latentfaces.diffusion.{name}" for name in diffusion.__all__})
+        defaults, merged = dict(values_of(usual, node)), OmegaConf.create(values)
+        for key, value in values_of(cfg, node):
+            is_set = any(f"{key}.".startswith(f"{place}.") for place in places)
+            if is_set or key in OF_THIS_RUN or defaults.get(key) != value:
+                OmegaConf.update(merged, key.removeprefix(f"model.{node}."), value)
+        cfg.model[node] = merged
+    if cfg.run is not None and "auxiliary_depth" in cfg.model.denoiser.network:
+        cfg.model.denoiser.network.auxiliary_depth = 0  # a flow map does not train that head
 
 
 def check_fast(cfg: DictConfig) -> None:
@@ -104,7 +113,7 @@ def check_fast(cfg: DictConfig) -> None:
         raise UserError("run=... has no effect without model=fast. Use init=RUN to start from its weights.")
 
 
-def add_pretrained(cfg: DictConfig, run: Run | None = None) -> VAE | None:
+def add_pretrained(cfg: DictConfig, run: Run | None) -> VAE | None:
     """Set the network of stage 1 to the pretrained VAE `init`, or at a resume to that of the run.
 
     Raises:
@@ -171,7 +180,8 @@ def take_weights(module: BaseModule, init: Run | VAE, name: str) -> None:
         taken[CONDITION] = condition_weight(state[CONDITION], conditioning, before.get(CONDITION), earlier)
     network.load_state_dict(taken, strict=False)
     if is_main_process():
-        print(f"init={name}: {counted([*taken])} weights taken, {counted(fresh)} start fresh")
+        names = ", ".join([*fresh[:3], *["..."] * (len(fresh) > 3)])
+        print(f"init={name}: {len(taken)} weights taken, {len(fresh)} start fresh" + (f" ({names})" if fresh else ""))
 
 
 def condition_weight(
@@ -194,8 +204,3 @@ def entries_of(conditioning: Conditioning | None, size: int) -> list[tuple[str, 
     """Return the meaning of each entry of a condition: first those of the augmentation, then those of the labels."""
     labels = conditioning.entries if conditioning is not None else []
     return [*(("", number) for number in range(size - len(labels))), *labels]
-
-
-def counted(names: list[str]) -> str:
-    """Return the number of names and the first three."""
-    return f"{len(names)} ({', '.join([*names[:3], *['...'] * (len(names) > 3)]) or 'none'})"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, open_dict
 
-from latentfaces.cli.resume import resumed_run
+from latentfaces.cli.resume import checkpoints_of, resumed_run
 from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.data.arrays import open_array
 from latentfaces.diffusion import Conditioning
@@ -30,10 +30,6 @@ def has_labels(cfg: DictConfig) -> bool:
         raise UserError("data.label_types has no effect without data.labels=... Add it, e.g. data.labels=labels.csv.")
     if cfg.stage == "vae":
         return False
-    if cfg.model.conditioning is not None:
-        raise UserError(
-            "model.conditioning is filled by train.py. Choose labels with data.labels=... and model.labels."
-        )
     if cfg.model.labels is not None and wanted is None:
         raise UserError("model.labels has no effect without data.labels=... Add it, e.g. data.labels=labels.csv.")
     return wanted is not None
@@ -69,7 +65,7 @@ def save_labels(data: Any, cfg: DictConfig) -> Any:
     import torch
 
     rows, path = data.label_table.values[data.pack().train_indices], Path(cfg.run_dir) / LABELS
-    resumed = cfg.resume.lower() in ("auto", "true") and any(path.parent.glob("checkpoints/*.ckpt"))
+    resumed = cfg.resume.lower() in ("auto", "true") and checkpoints_of(cfg)
     if resumed and path.exists() and not np.array_equal(open_array(path), rows, equal_nan=True):
         raise UserError(
             f"Values of data.labels={cfg.data.labels} have changed since {cfg.run_dir} started. Restore them, use "

@@ -19,7 +19,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from latentfaces.cli.errors import explain, out_of_memory
 from latentfaces.cli.launch_sample import prepared_task
-from latentfaces.cli.recipe import expand_home
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import as_text, key_of, overridden_keys, plain
 from latentfaces.config.paths import CONF
@@ -45,7 +44,6 @@ def serve(cfg: DictConfig) -> None:
     for key in overridden_keys():
         if key not in ("task", "run", "output", *SHARED) and not key.startswith(("task.", "hydra")):
             raise UserError(f"{key}=... has no effect with task=app. Choose it on the page.")
-    expand_home(cfg)
     check_types(plain(cfg.task), "task")
     server, run = instantiate(cfg.task), find_model(cfg.run)
     if run.stage != "ldm":

@@ -13,16 +13,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from latentfaces.cli.compute import keep_freed_memory
 from latentfaces.cli.devices import interactive
 from latentfaces.cli.idle_options import allow_only, refuse_idle_options
-from latentfaces.cli.recipe import Recipe, described, expand_home, named_files
-from latentfaces.cli.remake import remade, remembered
+from latentfaces.cli.recipe import Recipe, described, named_files
+from latentfaces.cli.remake import remade
 from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.config.paths import CONF
 from latentfaces.config.schema import Precision, SampleConfig
-from latentfaces.config.secrets import refuse_links, refuse_secrets_in
+from latentfaces.config.secrets import refuse_unsafe
 from latentfaces.config.validation import check_keys, check_types
+from latentfaces.diffusion import NoGuidance
 from latentfaces.errors import UserError
 from latentfaces.model_folder import find_model
-from latentfaces.ranks import is_main_process
+from latentfaces.pipeline import FacePipeline
+from latentfaces.ranks import Ranks, is_main_process
 from latentfaces.run import DIRECTIONS, Run, build, config_of
 
 SHARED = ("generate", "evaluate")
@@ -35,13 +37,8 @@ HEUN = CONF / "sampler" / "heun.yaml"
 def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     """Return the task, the pipeline of its run and the folder of its images."""
     keep_freed_memory()
-    from latentfaces.ranks import Ranks
-
-    refuse_links(cfg)
-    refuse_secrets_in(cfg)
+    refuse_unsafe(cfg)
     check_keys(cfg, SampleConfig)
-    for node in (cfg, cfg.task):
-        expand_home(node)
     task_name = HydraConfig.get().runtime.choices["task"]
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not interactive():
         raise UserError("Each task of srun would do all work. Use torchrun ... sample.py, or give srun one task.")
@@ -50,8 +47,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
         raise UserError(f"task={task_name} runs in one process. Use python instead of torchrun.")
     credentials = credentials_of(cfg)
     if task_name == "remake":
-        recipe = remembered(cfg)
-        task, pipeline = remade(recipe)
+        task, pipeline, recipe = remade(cfg)
     else:
         task, pipeline, recipe = composed(cfg, find_model(cfg.run))
     from latentfaces.tasks.output import PictureFolder, new_folder
@@ -60,13 +56,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
         raise UserError(f"compile=true has no effect with task={recipe.task}. Leave it out.")
     if cfg.compile:
         pipeline.compile()
-    weights = pipeline.weights
-    if recipe.weights not in (None, weights):
-        raise UserError(
-            f"image={cfg.image} was made with the weights {recipe.weights}, but {recipe.run} has {weights}. It cannot "
-            "be remade."
-        )
-    recipe.weights = weights
+    recipe.weights = pipeline.weights
     default = Path(recipe.run) / "samples" / f"{task_name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     folder = cfg.output or (new_folder(default) if ranks.rank == 0 else default)
     return task, pipeline, PictureFolder(folder, asdict(recipe), ranks, credentials)
@@ -74,9 +64,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
 
 def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     """Build the task and the pipeline of a command, and the recipe of their images."""
-    from latentfaces.diffusion import NoGuidance
     from latentfaces.evaluation.protocol import protocol_named
-    from latentfaces.pipeline import FacePipeline
 
     if cfg.task.get("protocol") is not None and "num_images" not in overridden_keys():
         cfg.num_images = protocol_named(cfg.task.protocol).num_samples
@@ -164,7 +152,6 @@ def identified(cfg: DictConfig) -> list[str]:
     """Return what task=identify prints."""
     from latentfaces.tasks import Identify
 
-    refuse_links(cfg)
-    expand_home(cfg)
+    refuse_unsafe(cfg)
     allow_only(("task", "image"), "with task=identify")
     return Identify(cfg.image)()

@@ -22,16 +22,15 @@ from latentfaces.cli.devices import drop_stale_ranks, resolve_devices
 from latentfaces.cli.init_run import add_init_run, check_network, take_weights
 from latentfaces.cli.labels import add_conditioning, has_labels, save_labels
 from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
-from latentfaces.cli.vae_run import add_trained_vae, copy_vae
+from latentfaces.cli.vae_run import add_trained_vae
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import leaves_of, plain
-from latentfaces.config.secrets import refuse_links, refuse_secrets_in
-from latentfaces.config.validation import check_optimizers, check_training
+from latentfaces.config.secrets import refuse_unsafe
+from latentfaces.config.validation import check_training
 from latentfaces.diffusion import FlowMapLoss
 from latentfaces.errors import UserError
 from latentfaces.evaluation.reconstructions import show_reconstructions
 from latentfaces.files import atomic_write, drop_if_empty
-from latentfaces.nn import DeviceChoices
 from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import destroy_process_group, is_main_process
 from latentfaces.run import CONFIG, Run, open_run
@@ -48,24 +47,22 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
     keep_freed_memory()
     drop_stale_ranks(cfg)
     try:
-        refuse_links(cfg)
+        refuse_unsafe(cfg)
         init = add_init_run(cfg)
         trained_vae = add_trained_vae(cfg) if cfg.stage == "ldm" else None
         if isinstance(init, Run):
             check_network(cfg, init)
-        refuse_secrets_in(cfg)
         check_training(cfg)
         resolve_devices(cfg)
         if training_device(cfg.trainer).type == "cpu" and is_main_process():
             limit_threads()
-        choices = device_choices(cfg)
-        cfg.trainer.precision = choices.precision
+        cfg.trainer.precision = device_choices(cfg).precision
         with trained_alone(cfg):
             checkpoint = claim_run(cfg)
             with graceful_stop(cfg) as stop:
-                parts = build_training(cfg, init, trained_vae, choices, stop)
+                data, module, trainer = build_training(cfg, init, trained_vae, stop)
                 with one_job():
-                    yield *parts, checkpoint
+                    yield data, module, trainer, checkpoint
     except BaseException:
         drop_if_empty(cfg.run_dir)
         raise
@@ -95,16 +92,40 @@ def graceful_stop(cfg: DictConfig) -> Iterator[Any]:
         raise
 
 
+@contextlib.contextmanager
+def one_job() -> Iterator[None]:
+    """Within a job of a sweep, let the ranks that Lightning starts run only this job.
+
+    Lightning starts them with this process's command line and environment (Lightning issue 11300).
+    """
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        yield
+        destroy_process_group()  # after an error the other ranks still read the store
+        return
+    argv, environment = sys.argv, dict(os.environ)
+    hydra: Any = HydraConfig.get()
+    OmegaConf.set_readonly(hydra, False)
+    hydra.run.dir = hydra.runtime.output_dir
+    sys.argv = [argv[0], *hydra.overrides.task, "hydra.mode=RUN"]  # an experiment may set hydra.mode=MULTIRUN
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            if name not in environment:
+                os.environ.pop(name, None)
+        destroy_process_group()
+
+
 def build_training(
-    cfg: DictConfig, init: Run | VAE | None, trained_vae: Run | VAE | None, choices: DeviceChoices, stop: Any
+    cfg: DictConfig, init: Run | VAE | None, trained_vae: Run | VAE | None, stop: Any
 ) -> tuple[Any, Any, Any]:
     """Build data module, module and trainer of a checked config, and write the config into the run folder.
 
     Args:
         cfg: the config.
-        init: the run or the pretrained VAE whose weights training starts from, or None.
-        trained_vae: the run that has the VAE, or a pretrained one, for stage 2.
-        choices: how the networks are computed.
+        init: what has the weights that training starts from, or None.
+        trained_vae: what has the VAE of stage 2, or None.
         stop: the callback that stops the run on a signal.
     """
     from lightning.pytorch import seed_everything
@@ -120,7 +141,7 @@ def build_training(
     if data is not None:
         add_conditioning(cfg, data)
     module = build_module(cfg, init)
-    computed = apply_choices(choices, module.network, training_device(cfg.trainer))
+    computed = apply_choices(device_choices(cfg), module.network, training_device(cfg.trainer))
     data = data or packed_data(cfg, trainer)
     if trained_vae is not None:
         vae = trained_vae.module("autoencoder", "best_vae") if isinstance(trained_vae, Run) else trained_vae
@@ -130,15 +151,8 @@ def build_training(
         module.label_rows = save_labels(data, cfg)
     if is_main_process():
         if isinstance(init, VAE) or isinstance(trained_vae, VAE):
-            bfloat16 = choices.precision.startswith("bf16")
-            pipeline = FacePipeline(
-                module.autoencoder, None, cfg.data.resolution, training_device(cfg.trainer), bfloat16
-            )
-            path = Path(cfg.run_dir) / "images" / "vae.png"
-            show_reconstructions(pipeline.reconstruct, data.pack(), cfg.vae or cfg.init, path)
-        if isinstance(trained_vae, Run):
-            copy_vae(trained_vae, cfg.run_dir)
-        elif trained_vae is not None:
+            show_pretrained(module.autoencoder, data, cfg)
+        if trained_vae is not None:  # the run can be moved without the other
             save_weights(module.autoencoder, Path(cfg.run_dir) / "checkpoints" / "best_vae.pth")
         save_config(cfg)
         print(described(cfg, trainer, computed))
@@ -146,6 +160,19 @@ def build_training(
         if isinstance(logger, WandbLogger):
             tracking.begin(logger, plain(cfg))
     return data, module, trainer
+
+
+def quiet_libraries() -> None:
+    """Silence notices of libraries that do not apply here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",  # a deprecation within Lightning
+        ".*is smaller than the logging interval.*",
+        ".*dataloader is not resumable.*",  # the data module is
+        ".*does not have many workers.*",  # packed data needs none
+        ".*exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def build_trainer(cfg: DictConfig, stop: Any) -> Any:
@@ -157,6 +184,9 @@ def build_trainer(cfg: DictConfig, stop: Any) -> Any:
         with open_dict(cfg):
             tracking.prepare_wandb(cfg)
     limit = [TimeLimit(cfg.trainer.max_time)] if cfg.trainer.max_time else []
+    interval = cfg.trainer.val_check_interval
+    if isinstance(interval, int):  # optimizer steps, which Lightning counts in batches
+        interval *= cfg.trainer.accumulate_grad_batches
     return instantiate(
         cfg.trainer,
         # Exact resume and a graceful stop do not depend on the choice of callbacks.
@@ -165,7 +195,7 @@ def build_trainer(cfg: DictConfig, stop: Any) -> Any:
         plugins=[AtomicCheckpointIO(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,
         use_distributed_sampler=False,  # the data module distributes batches, which makes a resume exact
-        val_check_interval=batches_between_validations(cfg.trainer),
+        val_check_interval=interval,
     )
 
 
@@ -184,7 +214,6 @@ def build_module(cfg: DictConfig, init: Run | VAE | None) -> Any:
     if cfg.run is not None:
         add_teacher(module.loss, open_run(cfg.init), cfg)
     freeze(module.network, cfg.trainable)
-    check_optimizers(module)
     return module
 
 
@@ -212,23 +241,16 @@ def packed_data(cfg: DictConfig, trainer: Any) -> Any:
     return data
 
 
-def quiet_libraries() -> None:
-    """Silence notices of libraries that do not apply here."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        ".*isinstance.treespec, LeafSpec.*",  # a deprecation within Lightning
-        ".*is smaller than the logging interval.*",
-        ".*dataloader is not resumable.*",  # the data module is
-        ".*does not have many workers.*",  # packed data needs none
-        ".*exists and is not empty.*",
-    ):
-        warnings.filterwarnings("ignore", message)
+def show_pretrained(vae: VAE, data: Any, cfg: DictConfig) -> None:
+    """Write and print how a pretrained VAE reconstructs held-out images.
 
-
-def batches_between_validations(trainer: DictConfig) -> Any:
-    """Return `val_check_interval` as Lightning counts it: in batches where the key counts optimizer steps."""
-    interval = trainer.val_check_interval
-    return interval * trainer.accumulate_grad_batches if isinstance(interval, int) else interval
+    Raises:
+        UserError: as NaN or Inf.
+    """
+    bfloat16 = cfg.trainer.precision.startswith("bf16")
+    pipeline = FacePipeline(vae, None, cfg.data.resolution, training_device(cfg.trainer), bfloat16)
+    path = Path(cfg.run_dir) / "images" / "vae.png"
+    show_reconstructions(pipeline.reconstruct, data.pack(), cfg.vae or cfg.init, path)
 
 
 def save_config(cfg: DictConfig) -> None:
@@ -260,37 +282,12 @@ def save_yaml(config: Any, path: Path, resolve: bool = False) -> None:
 def described(cfg: DictConfig, trainer: Any, computed: str) -> str:
     """Return one line with the devices, how they compute, and the images of a step."""
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
-    line = f"training on {trainer.world_size} {kind} device(s), {computed}"
     devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches
-    if devices == accumulated == 1:
-        return line
-    return (
-        f"{line}; a step takes {cfg.data.batch_size * devices * accumulated} images (data.batch_size="
-        f"{cfg.data.batch_size} x {devices} devices x trainer.accumulate_grad_batches={accumulated}); "
-        f"model.optimizer.lr={cfg.model.optimizer.lr:g} is not scaled"
-    )
-
-
-@contextlib.contextmanager
-def one_job() -> Iterator[None]:
-    """Within a job of a sweep, let the ranks that Lightning starts run only this job.
-
-    Lightning starts them with this process's command line and environment (Lightning issue 11300).
-    """
-    if HydraConfig.get().mode != RunMode.MULTIRUN:
-        yield
-        destroy_process_group()  # after an error the other ranks still read the store
-        return
-    argv, environment = sys.argv, dict(os.environ)
-    hydra: Any = HydraConfig.get()
-    OmegaConf.set_readonly(hydra, False)
-    hydra.run.dir = hydra.runtime.output_dir
-    sys.argv = [argv[0], *hydra.overrides.task, "hydra.mode=RUN"]  # an experiment may set hydra.mode=MULTIRUN
-    try:
-        yield
-    finally:
-        sys.argv = argv
-        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            if name not in environment:
-                os.environ.pop(name, None)
-        destroy_process_group()
+    line = f"training on {devices} {kind} device(s), {computed}"
+    if devices * accumulated > 1:
+        line += (
+            f"; a step takes {cfg.data.batch_size * devices * accumulated} images (data.batch_size="
+            f"{cfg.data.batch_size} x {devices} devices x trainer.accumulate_grad_batches={accumulated}); "
+            f"model.optimizer.lr={cfg.model.optimizer.lr:g} is not scaled"
+        )
+    return line

@@ -5,16 +5,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentfaces.cli.errors import explain
+from latentfaces.cli.errors import explain, fail
 from latentfaces.errors import UserError, escape_stdout
 from latentfaces.signals import Stopped, handle_signals, stop
 
 if TYPE_CHECKING:
     from latentfaces.data import Pack, Photos
-
-
-ALIGN_OPTIONS = ("source", "align", "resolution")
-"""Options that have an effect with `--align`."""
 
 
 def source_of(arguments: argparse.Namespace) -> "Photos":
@@ -31,7 +27,7 @@ def source_of(arguments: argparse.Namespace) -> "Photos":
     raise UserError(f"{arguments.source} does not exist. Use a folder or .zip of images, or ffhq.")
 
 
-def prepare(arguments: argparse.Namespace) -> "Pack":
+def prepare(arguments: argparse.Namespace) -> None:
     """Find or write the pack, and verify it with `--verify`."""
     from latentfaces.data import open_pack
     from latentfaces.data.packing import find_or_write_pack
@@ -39,18 +35,22 @@ def prepare(arguments: argparse.Namespace) -> "Pack":
     source = source_of(arguments)
     folder = arguments.folder / f"{source.name}-{arguments.resolution}"
     if arguments.verify and folder.exists():
-        return verified(open_pack(folder), source)
-    pack = find_or_write_pack(
-        source, folder, arguments.resolution, arguments.on_bad_image, arguments.val_every, arguments.filter
-    )
-    return verified(pack, source) if arguments.verify else pack
+        pack = open_pack(folder)
+    else:
+        pack = find_or_write_pack(
+            source, folder, arguments.resolution, arguments.on_bad_image, arguments.val_every, arguments.filter
+        )
+    if arguments.verify:
+        verify(pack, source)
+    split = pack.manifest["split"]
+    print(f"{folder}: {pack.manifest['num_images']} images, {len(split['val'])} held out ({split['rule']})")
 
 
-def verified(pack: "Pack", source: "Photos") -> "Pack":
-    """Return the pack if its checksums and those of its images are right.
+def verify(pack: "Pack", source: "Photos") -> None:
+    """Compare the pack and its images with their checksums.
 
     Raises:
-        UserError: naming each that is not.
+        UserError: naming each that is damaged.
     """
     from latentfaces.data.verify import damaged_files
 
@@ -59,14 +59,13 @@ def verified(pack: "Pack", source: "Photos") -> "Pack":
         remedy = f"{len(damaged)} damaged. Fetch them again, delete {pack.folder} and run again."
         raise UserError("\n".join([*damaged, remedy]))
     print(f"The pack and its {pack.manifest['num_images']} images are unchanged")
-    return pack
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="latentfaces-prepare", description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="folder or .zip of images, or ffhq")
-    parser.add_argument("--resolution", type=int, help="height and width in pixels; with --align 256 by default")
+    parser.add_argument("--resolution", type=int, default=256, help="height and width in pixels (256)")
     parser.add_argument("--align", type=Path, metavar="OUT", help="only write the aligned faces, to the folder OUT")
     parser.add_argument("--folder", type=Path, default=Path("data"), help="folder of the packs (data)")
     parser.add_argument("--licence", help="terms of the images, for the manifest")
@@ -75,13 +74,6 @@ def main() -> None:
     parser.add_argument("--filter", choices=["auto", "box", "bilinear", "bicubic", "lanczos"], default="auto")
     parser.add_argument("--verify", action="store_true", help="compare images and pack with their checksums")
     arguments = parser.parse_args()
-    if arguments.align is not None:
-        for name, value in vars(arguments).items():
-            if name not in ALIGN_OPTIONS and value != parser.get_default(name):
-                parser.error(f"--{name.replace('_', '-')} has no effect with --align. Leave it out.")
-        arguments.resolution = 256 if arguments.resolution is None else arguments.resolution
-    elif arguments.resolution is None:
-        parser.error("the following arguments are required: --resolution")
     if arguments.resolution < 1 or arguments.val_every < 1:
         parser.error("--resolution and --val-every must be at least 1")
     escape_stdout()
@@ -91,8 +83,8 @@ def main() -> None:
                 from latentfaces.data.aligning import align_photos
 
                 align_photos(source_of(arguments), arguments.align, arguments.resolution)
-                return
-            pack = prepare(arguments)
+            else:
+                prepare(arguments)
     except Stopped as stopped:
         print(f"Stopped by {stopped.signal.name}. Run the same command to resume.", file=sys.stderr)
         raise
@@ -101,7 +93,4 @@ def main() -> None:
             error.filename = arguments.align or arguments.folder
         if (message := explain(error)) is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
-    split = pack.manifest["split"]
-    print(f"{pack.folder}: {pack.manifest['num_images']} images, {len(split['val'])} held out ({split['rule']})")
+        fail(message)

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,6 @@ from latentfaces.config.schema import Precision
 from latentfaces.errors import UserError
 
 FILE_KEYS = ("image", "to_image", "mask", "directions")
-PATH_KEYS = (
-    *(*FILE_KEYS, "run", "output", "features", "weights", "feature_weights", "recognizer"),
-    *("mark_certificate", "mark_key"),
-)
 VERSION = 2
 """Version of recipes. It changes where the same recipe makes another image."""
 
@@ -46,14 +41,6 @@ class Recipe:
     labels: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     version: int = VERSION
-
-
-def expand_home(node: MutableMapping[Any, Any]) -> None:
-    """Replace `~` in the paths of a config. Shells do so only in some positions."""
-    for key in PATH_KEYS:
-        if key in node and str(node[key]).startswith("~"):
-            with contextlib.suppress(RuntimeError):  # an unknown user: the path is then reported as missing
-                node[key] = str(Path(node[key]).expanduser())
 
 
 def named_files(settings: dict[str, Any]) -> dict[str, str]:

@@ -6,16 +6,39 @@ from typing import Any
 from omegaconf import DictConfig
 
 from latentfaces.cli.idle_options import allow_only
-from latentfaces.cli.recipe import VERSION, Recipe, expand_home, named_files
+from latentfaces.cli.recipe import VERSION, Recipe, named_files
 from latentfaces.config.overrides import overridden_keys
 from latentfaces.config.schema import Precision
 from latentfaces.config.validation import check_types
+from latentfaces.diffusion import NoGuidance
+from latentfaces.diffusion.guidance import Extrapolation
 from latentfaces.errors import UserError
 from latentfaces.model_folder import find_model
+from latentfaces.pipeline import FacePipeline
 from latentfaces.run import DIRECTIONS, build
 
 REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size", "mark", "mark_certificate", "mark_key")
 """Overrides of task=remake. The metadata of the image has everything else."""
+
+
+def remade(cfg: DictConfig) -> tuple[Any, Any, Recipe]:
+    """Build the task and the pipeline of an image, and return them with its recipe."""
+    recipe = remembered(cfg)
+    try:
+        task, guidance = build(recipe.settings), build(recipe.guidance)
+        if not isinstance(guidance, NoGuidance | Extrapolation):
+            raise TypeError("no guidance")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The metadata of the image do not fit this version of latentfaces ({error}).") from error
+    bfloat16 = recipe.precision == Precision.bf16.name
+    pipeline = FacePipeline.load(find_model(recipe.run), bfloat16=bfloat16, ema=recipe.ema, guidance=guidance)
+    pipeline.ask(recipe.labels)
+    if recipe.weights not in (None, pipeline.weights):
+        raise UserError(
+            f"image={cfg.image} was made with the weights {recipe.weights}, but {recipe.run} has {pipeline.weights}. "
+            "It cannot be remade."
+        )
+    return task, pipeline, recipe
 
 
 def remembered(cfg: DictConfig) -> Recipe:
@@ -39,7 +62,6 @@ def remembered(cfg: DictConfig) -> Recipe:
             raise UserError(f"image={cfg.image} was made by another version of latentfaces. Use that version.")
         recipe = TypeAdapter(Recipe).validate_python(text)
         settings = recipe.settings
-        expand_home(settings)
         if cfg.run != "latest":  # the run has moved; its weights are compared
             recipe.run = str(find_model(cfg.run).folder)
             if recipe.task == "slide":
@@ -57,21 +79,3 @@ def remembered(cfg: DictConfig) -> Recipe:
     except (AttributeError, KeyError, TypeError, ValidationError):
         raise UserError(f"image={cfg.image} has no complete metadata of this version. Choose another file.") from None
     return recipe
-
-
-def remade(recipe: Recipe) -> tuple[Any, Any]:
-    """Build the task and the pipeline of an image's recipe."""
-    from latentfaces.diffusion import NoGuidance
-    from latentfaces.diffusion.guidance import Extrapolation
-    from latentfaces.pipeline import FacePipeline
-
-    try:
-        task, guidance = build(recipe.settings), build(recipe.guidance)
-        if not isinstance(guidance, NoGuidance | Extrapolation):
-            raise TypeError("no guidance")
-    except (TypeError, ValueError) as error:
-        raise UserError(f"The metadata of the image do not fit this version of latentfaces ({error}).") from error
-    bfloat16 = recipe.precision == Precision.bf16.name
-    pipeline = FacePipeline.load(find_model(recipe.run), bfloat16=bfloat16, ema=recipe.ema, guidance=guidance)
-    pipeline.ask(recipe.labels)
-    return task, pipeline

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from latentfaces.config.overrides import leaves_of
 from latentfaces.errors import UserError, warn
 from latentfaces.ranks import is_main_process
-from latentfaces.run import CONFIG, MOVED, RESULT, Run, open_run, resume_command, train_program
+from latentfaces.run import CONFIG, MOVED, RESULT, Run, folders_named, open_run, resume_command, train_program
 
 CANDIDATES = ("last", "last.previous", "best")
 """Checkpoints to resume from, the newest first."""
@@ -33,22 +33,14 @@ NEW_KEYS = {
 NOT_COMPARED = (
     *("name", "version", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk"),
     *("model.conditioning*", "model.denoiser.network.label_channels"),  # of data.labels; see `cli.labels`
-    *("data.num_workers", "trainer.sync_batchnorm", "trainer.use_distributed_sampler"),  # keys of earlier versions
+    # Keys of earlier versions.
+    *("data.num_workers", "trainer.sync_batchnorm", "trainer.use_distributed_sampler"),
+    *("trainer.fast_dev_run", "trainer.overfit_batches"),
 )
 """Keys that do not affect training."""
-HARMLESS = (
-    *("on_nonfinite", "max_skipped_steps"),
-    *("callbacks.*", "device.*", "model.sampler.*"),
-    "data.folder",
-    *(f"trainer.{key}" for key in ("accelerator", "strategy*", "devices*", "num_nodes")),
-    *(f"trainer.{key}" for key in ("precision", "deterministic", "benchmark", "detect_anomaly", "profiler")),
-    *(
-        f"trainer.{key}"
-        for key in ("max_*", "min_*", "enable_*", "log_every_n_steps", "num_sanity_val_steps", "inference_mode")
-    ),
-    *(f"trainer.{key}" for key in ("val_check_interval", "check_val_every_n_epoch", "limit_test*")),
-)
-"""Keys that may change at a resume. All others affect the trained weights."""
+HARMLESS = ("on_nonfinite", "max_skipped_*", "data.folder", "callbacks.*", "device.*", "model.sampler.*", "trainer.*")
+"""Keys that may change at a resume, except `HARMFUL`. All others affect the trained weights."""
+HARMFUL = ("trainer.accumulate_*", "trainer.gradient_clip_*", "trainer.limit_train_*", "trainer.limit_val_*")
 
 
 @contextlib.contextmanager
@@ -89,6 +81,25 @@ def resumed_run(cfg: DictConfig) -> Run | None:
     return open_run(folder) if cfg.resume.lower() != "false" and (folder / CONFIG).exists() else None
 
 
+def checkpoints_of(cfg: DictConfig) -> list[Path]:
+    """Return the checkpoints in the run folder, the newest first."""
+    paths = (Path(cfg.run_dir) / "checkpoints" / f"{name}.ckpt" for name in CANDIDATES)
+    return [path for path in paths if path.is_file()]
+
+
+def check_same(cfg: DictConfig, key: str, named: str | None, stored: str | None) -> None:
+    """Check that a resume names the run that the training was started with, which may be gone since.
+
+    Raises:
+        UserError: `vae` or `init` names another.
+    """
+    if named in (None, "latest"):
+        return
+    folders = [folder.resolve() for folder in folders_named(named, "vae" if key == "vae" else cfg.stage)]
+    if stored is None or Path(stored).resolve() not in folders:
+        raise UserError(f"{cfg.run_dir} was started with {key}={stored or 'null'}. Leave out {key}={named}")
+
+
 def claim_run(cfg: DictConfig) -> Path | None:
     """Return the checkpoint to resume from, or None to start from scratch.
 
@@ -97,7 +108,7 @@ def claim_run(cfg: DictConfig) -> Path | None:
             checkpoint is damaged; or the config has changed.
     """
     folder, resume = Path(cfg.run_dir), cfg.resume.lower()
-    there = [path for name in CANDIDATES if (path := folder / "checkpoints" / f"{name}.ckpt").is_file()]
+    there = checkpoints_of(cfg)
     if resume == "false":
         if (there or (folder / RESULT).exists()) and is_main_process():
             raise UserError(
@@ -163,7 +174,7 @@ def compare_configs(cfg: DictConfig, force: bool) -> None:
         for key in sorted(before.keys() | now.keys())
         if before.get(key, NEW_KEYS.get(key)) != now.get(key) and not matches(key, NOT_COMPARED)
     }
-    harmful = [change for key, change in changes.items() if not matches(key, HARMLESS)]
+    harmful = [change for key, change in changes.items() if matches(key, HARMFUL) or not matches(key, HARMLESS)]
     if harmful and not force:
         raise UserError(
             f"{cfg.run_dir} was started with another config ({'; '.join(harmful)}). Restore these values, use "
@@ -180,11 +191,9 @@ def matches(key: str, patterns: tuple[str, ...]) -> bool:
 
 def command_to_resume(cfg: DictConfig) -> str:
     """Return the command that resumes this run."""
+    program = ["torchrun", "...", "train.py"] if "TORCHELASTIC_RUN_ID" in os.environ else train_program()
     # A job of a sweep must not start the sweep again.
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    program, script = train_program(), sys.argv[0]
-    if program[0] == "python":
-        program = ["torchrun", "...", script] if "TORCHELASTIC_RUN_ID" in os.environ else ["python", script]
     overrides = HydraConfig.get().overrides.task if in_sweep else sys.argv[1:]
     return resume_command(program, overrides, Path(cfg.run_dir))
 

@@ -12,6 +12,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from latentfaces.cli.errors import explain, fail
 from latentfaces.errors import ERROR_LOG, UserError, missing_extra
 
 EXTRAS = {"hydra_optuna_sweeper": "sweep", "hydra_submitit_launcher": "slurm"}
@@ -25,12 +26,10 @@ class SweepReport(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             check_plugins(config)
-            check_name(config)
-            check_objective(config)
+            check_varied(config)
             check_folder(config)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            fail(str(error))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         (Path(config.hydra.runtime.output_dir) / ERROR_LOG).unlink(missing_ok=True)
@@ -47,16 +46,17 @@ class SweepReport(Callback):
             write_page(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        failed = [(path.parent.name, path.read_text()) for path in failures(config)]
-        for name, text in failed:
-            print(f"Job {name} failed: {text.splitlines()[0]}", file=sys.stderr)
+        logs = Path(config.hydra.sweep.dir).glob(f"*/{ERROR_LOG}")
+        failed = sorted(logs, key=lambda log: (len(log.parent.name), log.parent.name))
+        for log in failed:
+            print(f"Job {log.parent.name} failed: {log.read_text().splitlines()[0]}", file=sys.stderr)
         if failed:
             print(f"{len(failed)} jobs failed. See {ERROR_LOG} in their folders.", file=sys.stderr)
         try:
             print(write_page(config))
         except Exception:  # Hydra turns an exception of a callback into a warning
             traceback.print_exc()
-            failed.append(("report.html", ""))
+            sys.exit(1)
         if failed:
             sys.exit(1)
 
@@ -68,21 +68,13 @@ def write_page(config: DictConfig) -> Path:
     return write_sweep_report(Path(config.hydra.sweep.dir))
 
 
-def failures(config: DictConfig) -> list[Path]:
-    """Return the error files of failed jobs, in order."""
-    found = Path(config.hydra.sweep.dir).glob(f"*/{ERROR_LOG}")
-    return sorted(found, key=lambda path: (len(path.parent.name), path.parent.name))
-
-
 def leave_error(error: BaseException, config: DictConfig) -> None:
     """Write an error into the job's folder: one line, and a traceback if it is a bug."""
-    from latentfaces.cli.errors import explain
-
     folder = Path(config.hydra.runtime.output_dir)
     sentence = explain(error)
     if sentence is None:
-        lines = [f"{type(error).__name__}: {error}".splitlines()[0], "", *traceback.format_exception(error)]
-        sentence = "\n".join(line.rstrip("\n") for line in lines)
+        first = f"{type(error).__name__}: {error}".splitlines()[0]
+        sentence = f"{first}\n\n{''.join(traceback.format_exception(error))}".rstrip()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ERROR_LOG).write_text(sentence + "\n")
     overrides = folder / ".hydra" / "overrides.yaml"
@@ -104,10 +96,18 @@ def check_plugins(config: DictConfig) -> None:
             raise missing_extra(f"hydra/{kind}={choice}", EXTRAS[package]) from None
 
 
-def check_name(config: DictConfig) -> None:
-    """Reject several names: all jobs of a sweep are in the folder of one."""
-    if "name" in varied_keys(config):
+def check_varied(config: DictConfig) -> None:
+    """Reject several names, and a search or a pruning by losses that are not comparable between jobs."""
+    from latentfaces.report.sweep_page import changes_loss
+
+    varied = varied_keys(config)
+    if "name" in varied:  # all jobs of a sweep are in the folder of one name
         raise UserError("A sweep has one name, and each of its jobs a number. Give one name=...")
+    chosen = "optuna" in config.hydra.sweeper._target_
+    pruned = "median_stop" in config.callbacks
+    if (chosen or pruned) and (keys := changes_loss(varied)):
+        choice = f"hydra/sweeper={config.hydra.runtime.choices['hydra/sweeper']}" if chosen else "pruning=median"
+        raise UserError(f"{keys[0]} changes the loss, so the losses of the jobs are not comparable. Leave out {choice}")
 
 
 def varied_keys(config: DictConfig) -> list[str]:
@@ -118,17 +118,6 @@ def varied_keys(config: DictConfig) -> list[str]:
     typed = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
     overrides = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(typed)}
     return [key for key, override in overrides.items() if override.is_sweep_override()]
-
-
-def check_objective(config: DictConfig) -> None:
-    """Reject a search or a pruning by losses that are not comparable between jobs."""
-    from latentfaces.report.sweep_page import changes_loss
-
-    chosen = "optuna" in config.hydra.sweeper._target_
-    pruned = "median_stop" in config.callbacks
-    if (chosen or pruned) and (keys := changes_loss(varied_keys(config))):
-        choice = f"hydra/sweeper={config.hydra.runtime.choices['hydra/sweeper']}" if chosen else "pruning=median"
-        raise UserError(f"{keys[0]} changes the loss, so the losses of the jobs are not comparable. Leave out {choice}")
 
 
 def check_folder(config: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """Weights & Biases: online where the user is logged in, and never a reason for a training to fail."""
 
 import contextlib
+import netrc
 import os
 import secrets
 import sys
@@ -13,8 +14,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from latentfaces.cli.resume import resumed_run
-from latentfaces.config.secrets import key_in_netrc
-from latentfaces.errors import UserError
 from latentfaces.ranks import is_main_process
 
 SECONDS = {"WANDB_INIT_TIMEOUT": "10", "WANDB_FINISH_TIMEOUT": "60"}
@@ -22,18 +21,9 @@ SECONDS = {"WANDB_INIT_TIMEOUT": "10", "WANDB_FINISH_TIMEOUT": "60"}
 
 
 def prepare_wandb(cfg: DictConfig) -> None:
-    """Decide whether W&B is online, how it names a job of a sweep, and which W&B run a resume continues.
-
-    Raises:
-        UserError: checkpoints are to be uploaded, and W&B is offline.
-    """
+    """Decide whether W&B is online, how it names a job of a sweep, and which W&B run a resume continues."""
     wandb, hydra = cfg.logger.wandb, HydraConfig.get()
     wandb.offline = is_offline() if wandb.offline == "auto" else bool(wandb.offline)
-    if wandb.offline and wandb.log_model:
-        raise UserError(
-            "logger.wandb.log_model needs W&B online. Run `wandb login` once, or use "
-            "callbacks.dashboard.upload_weights=true."
-        )
     if hydra.mode == RunMode.MULTIRUN:
         wandb.name, wandb.tags = f"{cfg.name}/{hydra.job.num}", [*wandb.tags, "sweep"]
     if wandb.id is None and "WANDB_RUN_ID" not in os.environ:  # which an agent of W&B sets
@@ -47,8 +37,9 @@ def is_offline() -> bool:
     if mode := os.environ.get("WANDB_MODE"):
         return mode in ("offline", "dryrun")
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    if os.environ.get("WANDB_API_KEY") or key_in_netrc(host) is not None:
-        return False
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        if os.environ.get("WANDB_API_KEY") or netrc.netrc().authenticators(host):  # as `wandb login` writes it
+            return False
     if is_main_process():
         print("W&B: not logged in, logging offline. Run `wandb login` to sync.")
     return True

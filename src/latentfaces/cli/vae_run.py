@@ -1,18 +1,16 @@
 """Choice of the trained VAE that stage 2 uses."""
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentfaces.autoencoder import VAE, is_pretrained, load_pretrained
-from latentfaces.cli.resume import resumed_run
+from latentfaces.cli.resume import check_same, resumed_run
 from latentfaces.config.overrides import overridden_keys
 from latentfaces.config.paths import CONF
 from latentfaces.errors import UserError
-from latentfaces.files import atomic_write
 from latentfaces.ranks import is_main_process
-from latentfaces.run import DATA, Run, check_targets, find_run, folders_named
+from latentfaces.run import DATA, Run, check_targets, find_run
 
 
 def add_trained_vae(cfg: DictConfig) -> Run | VAE:
@@ -34,10 +32,7 @@ def add_trained_vae(cfg: DictConfig) -> Run | VAE:
 
     if (run := resumed_run(cfg)) is not None:
         trained = run.config["vae"]
-        if cfg.vae not in (None, "latest"):  # repeated from the first command; that run may be gone
-            named = [folder.resolve() for folder in folders_named(cfg.vae, "vae")]
-            if Path(trained).resolve() not in named:
-                raise UserError(f"{cfg.run_dir} was started with the VAE of {trained}. Leave out vae={cfg.vae}")
+        check_same(cfg, "vae", cfg.vae, trained)
     elif cfg.vae is not None and is_pretrained(cfg.vae):
         if own_data is None:
             raise UserError(f"vae={cfg.vae} has no images. Add data=folder data.root=IMAGES")
@@ -72,11 +67,3 @@ def is_chosen_resolution(data: DictConfig) -> bool:
     defaults: Any = [OmegaConf.load(path) for path in (CONF / "data").glob("*.yaml")]
     usual = {choice.get("_target_"): choice.get("resolution") for choice in defaults}
     return "data.resolution" in overridden_keys() or data.resolution != usual.get(data._target_)
-
-
-def copy_vae(run: Run, folder: str | Path) -> None:
-    """Copy the VAE's weights into the folder of the run that uses them, unless it is that run."""
-    source, target = (Path(of) / "checkpoints" / "best_vae.pth" for of in (run.folder, folder))
-    if source.resolve() != target.resolve():
-        with atomic_write(target) as file:
-            file.write(source.read_bytes())

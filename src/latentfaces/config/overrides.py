@@ -9,9 +9,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 PATHS = (
-    *("data.root", "data.folder", "data.labels", "vae", "init", "run", "output", "to", "image"),
-    *("task.to_image", "task.mask"),
+    *("data.root", "data.folder", "data.labels", "vae", "init", "run", "output", "to"),
     *("hydra.run.dir", "hydra.sweep.dir"),
+    *("image", "task.to_image", "task.mask", "mark_certificate", "mark_key"),
+    *("task.features", "task.weights", "task.feature_weights", "task.recognizer"),
 )
 """Keys whose value is a path, or may be one."""
 NOT_TEXT = re.compile(r"[+-]?[\d._]+(e[+-]?\d+)?|true|false|nan|[+-]?inf", re.IGNORECASE)
@@ -23,7 +24,7 @@ MAPPINGS = ("data.label_types.", "labels.")
 
 
 def as_text(override: str) -> str:
-    """Quote an override of a name or a path that Hydra would read as a number or not at all; expand `~`.
+    """Quote an override of a name or a path that Hydra would read as a number or not at all; expand `~/`.
 
     New names in `MAPPINGS` get a plus, and braces where Hydra needs them.
 
@@ -36,8 +37,8 @@ def as_text(override: str) -> str:
     if key not in ("name", *PATHS) or not equals:
         return override
     text = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
-    if key in PATHS and text.startswith("~"):
-        return f'{key}="{Path(text).expanduser()}"'
+    if key in PATHS and text.startswith("~/"):
+        return f'{key}="{Path.home()}{text[1:]}"'
     return f'{key}="{text}"' if NOT_TEXT.fullmatch(value) or "#" in value else override
 
 

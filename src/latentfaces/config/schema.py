@@ -32,7 +32,6 @@ class TrainerConfig:
     devices: Any = "auto"
     num_nodes: int = 1
     precision: Any = key(None, Literal[None, "auto", "32-true", "32", "bf16-mixed", "bf16", 32])
-    fast_dev_run: Any = False
     max_epochs: int | None = key(None, PositiveOrUnlimited | None)
     min_epochs: int | None = None
     max_steps: int = key(-1, PositiveOrUnlimited)
@@ -41,7 +40,6 @@ class TrainerConfig:
     limit_train_batches: Any = key(None, Batches)  # 1 is one batch, 1.0 all
     limit_val_batches: Any = key(None, Batches)
     limit_test_batches: Any = key(None, Batches)
-    overfit_batches: float = 0.0
     val_check_interval: Any = key(None, Annotated[float, Field(gt=0)] | Annotated[str, Field(strict=True)] | None)
     check_val_every_n_epoch: int | None = key(1, Positive | None)
     num_sanity_val_steps: int | None = key(None, Annotated[int, Field(ge=-1)] | None)

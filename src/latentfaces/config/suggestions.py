@@ -24,19 +24,16 @@ def format_error(error: Exception, config: str, overrides: Sequence[str]) -> str
     """
     said, cause = str(error).strip(), error.__cause__
     if said.startswith("Config group override must be"):
-        return f"{next(o for o in overrides if o.endswith('=null'))} is not a choice of this group. Leave it out."
+        null = next(override for override in overrides if override.lower().endswith("=null"))
+        return f"{null} is not a choice of this group. Leave it out."
     if isinstance(error, OverrideParseException):
-        name, equals, value = str(error.override).partition("=")
-        remedy = f"Quote a value with special characters: '{name}=\"{value}\"'" if equals else f"Write {name}=VALUE"
-        return f"Cannot parse override {error.override}. {remedy}."
+        return f"Cannot parse override {error.override}. Write KEY=VALUE, or 'KEY=\"VALUE\"' for special characters."
     if isinstance(error, MissingConfigException) and (missing := re.search(r"Could not find '(.+?)'", said)):
         return unknown_choice(missing[1], re.findall(r"^\t(\w+)$", said, re.MULTILINE))
     if unknown := re.match(r"Could not override '([\w/@.]+)'\.\s+No match in the defaults list", said):
         if unknown[1] in GROUPS:
             return f"{unknown[1]} has no effect with the other choices (model=..., task=...). Leave it out."
         return f"Unknown group {unknown[1]}." + suggestion(difflib.get_close_matches(unknown[1], GROUPS, 1))
-    if deleted := re.match(r"Could not delete from config. '(.+?)' does not exist", said):
-        return unknown_key(deleted[1], config, overrides)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and (key := getattr(cause, "full_key", None)):
         return unknown_key(key, config, overrides)
     if wrong := re.match(r"Error merging override (.+)", said):
@@ -70,8 +67,5 @@ def unknown_key(wrong: str, config: str, overrides: Sequence[str]) -> str:
     if with_key := [path.stem for path in files if re.search(rf"^ *{last}:", path.read_text(), re.MULTILINE)]:
         return f"Unknown key {wrong} for this choice of {group}. It belongs to {group}={', '.join(with_key)}."
     near = [name for name in [*keys, *GROUPS] if re.split(r"[./]", name)[-1] == last]
-    nodes = {key[: dot.start()] for key in keys for dot in re.finditer(r"\.", key)}
-    near = near or difflib.get_close_matches(wrong, [*keys, *sorted(nodes), *GROUPS], 1)
-    if files and not any(name.startswith(f"{above}.") for name in near):
-        return f"Unknown key {wrong} for this choice of {group}. Choices: {', '.join(path.stem for path in files)}."
+    near = near or difflib.get_close_matches(wrong, [*keys, *GROUPS], 1)
     return f"Unknown key {wrong}." + suggestion(near)

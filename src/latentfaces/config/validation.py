@@ -168,8 +168,6 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
     for key in ("model.optimizer.lr", "model.adversary.optimizer.lr"):
         if (rate := OmegaConf.select(cfg, key)) is not None:
             check_value(key, rate, PositiveNumber)
-    if "max_skipped_steps" in overridden and cfg.on_nonfinite == "fail":
-        raise UserError("max_skipped_steps has no effect without on_nonfinite=skip")
     if cfg.requeue and cfg.resume.lower() != "auto":
         raise UserError("requeue=true repeats the command. It needs name=... and resume=auto")
     if cfg.requeue and "SLURM_JOB_ID" not in os.environ:
@@ -177,32 +175,9 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN or (Path(cfg.run_dir).parent / "multirun.yaml").exists()
     if "median_stop" in (cfg.callbacks or {}) and not in_sweep:
         raise UserError("pruning=median compares the jobs of a sweep. Start one with -m, or leave it out.")
-    if cfg.trainer.overfit_batches:
-        raise UserError(
-            "trainer.overfit_batches is not supported. Use a small folder with data.root=..., or data=synthetic "
-            "data.num_images=..."
-        )
-    if cfg.trainer.fast_dev_run:
-        raise UserError("trainer.fast_dev_run leaves no run. Use trainer.max_steps=2 trainer.val_check_interval=1")
     time = cfg.trainer.max_time
     if time is not None and not (re.fullmatch(r"\d+(:\d+){3}", time) and re.search("[1-9]", time)):
         raise UserError(f"trainer.max_time={time} is invalid: use days:hours:minutes:seconds, e.g. 00:01:30:00")
-
-
-def check_optimizers(module: Any) -> None:
-    """Build the optimizers of a LightningModule once, so that their errors come before the data is prepared.
-
-    Raises:
-        UserError: naming the key.
-    """
-    parts = {"model.optimizer": (module.make_optimizer, module.network)}
-    if (adversary := getattr(module, "adversary", None)) is not None:
-        parts["model.adversary.optimizer"] = (adversary.make_optimizer, adversary.discriminator)
-    for key, (make, network) in parts.items():
-        try:
-            make((name, p) for name, p in network.named_parameters() if p.requires_grad)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{key}: {error}") from None
 
 
 def check_model(cfg: DictConfig, overridden: Sequence[str]) -> None:
@@ -224,9 +199,9 @@ def check_model(cfg: DictConfig, overridden: Sequence[str]) -> None:
             "model/autoencoder"
         )
     if cfg.stage == "ldm":
-        check_denoiser(cfg, overridden, resolution // factor)
+        check_denoiser(cfg, resolution // factor)
         return
-    check_loss(cfg, overridden, resolution // factor)
+    check_loss(cfg, overridden)
     if resolution // factor % 2:
         warn(
             f"the denoisers of stage 2 need latents of even size, and data.resolution={resolution} gives "
@@ -241,14 +216,9 @@ def downsampling(shape: DictConfig) -> int:
     return shape.get("downsampling", 8)  # the taesd family
 
 
-def check_loss(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> None:
+def check_loss(cfg: DictConfig, overridden: Sequence[str]) -> None:
     """Check the options of stage 1."""
     model = cfg.model
-    if model.loss.equivariance_weight and latent_size % 2:
-        raise UserError(
-            f"model.loss.equivariance_weight needs latents of even size, and these have {latent_size}. Set it to 0, or "
-            "change data.resolution"
-        )
     if model.adversary is not None:
         if cfg.trainable == "norms":
             raise UserError("model/loss=adversarial needs the gradient of the decoder's last layer. Use trainable=last")
@@ -261,20 +231,13 @@ def check_loss(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> 
     for key in overridden:
         if "skip_dropout" in key and not model.autoencoder.get("skip_connections"):
             raise UserError(f"{key} has no effect without model.autoencoder.skip_connections=true")
-        schedule, _, part = key.rpartition(".")
-        annealed = schedule in ("model.kl_weight", "model.skip_dropout") and part in ("start", "num_steps")
-        if annealed and OmegaConf.select(cfg, schedule)._target_ == "latentfaces.annealing.Constant":
-            raise UserError(f"{key} has no effect on a constant. Leave it out, or choose another annealing")
         if key == "model.loss.perceptual_weight" and model.loss.perceptual is None:
             raise UserError(f"{key} has no effect without a perceptual loss. Use model/loss=perceptual_lite")
 
 
-def check_denoiser(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> None:
+def check_denoiser(cfg: DictConfig, latent_size: int) -> None:
     """Check the options of stage 2."""
     network, channels = cfg.model.denoiser.network, cfg.model.autoencoder.latent_channels
-    arguments = inspect.signature(get_object(network["_target_"])).parameters
-    if unknown := [str(key) for key in network if key not in arguments and not str(key).startswith("_")]:
-        raise UserError(f"{network['_target_'].rpartition('.')[2]} has no option {', '.join(unknown)}. Leave it out.")
     if network.channels != channels:
         raise UserError(
             f"model.denoiser.network.channels={network.channels}, but the latents of this VAE have {channels} "
@@ -286,14 +249,4 @@ def check_denoiser(cfg: DictConfig, overridden: Sequence[str], latent_size: int)
         raise UserError(
             f"Latents of {latent_size}x{latent_size} are no multiple of {factor}, which model.denoiser.network needs. "
             f"Use {fix}, or a VAE of another data.resolution"
-        )
-    if "model.loss.auxiliary_weight" in overridden and not network.get("auxiliary_depth", 0):
-        raise UserError(
-            "model.loss.auxiliary_weight has no effect without a second head. Set "
-            "model.denoiser.network.auxiliary_depth of a DiT"
-        )
-    if (network.label_channels > 0) != (cfg.model.augmentation is not None):
-        raise UserError(
-            "model.denoiser.network.label_channels and model.augmentation need each other. Use "
-            "model/augmentation=nonleaky or =none"
         )

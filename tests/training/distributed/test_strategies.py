@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from latentfaces.cli.compute import device_choices
-from latentfaces.cli.devices import Launcher, check_strategy
+from latentfaces.cli.devices import check_strategy, launcher_of_this_process
 from latentfaces.config.compose import compose_config
 from latentfaces.nn import DeviceChoices
 from latentfaces.ranks import full_tensor, is_main_process, local_tensor
@@ -190,10 +190,6 @@ REFUSED = {
         ["strategy=fsdp", "model.optimizer._target_=latentfaces.training.MuonAdamW"],
         "model/optimizer=muon needs complete matrices",
     ),
-    "channels last in parts": (
-        ["strategy=fsdp", "device.channels_last=true"],
-        "device.channels_last=true conflicts with strategy=fsdp",
-    ),
     "validation by the clock on two ranks": (
         [*ON_CPU, "trainer.devices=2", 'trainer.val_check_interval="00:00:01:00"'],
         "trainer.val_check_interval=00:00:01:00 needs one device",
@@ -202,6 +198,7 @@ REFUSED = {
     "no time": (["strategy=fsdp", "trainer.strategy.timeout_minutes=-1", *ON_CPU], "timeout_minutes=-1"),
     "no device": (["trainer.devices=0"], "trainer.devices=0"),
     "no number of devices": (["trainer.devices=two"], "trainer.devices=two"),
+    "indices as text": (["trainer.devices='0,2'"], "indices, e.g. [0,2]"),
 }
 
 
@@ -217,18 +214,18 @@ def test_what_a_strategy_cannot_do_is_refused(what: str, train: Command, capfd: 
 
 
 def test_who_started_a_process_is_known_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Launcher.of_this_process() is None
+    assert launcher_of_this_process() is None
     assert is_main_process()
     with monkeypatch.context() as patch:
         for name, value in slurm_environment(1, 2, "1").items():
             patch.setenv(name, value)
-        assert Launcher.of_this_process() == Launcher("srun", 1, 2)
+        assert launcher_of_this_process() == ("srun", 1, 2)
         assert not is_main_process()
         patch.setenv("SLURM_JOB_NAME", "interactive")
-        assert Launcher.of_this_process() is None
+        assert launcher_of_this_process() is None
     for name, value in torchrun_environment(1, 4, "1").items():
         monkeypatch.setenv(name, value)
-    assert Launcher.of_this_process() == Launcher("torchrun", 4, 1)
+    assert launcher_of_this_process() == ("torchrun", 4, 1)
     assert not is_main_process()
 
 
@@ -236,9 +233,8 @@ def test_who_started_a_process_is_known_by_its_environment(monkeypatch: pytest.M
     ("arguments", "clue"),
     [
         ([], "The processes of torchrun need one folder. Give the run a name=..."),
-        (["name=x", "trainer.devices=3"], "trainer.devices=3, but torchrun started processes for 2"),
-        (["name=x", "trainer.num_nodes=2"], "trainer.num_nodes=2, but torchrun started processes for 1"),
-        (["name=x", "data=ffhq", "data.resolution=64"], "FFHQ is not in data. Run `latentfaces-prepare ffhq"),
+        (["name=x", "trainer.devices=3"], "trainer.devices=3, but torchrun started 2"),
+        (["name=x", "trainer.num_nodes=2"], "trainer.num_nodes=2, but torchrun started 1"),
     ],
 )
 def test_what_contradicts_torchrun_is_refused(
@@ -246,9 +242,8 @@ def test_what_contradicts_torchrun_is_refused(
 ) -> None:
     for name, value in torchrun_environment(0, 2, "1").items():
         monkeypatch.setenv(name, value)
-    data = [] if "data=ffhq" in arguments else TINY_VAE[1:]
     with pytest.raises(SystemExit):
-        train("model=vae", *data, *SHORT, *arguments)
+        train(*TINY_VAE, *SHORT, *arguments)
     assert clue in capfd.readouterr().err
 
 
