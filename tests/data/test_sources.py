@@ -309,13 +309,11 @@ def test_listing_with_other_columns_is_refused_by_name(tmp_path: Path) -> None:
         Photos(folder).identities()
 
 
-def test_drawn_faces_are_numbered_and_decided_by_their_seed() -> None:
-    first, same, other = DrawnFaces(3), DrawnFaces(3), DrawnFaces(3, seed=1)
-    assert first.names == ["drawn-000000", "drawn-000001", "drawn-000002"]
-    assert np.array_equal(first.read(2, 16).pixels, same.read(2, 16).pixels)
-    assert not np.array_equal(first.read(2, 16).pixels, other.read(2, 16).pixels)
-    assert first.fingerprint == same.fingerprint != other.fingerprint
-    assert first.name != other.name
+def test_drawn_faces_are_numbered_and_decided_by_their_index() -> None:
+    first, more = DrawnFaces(3), DrawnFaces(4)
+    assert first.names == more.names[:3] == ["drawn-000000", "drawn-000001", "drawn-000002"]
+    assert np.array_equal(first.read(2, 16).pixels, more.read(2, 16).pixels)
+    assert (first.name, first.fingerprint) != (more.name, more.fingerprint)
 
 
 def test_too_few_drawn_faces_are_refused_by_key() -> None:

@@ -31,7 +31,7 @@ from latentfaces.data.latents import Encode, LatentCache
 from latentfaces.data.pack import Pack, hold_out, open_pack
 from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.prefetch import Prefetched
-from latentfaces.data.sources import DrawnFaces, Photos, Source, TakenAlong
+from latentfaces.data.sources import DrawnFaces, Photos, Source
 from latentfaces.errors import UserError, warn
 from latentfaces.ranks import is_main_process
 
@@ -104,19 +104,20 @@ class FFHQDataModule(LightningDataModule):
 
         With `align` the images are the aligned faces, which are written to a folder next to the pack.
         """
-        resolution, aligned = options["resolution"], "-aligned" if align else ""
-        if Path(root).expanduser().exists():
+        path, resolution = Path(root).expanduser(), options["resolution"]
+        name = path.resolve().name.removesuffix(".zip") + "-aligned" * align
+        pack = Path(options["folder"]) / f"{name}-{resolution}"
+        if path.exists():
             source = Photos(root, licence)
             if align:
-                name = source.name + aligned
-                source = align_photos(source, Path(options["folder"]) / f"{name}-{resolution}-faces", resolution)
+                source = align_photos(source, pack.with_name(f"{pack.name}-faces"), resolution)
                 source.name = name
             return cls(source, **options)
-        pack = Path(options["folder"]) / f"{Path(root).name.removesuffix('.zip')}{aligned}-{resolution}"
         if pack.exists():
             if is_main_process():
                 print(f"{root} does not exist: using the pack {pack} alone")
-            return cls(TakenAlong(open_pack(pack)), **options)
+            manifest = open_pack(pack).manifest
+            return cls(Source(name, manifest["names"], manifest["source"]["fingerprint"]), **options)
         raise UserError(f"data.root={root} does not exist. Give a folder or .zip of photos.")
 
     @classmethod

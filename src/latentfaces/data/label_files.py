@@ -77,7 +77,7 @@ def drawn_rows(source: Source, names: list[str], pack: Pack | None) -> Iterator[
     path = pack.folder / f"labels-{LABELS_VERSION}-{pack.sha256[:8]}.csv" if pack is not None else None
     if path is not None and path.exists():
         return csv_rows(path.read_text(), str(path))
-    rows = [Row(name, known_labels(source.face_seed(index)), name) for index, name in enumerate(names)]
+    rows = [Row(name, known_labels(index), name) for index, name in enumerate(names)]
     if path is not None:
         lines = io.StringIO()
         table = csv.DictWriter(lines, ["name", *rows[0].cells])

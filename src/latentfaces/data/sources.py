@@ -9,7 +9,6 @@ import re
 import stat
 import struct
 import zipfile
-from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,7 +18,6 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from latentfaces.data.images import HAS_HEIF, FilterName, Picture, decode, decode_photo, digest
-from latentfaces.data.pack import Pack
 from latentfaces.data.synthetic import DRAWING_VERSION, draw_face
 from latentfaces.errors import UserError
 
@@ -101,29 +99,27 @@ def ffhq_key(path: Path) -> tuple[str, str]:
     return sizes[-1] if sizes else "", path.name
 
 
-class Source(ABC):
-    """Named images in a fixed order."""
+class Source:
+    """Named images in a fixed order. As such it stands for the images of a pack that are not on this machine.
 
-    name: str
+    Args:
+        name: becomes part of the pack's name.
+        names: one name per image.
+        fingerprint: a text that changes with the images.
+    """
+
     licence: str | None = None
 
-    @property
-    @abstractmethod
-    def names(self) -> list[str]:
-        """One name per image."""
+    def __init__(self, name: str, names: list[str], fingerprint: str) -> None:
+        self.name, self.names, self.fingerprint = name, names, fingerprint
 
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """A text that changes with the images. It is cheap to compute."""
-
-    @abstractmethod
     def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
         """Return one image, cropped to a square and resized.
 
         Raises:
             BadImageError: the file is damaged or not an image.
         """
+        raise NotImplementedError
 
     def identities(self) -> list[str] | None:
         """Return the identity on each image, where known."""
@@ -135,57 +131,20 @@ class Source(ABC):
 
 
 class DrawnFaces(Source):
-    """Faces drawn from a seed, with no download and no license.
+    """Faces drawn from their index as the seed, with no download and no license."""
 
-    Args:
-        num_images: number of faces.
-        seed: the faces of two seeds differ.
-    """
-
-    def __init__(self, num_images: int, seed: int = 0) -> None:
+    def __init__(self, num_images: int) -> None:
         if num_images < 2:
             raise UserError(f"data.num_images={num_images} is too few. Training and validation need at least 2.")
-        self.num_images, self.seed = num_images, seed
-        self.name = f"synthetic-{num_images}" + (f"-seed{seed}" if seed else "")
-
-    @property
-    def names(self) -> list[str]:
-        return [f"drawn-{index:06d}" for index in range(self.num_images)]
-
-    @property
-    def fingerprint(self) -> str:
-        return f"drawn faces {DRAWING_VERSION}, num_images={self.num_images}, seed={self.seed}"
-
-    def face_seed(self, index: int) -> int:
-        """Return the seed of one face."""
-        return self.seed * 1_000_003 + index
+        super().__init__(
+            f"synthetic-{num_images}",
+            [f"drawn-{index:06d}" for index in range(num_images)],
+            f"drawn faces {DRAWING_VERSION}, num_images={num_images}, seed=0",
+        )
 
     def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
-        pixels = draw_face(self.face_seed(index), resolution)  # drawn at this size, so the filter has no effect
+        pixels = draw_face(index, resolution)  # drawn at this size, so the filter has no effect
         return Picture(pixels.transpose(2, 0, 1), False, digest(pixels.tobytes()))
-
-
-class TakenAlong(Source):
-    """Images that exist only in a pack, as on a cluster that got nothing else.
-
-    Args:
-        pack: the pack.
-    """
-
-    def __init__(self, pack: Pack) -> None:
-        self.name = pack.manifest["source"]["name"]
-        self.pack = pack
-
-    @property
-    def names(self) -> list[str]:
-        return self.pack.manifest["names"]
-
-    @property
-    def fingerprint(self) -> str:
-        return self.pack.manifest["source"]["fingerprint"]
-
-    def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
-        raise BadImageError(f"{self.names[index]} is not here, only the pack {self.pack.folder}")
 
 
 class Photos(Source):
@@ -293,11 +252,11 @@ class Photos(Source):
         return images
 
     @cached_property
-    def names(self) -> list[str]:
+    def names(self) -> list[str]:  # type: ignore[override]  # read at the first use
         return list(self.sizes)
 
-    @property
-    def fingerprint(self) -> str:
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
         people = self.identity_csv()
         listing = "\n".join(f"{name} {size}" for name, size in self.sizes.items()) + (people[1] if people else "")
         return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()  # names need not be UTF-8
