@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 import os
 import re
 import stat
@@ -21,7 +20,6 @@ from latentfaces.data.images import HAS_HEIF, FilterName, Picture, decode, decod
 from latentfaces.data.synthetic import DRAWING_VERSION, draw_face
 from latentfaces.errors import UserError
 
-FFHQ_JSON = "ffhq-dataset-v2.json"
 FFHQ_FOLDERS = ("images1024x1024", "thumbnails128x128", "in-the-wild-images")
 HEIF = (".heic", ".heif")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", *HEIF * HAS_HEIF)
@@ -33,7 +31,7 @@ SYSTEM_FOLDERS = {
 """Folders that other programs add next to images, in lower case. Hidden ones begin with a dot."""
 ALIGNMENT, FACES_CSV, CONTACT_SHEET = "alignment.json", "faces.csv", "contact_sheet.png"
 """Files next to aligned faces: settings, what was done with each face, and a picture of them."""
-METADATA = ("identity.csv", FFHQ_JSON, ALIGNMENT, FACES_CSV, CONTACT_SHEET)
+METADATA = ("identity.csv", ALIGNMENT, FACES_CSV, CONTACT_SHEET)
 MAX_FILE_BYTES = 2**28
 RUN, PNG_TEXT = ".hydra/config.yaml", b"latentfaces\0"
 """A file in each run folder, and the key of the metadata in each PNG of sample.py."""
@@ -91,12 +89,6 @@ def files_in(folder: str | Path, above: str = "") -> Iterator[tuple[str, int, st
             yield name, entry.stat().st_size, ""
         elif entry.is_dir():
             yield from files_in(entry.path, f"{name}/")
-
-
-def ffhq_key(path: Path) -> tuple[str, str]:
-    """Return what identifies a file of FFHQ: the folder of its size, and its name."""
-    sizes = [part for part in path.parts[:-1] if part.startswith(("images", "thumbnails"))]
-    return sizes[-1] if sizes else "", path.name
 
 
 class Source:
@@ -302,19 +294,6 @@ class Photos(Source):
             return decode_photo(data)
         except Exception as error:  # as in `read`
             raise BadImageError(f"{self.root / name} cannot be read ({error})") from error
-
-    def checksums(self) -> dict[str, str]:
-        """Return the MD5 of images by name, from FFHQ's ffhq-dataset-v2.json in `root` or next to it."""
-        path = next((p for p in (self.root / FFHQ_JSON, self.root.parent / FFHQ_JSON) if p.is_file()), None)
-        if path is None:
-            return {}
-        try:
-            files = [entry[kind] for entry in json.loads(path.read_text()).values() for kind in ("image", "thumbnail")]
-            listed = {ffhq_key(Path(file["file_path"])): file["file_md5"] for file in files}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({type(error).__name__}). Fetch it again or remove it.") from error
-        keys = {name: ffhq_key(Path(self.root.name) / name) for name in self.names}
-        return {name: listed[key] for name, key in keys.items() if key in listed}
 
     def identity_csv(self) -> tuple[Path, str] | None:
         """Return folder and text of the identity.csv next to the first image or in a folder above it, if any."""
