@@ -10,7 +10,6 @@ import struct
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -33,8 +32,8 @@ ALIGNMENT, FACES_CSV, CONTACT_SHEET = "alignment.json", "faces.csv", "contact_sh
 """Files next to aligned faces: settings, what was done with each face, and a picture of them."""
 METADATA = ("identity.csv", ALIGNMENT, FACES_CSV, CONTACT_SHEET)
 MAX_FILE_BYTES = 2**28
-RUN, PNG_TEXT = ".hydra/config.yaml", b"latentfaces\0"
-"""A file in each run folder, and the key of the metadata in each PNG of sample.py."""
+RUN = "/.hydra/config.yaml"
+"""End of the name of a file in each run folder."""
 
 
 class BadImageError(UserError):
@@ -44,16 +43,6 @@ class BadImageError(UserError):
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Return a sort key that puts 2.png before 10.png."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def zip_threat(name: str, member: zipfile.ZipInfo) -> str | None:
-    """Return why a .zip is not to be trusted, although nothing is extracted, or None."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or name[1:2] == ":":
-        return "climbs out of its folder"
-    if stat.S_ISLNK(member.external_attr >> 16):
-        return "is a link to another file"
-    return None
 
 
 def member_name(member: zipfile.ZipInfo) -> str:
@@ -71,16 +60,13 @@ def files_in(folder: str | Path, above: str = "") -> Iterator[tuple[str, int, st
     """Yield name and bytes of each file in a folder and its subfolders, and the reason to leave it out or "".
 
     It is ten times as fast as `Path.rglob`.
-
-    Raises:
-        UserError: a folder cannot be read.
     """
     try:
         entries = list(os.scandir(folder))
-    except OSError as error:
-        if is_hidden(f"{above}x"):
+    except PermissionError:
+        if is_hidden(f"{above}x"):  # such as lost+found
             return
-        raise UserError(f"{folder} cannot be read ({error.strerror}). Change its permissions.") from error
+        raise
     for entry in entries:
         name = above + entry.name
         if entry.is_symlink() and not Path(entry).is_file():
@@ -174,15 +160,18 @@ class Photos(Source):
         """Yield name and bytes of each file, and the reason to leave it out or "".
 
         Raises:
-            UserError: a folder cannot be read, or a .zip is not to be trusted.
+            UserError: a .zip is not to be trusted.
         """
         if self.archive is None:
             yield from files_in(self.root)
             return
         for member in self.archive.infolist():
             name = member_name(member)
-            if problem := zip_threat(name, member):
-                raise UserError(f"{member.filename} in {self.root} {problem}. Remove it from the .zip.")
+            # Nothing is extracted, but aligned faces get the names of their photos.
+            if name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":
+                raise UserError(f"{member.filename} in {self.root} climbs out of its folder. Remove it from the .zip.")
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise UserError(f"{member.filename} in {self.root} is a link to another file. Remove it from the .zip.")
             if not member.filename.endswith(("/", "\\")):
                 yield name, member.file_size, "" if member is self.members[name] else "same name as a later zip member"
 
@@ -191,13 +180,13 @@ class Photos(Source):
         """Bytes of each image by name, and names of the files that are left out by reason."""
         files = list(self.files())
         images, others = dict[str, int](), defaultdict[str, list[str]](list)
-        own = self.own_outputs([name for name, _, _ in files])
+        runs = tuple(name.removesuffix(RUN) + "/" for name, _, _ in files if name.endswith(RUN))
         for name, size, reason in files:
             file = PurePosixPath(name)
             if file.name in METADATA:
                 continue
             is_image = name.lower().endswith(SUFFIXES)
-            if is_hidden(name) or name.startswith(own):
+            if is_hidden(name) or name.startswith(runs):
                 if is_image:
                     others["hidden or in a system folder" if is_hidden(name) else "written by latentfaces"].append(name)
             elif is_image and not reason:
@@ -208,24 +197,12 @@ class Photos(Source):
                 others[reason or kind].append(name)
         return dict(sorted(images.items(), key=lambda item: (natural_key(item[0]), item[0]))), others
 
-    def own_outputs(self, names: list[str]) -> tuple[str, ...]:
-        """Return the folders below the root that hold a training run or samples, each with a slash at its end.
-
-        Of samples in the root itself, return only their grid.
-        """
-        folders = [name.removesuffix(RUN) for name in names if name.endswith(f"/{RUN}")]
-        for grid in (name for name in names if PurePosixPath(name).name == "grid.png"):
-            with suppress(BadImageError):
-                if PNG_TEXT in self.file_bytes(grid)[:1000]:
-                    folders.append(grid.removesuffix("grid.png") or grid)
-        return tuple(folders)
-
     def left_out(self) -> list[str]:
         return [f"{len(names):,} file(s) ({why}), such as {min(names)}" for why, names in self.listing[1].items()]
 
     @cached_property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each image, by its name.
+    def names(self) -> list[str]:  # type: ignore[override]  # read at the first use
+        """Sorted names.
 
         Raises:
             UserError: there are no images, or the same ones in several sizes.
@@ -241,16 +218,12 @@ class Photos(Source):
         if len(kinds) > 1:
             both = " and ".join(kinds)
             raise UserError(f"data.root={self.root} contains the same faces in {both}. Use one of them.")
-        return images
-
-    @cached_property
-    def names(self) -> list[str]:  # type: ignore[override]  # read at the first use
-        return list(self.sizes)
+        return list(images)
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         people = self.identity_csv()
-        listing = "\n".join(f"{name} {size}" for name, size in self.sizes.items()) + (people[1] if people else "")
+        listing = "\n".join(f"{name} {size}" for name, size in self.listing[0].items()) + (people[1] if people else "")
         return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()  # names need not be UTF-8
 
     def file_bytes(self, name: str) -> bytes:
