@@ -241,11 +241,8 @@ class Photos(Source):
             with path.open("rb", buffering=0) as file:
                 return file.read()
         except Exception as error:  # zipfile has a dozen ways to say that a member is damaged
-            remedy = ""
-            if isinstance(error, RuntimeError):  # encrypted, or a NotImplementedError
-                remedy = "; write the .zip again with Deflate and without a password"
-            elif self.archive is not None:
-                remedy = f"; fetch the .zip ({self.root.stat().st_size:,} bytes) again"
+            size = f"{self.root.stat().st_size:,} bytes"
+            remedy = f"; write or fetch the .zip ({size}) again" if self.archive is not None else ""
             raise BadImageError(f"{path} cannot be read ({error}){remedy}") from error
 
     def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
