@@ -27,8 +27,8 @@ HOW = (
     "where that leaves enough pixels, mean for integer factors, Lanczos otherwise"
 )
 AT_ONCE = 16  # images per task of the pool: one task per image costs 1 % of the time
-NUM_COMPARED, NUM_NEWER_COMPARED = 32, 128
-"""Files to compare with an existing pack: evenly spaced ones, and some of those that changed after the packing."""
+NUM_COMPARED = 32
+"""Files to compare with an existing pack, evenly spaced."""
 
 WRITTEN, ENLARGED = 1, 2
 RECORD = np.dtype([("sha256", "S32"), ("state", np.uint8)])
@@ -66,11 +66,10 @@ def find_or_write_pack(
             if not folder.exists():  # another process may have written it meanwhile
                 return packing.run()
     pack = open_pack(folder)
-    changed = "its list of files has changed"
-    if pack.manifest["source"]["fingerprint"] != source.fingerprint or (changed := changed_image(pack, source)):
+    if difference := changed(pack, source):
         raise UserError(
-            f"{folder} was packed from other images than those in {source.name} now ({changed}). Delete that folder to "
-            "pack again."
+            f"{folder} was packed from other images than those in {source.name} now ({difference}). Delete that folder "
+            "to pack again."
         )
     for key, value in settings.items():
         if pack.manifest["settings"][key] != value:
@@ -81,21 +80,17 @@ def find_or_write_pack(
     return pack
 
 
-def changed_image(pack: Pack, source: Source) -> str:
-    """Return which file differs from the one that was packed, or "". Only some are read: see `NUM_COMPARED`."""
-    if not isinstance(source, Photos):
-        return ""
-    names, packed_at = pack.manifest["names"], (pack.folder / "manifest.json").stat().st_mtime_ns
-    stats = [source.root.stat()] * len(names) if source.archive else [(source.root / name).stat() for name in names]
-    # The time of the last change of the inode also shows a copy that kept its time of modification.
-    newer = [i for i, stat in enumerate(stats) if max(stat.st_mtime_ns, stat.st_ctime_ns) >= packed_at]
-    for indices, count in ((range(len(names)), NUM_COMPARED), (newer, NUM_NEWER_COMPARED)):
-        for i in indices[:: -(-len(indices) // count) or 1]:
-            try:
-                if digest(source.file_bytes(names[i])) != pack.manifest["sha256_of_sources"][i]:
-                    return f"{names[i]} has changed"
-            except Exception as error:  # as in `Photos.read`
-                return f"{names[i]} cannot be read: {error}"
+def changed(pack: Pack, source: Source) -> str:
+    """Return how the images differ from those that were packed, or "". Of the files only some are read."""
+    if pack.manifest["source"]["fingerprint"] != source.fingerprint:
+        return "its list of files has changed"
+    packed = list(zip(pack.manifest["names"], pack.manifest["sha256_of_sources"], strict=True))
+    for name, sha256 in packed[:: -(-len(packed) // NUM_COMPARED)] if isinstance(source, Photos) else ():
+        try:
+            if digest(source.file_bytes(name)) != sha256:
+                return f"{name} has changed"
+        except BadImageError as error:
+            return str(error)
     return ""
 
 
