@@ -5,19 +5,16 @@ import io
 import json
 import re
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
-from rich.text import Text
 
 from latentfaces.data import align
 from latentfaces.data.contact_sheet import SIDE, contact_sheet
 from latentfaces.data.crops import Square, crop
-from latentfaces.data.packing import num_threads
+from latentfaces.data.packing import in_parallel
 from latentfaces.data.sources import ALIGNMENT, CONTACT_SHEET, FACES_CSV, BadImageError, Photos
 from latentfaces.errors import UserError
 from latentfaces.files import append, atomic_write, file_lock, read_csv
@@ -99,18 +96,10 @@ class Aligning:
         """Process the pending photos, then write the contact sheet and faces.csv."""
         self.resume()
         pending = [name for name in self.source.names if printable(name) not in self.rows]
-        Image.init()  # as in `Packing.run`
-        Text.from_markup("")
-        with ThreadPoolExecutor(num_threads()) as pool:
-            try:
-                done = pool.map(self.align, pending)
-                title = f"Aligning {len(self.source.names):,} photos of {self.source.name}"
-                for rows in track(done, title, total=len(pending)):
-                    append(self.progress, as_csv(rows))
-                    self.rows[rows[0]["source"]] = rows
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        title = f"Aligning {len(self.source.names):,} photos of {self.source.name}"
+        for rows in in_parallel(self.align, pending, title):
+            append(self.progress, as_csv(rows))
+            self.rows[rows[0]["source"]] = rows
         self.finish()
 
     def resume(self) -> None:

@@ -4,10 +4,11 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,8 @@ from latentfaces.data.pack import FORMAT, Pack, hold_out, open_pack
 from latentfaces.data.sources import BadImageError, Photos, Source
 from latentfaces.errors import UserError
 from latentfaces.files import atomic_write, file_lock, require_space
+
+T = TypeVar("T")
 
 MAX_SKIPPED = 0.01
 HOW = (
@@ -126,17 +129,8 @@ class Packing:
         self.array.resume()
         pending = np.flatnonzero(~self.array.done).tolist()
         tasks = [pending[first : first + AT_ONCE] for first in range(0, len(pending), AT_ONCE)]
-        # Pillow and rich import at first use. A signal in an import can deadlock the threads that import too.
-        Image.init()
-        Text.from_markup("")
-        with ThreadPoolExecutor(num_threads()) as pool:
-            try:
-                done = pool.map(self.convert, tasks)
-                for _ in track(done, f"Packing {len(self.names):,} images of {self.source.name}", total=len(tasks)):
-                    pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        for _ in in_parallel(self.convert, tasks, f"Packing {len(self.names):,} images of {self.source.name}"):
+            pass
         return self.finish()
 
     def convert(self, indices: list[int]) -> None:
@@ -209,6 +203,19 @@ class Packing:
 def num_threads() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_parallel(function: Callable[[Any], T], tasks: list[Any], title: str) -> Iterator[T]:
+    """Yield the results of tasks in order, from a thread on each core. An error or a signal cancels pending tasks."""
+    # Pillow and rich import at first use. A signal in an import can deadlock the threads that import too.
+    Image.init()
+    Text.from_markup("")
+    with ThreadPoolExecutor(num_threads()) as pool:
+        try:
+            yield from track(pool.map(function, tasks), title, total=len(tasks))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def report_copies(names: list[str], hashes: list[str], val: list[int]) -> None:
