@@ -87,8 +87,10 @@ def changed(pack: Pack, source: Source) -> str:
     """Return how the images differ from those that were packed, or "". Of the files only some are read."""
     if pack.manifest["source"]["fingerprint"] != source.fingerprint:
         return "its list of files has changed"
+    if not isinstance(source, Photos):
+        return ""
     packed = list(zip(pack.manifest["names"], pack.manifest["sha256_of_sources"], strict=True))
-    for name, sha256 in packed[:: -(-len(packed) // NUM_COMPARED)] if isinstance(source, Photos) else ():
+    for name, sha256 in packed[:: -(-len(packed) // NUM_COMPARED)]:
         try:
             if digest(source.file_bytes(name)) != sha256:
                 return f"{name} has changed"
