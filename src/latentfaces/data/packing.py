@@ -113,7 +113,7 @@ class Packing:
     def __init__(self, source: Source, folder: Path, settings: dict[str, Any], on_bad_image: str) -> None:
         self.source, self.folder, self.settings, self.on_bad_image = source, folder, settings, on_bad_image
         self.resolution: int = settings["resolution"]
-        self.names = source.names
+        self.names, self.people = source.names, source.identities()
         self.partial = folder.with_name(folder.name + ".partial")
         origin = {"format": FORMAT, "fingerprint": source.fingerprint, **settings}
         self.array = ResumableArray(self.partial / "images.npy", len(self.names), origin, RECORD)
@@ -160,8 +160,8 @@ class Packing:
         records = self.array.records[kept]
         hashes = [sha256.decode() for sha256 in records["sha256"].tolist()]
         names = [self.names[i] for i in kept]
-        people = self.source.identities()
-        rule, val = hold_out(names, [people[i] for i in kept] if people else None, self.settings["val_every"])
+        people = [self.people[i] for i in kept] if self.people else None
+        rule, val = hold_out(names, people, self.settings["val_every"])
         num_enlarged = int((records["state"] == ENLARGED).sum())
         if self.faults:
             self.close_gaps(kept)
