@@ -135,7 +135,7 @@ def features_rows(folder: Path) -> Iterator[Row]:
     for path in paths:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path} has more than {MAX_BYTES:,} bytes. Remove it.")
-        faces = parse(path.read_bytes().decode("utf-8-sig", "replace") or "[]", str(path))
+        faces = parse(path.read_bytes() or b"[]", str(path))
         face = faces[0] if isinstance(faces, list) and faces else {}
         attributes = face.get("faceAttributes", {}) if isinstance(face, dict) else None
         if not isinstance(attributes, dict):
@@ -154,7 +154,7 @@ def flattened(attributes: dict[str, Any], place: str) -> dict[str, str]:
     return cells
 
 
-def parse(text: str, path: str) -> Any:
+def parse(text: str | bytes, path: str) -> Any:
     """Parse JSON."""
     try:
         return json.loads(text)

@@ -19,6 +19,7 @@ MAX_CHOICES, MAX_SHOWN = 64, 8
 """Choices of a category, and those that the summary shows."""
 PAIRS = (("0", "1"), ("-1", "1"), ("false", "true"), ("no", "yes"))
 """Texts of a binary: 0, then 1."""
+TRUTH = {text: float(value) for pair in PAIRS for value, text in enumerate(pair)}
 FIXED: dict[str, Kind] = {CLASS: "category"}
 UNKNOWN, AMBIGUOUS = -1, -2
 """Indices of a name of no image, and of several."""
@@ -77,7 +78,7 @@ def read_labels(
         kind = (kinds or {}).get(name) or FIXED.get(name) or infer_kind(seen)
         num_choices = len(seen) if kind == "category" else 1
         if seen and num_choices <= MAX_CHOICES:
-            label, column = TYPED[kind](name, texts, train, cells)
+            label, column = typed(name, kind, texts, train, cells)
             labels.append(label)
             columns.append(column)
         elif chosen is None:
@@ -189,39 +190,29 @@ def infer_kind(seen: set[str]) -> Kind:
     return "number" if 2 * numbers > len(seen) else "category"
 
 
-Typed = tuple[Label, NDArray[np.float32]]
-"""A label, and its values (N,)."""
+def typed(
+    name: str, kind: str, texts: list[str], train: NDArray[np.int64], cells: Cells
+) -> tuple[Label, NDArray[np.float32]]:
+    """Return a label of some kind, and its values (N,).
 
-
-def binary(name: str, texts: list[str], train: NDArray[np.int64], cells: Cells) -> Typed:
-    """Return a binary label."""
-    values = {text: float(value) for pair in PAIRS for value, text in enumerate(pair)} | {"": math.nan}
-    found = {text: values.get(canonical(text)) for text in set(texts)}
-    wrong = next((index for index, text in enumerate(texts) if found[text] is None), None)
+    A held-out image with a choice that no training image has counts as missing.
+    """
+    if kind == "category":
+        choices = sorted({texts[index] for index in train} - {""}, key=lambda text: (natural_key(text), text))
+        indices = {choice: float(index) for index, choice in enumerate(choices)}
+        return Label(name, "category", tuple(choices)), np.array([indices.get(t, math.nan) for t in texts], np.float32)
+    numbers = {
+        text: as_number(text) if kind == "number" else TRUTH.get(canonical(text), math.nan) for text in set(texts)
+    }
+    values = np.array([numbers[text] for text in texts])
+    wrong = next((index for index, text in enumerate(texts) if text and math.isnan(numbers[text])), None)
     if wrong is not None:
-        raise cells.unreadable(name, wrong, "0 or 1")
-    return Label(name, "binary"), np.array([found[text] for text in texts], np.float32)
-
-
-def category(name: str, texts: list[str], train: NDArray[np.int64], cells: Cells) -> Typed:
-    """Return a category. A held-out image with a choice that no training image has counts as missing."""
-    choices = sorted({texts[index] for index in train} - {""}, key=lambda text: (natural_key(text), text))
-    indices = {choice: float(index) for index, choice in enumerate(choices)}
-    return Label(name, "category", tuple(choices)), np.array([indices.get(t, math.nan) for t in texts], np.float32)
-
-
-def number(name: str, texts: list[str], train: NDArray[np.int64], cells: Cells) -> Typed:
-    """Return a number."""
-    values = np.array([as_number(text) for text in texts])
-    wrong = next((index for index in np.flatnonzero(np.isnan(values)) if texts[index]), None)
-    if wrong is not None:
-        raise cells.unreadable(name, int(wrong), "a number")
+        raise cells.unreadable(name, wrong, "a number" if kind == "number" else "0 or 1")
+    if kind == "binary":
+        return Label(name, "binary"), values.astype(np.float32)
     trained = values[train][~np.isnan(values[train])]
     statistics = (float(trained.mean()), float(trained.std()) or 1.0, float(trained.min()), float(trained.max()))
     return Label(name, "number", (), *statistics), values.astype(np.float32)
-
-
-TYPED = {"binary": binary, "category": category, "number": number}
 
 
 def summarized(labels: list[Label], values: NDArray[np.float32], trained: NDArray[np.float32]) -> list[str]:
