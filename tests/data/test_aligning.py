@@ -192,9 +192,6 @@ def test_options_without_effect_are_refused(
     with pytest.raises(SystemExit):
         command(photos.root, "--align", tmp_path / "out", "--verify")
     assert "--verify has no effect with --align" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        command(photos.root)
-    assert "required: --resolution" in capsys.readouterr().err
 
 
 def test_missing_extra_is_one_line(

@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from latentfaces.data import Pack, Photos
 
 
-ALIGN_OPTIONS = ("source", "align", "resolution")
-"""Options that have an effect with `--align`."""
-
-
 def source_of(arguments: argparse.Namespace) -> "Photos":
     """Open the images, which are downloaded if they are FFHQ."""
     from latentfaces.data import Photos  # imports torch: only once the arguments are valid
@@ -32,33 +28,27 @@ def source_of(arguments: argparse.Namespace) -> "Photos":
 
 
 def prepare(arguments: argparse.Namespace) -> "Pack":
-    """Find or write the pack, and verify it with `--verify`."""
+    """Find or write the pack, and verify it with `--verify`.
+
+    Raises:
+        UserError: the images cannot be packed, or checksums are wrong.
+    """
     from latentfaces.data import open_pack
     from latentfaces.data.packing import find_or_write_pack
+    from latentfaces.data.verify import damaged_files
 
     source = source_of(arguments)
     folder = arguments.folder / f"{source.name}-{arguments.resolution}"
     if arguments.verify and folder.exists():
-        return verified(open_pack(folder), source)
-    pack = find_or_write_pack(
-        source, folder, arguments.resolution, arguments.on_bad_image, arguments.val_every, arguments.filter
-    )
-    return verified(pack, source) if arguments.verify else pack
-
-
-def verified(pack: "Pack", source: "Photos") -> "Pack":
-    """Return the pack if its checksums and those of its images are right.
-
-    Raises:
-        UserError: naming each that is not.
-    """
-    from latentfaces.data.verify import damaged_files
-
-    damaged = list(damaged_files(pack, source))
-    if damaged:
-        remedy = f"{len(damaged)} damaged. Fetch them again, delete {pack.folder} and run again."
-        raise UserError("\n".join([*damaged, remedy]))
-    print(f"The pack and its {pack.manifest['num_images']} images are unchanged")
+        pack = open_pack(folder)
+    else:
+        options = arguments.on_bad_image, arguments.val_every, arguments.filter
+        pack = find_or_write_pack(source, folder, arguments.resolution, *options)
+    if arguments.verify:
+        if damaged := list(damaged_files(pack, source)):
+            remedy = f"{len(damaged)} damaged. Fetch them again, delete {pack.folder} and run again."
+            raise UserError("\n".join([*damaged, remedy]))
+        print(f"The pack and its {pack.manifest['num_images']} images are unchanged")
     return pack
 
 
@@ -66,7 +56,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="latentfaces-prepare", description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="folder or .zip of images, or ffhq")
-    parser.add_argument("--resolution", type=int, help="height and width in pixels; with --align 256 by default")
+    parser.add_argument("--resolution", type=int, default=256, help="height and width in pixels (256)")
     parser.add_argument("--align", type=Path, metavar="OUT", help="only write the aligned faces, to the folder OUT")
     parser.add_argument("--folder", type=Path, default=Path("data"), help="folder of the packs (data)")
     parser.add_argument("--licence", help="terms of the images, for the manifest")
@@ -77,11 +67,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.align is not None:
         for name, value in vars(arguments).items():
-            if name not in ALIGN_OPTIONS and value != parser.get_default(name):
+            if name not in ("source", "align", "resolution") and value != parser.get_default(name):
                 parser.error(f"--{name.replace('_', '-')} has no effect with --align. Leave it out.")
-        arguments.resolution = 256 if arguments.resolution is None else arguments.resolution
-    elif arguments.resolution is None:
-        parser.error("the following arguments are required: --resolution")
     if arguments.resolution < 1 or arguments.val_every < 1:
         parser.error("--resolution and --val-every must be at least 1")
     escape_stdout()
