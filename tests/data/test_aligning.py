@@ -101,7 +101,7 @@ def test_second_call_reads_no_photo(photos: Photos, tmp_path: Path, detector: li
 def test_run_that_was_killed_goes_on_with_what_is_missing(
     photos: Photos, tmp_path: Path, detector: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(self: Aligning) -> None:
+    def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
