@@ -58,6 +58,12 @@ def test_names_with_another_suffix_and_those_of_aligned_faces(read: Read) -> Non
     assert same(values(table)["age"], [2, 3, 1, NAN, 5])
 
 
+def test_spaces_inside_the_names_of_files_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("age, name\n1, my  face.png\n2, 2.png\n")
+    table = read_labels(str(tmp_path / "labels.csv"), Photos(tmp_path), ["my  face.png", "2.png"], np.arange(2))
+    assert values(table)["age"] == [1, 2]
+
+
 def test_missing_cells_and_rows_are_nan_and_counted(read: Read) -> None:
     table = read("name,smile,age\n1.png,1,\n2.png,,7\n3.png,0,9\nelsewhere.png,1,1\n")
     assert same(values(table)["smile"], [1, NAN, 0, NAN, NAN])

@@ -14,6 +14,7 @@ from PIL import Image
 from latentfaces.data import align
 from latentfaces.data.contact_sheet import SIDE, contact_sheet
 from latentfaces.data.crops import Square, crop
+from latentfaces.data.label_files import identities
 from latentfaces.data.packing import in_parallel
 from latentfaces.data.sources import ALIGNMENT, CONTACT_SHEET, FACES_CSV, BadImageError, Photos
 from latentfaces.errors import UserError
@@ -95,7 +96,7 @@ class Aligning:
             is_unique = stems[stem] == 1 and not re.search(r"-face\d+$", stem.name)
             self.stems[name] = str(stem) if is_unique else name
         self.progress = folder / "progress.csv"
-        self.people = dict(zip(map(printable, source.names), source.identities() or [], strict=False))
+        self.people = dict(zip(map(printable, source.names), identities(source) or [], strict=False))
 
     def run(self) -> None:
         """Process the pending photos in order, then write the contact sheet and faces.csv."""

@@ -26,6 +26,7 @@ from latentfaces.data.datasets import (
 )
 from latentfaces.data.images import FilterName, to_float
 from latentfaces.data.kaggle import LICENCE, download_ffhq
+from latentfaces.data.label_files import identities
 from latentfaces.data.labels import LabelTable, read_labels
 from latentfaces.data.latents import Encode, LatentCache
 from latentfaces.data.pack import Pack, hold_out, open_pack
@@ -166,7 +167,7 @@ class FFHQDataModule(LightningDataModule):
         if self.opened is None:
             if not self.folder.exists():  # reject too few images before packing them
                 names = self.source.names
-                num_val = len(hold_out(names, self.source.identities(), self.val_every)[1])
+                num_val = len(hold_out(names, identities(self.source), self.val_every)[1])
                 self.require_batch(self.source.name, len(names) - num_val, num_val)
             self.opened = find_or_write_pack(
                 self.source, self.folder, self.resolution, self.on_bad_image, self.val_every, self.filter

@@ -103,11 +103,28 @@ def csv_rows(text: str, path: str) -> Iterator[Row]:
             if cells and len(cells) != len(header):
                 raise UserError(f"{place}: {len(cells)} cells, but the header has {len(header)}. Correct it.")
             if cells:
-                row = {column: one_line(cell) for column, cell in zip(header, cells, strict=True) if column}
+                row = {column: cell for column, cell in zip(header, cells, strict=True) if column}
                 number = row.pop("image_number", "")
-                yield Row(row.pop("name", number.zfill(5)), row, place)
+                name = row.pop("name", number.zfill(5))
+                yield Row(name.strip(), {column: one_line(cell) for column, cell in row.items()}, place)
     except csv.Error as error:
         raise UserError(f"{path}, line {lines.line_num}: {error}. Correct or remove it.") from None
+
+
+def identities(source: Source) -> list[str] | None:
+    """Return the identity on each image from identity.csv, whose names are relative to its folder, if there is one."""
+    if not isinstance(source, Photos) or (found := source.identity_csv()) is None:
+        return None
+    (folder, text), people = found, dict[str, str]()
+    where = f"{(folder / 'identity.csv').as_posix()} in {source.root}"
+    for row in csv_rows(text, where):
+        name, identity = (folder / row.image.replace("\\", "/")).as_posix(), row.cells.get("identity")
+        if not identity or people.setdefault(name, identity) != identity:
+            raise UserError(f"{row.place} needs one identity for {name}. Correct it.")
+    missing = next((name for name in source.names if name not in people), None)
+    if missing is not None:
+        raise UserError(f"{where} does not name {missing}. Complete or remove it.")
+    return [people[name] for name in source.names]
 
 
 def json_rows(text: str, path: str) -> Iterator[Row]:

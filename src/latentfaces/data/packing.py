@@ -17,6 +17,7 @@ from rich.text import Text
 
 from latentfaces.data.arrays import ResumableArray
 from latentfaces.data.images import FilterName, digest
+from latentfaces.data.label_files import identities
 from latentfaces.data.pack import FORMAT, Pack, hold_out, open_pack
 from latentfaces.data.sources import BadImageError, Photos, Source
 from latentfaces.errors import UserError
@@ -113,7 +114,7 @@ class Packing:
     def __init__(self, source: Source, folder: Path, settings: dict[str, Any], on_bad_image: str) -> None:
         self.source, self.folder, self.settings, self.on_bad_image = source, folder, settings, on_bad_image
         self.resolution: int = settings["resolution"]
-        self.names, self.people = source.names, source.identities()
+        self.names, self.people = source.names, identities(source)
         self.partial = folder.with_name(folder.name + ".partial")
         origin = {"format": FORMAT, "fingerprint": source.fingerprint, **settings}
         self.array = ResumableArray(self.partial / "images.npy", len(self.names), origin, RECORD)

@@ -1,8 +1,6 @@
 """Sources of images: a folder, a .zip, drawn faces, or a pack whose images are elsewhere."""
 
-import csv
 import hashlib
-import io
 import os
 import re
 import stat
@@ -98,10 +96,6 @@ class Source:
             BadImageError: the file is damaged or not an image.
         """
         raise NotImplementedError
-
-    def identities(self) -> list[str] | None:
-        """Return the identity on each image, where known."""
-        return None
 
     def left_out(self) -> list[str]:
         """Return a text for each kind of file that is left out."""
@@ -275,26 +269,3 @@ class Photos(Source):
                 except UnicodeDecodeError:
                     raise UserError(f"{path} in {self.root} is not in UTF-8. Convert or remove it.") from None
         return None
-
-    def identities(self) -> list[str] | None:
-        """Return the identities from identity.csv (columns name, identity; names relative to its folder), if any."""
-        found = self.identity_csv()
-        if found is None:
-            return None
-        (folder, text), people = found, dict[str, str]()
-        where = f"{(folder / 'identity.csv').as_posix()} in {self.root}"
-        rows = csv.DictReader(io.StringIO(text, newline=""))
-        try:
-            if not {"name", "identity"} <= set(rows.fieldnames or ()):
-                raise UserError(f"{where} needs the columns name and identity, not {rows.fieldnames}")
-            for row in rows:
-                name, identity = row["name"], (row["identity"] or "").strip()
-                name = (folder / name.replace("\\", "/")).as_posix()
-                if not identity or people.setdefault(name, identity) != identity:
-                    raise UserError(f"{where}: line {rows.line_num} needs one identity for {name}")
-        except csv.Error as error:
-            raise UserError(f"{where}: line {rows.line_num} cannot be read ({error})") from error
-        missing = [name for name in self.names if name not in people]
-        if missing:
-            raise UserError(f"{where} does not name {missing[0]}. Complete or remove it.")
-        return [people[name] for name in self.names]
