@@ -305,8 +305,3 @@ def test_drawn_faces_are_numbered_and_decided_by_their_index() -> None:
     assert first.names == more.names[:3] == ["drawn-000000", "drawn-000001", "drawn-000002"]
     assert np.array_equal(first.read(2, 16).pixels, more.read(2, 16).pixels)
     assert (first.name, first.fingerprint) != (more.name, more.fingerprint)
-
-
-def test_too_few_drawn_faces_are_refused_by_key() -> None:
-    with pytest.raises(UserError, match=r"data\.num_images=1"):
-        DrawnFaces(1)

@@ -1,6 +1,5 @@
 """Pack the images of a source on all cores. A packing that was killed is resumed."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,10 +15,11 @@ from rich.progress import track
 from rich.text import Text
 
 from latentfaces.data.arrays import ResumableArray
-from latentfaces.data.images import FilterName, digest
+from latentfaces.data.images import FilterName
 from latentfaces.data.label_files import identities
 from latentfaces.data.pack import FORMAT, Pack, hold_out, open_pack
 from latentfaces.data.sources import BadImageError, Photos, Source
+from latentfaces.data.verify import changed_files, file_sha256
 from latentfaces.errors import UserError
 from latentfaces.files import atomic_write, file_lock, require_space
 
@@ -70,7 +70,12 @@ def find_or_write_pack(
             if not folder.exists():  # another process may have written it meanwhile
                 return packing.run()
     pack = open_pack(folder)
-    if difference := changed(pack, source):
+    difference = ""
+    if pack.manifest["source"]["fingerprint"] != source.fingerprint:
+        difference = "its list of files has changed"
+    elif isinstance(source, Photos):
+        difference = next(changed_files(pack, source, -(-len(pack.images) // NUM_COMPARED)), "")
+    if difference:
         raise UserError(
             f"{folder} was packed from other images than those in {source.name} now ({difference}). Delete that folder "
             "to pack again."
@@ -82,22 +87,6 @@ def find_or_write_pack(
                 f"Delete that folder to pack again, or leave data.{key} as it was."
             )
     return pack
-
-
-def changed(pack: Pack, source: Source) -> str:
-    """Return how the images differ from those that were packed, or "". Of the files only some are read."""
-    if pack.manifest["source"]["fingerprint"] != source.fingerprint:
-        return "its list of files has changed"
-    if not isinstance(source, Photos):
-        return ""
-    packed = list(zip(pack.manifest["names"], pack.manifest["sha256_of_sources"], strict=True))
-    for name, sha256 in packed[:: -(-len(packed) // NUM_COMPARED)]:
-        try:
-            if digest(source.file_bytes(name)) != sha256:
-                return f"{name} has changed"
-        except BadImageError as error:
-            return str(error)
-    return ""
 
 
 class Packing:
@@ -231,9 +220,3 @@ def report_copies(names: list[str], hashes: list[str], val: list[int]) -> None:
             f"WARNING: {len(copies)} held-out images are identical to training images, such as {names[copies[0]]} and "
             f"{training[hashes[copies[0]]]}. Metrics on them are too good: remove the copies and pack again."
         )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,11 +20,8 @@ from latentfaces.errors import UserError
 FFHQ_FOLDERS = ("images1024x1024", "thumbnails128x128", "in-the-wild-images")
 HEIF = (".heic", ".heif")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", *HEIF * HAS_HEIF)
-SYSTEM_FOLDERS = {
-    *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
-    *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # of network storages
-    *("thumbnails", "thumbs"),
-}
+SYSTEM_FOLDERS = {"__macosx", "$recycle.bin", "system volume information", "lost+found", "thumbnails", "thumbs"}
+SYSTEM_FOLDERS |= {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}  # of network storages
 """Folders that other programs add next to images, in lower case. Hidden ones begin with a dot."""
 ALIGNMENT, FACES_CSV, CONTACT_SHEET = "alignment.json", "faces.csv", "contact_sheet.png"
 """Files next to aligned faces: settings, what was done with each face, and a picture of them."""
@@ -106,8 +103,6 @@ class DrawnFaces(Source):
     """Faces drawn from their index as the seed, with no download and no license."""
 
     def __init__(self, num_images: int) -> None:
-        if num_images < 2:
-            raise UserError(f"data.num_images={num_images} is too few. Training and validation need at least 2.")
         super().__init__(
             f"synthetic-{num_images}",
             [f"drawn-{index:06d}" for index in range(num_images)],
