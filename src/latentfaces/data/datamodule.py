@@ -131,7 +131,7 @@ class FFHQDataModule(LightningDataModule):
         return cls.from_photos(root, LICENCE, folder=folder, **options)
 
     @classmethod
-    def from_drawn_faces(cls, num_images: int, **options: Any) -> "FFHQDataModule":
+    def from_drawn_faces(cls, num_images: Annotated[int, Ge(2)], **options: Any) -> "FFHQDataModule":
         """Create from synthetic faces; `options` as for the class."""
         return cls(DrawnFaces(num_images), **options)
 

@@ -21,8 +21,6 @@ PAIRS = (("0", "1"), ("-1", "1"), ("false", "true"), ("no", "yes"))
 """Texts of a binary: 0, then 1."""
 TRUTH = {text: float(value) for pair in PAIRS for value, text in enumerate(pair)}
 FIXED: dict[str, Kind] = {CLASS: "category"}
-UNKNOWN, AMBIGUOUS = -1, -2
-"""Indices of a name of no image, and of several."""
 MAX_NUMBER = 1e38
 
 
@@ -116,19 +114,19 @@ class Cells:
         """Where the row of an image is."""
         self.num_unmatched, self.unmatched = 0, ""
         """Number of rows without an image, and the first."""
-        indices = dict[str, int]()
+        indices = dict[str, int | None]()  # None of a name of several images
         for index, path in enumerate(map(PurePosixPath, names)):
             for key in {path.name, path.stem, str(path.with_suffix(""))}:
-                indices[key] = AMBIGUOUS if key in indices else index
+                indices[key] = None if key in indices else index
         indices |= {name: index for index, name in enumerate(names)}
         for row in rows:
             name = row.image.replace("\\", "/")
             # Aligned faces are PNG, whatever the suffix of their photos.
-            index = indices.get(name, indices.get(without_suffix(name), UNKNOWN))
-            if index == UNKNOWN:
+            key = name if name in indices else without_suffix(name)
+            if key not in indices:
                 self.num_unmatched, self.unmatched = self.num_unmatched + 1, self.unmatched or one_line(name)[:200]
                 continue
-            if index == AMBIGUOUS:
+            if (index := indices[key]) is None:
                 raise UserError(
                     f"{row.place}: several images are named {one_line(name)}. Give the path below the root."
                 )
