@@ -115,10 +115,10 @@ class Cells:
         self.num_unmatched, self.unmatched = 0, ""
         """Number of rows without an image, and the first."""
         indices = dict[str, int | None]()  # None of a name of several images
-        for index, path in enumerate(map(PurePosixPath, names)):
+        for number, path in enumerate(map(PurePosixPath, names)):
             for key in {path.name, path.stem, str(path.with_suffix(""))}:
-                indices[key] = None if key in indices else index
-        indices |= {name: index for index, name in enumerate(names)}
+                indices[key] = None if key in indices else number
+        indices |= {name: number for number, name in enumerate(names)}
         for row in rows:
             name = row.image.replace("\\", "/")
             # Aligned faces are PNG, whatever the suffix of their photos.

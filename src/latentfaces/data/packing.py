@@ -74,7 +74,7 @@ def find_or_write_pack(
     if pack.manifest["source"]["fingerprint"] != source.fingerprint:
         difference = "its list of files has changed"
     elif isinstance(source, Photos):
-        difference = next(changed_files(pack, source, -(-len(pack.images) // NUM_COMPARED)), "")
+        difference = next(changed_files(source, pack.files[:: -(-len(pack.images) // NUM_COMPARED)]), "")
     if difference:
         raise UserError(
             f"{folder} was packed from other images than those in {source.name} now ({difference}). Delete that folder "

@@ -227,11 +227,10 @@ class Photos(Source):
         try:
             if self.archive is not None:
                 return self.archive.read(member or name)
-            with path.open("rb", buffering=0) as file:
-                return file.read()
+            return path.read_bytes()
         except Exception as error:  # zipfile has a dozen ways to say that a member is damaged
-            size = f"{self.root.stat().st_size:,} bytes"
-            remedy = f"; write or fetch the .zip ({size}) again" if self.archive is not None else ""
+            is_zip = self.archive is not None
+            remedy = f"; write or fetch the .zip ({self.root.stat().st_size:,} bytes) again" if is_zip else ""
             raise BadImageError(f"{path} cannot be read ({error}){remedy}") from error
 
     def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:

@@ -1,7 +1,7 @@
 """Comparison of images and packs with their checksums."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.progress import track
@@ -15,13 +15,12 @@ def damaged_files(pack: Pack, source: Photos) -> Iterator[str]:
     """Yield a message for the pack and for each image that changed since it was packed."""
     if file_sha256(pack.folder / "images.npy") != pack.sha256:
         yield f"{pack.folder / 'images.npy'} has changed since it was written"
-    yield from changed_files(pack, source)
+    yield from changed_files(source, track(pack.files, f"Verifying {source.name}"))
 
 
-def changed_files(pack: Pack, source: Photos, step: int = 1) -> Iterator[str]:
-    """Yield a message for every `step`-th image if it changed since it was packed."""
-    packed = list(zip(pack.manifest["names"], pack.manifest["sha256_of_sources"], strict=True))
-    for name, sha256 in track(packed[::step], f"Verifying {source.name}", disable=step > 1):
+def changed_files(source: Photos, files: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield a message for each of some names and checksums (see `Pack.files`) if the image changed."""
+    for name, sha256 in files:
         try:
             if digest(source.file_bytes(name)) != sha256:
                 yield f"{source.root / name} has changed since it was packed"
