@@ -147,10 +147,7 @@ class FFHQDataModule(LightningDataModule):
         """
         if self.labels is None:
             raise UserError("model.labels needs labels. Add data.labels=FILE, or data.labels=auto with data=synthetic.")
-        pack = self.pack()
-        self.label_table = read_labels(
-            self.labels, self.source, pack.manifest["names"], pack.train_indices, names, self.label_types, pack
-        )
+        self.label_table = read_labels(self.labels, self.source, self.pack(), names, self.label_types)
         if is_main_process():
             print(self.label_table.summary)
             sided = [label.name for label in self.label_table.labels if SIDED.search(label.name)]

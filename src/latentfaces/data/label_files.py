@@ -31,22 +31,21 @@ class Row(NamedTuple):
     """Where the row is, for messages."""
 
 
-def label_rows(wanted: str, source: Source, names: list[str], pack: Pack | None = None) -> Iterator[Row]:
+def label_rows(wanted: str, source: Source, pack: Pack) -> Iterator[Row]:
     """Yield the rows of a file or a rule.
 
     Args:
         wanted: value of `data.labels`: a CSV, a JSON, a folder of JSONs, or one of "auto" and "folders".
         source: the images. The file may be in their folder or .zip.
-        names: names of the images.
-        pack: keeps the labels of drawn faces.
+        pack: the pack of the images, which keeps the labels of drawn faces.
 
     Raises:
         UserError: the file is missing or damaged, or there are no such labels.
     """
     if wanted == AUTO:
-        return drawn_rows(source, names, pack)
+        return drawn_rows(source, pack)
     if wanted == FOLDERS:
-        return (Row(name, {CLASS: PurePosixPath(name).parent.name}, name) for name in names)
+        return (Row(name, {CLASS: PurePosixPath(name).parent.name}, name) for name in pack.manifest["names"])
     path = Path(wanted).expanduser()
     if path.is_dir():
         return features_rows(path)
@@ -70,21 +69,20 @@ def read_text(path: Path, wanted: str, source: Source) -> str:
         raise UserError(f"data.labels={wanted} is not in UTF-8. Convert it.") from None
 
 
-def drawn_rows(source: Source, names: list[str], pack: Pack | None) -> Iterator[Row]:
+def drawn_rows(source: Source, pack: Pack) -> Iterator[Row]:
     """Yield the labels of drawn faces, which are known. A file in the pack keeps them, as 10,000 take seconds."""
     if not isinstance(source, DrawnFaces):
         raise UserError("data.labels=auto is for data=synthetic. Give a file of labels.")
-    path = pack.folder / f"labels-{LABELS_VERSION}-{pack.sha256[:8]}.csv" if pack is not None else None
-    if path is not None and path.exists():
+    path = pack.folder / f"labels-{LABELS_VERSION}-{pack.sha256[:8]}.csv"
+    if path.exists():
         return csv_rows(path.read_text(), str(path))
-    rows = [Row(name, known_labels(index), name) for index, name in enumerate(names)]
-    if path is not None:
-        lines = io.StringIO()
-        table = csv.DictWriter(lines, ["name", *rows[0].cells])
-        table.writeheader()
-        table.writerows({"name": row.image, **row.cells} for row in rows)
-        with contextlib.suppress(OSError), file_lock(path), atomic_write(path) as file:  # a pack may be read-only
-            file.write(lines.getvalue().encode())
+    rows = [Row(name, known_labels(index), name) for index, name in enumerate(pack.manifest["names"])]
+    lines = io.StringIO()
+    table = csv.DictWriter(lines, ["name", *rows[0].cells])
+    table.writeheader()
+    table.writerows({"name": row.image, **row.cells} for row in rows)
+    with contextlib.suppress(OSError), file_lock(path), atomic_write(path) as file:  # a pack may be read-only
+        file.write(lines.getvalue().encode())
     return iter(rows)
 
 

@@ -42,38 +42,35 @@ class LabelTable:
 def read_labels(
     wanted: str,
     source: Source,
-    names: list[str],
-    train: NDArray[np.int64],
+    pack: Pack,
     chosen: Sequence[str] | None = None,
     kinds: Mapping[str, str] | None = None,
-    pack: Pack | None = None,
 ) -> LabelTable:
     """Read labels of images. Images without a row have missing values.
 
     Args:
         wanted: file or rule, see `label_rows`.
         source: the images.
-        names: names of the images in the pack's order.
-        train: indices of the training images, which decide kinds, choices and statistics.
+        pack: the pack of the images. The training images decide kinds, choices and statistics.
         chosen: names of the labels; None for all that can be used.
         kinds: kinds that the user sets, by label.
-        pack: keeps the labels of drawn faces.
 
     Raises:
         UserError: naming file and line, or the key.
     """
-    cells = Cells(names, label_rows(wanted, source, names, pack))
+    names, train, kinds = pack.manifest["names"], pack.train_indices, kinds or {}
+    cells = Cells(names, label_rows(wanted, source, pack))
     if not cells.places:
         example = f"{cells.unmatched} is none of the images" if cells.unmatched else "it has no rows"
         raise UserError(
             f"data.labels={wanted} has no label of these images, such as {names[0]}: {example}. Choose another file."
         )
-    check_names(wanted, cells, chosen, kinds or {})
+    check_names(wanted, cells, chosen, kinds)
     labels, columns, left_out = [], [], []
     for name in dict.fromkeys(chosen or cells.columns):
         texts = cells.columns[name]
         seen = {texts[index] for index in train} - {""}
-        kind = (kinds or {}).get(name) or FIXED.get(name) or infer_kind(seen)
+        kind = kinds.get(name) or FIXED.get(name) or infer_kind(seen)
         num_choices = len(seen) if kind == "category" else 1
         if seen and num_choices <= MAX_CHOICES:
             label, column = typed(name, kind, texts, train, cells)
