@@ -20,7 +20,6 @@ MAX_CHOICES, MAX_SHOWN = 64, 8
 PAIRS = (("0", "1"), ("-1", "1"), ("false", "true"), ("no", "yes"))
 """Texts of a binary: 0, then 1."""
 TRUTH = {text: float(value) for pair in PAIRS for value, text in enumerate(pair)}
-FIXED: dict[str, Kind] = {CLASS: "category"}
 MAX_NUMBER = 1e38
 
 
@@ -70,7 +69,7 @@ def read_labels(
     for name in dict.fromkeys(chosen or cells.columns):
         texts = cells.columns[name]
         seen = {texts[index] for index in train} - {""}
-        kind = kinds.get(name) or FIXED.get(name) or infer_kind(seen)
+        kind = kinds.get(name) or ("category" if name == CLASS else infer_kind(seen))
         num_choices = len(seen) if kind == "category" else 1
         if seen and num_choices <= MAX_CHOICES:
             label, column = typed(name, kind, texts, train, cells)
