@@ -165,6 +165,10 @@ def test_error_names_file_and_line(read: Read, text: str | bytes, clue: str) -> 
     assert "\n" not in str(raised.value)
 
 
+def test_columns_without_a_name_are_left_out(read: Read) -> None:
+    assert list(values(read("name,x,,\n1,0,,\n2,1,,\n"))) == ["x"]
+
+
 def test_spreadsheets_mark_and_blank_lines_are_read(read: Read) -> None:
     assert same(values(read("\ufeffname,x\r\n1,0\r\n\r\n2,1\r\n"))["x"], [0, 1, NAN, NAN, NAN])
 

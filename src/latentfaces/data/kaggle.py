@@ -8,6 +8,7 @@ from pathlib import Path
 
 from latentfaces.errors import UserError, missing_extra
 from latentfaces.files import file_lock, require_space
+from latentfaces.signals import Stopped
 
 DATASET = "arnaud58/flickrfaceshq-dataset-ffhq"
 LICENCE = "CC BY-NC-SA 4.0"
@@ -45,6 +46,8 @@ def download(target: Path) -> None:
         folder.mkdir(exist_ok=True)
         print(f"Downloading {DATASET} from Kaggle ({LICENCE}). If it stops, run the same command to resume.")
         api.dataset_download_files(DATASET, path=str(folder), quiet=False)
+    except Stopped:  # by a signal, which is a SystemExit too
+        raise
     except ImportError as error:
         raise missing_extra(f"Kaggle's client ({error})", "data", f", {BY_HAND.removesuffix('.')}") from error
     except (Exception, SystemExit) as error:  # of requests, urllib3 and the client, which exits without credentials

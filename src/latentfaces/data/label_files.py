@@ -91,7 +91,8 @@ def csv_rows(text: str, path: str) -> Iterator[Row]:
     lines = csv.reader(io.StringIO(text, newline=""))
     try:
         header = [one_line(column) for column in next(lines, [])]
-        if len(set(header)) < len(header):
+        columns = [column for column in header if column]
+        if len(set(columns)) < len(columns):
             raise UserError(f"{path}, line 1: a column is there twice. Remove one.")
         if "name" not in header and "image_number" not in header:
             found = ", ".join(header)[:200]
