@@ -151,10 +151,7 @@ class Aligning:
             print(f"  {count:,} {reason}")
 
     def thumbnails(self, rows: list[Row]) -> list[tuple[Image.Image, tuple[str, str]]]:
-        """Return evenly spaced faces of some rows, each with the name of the photo and the reason to leave it out.
-
-        The photo stands for a face that was not found, and a gray square for a photo that cannot be read.
-        """
+        """Return evenly spaced faces, or photos without a face, with the name and the reason to leave it out."""
         names, thumbnails = {printable(name): name for name in self.source.names}, []
         for row in rows[:: -(-len(rows) // MAX_SHOWN) or 1]:
             try:

@@ -73,7 +73,7 @@ def files_in(folder: str | Path, above: str = "") -> Iterator[tuple[str, int, st
 
 
 class Source:
-    """Named images in a fixed order. As such it stands for the images of a pack that are not on this machine.
+    """Named images in a fixed order. It is used directly for a pack whose images are not on this machine.
 
     Args:
         name: becomes part of the pack's name.
