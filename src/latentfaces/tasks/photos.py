@@ -31,8 +31,8 @@ class OnePhoto(Photos):
         self.path = path
 
     @cached_property
-    def sizes(self) -> dict[str, int]:
-        return {self.path.name: self.path.stat().st_size}
+    def listing(self) -> tuple[dict[str, int], dict[str, list[str]]]:
+        return {self.path.name: self.path.stat().st_size}, {}
 
 
 @dataclass(frozen=True)
