@@ -183,7 +183,8 @@ def test_tuning_of_a_run_that_cannot_be_written_keeps_its_result(
     tuned = Path("outputs/ldm/faces/tuned.json")
     blocker = tuned.with_name("tuned.json.partial")  # root may write anywhere, but not onto a folder
     blocker.mkdir()
-    few = ["num_images=32", "task.weights=[1.5]", "task.emas=[]", "~task.samplers.ddpm", "~task.samplers.dpmpp_2m"]
+    few = ["num_images=32", "task.weights=[1.5]", "task.emas=[]"]
+    few += [f"~task.samplers.{name}" for name in ("fewer_steps", "dpmpp_2m", "ddpm")]
     try:
         sample("task=tune", *few, "output=pictures")
     finally:
@@ -223,7 +224,8 @@ def test_early_denoiser_is_read_where_it_guides_and_only_there(home: Path, monke
 
 
 def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["num_images=32", "task.weights=[1.5,2.0]", "task.emas=[0.05,0.1]", "task.samplers.ddpm.num_steps=3"]
+    few = ["num_images=32", "task.weights=[1.5,2.0]", "task.emas=[0.05,0.1]"]
+    few += ["task.samplers.fewer_steps.num_steps=3", "task.samplers.ddpm.num_steps=3"]
     sample("task=tune", *few, "output=pictures")
     printed = capsys.readouterr().out
     found = json.loads(Path("outputs/ldm/faces/tuned.json").read_text())
@@ -231,7 +233,7 @@ def test_what_tune_found_serves_later_commands(sample: Command, capsys: pytest.C
     assert float(scores[0]["distance"]) == pytest.approx(found["score"])
     assert min(float(row["distance"]) for row in scores) == pytest.approx(found["score"])
     assert {row["guidance"] for row in scores} == {"none", "auto"}
-    assert {row["sampler"] for row in scores} == {"DPMpp2M 2 eta=1.0", "DPMpp2M 20", "DDPM 3"}
+    assert {row["sampler"] for row in scores} == {"DPMpp2M 2 eta=1.0", "DPMpp2M 3 eta=1.0", "DPMpp2M 20", "DDPM 3"}
     assert scores[0]["sampler"].startswith(found["sampler"]["_target_"].split(".")[-1].removesuffix("Sampler"))
     assert "best:" in printed
     tuned = {"guidance": {"_target_": "latentfaces.diffusion.AutoGuidance", "weight": 1.5, "start": 1.0, "end": 0.0}}

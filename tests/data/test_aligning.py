@@ -16,6 +16,7 @@ from latentfaces.data import FFHQDataModule, align
 from latentfaces.data.align import Face
 from latentfaces.data.aligning import Aligning, align_photos
 from latentfaces.data.crops import crop
+from latentfaces.data.label_files import identities
 from latentfaces.data.sources import Photos
 from latentfaces.errors import UserError
 
@@ -101,7 +102,7 @@ def test_second_call_reads_no_photo(photos: Photos, tmp_path: Path, detector: li
 def test_run_that_was_killed_goes_on_with_what_is_missing(
     photos: Photos, tmp_path: Path, detector: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(self: Aligning) -> None:
+    def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -146,7 +147,7 @@ def test_identities_follow_the_faces(photos: Photos, tmp_path: Path) -> None:
     text = "name,identity\n1.png,ann\nset/1.png,ann\nset/two.png,bob\nblack.png,cid\ntorn.jpg,cid\n"
     (tmp_path / "photos" / "identity.csv").write_text(text)
     faces = align_photos(Photos(tmp_path / "photos"), tmp_path / "out", 32)
-    assert faces.identities() == ["ann", "ann", "bob", "bob"]
+    assert identities(faces) == ["ann", "ann", "bob", "bob"]
 
 
 @pytest.mark.parametrize("as_zip", [False, True])
@@ -184,6 +185,14 @@ def test_command_writes_256_pixels_by_default(
     printed = capsys.readouterr().out
     assert f"{tmp_path / 'small'}: 4 faces taken, 2 left out, see faces.csv" in printed
     assert "1 no face found" in printed
+
+
+def test_options_without_effect_are_refused(
+    photos: Photos, tmp_path: Path, command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command(photos.root, "--align", tmp_path / "out", "--verify")
+    assert "--verify has no effect with --align" in capsys.readouterr().err
 
 
 def test_missing_extra_is_one_line(

@@ -359,3 +359,6 @@ def test_use_of_the_pack_alone_is_printed(photos: Path, tmp_path: Path, capsys: 
     alone = FFHQDataModule.from_photos(photos, **options)
     assert f"{photos} does not exist: using the pack {first.folder} alone" in capsys.readouterr().out
     assert alone.pack().sha256 == first.sha256
+    first.folder.rename(tmp_path / "data" / "renamed-8")
+    renamed = FFHQDataModule.from_photos(tmp_path / "renamed", **options)
+    assert renamed.pack().folder.name == "renamed-8"

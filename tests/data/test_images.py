@@ -360,15 +360,9 @@ def test_srgb_and_damaged_profiles_change_nothing(profile: bytes) -> None:
     assert np.array_equal(decode(encoded(picture, icc_profile=profile), 8).pixels, picture)
 
 
-@pytest.mark.parametrize(
-    ("pixels", "words"),
-    [
-        (np.full((4, 4), 0.5, np.float32), "32-bit floating-point"),
-        (np.full((4, 4), 50_000, np.int32), "32-bit signed integer"),
-    ],
-)
-def test_pixels_without_a_known_range_are_rejected(pixels: Array, words: str) -> None:
-    with pytest.raises(ValueError, match=f"{words} pixels are not supported"):
+@pytest.mark.parametrize("pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 50_000, np.int32)])
+def test_pixels_without_a_known_range_are_rejected(pixels: Array) -> None:
+    with pytest.raises(ValueError, match="only pixels of 8 and 16 bits are supported"):
         decode(encoded(pixels, "TIFF"), 4)
 
 
@@ -376,7 +370,7 @@ def test_twelve_bit_tiff_is_rejected() -> None:
     data = bytearray(encoded(np.full((4, 4), 4095, np.uint16), "TIFF"))
     entry = data.index(struct.pack("<HHI", 258, 3, 1))
     struct.pack_into("<H", data, entry + 8, 12)
-    with pytest.raises(ValueError, match="12-bit integer pixels are not supported"):
+    with pytest.raises(ValueError, match="only pixels of 8 and 16 bits are supported"):
         decode(bytes(data), 4)
 
 

@@ -1,5 +1,6 @@
 """FFHQ from a fake of Kaggle's client: downloads, interruptions and errors."""
 
+import signal
 import threading
 import tomllib
 import zipfile
@@ -10,6 +11,7 @@ from helpers.kaggle_stand_in import Kaggle, send_truncated, send_whole
 
 from latentfaces.data.kaggle import DATASET, download_ffhq
 from latentfaces.errors import UserError
+from latentfaces.signals import Stopped
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
@@ -59,6 +61,15 @@ def test_interrupted_download_stays_for_the_next_try(kaggle: Kaggle, target: Pat
         download_ffhq(target)
     assert not target.exists()
     assert len(list((target.parent / "ffhq.zip.partial").iterdir())) == 1
+
+
+def test_signal_is_not_taken_for_missing_credentials(kaggle: Kaggle, target: Path) -> None:
+    def stop(path: Path) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    kaggle.send = stop
+    with pytest.raises(Stopped):
+        download_ffhq(target)
 
 
 def test_two_trainings_at_the_same_time_fetch_it_once(kaggle: Kaggle, target: Path) -> None:

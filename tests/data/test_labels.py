@@ -20,6 +20,12 @@ NAMES = ["a/1.png", "a/2.png", "b/3.png", "b/4.png", "5.png"]
 Read = Callable[..., LabelTable]
 
 
+def pack_of(folder: Path, names: list[str], num_train: int) -> Pack:
+    """Return a pack of images without pixels, of which the last are held out."""
+    split = {"val": list(range(num_train, len(names)))}
+    return Pack(folder, {"names": names, "num_images": len(names), "split": split, "sha256": "0123456789"})
+
+
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
     """Return `read(text, ...)`: labels of five images, of which the last is held out, from a file with this text."""
@@ -27,7 +33,7 @@ def read(tmp_path: Path) -> Read:
     def read_text(text: str | bytes, *chosen: str, file: str = "labels.csv", **kinds: str) -> LabelTable:
         path = tmp_path / file
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return read_labels(str(path), Photos(tmp_path), NAMES, np.arange(4), chosen or None, kinds)
+        return read_labels(str(path), Photos(tmp_path), pack_of(tmp_path, NAMES, 4), chosen or None, kinds)
 
     return read_text
 
@@ -56,6 +62,12 @@ def test_csv_by_path_file_name_and_stem(read: Read) -> None:
 def test_names_with_another_suffix_and_those_of_aligned_faces(read: Read) -> None:
     table = read("name,age\n3.jpg,1\na/1.JPEG,2\na/2,3\n4.v2,4\n5.png,5\n")
     assert same(values(table)["age"], [2, 3, 1, NAN, 5])
+
+
+def test_spaces_inside_the_names_of_files_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("age, name\n1, my  face.png\n2, 2.png\n")
+    table = read_labels(str(tmp_path / "labels.csv"), Photos(tmp_path), pack_of(tmp_path, ["my  face.png", "2.png"], 2))
+    assert values(table)["age"] == [1, 2]
 
 
 def test_missing_cells_and_rows_are_nan_and_counted(read: Read) -> None:
@@ -121,11 +133,11 @@ def test_texts_that_are_no_category_are_left_out_unless_chosen(tmp_path: Path) -
     names, path, source = [f"{number}.png" for number in range(65)], tmp_path / "labels.csv", Photos(tmp_path)
     rows = "".join(f"{name},note {name},{number % 2},\n" for number, name in enumerate(names))
     path.write_text(f"name,note,x,empty\n{rows}")
-    table = read_labels(str(path), source, names, np.arange(65))
+    table = read_labels(str(path), source, pack_of(tmp_path, names, 65))
     assert [label.name for label in table.labels] == ["x"]
     assert "left out: note (65 different texts), empty (0 different texts)" in table.summary
     with pytest.raises(UserError, match=r"note of .* has 65 different texts"):
-        read_labels(str(path), source, names, np.arange(65), ["note"])
+        read_labels(str(path), source, pack_of(tmp_path, names, 65), ["note"])
 
 
 @pytest.mark.parametrize(
@@ -153,6 +165,10 @@ def test_error_names_file_and_line(read: Read, text: str | bytes, clue: str) -> 
     assert "\n" not in str(raised.value)
 
 
+def test_columns_without_a_name_are_left_out(read: Read) -> None:
+    assert list(values(read("name,x,,\n1,0,,\n2,1,,\n"))) == ["x"]
+
+
 def test_spreadsheets_mark_and_blank_lines_are_read(read: Read) -> None:
     assert same(values(read("\ufeffname,x\r\n1,0\r\n\r\n2,1\r\n"))["x"], [0, 1, NAN, NAN, NAN])
 
@@ -167,7 +183,7 @@ def test_untrusted_texts_stay_in_one_line(read: Read) -> None:
 def test_name_of_several_images_needs_its_path(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("name,x\na/1.png,0\n1.png,1\n")
     with pytest.raises(UserError, match=r"line 3: several images are named 1\.png"):
-        read_labels(str(tmp_path / "labels.csv"), Photos(tmp_path), ["a/1.png", "b/1.png"], np.arange(2))
+        read_labels(str(tmp_path / "labels.csv"), Photos(tmp_path), pack_of(tmp_path, ["a/1.png", "b/1.png"], 2))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +232,7 @@ def test_ffhq_aging(tmp_path: Path) -> None:
     )
     names = [f"00000/{number:05d}.png" for number in range(3)]
     wanted = ["age_group", "gender", "age_group_confidence", "glasses"]
-    table = read_labels(str(tmp_path / "ffhq_aging_labels.csv"), Photos(tmp_path), names, np.arange(3), wanted)
+    table = read_labels(str(tmp_path / "ffhq_aging_labels.csv"), Photos(tmp_path), pack_of(tmp_path, names, 3), wanted)
     assert table.labels[0].choices == ("0-2", "10-14", "20-29")  # youngest first
     assert table.labels[3].choices == ("None", "Normal")
     assert [label.kind for label in table.labels] == ["category", "category", "number", "category"]
@@ -228,17 +244,17 @@ def test_ffhq_features_of_which_some_are_empty(tmp_path: Path) -> None:
     for number, content in enumerate([json.dumps([face, {}]), "[]", ""]):
         (tmp_path / f"{number:05d}.json").write_text(content)
     names = [f"{number:05d}.png" for number in range(3)]
-    table = read_labels(str(tmp_path), Photos(tmp_path), names, np.arange(3))
+    table = read_labels(str(tmp_path), Photos(tmp_path), pack_of(tmp_path, names, 3))
     assert [label.name for label in table.labels] == ["smile", "gender", "hair_bald", "age"]
     assert same(table.values[:, 3].tolist(), [7, NAN, NAN])
     assert "3 of 3 images have a row" in table.summary
     (tmp_path / "00001.json").write_text('[{"faceAttributes": 3}]')
     with pytest.raises(UserError, match=r"00001\.json is not a list of faces"):
-        read_labels(str(tmp_path), Photos(tmp_path), names, np.arange(3))
+        read_labels(str(tmp_path), Photos(tmp_path), pack_of(tmp_path, names, 3))
 
 
 def test_folders_are_classes(tmp_path: Path) -> None:
-    table = read_labels("folders", Photos(tmp_path), NAMES, np.arange(4))
+    table = read_labels("folders", Photos(tmp_path), pack_of(tmp_path, NAMES, 4))
     assert table.labels == [Label("class", "category", ("a", "b"))]
     assert same(values(table)["class"], [0, 0, 1, 1, NAN])
 
@@ -246,17 +262,17 @@ def test_folders_are_classes(tmp_path: Path) -> None:
 def test_file_in_the_folder_of_the_images_is_found(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "labels.csv").write_text("name,x\n1,0\n2,1\n")
-    assert read_labels("sub/labels.csv", Photos(tmp_path), NAMES, np.arange(4)).values[1, 0] == 1
+    assert read_labels("sub/labels.csv", Photos(tmp_path), pack_of(tmp_path, NAMES, 4)).values[1, 0] == 1
     with pytest.raises(UserError, match=r"data\.labels=nowhere\.csv does not exist"):
-        read_labels("nowhere.csv", Photos(tmp_path), NAMES, np.arange(4))
+        read_labels("nowhere.csv", Photos(tmp_path), pack_of(tmp_path, NAMES, 4))
     with pytest.raises(UserError, match=r"contains no \.json"):
-        read_labels(str(tmp_path), Photos(tmp_path), NAMES, np.arange(4))
+        read_labels(str(tmp_path), Photos(tmp_path), pack_of(tmp_path, NAMES, 4))
 
 
 def test_drawn_faces_know_their_labels(tmp_path: Path) -> None:
-    source = DrawnFaces(60, seed=1)
-    table = read_labels("auto", source, source.names, np.arange(54))
-    faces = [sample_face(np.random.default_rng(source.face_seed(index))) for index in range(60)]
+    source = DrawnFaces(60)
+    table = read_labels("auto", source, pack_of(tmp_path, source.names, 54))
+    faces = [sample_face(np.random.default_rng(index)) for index in range(60)]
     found = values(table)
     assert found["glasses"] == [float(face.glasses is not None) for face in faces]
     assert found["age"] == pytest.approx([face.age for face in faces], abs=1e-3)
@@ -269,7 +285,7 @@ def test_drawn_faces_know_their_labels(tmp_path: Path) -> None:
     serious = [face.smile for face, value in zip(faces, found["smile"], strict=True) if value == 0]
     assert min(smiling) > max(serious) + 0.25
     with pytest.raises(UserError, match=r"data\.labels=auto is for data=synthetic"):
-        read_labels("auto", Photos(tmp_path), NAMES, np.arange(4))
+        read_labels("auto", Photos(tmp_path), pack_of(tmp_path, NAMES, 4))
 
 
 def test_a_color_between_two_names_has_no_label() -> None:
@@ -279,20 +295,19 @@ def test_a_color_between_two_names_has_no_label() -> None:
 
 
 def test_labels_of_drawn_faces_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = DrawnFaces(60, seed=1)
-    pack = Pack(tmp_path, {"sha256": "0123456789"})
-    first = read_labels("auto", source, source.names, np.arange(54), pack=pack)
+    source = DrawnFaces(60)
+    pack = pack_of(tmp_path, source.names, 54)
+    first = read_labels("auto", source, pack)
     assert [path.name for path in tmp_path.glob("*.csv")] == ["labels-1-01234567.csv"]
     monkeypatch.setattr("latentfaces.data.label_files.known_labels", None)
-    again = read_labels("auto", source, source.names, np.arange(54), pack=pack)
+    again = read_labels("auto", source, pack)
     assert again.labels == first.labels
     assert np.array_equal(again.values, first.values, equal_nan=True)
 
 
-def test_labels_of_drawn_faces_need_no_writable_pack(tmp_path: Path) -> None:
-    source = DrawnFaces(60, seed=1)
-    table = read_labels("auto", source, source.names, np.arange(54), pack=Pack(Path("/dev/null"), {"sha256": "0" * 8}))
-    assert len(table.values) == 60
+def test_labels_of_drawn_faces_need_no_writable_pack() -> None:
+    source = DrawnFaces(60)
+    assert len(read_labels("auto", source, pack_of(Path("/dev/null"), source.names, 54)).values) == 60
 
 
 def test_hair_under_a_hat_is_unknown() -> None:

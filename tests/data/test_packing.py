@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,13 @@ def test_people_of_the_listing_are_kept_apart_in_the_pack(photos: Path, folder: 
     assert pack.val_indices.tolist() == [0, 1, 2, 6, 7, 8]
 
 
+def test_damaged_listing_of_people_is_rejected_before_anything_is_packed(photos: Path, folder: Path) -> None:
+    (photos / "identity.csv").write_text("name,identity\n0.png,ann\n")
+    with pytest.raises(UserError, match=r"does not name 1\.png"):
+        find_or_write_pack(Photos(photos), folder, SIDE)
+    assert not folder.parent.exists()
+
+
 def test_zip_packs_to_the_same_bytes_as_its_folder(photos: Path, folder: Path, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -247,9 +254,8 @@ def test_pack_of_other_pictures_is_refused_with_the_folder_to_delete(
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize("changed", [range(60), [1]])
 def test_pack_of_other_images_with_the_same_names_and_sizes_is_rejected(
-    photos: Path, folder: Path, write_photo: WritePhoto, changed: Iterable[int], zipped: bool
+    photos: Path, folder: Path, write_photo: WritePhoto, zipped: bool
 ) -> None:
     def source() -> Photos:
         return Photos(shutil.make_archive(str(photos), "zip", photos) if zipped else photos)
@@ -257,7 +263,7 @@ def test_pack_of_other_images_with_the_same_names_and_sizes_is_rejected(
     for number in range(60):
         write_photo(photos / f"{number}.bmp", number)
     find_or_write_pack(source(), folder, SIDE)
-    for number in changed:
+    for number in range(60):
         path = photos / f"{number}.bmp"
         time, size = path.stat().st_mtime_ns, path.stat().st_size
         write_photo(path, number + 60)
@@ -416,11 +422,11 @@ def test_packing_cut_between_two_files_goes_on(
 def test_packing_cut_after_the_gaps_were_closed_goes_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(_: Numbered) -> None:
+    def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
-        patched.setattr(Numbered, "identities", stop)  # asked for when the array has been rewritten
+        patched.setattr("latentfaces.data.packing.report_copies", stop)
         find_or_write_pack(Numbered(20, bad=(11,)), folder, SIDE, "skip")
     find_or_write_pack(Numbered(20, bad=(11,)), folder, SIDE, "skip")
     find_or_write_pack(Numbered(20, bad=(11,)), tmp_path / "straight", SIDE, "skip")

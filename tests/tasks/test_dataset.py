@@ -74,9 +74,9 @@ def test_each_cell_has_its_number_of_faces_and_the_labels_are_those_of_the_image
         assert recipe["labels"] == {"Smiling": int(row["Smiling"])}
         assert (recipe["index"], recipe["settings"]["seed"]) == (int(path.stem), 3)
         assert read_source(path) == GENERATED
-    names = Photos(tmp_path / "set" / "images").names
     source = Photos(tmp_path / "set" / "images")
-    table = read_labels(str(tmp_path / "set" / "labels.csv"), source, names, np.arange(10), None, {})
+    pack = Pack(tmp_path, {"names": source.names, "num_images": 10, "split": {"val": []}})
+    table = read_labels(str(tmp_path / "set" / "labels.csv"), source, pack)
     assert table.values[:, [label.name for label in table.labels].index("Smiling")].tolist() == [0] * 5 + [1] * 5
     text = card.read_text()
     assert text.startswith("---\nlicense: cc-by-nc-sa-4.0\n")

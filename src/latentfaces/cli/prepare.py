@@ -10,7 +10,7 @@ from latentfaces.errors import UserError, escape_stdout
 from latentfaces.signals import Stopped, handle_signals, stop
 
 if TYPE_CHECKING:
-    from latentfaces.data import Pack, Photos
+    from latentfaces.data import Photos
 
 
 def source_of(arguments: argparse.Namespace) -> "Photos":
@@ -28,37 +28,29 @@ def source_of(arguments: argparse.Namespace) -> "Photos":
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """Find or write the pack, and verify it with `--verify`."""
+    """Find or write the pack, and verify it with `--verify`.
+
+    Raises:
+        UserError: the images cannot be packed, or checksums are wrong.
+    """
     from latentfaces.data import open_pack
     from latentfaces.data.packing import find_or_write_pack
+    from latentfaces.data.verify import damaged_files
 
     source = source_of(arguments)
     folder = arguments.folder / f"{source.name}-{arguments.resolution}"
     if arguments.verify and folder.exists():
         pack = open_pack(folder)
     else:
-        pack = find_or_write_pack(
-            source, folder, arguments.resolution, arguments.on_bad_image, arguments.val_every, arguments.filter
-        )
+        options = arguments.on_bad_image, arguments.val_every, arguments.filter
+        pack = find_or_write_pack(source, folder, arguments.resolution, *options)
     if arguments.verify:
-        verify(pack, source)
+        if damaged := list(damaged_files(pack, source)):
+            remedy = f"{len(damaged)} damaged. Fetch them again, delete {pack.folder} and run again."
+            raise UserError("\n".join([*damaged, remedy]))
+        print(f"The pack and its {pack.manifest['num_images']} images are unchanged")
     split = pack.manifest["split"]
     print(f"{folder}: {pack.manifest['num_images']} images, {len(split['val'])} held out ({split['rule']})")
-
-
-def verify(pack: "Pack", source: "Photos") -> None:
-    """Compare the pack and its images with their checksums.
-
-    Raises:
-        UserError: naming each that is damaged.
-    """
-    from latentfaces.data.verify import damaged_files
-
-    damaged = list(damaged_files(pack, source))
-    if damaged:
-        remedy = f"{len(damaged)} damaged. Fetch them again, delete {pack.folder} and run again."
-        raise UserError("\n".join([*damaged, remedy]))
-    print(f"The pack and its {pack.manifest['num_images']} images are unchanged")
 
 
 def main() -> None:
@@ -74,6 +66,10 @@ def main() -> None:
     parser.add_argument("--filter", choices=["auto", "box", "bilinear", "bicubic", "lanczos"], default="auto")
     parser.add_argument("--verify", action="store_true", help="compare images and pack with their checksums")
     arguments = parser.parse_args()
+    if arguments.align is not None:
+        for name, value in vars(arguments).items():
+            if name not in ("source", "align", "resolution") and value != parser.get_default(name):
+                parser.error(f"--{name.replace('_', '-')} has no effect with --align. Leave it out.")
     if arguments.resolution < 1 or arguments.val_every < 1:
         parser.error("--resolution and --val-every must be at least 1")
     escape_stdout()

@@ -5,19 +5,17 @@ import io
 import json
 import re
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
-from rich.text import Text
 
 from latentfaces.data import align
 from latentfaces.data.contact_sheet import SIDE, contact_sheet
 from latentfaces.data.crops import Square, crop
-from latentfaces.data.packing import num_threads
+from latentfaces.data.label_files import identities
+from latentfaces.data.packing import in_parallel
 from latentfaces.data.sources import ALIGNMENT, CONTACT_SHEET, FACES_CSV, BadImageError, Photos
 from latentfaces.errors import UserError
 from latentfaces.files import append, atomic_write, file_lock, read_csv
@@ -76,6 +74,12 @@ def as_csv(rows: list[Row]) -> str:
     return lines.getvalue()
 
 
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Write a file like faces.csv."""
+    with atomic_write(path) as file:
+        file.write((",".join(FIELDS) + "\n" + as_csv(rows)).encode())
+
+
 class Aligning:
     """Aligned faces that are being written. `progress.csv` has the photos that are done.
 
@@ -92,36 +96,19 @@ class Aligning:
             is_unique = stems[stem] == 1 and not re.search(r"-face\d+$", stem.name)
             self.stems[name] = str(stem) if is_unique else name
         self.progress = folder / "progress.csv"
-        self.rows: dict[str, list[Row]] = {}
-        self.people = dict(zip(map(printable, source.names), source.identities() or [], strict=False))
+        self.people = dict(zip(map(printable, source.names), identities(source) or [], strict=False))
 
     def run(self) -> None:
-        """Process the pending photos, then write the contact sheet and faces.csv."""
-        self.resume()
-        pending = [name for name in self.source.names if printable(name) not in self.rows]
-        Image.init()  # as in `Packing.run`
-        Text.from_markup("")
-        with ThreadPoolExecutor(num_threads()) as pool:
-            try:
-                done = pool.map(self.align, pending)
-                title = f"Aligning {len(self.source.names):,} photos of {self.source.name}"
-                for rows in track(done, title, total=len(pending)):
-                    append(self.progress, as_csv(rows))
-                    self.rows[rows[0]["source"]] = rows
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        self.finish()
-
-    def resume(self) -> None:
-        """Read what an earlier run has done. Its last photo, which may be incomplete, is done again."""
-        earlier = read_csv(self.progress) if self.progress.exists() else []
-        for row in earlier:
-            if row["source"] != earlier[-1]["source"]:
-                self.rows.setdefault(row["source"], []).append(row)
-        with atomic_write(self.progress) as file:
-            file.write((",".join(FIELDS) + "\n").encode())
-            file.write(as_csv([row for rows in self.rows.values() for row in rows]).encode())
+        """Process the pending photos in order, then write the contact sheet and faces.csv."""
+        rows: list[Row] = [*read_csv(self.progress)] if self.progress.exists() else []
+        rows = [row for row in rows if row["source"] != rows[-1]["source"]]  # the last photo may be incomplete
+        write_rows(self.progress, rows)
+        pending = self.source.names[len({row["source"] for row in rows}) :]
+        title = f"Aligning {len(self.source.names):,} photos of {self.source.name}"
+        for faces in in_parallel(self.align, pending, title):
+            append(self.progress, as_csv(faces))
+            rows += faces
+        self.finish(rows)
 
     def align(self, name: str) -> list[Row]:
         """Write the faces of one photo. Return their rows, or one row with the reason why there are none."""
@@ -144,9 +131,8 @@ class Aligning:
             rows.append(row)
         return rows or [{"source": printable(name), "left_out": "no face found"}]
 
-    def finish(self) -> None:
+    def finish(self, rows: list[Row]) -> None:
         """Write identity.csv where identities are known, the contact sheet, and last faces.csv. Print the counts."""
-        rows = [row for name in self.source.names for row in self.rows[printable(name)]]
         taken = [row for row in rows if row.get("file")]
         left_out = [row for row in rows if not row.get("file")]
         if self.people:
@@ -158,30 +144,23 @@ class Aligning:
         sections = {f"taken: {len(taken):,}": taken, f"left out: {len(left_out):,}": left_out}
         sheet = contact_sheet({title: self.thumbnails(some) for title, some in sections.items()})
         sheet.save(self.folder / CONTACT_SHEET)
-        with atomic_write(self.folder / FACES_CSV) as file:
-            file.write((",".join(FIELDS) + "\n" + as_csv(rows)).encode())
+        write_rows(self.folder / FACES_CSV, rows)
         self.progress.unlink()
         print(f"{self.folder}: {len(taken):,} faces taken, {len(left_out):,} left out, see {FACES_CSV}")
         for reason, count in Counter(row["left_out"].partition(":")[0] for row in left_out).most_common():
             print(f"  {count:,} {reason}")
 
     def thumbnails(self, rows: list[Row]) -> list[tuple[Image.Image, tuple[str, str]]]:
-        """Return evenly spaced faces of some rows, each with the name of the photo and the reason to leave it out."""
-        names = {printable(name): name for name in self.source.names}
-        shown = rows[:: -(-len(rows) // MAX_SHOWN) or 1]
-        return [
-            (self.thumbnail(row, names[row["source"]]), (PurePosixPath(row["source"]).name, row["left_out"]))
-            for row in shown
-        ]
-
-    def thumbnail(self, row: Row, name: str) -> Image.Image:
-        """Return the face of a row or, where there is none, the photo; gray if it cannot be read."""
-        try:
-            photo = self.source.photo(name)
-        except BadImageError:
-            return Image.new("RGB", (SIDE, SIDE), "gray")
-        if row.get("score"):
-            marks = np.array([float(row[field]) for field in FIELDS[10:]]).reshape(5, 2)
-            return crop(photo, Square.of_landmarks(marks), SIDE)
-        photo.thumbnail((SIDE, SIDE))
-        return photo
+        """Return evenly spaced faces, or photos without a face, with the name and the reason to leave it out."""
+        names, thumbnails = {printable(name): name for name in self.source.names}, []
+        for row in rows[:: -(-len(rows) // MAX_SHOWN) or 1]:
+            try:
+                image = self.source.photo(names[row["source"]])
+                if row.get("score"):
+                    marks = np.array([float(row[field]) for field in FIELDS[10:]]).reshape(5, 2)
+                    image = crop(image, Square.of_landmarks(marks), SIDE)
+            except BadImageError:
+                image = Image.new("RGB", (SIDE, SIDE), "gray")
+            image.thumbnail((SIDE, SIDE))
+            thumbnails.append((image, (PurePosixPath(row["source"]).name, row["left_out"])))
+        return thumbnails

@@ -85,11 +85,6 @@ def inverse(affine: Floats) -> Floats:
     return np.column_stack([linear, -linear @ affine[:, 2]])
 
 
-def moved(affine: Floats, by: tuple[float, float]) -> Floats:
-    """Return a map (2, 3) after a shift of its argument."""
-    return np.column_stack([affine[:, :2], points_in(affine, np.array([by]))[0]])
-
-
 def warp(image: Image.Image, affine: Floats, size: tuple[int, int]) -> Image.Image:
     """Resample an image of any mode without aliasing; `affine` maps pixels of the result to those of the image.
 
@@ -158,7 +153,8 @@ def paste(photo: Image.Image, face: Image.Image, square: Square, weight: Floats)
     matched = Image.fromarray((pixels + shift).round().clip(0, 255).astype(np.uint8))
     left, top = np.floor(square.corners.min(0)).clip(0).astype(int).tolist()
     right, bottom = np.minimum(np.ceil(square.corners.max(0)), photo.size).astype(int).tolist()
-    affine, extent = moved(inverse(square.affine(size)), (left, top)), (right - left, bottom - top)
+    affine, extent = inverse(square.affine(size)), (right - left, bottom - top)
+    affine[:, 2] = points_in(affine, np.array([left, top]))
     mask = warp(Image.fromarray((255 * weight).round().astype(np.uint8)), affine, extent)
     result = photo.copy()
     result.paste(warp(matched, affine, extent), (left, top), mask)

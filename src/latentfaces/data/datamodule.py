@@ -26,12 +26,13 @@ from latentfaces.data.datasets import (
 )
 from latentfaces.data.images import FilterName, to_float
 from latentfaces.data.kaggle import LICENCE, download_ffhq
+from latentfaces.data.label_files import identities
 from latentfaces.data.labels import LabelTable, read_labels
 from latentfaces.data.latents import Encode, LatentCache
 from latentfaces.data.pack import Pack, hold_out, open_pack
 from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.prefetch import Prefetched
-from latentfaces.data.sources import DrawnFaces, Photos, Source, TakenAlong
+from latentfaces.data.sources import DrawnFaces, Photos, Source
 from latentfaces.errors import UserError, warn
 from latentfaces.ranks import is_main_process
 
@@ -104,19 +105,20 @@ class FFHQDataModule(LightningDataModule):
 
         With `align` the images are the aligned faces, which are written to a folder next to the pack.
         """
-        resolution, aligned = options["resolution"], "-aligned" if align else ""
-        if Path(root).expanduser().exists():
+        path, resolution = Path(root).expanduser(), options["resolution"]
+        name = path.resolve().name.removesuffix(".zip") + "-aligned" * align
+        pack = Path(options["folder"]) / f"{name}-{resolution}"
+        if path.exists():
             source = Photos(root, licence)
             if align:
-                name = source.name + aligned
-                source = align_photos(source, Path(options["folder"]) / f"{name}-{resolution}-faces", resolution)
+                source = align_photos(source, pack.with_name(f"{pack.name}-faces"), resolution)
                 source.name = name
             return cls(source, **options)
-        pack = Path(options["folder"]) / f"{Path(root).name.removesuffix('.zip')}{aligned}-{resolution}"
         if pack.exists():
             if is_main_process():
                 print(f"{root} does not exist: using the pack {pack} alone")
-            return cls(TakenAlong(open_pack(pack)), **options)
+            manifest = open_pack(pack).manifest
+            return cls(Source(name, manifest["names"], manifest["source"]["fingerprint"]), **options)
         raise UserError(f"data.root={root} does not exist. Give a folder or .zip of photos.")
 
     @classmethod
@@ -129,7 +131,7 @@ class FFHQDataModule(LightningDataModule):
         return cls.from_photos(root, LICENCE, folder=folder, **options)
 
     @classmethod
-    def from_drawn_faces(cls, num_images: int, **options: Any) -> "FFHQDataModule":
+    def from_drawn_faces(cls, num_images: Annotated[int, Ge(2)], **options: Any) -> "FFHQDataModule":
         """Create from synthetic faces; `options` as for the class."""
         return cls(DrawnFaces(num_images), **options)
 
@@ -145,10 +147,7 @@ class FFHQDataModule(LightningDataModule):
         """
         if self.labels is None:
             raise UserError("model.labels needs labels. Add data.labels=FILE, or data.labels=auto with data=synthetic.")
-        pack = self.pack()
-        self.label_table = read_labels(
-            self.labels, self.source, pack.manifest["names"], pack.train_indices, names, self.label_types, pack
-        )
+        self.label_table = read_labels(self.labels, self.source, self.pack(), names, self.label_types)
         if is_main_process():
             print(self.label_table.summary)
             sided = [label.name for label in self.label_table.labels if SIDED.search(label.name)]
@@ -165,7 +164,7 @@ class FFHQDataModule(LightningDataModule):
         if self.opened is None:
             if not self.folder.exists():  # reject too few images before packing them
                 names = self.source.names
-                num_val = len(hold_out(names, self.source.identities(), self.val_every)[1])
+                num_val = len(hold_out(names, identities(self.source), self.val_every)[1])
                 self.require_batch(self.source.name, len(names) - num_val, num_val)
             self.opened = find_or_write_pack(
                 self.source, self.folder, self.resolution, self.on_bad_image, self.val_every, self.filter

@@ -77,12 +77,10 @@ def open_image(file: str | Path | IO[bytes], formats: tuple[str, ...] | None = N
         raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
-    bits, kind = (16,), (1,)
-    if image.format == "TIFF":
-        bits, kind = (image.tag_v2.get(tag, usual) for tag, usual in ((258, bits), (339, kind)))  # type: ignore[attr-defined]
-    if image.mode == "F" or (image.mode.startswith("I") and (bits[0], kind[0]) != (16, 1)):
-        number = {2: "signed integer", 3: "floating-point"}.get(kind[0], "integer")
-        raise ValueError(f"{bits[0]}-bit {number} pixels are not supported. Convert it to 8 or 16 bits.")
+    # Pillow spreads neither the 12 bits of a TIFF nor the values of 32 bits over a known range.
+    bits = image.tag_v2.get(258) if image.format == "TIFF" else None  # type: ignore[attr-defined]
+    if image.mode in ("F", "I") or bits == (12,):
+        raise ValueError("only pixels of 8 and 16 bits are supported. Convert it.")
     return image
 
 
@@ -114,7 +112,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
         # Pillow clips 16-bit values at 255, which turns most images white.
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     elif image.mode in ("P", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None

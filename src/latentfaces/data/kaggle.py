@@ -5,10 +5,10 @@ import io
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from latentfaces.errors import UserError, missing_extra
 from latentfaces.files import file_lock, require_space
+from latentfaces.signals import Stopped
 
 DATASET = "arnaud58/flickrfaceshq-dataset-ffhq"
 LICENCE = "CC BY-NC-SA 4.0"
@@ -28,44 +28,35 @@ def download_ffhq(target: Path) -> Path:
     if target.exists():
         return target
     require_space(target, SIZE_GB * 1e9, "FFHQ")
-    api = authenticated_client()
     with file_lock(target):
         if not target.exists():  # another process may have downloaded it
-            download(api, target)
+            download(target)
     return target
 
 
-def download(api: Any, target: Path) -> None:
+def download(target: Path) -> None:
     """Download into a folder next to `target`, then rename the complete file."""
     folder = target.with_name(target.name + ".partial")
-    folder.mkdir(parents=True, exist_ok=True)
-    print(f"Downloading {DATASET} from Kaggle ({LICENCE}). If it stops, run the same command to resume.")
-    try:
-        api.dataset_download_files(DATASET, path=str(folder), quiet=False)
-    except Exception as error:  # of requests, urllib3 and the client
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403):
-            raise UserError(f"Kaggle rejects the credentials (HTTP {status}). {NEW_TOKEN}, {BY_HAND}") from error
-        raise UserError(f"Kaggle does not send {DATASET} ({type(error).__name__}). Try again, {BY_HAND}") from error
-    fetched = next(folder.glob("*.zip"), None)
-    if fetched is None or not zipfile.is_zipfile(fetched):
-        raise UserError(f"{folder} contains no complete .zip. Delete it and try again, {BY_HAND}")
-    fetched.replace(target)
-    shutil.rmtree(folder)
-
-
-def authenticated_client() -> Any:
-    """Return Kaggle's client with the user's credentials."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # without credentials the client prints a page of advice
             from kaggle.api.kaggle_api_extended import KaggleApi
 
             api = KaggleApi()
             api.authenticate()
+        folder.mkdir(exist_ok=True)
+        print(f"Downloading {DATASET} from Kaggle ({LICENCE}). If it stops, run the same command to resume.")
+        api.dataset_download_files(DATASET, path=str(folder), quiet=False)
+    except Stopped:  # by a signal, which is a SystemExit too
+        raise
     except ImportError as error:
         raise missing_extra(f"Kaggle's client ({error})", "data", f", {BY_HAND.removesuffix('.')}") from error
-    except SystemExit:
-        raise UserError(f"Kaggle accepts no credentials of this machine. {NEW_TOKEN}, {BY_HAND}") from None
-    except Exception as error:  # the client may look up credentials online
-        raise UserError(f"Kaggle cannot be reached ({type(error).__name__}). Try again, {BY_HAND}") from error
-    return api
+    except (Exception, SystemExit) as error:  # of requests, urllib3 and the client, which exits without credentials
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, SystemExit) or status in (401, 403):
+            raise UserError(f"Kaggle accepts no credentials of this machine. {NEW_TOKEN}, {BY_HAND}") from error
+        raise UserError(f"Kaggle does not send {DATASET} ({type(error).__name__}). Try again, {BY_HAND}") from error
+    fetched = next(folder.glob("*.zip"), None)
+    if fetched is None or not zipfile.is_zipfile(fetched):
+        raise UserError(f"{folder} contains no complete .zip. Delete it and try again, {BY_HAND}")
+    fetched.replace(target)
+    shutil.rmtree(folder)

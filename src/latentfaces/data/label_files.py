@@ -31,22 +31,21 @@ class Row(NamedTuple):
     """Where the row is, for messages."""
 
 
-def label_rows(wanted: str, source: Source, names: list[str], pack: Pack | None = None) -> Iterator[Row]:
+def label_rows(wanted: str, source: Source, pack: Pack) -> Iterator[Row]:
     """Yield the rows of a file or a rule.
 
     Args:
         wanted: value of `data.labels`: a CSV, a JSON, a folder of JSONs, or one of "auto" and "folders".
         source: the images. The file may be in their folder or .zip.
-        names: names of the images.
-        pack: keeps the labels of drawn faces.
+        pack: the pack of the images, which keeps the labels of drawn faces.
 
     Raises:
         UserError: the file is missing or damaged, or there are no such labels.
     """
     if wanted == AUTO:
-        return drawn_rows(source, names, pack)
+        return drawn_rows(source, pack)
     if wanted == FOLDERS:
-        return (Row(name, {CLASS: PurePosixPath(name).parent.name}, name) for name in names)
+        return (Row(name, {CLASS: PurePosixPath(name).parent.name}, name) for name in pack.manifest["names"])
     path = Path(wanted).expanduser()
     if path.is_dir():
         return features_rows(path)
@@ -70,21 +69,20 @@ def read_text(path: Path, wanted: str, source: Source) -> str:
         raise UserError(f"data.labels={wanted} is not in UTF-8. Convert it.") from None
 
 
-def drawn_rows(source: Source, names: list[str], pack: Pack | None) -> Iterator[Row]:
+def drawn_rows(source: Source, pack: Pack) -> Iterator[Row]:
     """Yield the labels of drawn faces, which are known. A file in the pack keeps them, as 10,000 take seconds."""
     if not isinstance(source, DrawnFaces):
         raise UserError("data.labels=auto is for data=synthetic. Give a file of labels.")
-    path = pack.folder / f"labels-{LABELS_VERSION}-{pack.sha256[:8]}.csv" if pack is not None else None
-    if path is not None and path.exists():
+    path = pack.folder / f"labels-{LABELS_VERSION}-{pack.sha256[:8]}.csv"
+    if path.exists():
         return csv_rows(path.read_text(), str(path))
-    rows = [Row(name, known_labels(source.face_seed(index)), name) for index, name in enumerate(names)]
-    if path is not None:
-        lines = io.StringIO()
-        table = csv.DictWriter(lines, ["name", *rows[0].cells])
-        table.writeheader()
-        table.writerows({"name": row.image, **row.cells} for row in rows)
-        with contextlib.suppress(OSError), file_lock(path), atomic_write(path) as file:  # a pack may be read-only
-            file.write(lines.getvalue().encode())
+    rows = [Row(name, known_labels(index), name) for index, name in enumerate(pack.manifest["names"])]
+    lines = io.StringIO()
+    table = csv.DictWriter(lines, ["name", *rows[0].cells])
+    table.writeheader()
+    table.writerows({"name": row.image, **row.cells} for row in rows)
+    with contextlib.suppress(OSError), file_lock(path), atomic_write(path) as file:  # a pack may be read-only
+        file.write(lines.getvalue().encode())
     return iter(rows)
 
 
@@ -93,7 +91,8 @@ def csv_rows(text: str, path: str) -> Iterator[Row]:
     lines = csv.reader(io.StringIO(text, newline=""))
     try:
         header = [one_line(column) for column in next(lines, [])]
-        if len(set(header)) < len(header):
+        columns = [column for column in header if column]
+        if len(set(columns)) < len(columns):
             raise UserError(f"{path}, line 1: a column is there twice. Remove one.")
         if "name" not in header and "image_number" not in header:
             found = ", ".join(header)[:200]
@@ -103,11 +102,28 @@ def csv_rows(text: str, path: str) -> Iterator[Row]:
             if cells and len(cells) != len(header):
                 raise UserError(f"{place}: {len(cells)} cells, but the header has {len(header)}. Correct it.")
             if cells:
-                row = {column: one_line(cell) for column, cell in zip(header, cells, strict=True) if column}
+                row = {column: cell for column, cell in zip(header, cells, strict=True) if column}
                 number = row.pop("image_number", "")
-                yield Row(row.pop("name", number.zfill(5)), row, place)
+                name = row.pop("name", number.zfill(5))
+                yield Row(name.strip(), {column: one_line(cell) for column, cell in row.items()}, place)
     except csv.Error as error:
         raise UserError(f"{path}, line {lines.line_num}: {error}. Correct or remove it.") from None
+
+
+def identities(source: Source) -> list[str] | None:
+    """Return the identity on each image from identity.csv, whose names are relative to its folder, if there is one."""
+    if not isinstance(source, Photos) or (found := source.identity_csv()) is None:
+        return None
+    (folder, text), people = found, dict[str, str]()
+    where = f"{(folder / 'identity.csv').as_posix()} in {source.root}"
+    for row in csv_rows(text, where):
+        name, identity = (folder / row.image.replace("\\", "/")).as_posix(), row.cells.get("identity")
+        if not identity or people.setdefault(name, identity) != identity:
+            raise UserError(f"{row.place} needs one identity for {name}. Correct it.")
+    missing = next((name for name in source.names if name not in people), None)
+    if missing is not None:
+        raise UserError(f"{where} does not name {missing}. Complete or remove it.")
+    return [people[name] for name in source.names]
 
 
 def json_rows(text: str, path: str) -> Iterator[Row]:
@@ -135,7 +151,7 @@ def features_rows(folder: Path) -> Iterator[Row]:
     for path in paths:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path} has more than {MAX_BYTES:,} bytes. Remove it.")
-        faces = parse(path.read_bytes().decode("utf-8-sig", "replace") or "[]", str(path))
+        faces = parse(path.read_bytes() or b"[]", str(path))
         face = faces[0] if isinstance(faces, list) and faces else {}
         attributes = face.get("faceAttributes", {}) if isinstance(face, dict) else None
         if not isinstance(attributes, dict):
@@ -154,7 +170,7 @@ def flattened(attributes: dict[str, Any], place: str) -> dict[str, str]:
     return cells
 
 
-def parse(text: str, path: str) -> Any:
+def parse(text: str | bytes, path: str) -> Any:
     """Parse JSON."""
     try:
         return json.loads(text)

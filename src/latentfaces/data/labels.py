@@ -19,9 +19,7 @@ MAX_CHOICES, MAX_SHOWN = 64, 8
 """Choices of a category, and those that the summary shows."""
 PAIRS = (("0", "1"), ("-1", "1"), ("false", "true"), ("no", "yes"))
 """Texts of a binary: 0, then 1."""
-FIXED: dict[str, Kind] = {CLASS: "category"}
-UNKNOWN, AMBIGUOUS = -1, -2
-"""Indices of a name of no image, and of several."""
+TRUTH = {text: float(value) for pair in PAIRS for value, text in enumerate(pair)}
 MAX_NUMBER = 1e38
 
 
@@ -43,41 +41,38 @@ class LabelTable:
 def read_labels(
     wanted: str,
     source: Source,
-    names: list[str],
-    train: NDArray[np.int64],
+    pack: Pack,
     chosen: Sequence[str] | None = None,
     kinds: Mapping[str, str] | None = None,
-    pack: Pack | None = None,
 ) -> LabelTable:
     """Read labels of images. Images without a row have missing values.
 
     Args:
         wanted: file or rule, see `label_rows`.
         source: the images.
-        names: names of the images in the pack's order.
-        train: indices of the training images, which decide kinds, choices and statistics.
+        pack: the pack of the images. The training images decide kinds, choices and statistics.
         chosen: names of the labels; None for all that can be used.
         kinds: kinds that the user sets, by label.
-        pack: keeps the labels of drawn faces.
 
     Raises:
         UserError: naming file and line, or the key.
     """
-    cells = Cells(names, label_rows(wanted, source, names, pack))
+    names, train, kinds = pack.manifest["names"], pack.train_indices, kinds or {}
+    cells = Cells(names, label_rows(wanted, source, pack))
     if not cells.places:
         example = f"{cells.unmatched} is none of the images" if cells.unmatched else "it has no rows"
         raise UserError(
             f"data.labels={wanted} has no label of these images, such as {names[0]}: {example}. Choose another file."
         )
-    check_names(wanted, cells, chosen, kinds or {})
+    check_names(wanted, cells, chosen, kinds)
     labels, columns, left_out = [], [], []
     for name in dict.fromkeys(chosen or cells.columns):
         texts = cells.columns[name]
         seen = {texts[index] for index in train} - {""}
-        kind = (kinds or {}).get(name) or FIXED.get(name) or infer_kind(seen)
+        kind = kinds.get(name) or ("category" if name == CLASS else infer_kind(seen))
         num_choices = len(seen) if kind == "category" else 1
         if seen and num_choices <= MAX_CHOICES:
-            label, column = TYPED[kind](name, texts, train, cells)
+            label, column = typed(name, kind, texts, train, cells)
             labels.append(label)
             columns.append(column)
         elif chosen is None:
@@ -115,19 +110,19 @@ class Cells:
         """Where the row of an image is."""
         self.num_unmatched, self.unmatched = 0, ""
         """Number of rows without an image, and the first."""
-        indices = dict[str, int]()
-        for index, path in enumerate(map(PurePosixPath, names)):
+        indices = dict[str, int | None]()  # None of a name of several images
+        for number, path in enumerate(map(PurePosixPath, names)):
             for key in {path.name, path.stem, str(path.with_suffix(""))}:
-                indices[key] = AMBIGUOUS if key in indices else index
-        indices |= {name: index for index, name in enumerate(names)}
+                indices[key] = None if key in indices else number
+        indices |= {name: number for number, name in enumerate(names)}
         for row in rows:
             name = row.image.replace("\\", "/")
             # Aligned faces are PNG, whatever the suffix of their photos.
-            index = indices.get(name, indices.get(without_suffix(name), UNKNOWN))
-            if index == UNKNOWN:
+            key = name if name in indices else without_suffix(name)
+            if key not in indices:
                 self.num_unmatched, self.unmatched = self.num_unmatched + 1, self.unmatched or one_line(name)[:200]
                 continue
-            if index == AMBIGUOUS:
+            if (index := indices[key]) is None:
                 raise UserError(
                     f"{row.place}: several images are named {one_line(name)}. Give the path below the root."
                 )
@@ -189,39 +184,29 @@ def infer_kind(seen: set[str]) -> Kind:
     return "number" if 2 * numbers > len(seen) else "category"
 
 
-Typed = tuple[Label, NDArray[np.float32]]
-"""A label, and its values (N,)."""
+def typed(
+    name: str, kind: str, texts: list[str], train: NDArray[np.int64], cells: Cells
+) -> tuple[Label, NDArray[np.float32]]:
+    """Return a label of some kind, and its values (N,).
 
-
-def binary(name: str, texts: list[str], train: NDArray[np.int64], cells: Cells) -> Typed:
-    """Return a binary label."""
-    values = {text: float(value) for pair in PAIRS for value, text in enumerate(pair)} | {"": math.nan}
-    found = {text: values.get(canonical(text)) for text in set(texts)}
-    wrong = next((index for index, text in enumerate(texts) if found[text] is None), None)
+    A held-out image with a choice that no training image has counts as missing.
+    """
+    if kind == "category":
+        choices = sorted({texts[index] for index in train} - {""}, key=lambda text: (natural_key(text), text))
+        indices = {choice: float(index) for index, choice in enumerate(choices)}
+        return Label(name, "category", tuple(choices)), np.array([indices.get(t, math.nan) for t in texts], np.float32)
+    numbers = {
+        text: as_number(text) if kind == "number" else TRUTH.get(canonical(text), math.nan) for text in set(texts)
+    }
+    values = np.array([numbers[text] for text in texts])
+    wrong = next((index for index, text in enumerate(texts) if text and math.isnan(numbers[text])), None)
     if wrong is not None:
-        raise cells.unreadable(name, wrong, "0 or 1")
-    return Label(name, "binary"), np.array([found[text] for text in texts], np.float32)
-
-
-def category(name: str, texts: list[str], train: NDArray[np.int64], cells: Cells) -> Typed:
-    """Return a category. A held-out image with a choice that no training image has counts as missing."""
-    choices = sorted({texts[index] for index in train} - {""}, key=lambda text: (natural_key(text), text))
-    indices = {choice: float(index) for index, choice in enumerate(choices)}
-    return Label(name, "category", tuple(choices)), np.array([indices.get(t, math.nan) for t in texts], np.float32)
-
-
-def number(name: str, texts: list[str], train: NDArray[np.int64], cells: Cells) -> Typed:
-    """Return a number."""
-    values = np.array([as_number(text) for text in texts])
-    wrong = next((index for index in np.flatnonzero(np.isnan(values)) if texts[index]), None)
-    if wrong is not None:
-        raise cells.unreadable(name, int(wrong), "a number")
+        raise cells.unreadable(name, wrong, "a number" if kind == "number" else "0 or 1")
+    if kind == "binary":
+        return Label(name, "binary"), values.astype(np.float32)
     trained = values[train][~np.isnan(values[train])]
     statistics = (float(trained.mean()), float(trained.std()) or 1.0, float(trained.min()), float(trained.max()))
     return Label(name, "number", (), *statistics), values.astype(np.float32)
-
-
-TYPED = {"binary": binary, "category": category, "number": number}
 
 
 def summarized(labels: list[Label], values: NDArray[np.float32], trained: NDArray[np.float32]) -> list[str]:

@@ -54,6 +54,11 @@ class Pack:
         return np.setdiff1d(np.arange(self.manifest["num_images"]), self.val_indices)
 
     @property
+    def files(self) -> list[tuple[str, str]]:
+        """Name and checksum of the file of each image."""
+        return list(zip(self.manifest["names"], self.manifest["sha256_of_sources"], strict=True))
+
+    @property
     def sha256(self) -> str:
         """Hash of the pixels."""
         return self.manifest["sha256"]

@@ -1,13 +1,13 @@
 """Pack the images of a source on all cores. A packing that was killed is resumed."""
 
-import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -15,11 +15,15 @@ from rich.progress import track
 from rich.text import Text
 
 from latentfaces.data.arrays import ResumableArray
-from latentfaces.data.images import FilterName, digest
+from latentfaces.data.images import FilterName
+from latentfaces.data.label_files import identities
 from latentfaces.data.pack import FORMAT, Pack, hold_out, open_pack
 from latentfaces.data.sources import BadImageError, Photos, Source
+from latentfaces.data.verify import changed_files, file_sha256
 from latentfaces.errors import UserError
 from latentfaces.files import atomic_write, file_lock, require_space
+
+T = TypeVar("T")
 
 MAX_SKIPPED = 0.01
 HOW = (
@@ -27,8 +31,8 @@ HOW = (
     "where that leaves enough pixels, mean for integer factors, Lanczos otherwise"
 )
 AT_ONCE = 16  # images per task of the pool: one task per image costs 1 % of the time
-NUM_COMPARED, NUM_NEWER_COMPARED = 32, 128
-"""Files to compare with an existing pack: evenly spaced ones, and some of those that changed after the packing."""
+NUM_COMPARED = 32
+"""Files to compare with an existing pack, evenly spaced."""
 
 WRITTEN, ENLARGED = 1, 2
 RECORD = np.dtype([("sha256", "S32"), ("state", np.uint8)])
@@ -66,11 +70,15 @@ def find_or_write_pack(
             if not folder.exists():  # another process may have written it meanwhile
                 return packing.run()
     pack = open_pack(folder)
-    changed = "its list of files has changed"
-    if pack.manifest["source"]["fingerprint"] != source.fingerprint or (changed := changed_image(pack, source)):
+    difference = ""
+    if pack.manifest["source"]["fingerprint"] != source.fingerprint:
+        difference = "its list of files has changed"
+    elif isinstance(source, Photos):
+        difference = next(changed_files(source, pack.files[:: -(-len(pack.images) // NUM_COMPARED)]), "")
+    if difference:
         raise UserError(
-            f"{folder} was packed from other images than those in {source.name} now ({changed}). Delete that folder to "
-            "pack again."
+            f"{folder} was packed from other images than those in {source.name} now ({difference}). Delete that folder "
+            "to pack again."
         )
     for key, value in settings.items():
         if pack.manifest["settings"][key] != value:
@@ -79,24 +87,6 @@ def find_or_write_pack(
                 f"Delete that folder to pack again, or leave data.{key} as it was."
             )
     return pack
-
-
-def changed_image(pack: Pack, source: Source) -> str:
-    """Return which file differs from the one that was packed, or "". Only some are read: see `NUM_COMPARED`."""
-    if not isinstance(source, Photos):
-        return ""
-    names, packed_at = pack.manifest["names"], (pack.folder / "manifest.json").stat().st_mtime_ns
-    stats = [source.root.stat()] * len(names) if source.archive else [(source.root / name).stat() for name in names]
-    # The time of the last change of the inode also shows a copy that kept its time of modification.
-    newer = [i for i, stat in enumerate(stats) if max(stat.st_mtime_ns, stat.st_ctime_ns) >= packed_at]
-    for indices, count in ((range(len(names)), NUM_COMPARED), (newer, NUM_NEWER_COMPARED)):
-        for i in indices[:: -(-len(indices) // count) or 1]:
-            try:
-                if digest(source.file_bytes(names[i])) != pack.manifest["sha256_of_sources"][i]:
-                    return f"{names[i]} has changed"
-            except Exception as error:  # as in `Photos.read`
-                return f"{names[i]} cannot be read: {error}"
-    return ""
 
 
 class Packing:
@@ -113,7 +103,7 @@ class Packing:
     def __init__(self, source: Source, folder: Path, settings: dict[str, Any], on_bad_image: str) -> None:
         self.source, self.folder, self.settings, self.on_bad_image = source, folder, settings, on_bad_image
         self.resolution: int = settings["resolution"]
-        self.names = source.names
+        self.names, self.people = source.names, identities(source)
         self.partial = folder.with_name(folder.name + ".partial")
         origin = {"format": FORMAT, "fingerprint": source.fingerprint, **settings}
         self.array = ResumableArray(self.partial / "images.npy", len(self.names), origin, RECORD)
@@ -131,17 +121,8 @@ class Packing:
         self.array.resume()
         pending = np.flatnonzero(~self.array.done).tolist()
         tasks = [pending[first : first + AT_ONCE] for first in range(0, len(pending), AT_ONCE)]
-        # Pillow and rich import at first use. A signal in an import can deadlock the threads that import too.
-        Image.init()
-        Text.from_markup("")
-        with ThreadPoolExecutor(num_threads()) as pool:
-            try:
-                done = pool.map(self.convert, tasks)
-                for _ in track(done, f"Packing {len(self.names):,} images of {self.source.name}", total=len(tasks)):
-                    pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        for _ in in_parallel(self.convert, tasks, f"Packing {len(self.names):,} images of {self.source.name}"):
+            pass
         return self.finish()
 
     def convert(self, indices: list[int]) -> None:
@@ -169,8 +150,8 @@ class Packing:
         records = self.array.records[kept]
         hashes = [sha256.decode() for sha256 in records["sha256"].tolist()]
         names = [self.names[i] for i in kept]
-        people = self.source.identities()
-        rule, val = hold_out(names, [people[i] for i in kept] if people else None, self.settings["val_every"])
+        people = [self.people[i] for i in kept] if self.people else None
+        rule, val = hold_out(names, people, self.settings["val_every"])
         num_enlarged = int((records["state"] == ENLARGED).sum())
         if self.faults:
             self.close_gaps(kept)
@@ -216,6 +197,19 @@ def num_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def in_parallel(function: Callable[[Any], T], tasks: list[Any], title: str) -> Iterator[T]:
+    """Yield the results of tasks in order, from a thread on each core. An error or a signal cancels pending tasks."""
+    # Pillow and rich import at first use. A signal in an import can deadlock the threads that import too.
+    Image.init()
+    Text.from_markup("")
+    with ThreadPoolExecutor(num_threads()) as pool:
+        try:
+            yield from track(pool.map(function, tasks), title, total=len(tasks))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def report_copies(names: list[str], hashes: list[str], val: list[int]) -> None:
     """Print how many held-out images are copies of training images."""
     held_out = set(val)
@@ -226,9 +220,3 @@ def report_copies(names: list[str], hashes: list[str], val: list[int]) -> None:
             f"WARNING: {len(copies)} held-out images are identical to training images, such as {names[copies[0]]} and "
             f"{training[hashes[copies[0]]]}. Metrics on them are too good: remove the copies and pack again."
         )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,44 +1,34 @@
 """Sources of images: a folder, a .zip, drawn faces, or a pack whose images are elsewhere."""
 
-import csv
 import hashlib
-import io
-import json
 import os
 import re
 import stat
 import struct
 import zipfile
-from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from latentfaces.data.images import HAS_HEIF, FilterName, Picture, decode, decode_photo, digest
-from latentfaces.data.pack import Pack
 from latentfaces.data.synthetic import DRAWING_VERSION, draw_face
 from latentfaces.errors import UserError
 
-FFHQ_JSON = "ffhq-dataset-v2.json"
 FFHQ_FOLDERS = ("images1024x1024", "thumbnails128x128", "in-the-wild-images")
 HEIF = (".heic", ".heif")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", *HEIF * HAS_HEIF)
-SYSTEM_FOLDERS = {
-    *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
-    *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # of network storages
-    *("thumbnails", "thumbs"),
-}
+SYSTEM_FOLDERS = {"__macosx", "$recycle.bin", "system volume information", "lost+found", "thumbnails", "thumbs"}
+SYSTEM_FOLDERS |= {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}  # of network storages
 """Folders that other programs add next to images, in lower case. Hidden ones begin with a dot."""
 ALIGNMENT, FACES_CSV, CONTACT_SHEET = "alignment.json", "faces.csv", "contact_sheet.png"
 """Files next to aligned faces: settings, what was done with each face, and a picture of them."""
-METADATA = ("identity.csv", FFHQ_JSON, ALIGNMENT, FACES_CSV, CONTACT_SHEET)
+METADATA = ("identity.csv", ALIGNMENT, FACES_CSV, CONTACT_SHEET)
 MAX_FILE_BYTES = 2**28
-RUN, PNG_TEXT = ".hydra/config.yaml", b"latentfaces\0"
-"""A file in each run folder, and the key of the metadata in each PNG of sample.py."""
+RUN = "/.hydra/config.yaml"
+"""End of the name of a file in each run folder."""
 
 
 class BadImageError(UserError):
@@ -48,16 +38,6 @@ class BadImageError(UserError):
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Return a sort key that puts 2.png before 10.png."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def zip_threat(name: str, member: zipfile.ZipInfo) -> str | None:
-    """Return why a .zip is not to be trusted, although nothing is extracted, or None."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or name[1:2] == ":":
-        return "climbs out of its folder"
-    if stat.S_ISLNK(member.external_attr >> 16):
-        return "is a link to another file"
-    return None
 
 
 def member_name(member: zipfile.ZipInfo) -> str:
@@ -75,16 +55,13 @@ def files_in(folder: str | Path, above: str = "") -> Iterator[tuple[str, int, st
     """Yield name and bytes of each file in a folder and its subfolders, and the reason to leave it out or "".
 
     It is ten times as fast as `Path.rglob`.
-
-    Raises:
-        UserError: a folder cannot be read.
     """
     try:
         entries = list(os.scandir(folder))
-    except OSError as error:
-        if is_hidden(f"{above}x"):
+    except PermissionError:
+        if is_hidden(f"{above}x"):  # such as lost+found
             return
-        raise UserError(f"{folder} cannot be read ({error.strerror}). Change its permissions.") from error
+        raise
     for entry in entries:
         name = above + entry.name
         if entry.is_symlink() and not Path(entry).is_file():
@@ -95,39 +72,27 @@ def files_in(folder: str | Path, above: str = "") -> Iterator[tuple[str, int, st
             yield from files_in(entry.path, f"{name}/")
 
 
-def ffhq_key(path: Path) -> tuple[str, str]:
-    """Return what identifies a file of FFHQ: the folder of its size, and its name."""
-    sizes = [part for part in path.parts[:-1] if part.startswith(("images", "thumbnails"))]
-    return sizes[-1] if sizes else "", path.name
+class Source:
+    """Named images in a fixed order. It is used directly for a pack whose images are not on this machine.
 
+    Args:
+        name: becomes part of the pack's name.
+        names: one name per image.
+        fingerprint: a text that changes with the images.
+    """
 
-class Source(ABC):
-    """Named images in a fixed order."""
-
-    name: str
     licence: str | None = None
 
-    @property
-    @abstractmethod
-    def names(self) -> list[str]:
-        """One name per image."""
+    def __init__(self, name: str, names: list[str], fingerprint: str) -> None:
+        self.name, self.names, self.fingerprint = name, names, fingerprint
 
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """A text that changes with the images. It is cheap to compute."""
-
-    @abstractmethod
     def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
         """Return one image, cropped to a square and resized.
 
         Raises:
             BadImageError: the file is damaged or not an image.
         """
-
-    def identities(self) -> list[str] | None:
-        """Return the identity on each image, where known."""
-        return None
+        raise NotImplementedError
 
     def left_out(self) -> list[str]:
         """Return a text for each kind of file that is left out."""
@@ -135,57 +100,18 @@ class Source(ABC):
 
 
 class DrawnFaces(Source):
-    """Faces drawn from a seed, with no download and no license.
+    """Faces drawn from their index as the seed, with no download and no license."""
 
-    Args:
-        num_images: number of faces.
-        seed: the faces of two seeds differ.
-    """
-
-    def __init__(self, num_images: int, seed: int = 0) -> None:
-        if num_images < 2:
-            raise UserError(f"data.num_images={num_images} is too few. Training and validation need at least 2.")
-        self.num_images, self.seed = num_images, seed
-        self.name = f"synthetic-{num_images}" + (f"-seed{seed}" if seed else "")
-
-    @property
-    def names(self) -> list[str]:
-        return [f"drawn-{index:06d}" for index in range(self.num_images)]
-
-    @property
-    def fingerprint(self) -> str:
-        return f"drawn faces {DRAWING_VERSION}, num_images={self.num_images}, seed={self.seed}"
-
-    def face_seed(self, index: int) -> int:
-        """Return the seed of one face."""
-        return self.seed * 1_000_003 + index
+    def __init__(self, num_images: int) -> None:
+        super().__init__(
+            f"synthetic-{num_images}",
+            [f"drawn-{index:06d}" for index in range(num_images)],
+            f"drawn faces {DRAWING_VERSION}, num_images={num_images}, seed=0",
+        )
 
     def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
-        pixels = draw_face(self.face_seed(index), resolution)  # drawn at this size, so the filter has no effect
+        pixels = draw_face(index, resolution)  # drawn at this size, so the filter has no effect
         return Picture(pixels.transpose(2, 0, 1), False, digest(pixels.tobytes()))
-
-
-class TakenAlong(Source):
-    """Images that exist only in a pack, as on a cluster that got nothing else.
-
-    Args:
-        pack: the pack.
-    """
-
-    def __init__(self, pack: Pack) -> None:
-        self.name = pack.manifest["source"]["name"]
-        self.pack = pack
-
-    @property
-    def names(self) -> list[str]:
-        return self.pack.manifest["names"]
-
-    @property
-    def fingerprint(self) -> str:
-        return self.pack.manifest["source"]["fingerprint"]
-
-    def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
-        raise BadImageError(f"{self.names[index]} is not here, only the pack {self.pack.folder}")
 
 
 class Photos(Source):
@@ -223,15 +149,18 @@ class Photos(Source):
         """Yield name and bytes of each file, and the reason to leave it out or "".
 
         Raises:
-            UserError: a folder cannot be read, or a .zip is not to be trusted.
+            UserError: a .zip is not to be trusted.
         """
         if self.archive is None:
             yield from files_in(self.root)
             return
         for member in self.archive.infolist():
             name = member_name(member)
-            if problem := zip_threat(name, member):
-                raise UserError(f"{member.filename} in {self.root} {problem}. Remove it from the .zip.")
+            # Nothing is extracted, but aligned faces get the names of their photos.
+            if name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":
+                raise UserError(f"{member.filename} in {self.root} climbs out of its folder. Remove it from the .zip.")
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise UserError(f"{member.filename} in {self.root} is a link to another file. Remove it from the .zip.")
             if not member.filename.endswith(("/", "\\")):
                 yield name, member.file_size, "" if member is self.members[name] else "same name as a later zip member"
 
@@ -240,13 +169,13 @@ class Photos(Source):
         """Bytes of each image by name, and names of the files that are left out by reason."""
         files = list(self.files())
         images, others = dict[str, int](), defaultdict[str, list[str]](list)
-        own = self.own_outputs([name for name, _, _ in files])
+        runs = tuple(name.removesuffix(RUN) + "/" for name, _, _ in files if name.endswith(RUN))
         for name, size, reason in files:
             file = PurePosixPath(name)
             if file.name in METADATA:
                 continue
             is_image = name.lower().endswith(SUFFIXES)
-            if is_hidden(name) or name.startswith(own):
+            if is_hidden(name) or name.startswith(runs):
                 if is_image:
                     others["hidden or in a system folder" if is_hidden(name) else "written by latentfaces"].append(name)
             elif is_image and not reason:
@@ -257,24 +186,12 @@ class Photos(Source):
                 others[reason or kind].append(name)
         return dict(sorted(images.items(), key=lambda item: (natural_key(item[0]), item[0]))), others
 
-    def own_outputs(self, names: list[str]) -> tuple[str, ...]:
-        """Return the folders below the root that hold a training run or samples, each with a slash at its end.
-
-        Of samples in the root itself, return only their grid.
-        """
-        folders = [name.removesuffix(RUN) for name in names if name.endswith(f"/{RUN}")]
-        for grid in (name for name in names if PurePosixPath(name).name == "grid.png"):
-            with suppress(BadImageError):
-                if PNG_TEXT in self.file_bytes(grid)[:1000]:
-                    folders.append(grid.removesuffix("grid.png") or grid)
-        return tuple(folders)
-
     def left_out(self) -> list[str]:
         return [f"{len(names):,} file(s) ({why}), such as {min(names)}" for why, names in self.listing[1].items()]
 
     @cached_property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each image, by its name.
+    def names(self) -> list[str]:  # type: ignore[override]  # read at the first use
+        """Sorted names.
 
         Raises:
             UserError: there are no images, or the same ones in several sizes.
@@ -290,16 +207,12 @@ class Photos(Source):
         if len(kinds) > 1:
             both = " and ".join(kinds)
             raise UserError(f"data.root={self.root} contains the same faces in {both}. Use one of them.")
-        return images
+        return list(images)
 
     @cached_property
-    def names(self) -> list[str]:
-        return list(self.sizes)
-
-    @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]
         people = self.identity_csv()
-        listing = "\n".join(f"{name} {size}" for name, size in self.sizes.items()) + (people[1] if people else "")
+        listing = "\n".join(f"{name} {size}" for name, size in self.listing[0].items()) + (people[1] if people else "")
         return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()  # names need not be UTF-8
 
     def file_bytes(self, name: str) -> bytes:
@@ -314,14 +227,10 @@ class Photos(Source):
         try:
             if self.archive is not None:
                 return self.archive.read(member or name)
-            with path.open("rb", buffering=0) as file:
-                return file.read()
+            return path.read_bytes()
         except Exception as error:  # zipfile has a dozen ways to say that a member is damaged
-            remedy = ""
-            if isinstance(error, RuntimeError):  # encrypted, or a NotImplementedError
-                remedy = "; write the .zip again with Deflate and without a password"
-            elif self.archive is not None:
-                remedy = f"; fetch the .zip ({self.root.stat().st_size:,} bytes) again"
+            is_zip = self.archive is not None
+            remedy = f"; write or fetch the .zip ({self.root.stat().st_size:,} bytes) again" if is_zip else ""
             raise BadImageError(f"{path} cannot be read ({error}){remedy}") from error
 
     def read(self, index: int, resolution: int, resize_filter: FilterName = "auto") -> Picture:
@@ -344,19 +253,6 @@ class Photos(Source):
         except Exception as error:  # as in `read`
             raise BadImageError(f"{self.root / name} cannot be read ({error})") from error
 
-    def checksums(self) -> dict[str, str]:
-        """Return the MD5 of images by name, from FFHQ's ffhq-dataset-v2.json in `root` or next to it."""
-        path = next((p for p in (self.root / FFHQ_JSON, self.root.parent / FFHQ_JSON) if p.is_file()), None)
-        if path is None:
-            return {}
-        try:
-            files = [entry[kind] for entry in json.loads(path.read_text()).values() for kind in ("image", "thumbnail")]
-            listed = {ffhq_key(Path(file["file_path"])): file["file_md5"] for file in files}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({type(error).__name__}). Fetch it again or remove it.") from error
-        keys = {name: ffhq_key(Path(self.root.name) / name) for name in self.names}
-        return {name: listed[key] for name, key in keys.items() if key in listed}
-
     def identity_csv(self) -> tuple[Path, str] | None:
         """Return folder and text of the identity.csv next to the first image or in a folder above it, if any."""
         for folder in Path(self.names[0]).parents:
@@ -367,26 +263,3 @@ class Photos(Source):
                 except UnicodeDecodeError:
                     raise UserError(f"{path} in {self.root} is not in UTF-8. Convert or remove it.") from None
         return None
-
-    def identities(self) -> list[str] | None:
-        """Return the identities from identity.csv (columns name, identity; names relative to its folder), if any."""
-        found = self.identity_csv()
-        if found is None:
-            return None
-        (folder, text), people = found, dict[str, str]()
-        where = f"{(folder / 'identity.csv').as_posix()} in {self.root}"
-        rows = csv.DictReader(io.StringIO(text, newline=""))
-        try:
-            if not {"name", "identity"} <= set(rows.fieldnames or ()):
-                raise UserError(f"{where} needs the columns name and identity, not {rows.fieldnames}")
-            for row in rows:
-                name, identity = row["name"], (row["identity"] or "").strip()
-                name = (folder / name.replace("\\", "/")).as_posix()
-                if not identity or people.setdefault(name, identity) != identity:
-                    raise UserError(f"{where}: line {rows.line_num} needs one identity for {name}")
-        except csv.Error as error:
-            raise UserError(f"{where}: line {rows.line_num} cannot be read ({error})") from error
-        missing = [name for name in self.names if name not in people]
-        if missing:
-            raise UserError(f"{where} does not name {missing[0]}. Complete or remove it.")
-        return [people[name] for name in self.names]

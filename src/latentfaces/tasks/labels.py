@@ -29,8 +29,7 @@ def labels_of_run(folder: str, pack: Pack, conditioning: Conditioning) -> Tensor
     arguments = {key: value for key, value in config.items() if key != "_target_"}
     data: FFHQDataModule = getattr(FFHQDataModule, config["_target_"].rpartition(".")[2])(**arguments)
     assert data.labels is not None
-    names, kinds = pack.manifest["names"], data.label_types
-    table = read_labels(data.labels, data.source, names, pack.train_indices, conditioning.names, kinds, pack)
+    table = read_labels(data.labels, data.source, pack, conditioning.names, data.label_types)
     before, now = ([(label.kind, *label.choices) for label in labels] for labels in (conditioning.labels, table.labels))
     if before != now:
         raise UserError(f"data.labels={data.labels} has changed since {folder} was trained. Restore it.")

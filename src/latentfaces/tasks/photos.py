@@ -25,7 +25,11 @@ class OnePhoto(Photos):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path.parent)
-        self.names = [path.name]
+        self.path = path
+
+    @cached_property
+    def listing(self) -> tuple[dict[str, int], dict[str, list[str]]]:
+        return {self.path.name: self.path.stat().st_size}, {}
 
 
 @dataclass(frozen=True)

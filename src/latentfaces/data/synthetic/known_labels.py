@@ -28,21 +28,16 @@ def known_labels(seed: int) -> dict[str, str]:
     """Return the labels of the face of a seed as texts; "" where they cannot be seen."""
     face = sample_face(np.random.default_rng(seed))
     return {
-        "glasses": binary(face.glasses is not None),
-        "hat": binary(face.hat is not None),
-        "beard": binary(face.beard > LEAST_BEARD),
-        "smile": "" if NO_SMILE < face.smile < SMILE else binary(face.smile >= SMILE),
-        "open_mouth": binary(face.mouth_open > LEAST_GAP),
+        "glasses": str(int(face.glasses is not None)),
+        "hat": str(int(face.hat is not None)),
+        "beard": str(int(face.beard > LEAST_BEARD)),
+        "smile": "" if NO_SMILE < face.smile < SMILE else str(int(face.smile >= SMILE)),
+        "open_mouth": str(int(face.mouth_open > LEAST_GAP)),
         "hair": "" if face.hat is not None else hair_style(face),
         "hair_color": "" if face.hat is not None or hair_style(face) == "bald" else named(face.hair, HAIR_COLORS),
         "skin": named(face.skin, SKIN_COLORS),
         "age": f"{face.age:.3f}",
     }
-
-
-def binary(value: bool) -> str:
-    """Return the text of a truth value."""
-    return "1" if value else "0"
 
 
 def hair_style(face: Face) -> str:

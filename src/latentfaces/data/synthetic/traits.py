@@ -1,6 +1,6 @@
 """Random parameters of a face."""
 
-import colorsys
+from colorsys import hsv_to_rgb as hsv
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -110,11 +110,6 @@ def ramp(colors: tuple[Color, ...], t: float) -> Color:
     at = np.linspace(0, 1, len(colors))
     red, green, blue = (float(np.interp(t, at, channel)) for channel in zip(*colors, strict=True))
     return red, green, blue
-
-
-def hsv(hue: float, saturation: float, value: float) -> Color:
-    """Return the RGB color of a hue, saturation and value, each in [0, 1]."""
-    return colorsys.hsv_to_rgb(hue, saturation, value)
 
 
 def sample_face(rng: np.random.Generator) -> Face:
