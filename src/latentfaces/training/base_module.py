@@ -19,7 +19,7 @@ from latentfaces.marks import GENERATED, Source
 from latentfaces.ranks import full_tensor, is_main_process
 from latentfaces.training.distributed.sharding import shard
 from latentfaces.training.nan_guard import ImageNames, NonFiniteGuard
-from latentfaces.training.optimizers import adopt
+from latentfaces.training.optimizers import adapt_state
 from latentfaces.training.time_limit import TimeLimit
 
 GRADIENT = "the gradient's norm"
@@ -61,8 +61,6 @@ class BaseModule(LightningModule, ABC):
         """Step of the checkpoint, if training was resumed."""
         self.started, self.seconds_before = time.monotonic(), 0.0
         """Start of this session, and seconds of earlier sessions."""
-        self.chosen: list[dict[str, Any]] = []
-        """Parameter groups as the optimizer was created with them."""
 
     @property
     @abstractmethod
@@ -113,7 +111,7 @@ class BaseModule(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer((name, p) for name, p in self.network.named_parameters() if p.requires_grad)
-        self.chosen = [dict(group) for group in optimizer.param_groups]
+        optimizer.register_load_state_dict_pre_hook(adapt_state)
         schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, self.progress()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -135,15 +133,9 @@ class BaseModule(LightningModule, ABC):
         return [callback for callback in self.trainer.callbacks if isinstance(callback, TimeLimit)]  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
-        # The checkpoint restored the earlier learning rate and weight decay; the config of this session counts.
-        for number, chosen in enumerate(self.chosen):
-            optimizer = self.trainer.optimizers[0]
-            group = optimizer.param_groups[number]
-            schedule = self.trainer.lr_scheduler_configs[0].scheduler
-            adopt(group, chosen, optimizer.state)
-            if group["initial_lr"] != chosen["lr"]:
-                group["lr"] *= chosen["lr"] / group["initial_lr"]
-                group["initial_lr"] = schedule.base_lrs[number] = chosen["lr"]
+        # The checkpoint restored the peak of the earlier session; that of this session counts.
+        for config in self.trainer.lr_scheduler_configs:
+            config.scheduler.base_lrs = [group["initial_lr"] for group in config.scheduler.optimizer.param_groups]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Random numbers depend on (seed, rank, number of batches): ranks differ, and a resumed run repeats them.

@@ -8,7 +8,6 @@ from annotated_types import Gt
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from torch import Tensor
 
 from latentfaces.training.distributed.sharding import gathered, placed_like
 from latentfaces.training.distributed.watchdog import RankWatch
@@ -65,6 +64,7 @@ class FSDP(Watched, ModelParallelStrategy):
     lightning_module_state_dict = Strategy.lightning_module_state_dict
     optimizer_state = Strategy.optimizer_state
     load_checkpoint = Strategy.load_checkpoint
+    load_optimizer_state_dict = Strategy.load_optimizer_state_dict
 
     def setup_environment(self) -> None:
         # Lightning has no public argument for the number of ranks, and "auto" is tensor parallel within a machine.
@@ -80,12 +80,3 @@ class FSDP(Watched, ModelParallelStrategy):
         own = module.state_dict()
         placed = {name: placed_like(v, own[name]) if name in own else v for name, v in checkpoint["state_dict"].items()}
         module.load_state_dict(placed, strict=strict)
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            for number, state in stored["state"].items():
-                for key, value in state.items():
-                    if isinstance(value, Tensor) and value.shape == parameters[number].shape:
-                        state[key] = placed_like(value, parameters[number])
-            optimizer.load_state_dict(stored)
