@@ -55,19 +55,18 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Write `best.ckpt` at the lowest validation loss so far, or `best_0001000.ckpt` if several are kept.
+    """Write `best.ckpt` at the lowest `val/loss` so far, or `best_0001000.ckpt` if several are kept.
 
     Args:
         dirpath: folder of the checkpoints.
-        monitor: logged value to minimize.
         save_top_k: number of checkpoints to keep; -1 for one per validation, 0 for none.
     """
 
-    def __init__(self, dirpath: str | Path, monitor: str = "val/loss", save_top_k: int = 1) -> None:
+    def __init__(self, dirpath: str | Path, save_top_k: int = 1) -> None:
         super().__init__(
             dirpath=dirpath,
             filename="best" if save_top_k == 1 else "best_{step:07d}",
-            monitor=monitor,
+            monitor="val/loss",
             save_top_k=save_top_k,
             auto_insert_metric_name=False,
             enable_version_counter=False,
