@@ -7,7 +7,6 @@ import torch
 from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command
 
 from latentfaces.evaluation import TensorValues
-from latentfaces.training.callbacks import TensorStats
 
 EVERY_TWO = "callbacks.tensor_stats.every_n_steps=2"
 
@@ -49,8 +48,3 @@ def test_activations_of_a_compiled_network_are_left_alone(train: Command, monkey
     names = logged("outputs/vae/a")[0.0]
     assert any(name.endswith(".grad") for name in names)
     assert not any(name.endswith(".output") for name in names)
-
-
-def test_looking_never_is_refused() -> None:
-    with pytest.raises(ValueError, match="every_n_steps=0"):
-        TensorStats("somewhere", every_n_steps=0)

@@ -166,7 +166,7 @@ class Adversary:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, which `begin` restores."""
         self.restored = state_dict
-        self.begun = state_dict.get("begun", bool(state_dict["optimizer"]["state"]))
+        self.begun = state_dict["begun"]
 
     def end(self) -> None:
         """Free the memory of the device, as Lightning does for the VAE."""

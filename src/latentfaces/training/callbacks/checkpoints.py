@@ -3,8 +3,9 @@
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Gt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
@@ -21,12 +22,11 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(
-        self, dirpath: str | Path, every_n_train_steps: int = 500, every_n_minutes: float | None = 15.0
+        self,
+        dirpath: str | Path,
+        every_n_train_steps: Annotated[int, Ge(1)] = 500,
+        every_n_minutes: Annotated[float, Gt(0)] | None = 15.0,
     ) -> None:
-        if every_n_train_steps < 1:
-            raise ValueError(f"every_n_train_steps={every_n_train_steps} must be at least 1")
-        if every_n_minutes is not None and every_n_minutes <= 0:
-            raise ValueError(f"every_n_minutes={every_n_minutes} must be above 0, or null")
         self.path = Path(dirpath) / "last.ckpt"
         self.every_n_train_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
         self.last_step, self.written_at = 0, 0.0

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -51,15 +51,13 @@ class FaceMetrics(Callback):
         self,
         features: str = "encoder",
         weights: str | None = None,
-        num_images: int = 256,
+        num_images: Annotated[int, Ge(FEWEST)] = 256,
         batch_size: int = 64,
         max_seconds: float = 60.0,
         every_n_minutes: float = 20.0,
         num_photos: int = 1000,
         max_memorized: Annotated[float, Interval(ge=0, le=1)] | None = None,
     ) -> None:
-        if num_images < FEWEST:
-            raise ValueError(f"num_images={num_images} must be at least {FEWEST} to measure by")
         self.features, self.weights, self.num_images, self.batch_size = features, weights, num_images, batch_size
         self.max_seconds, self.every_n_minutes, self.num_photos = max_seconds, every_n_minutes, num_photos
         self.max_memorized, self.limit = max_memorized, 1.0

@@ -1,8 +1,9 @@
 """Weights of an early training step, for autoguidance."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from latentfaces.errors import UserError
@@ -22,9 +23,7 @@ class GuideWeights(Callback):
         share: fraction of the training, in (0, 1).
     """
 
-    def __init__(self, folder: str | Path, share: float = 1 / 12) -> None:
-        if not 0 < share < 1:
-            raise ValueError(f"share={share} must be above 0 and below 1")
+    def __init__(self, folder: str | Path, share: Annotated[float, Interval(gt=0, lt=1)] = 1 / 12) -> None:
         self.path, self.share = Path(folder) / f"{GUIDE}.pth", share
         self.written = self.resumed = False
 

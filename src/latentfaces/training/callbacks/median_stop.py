@@ -5,8 +5,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Interval
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from latentfaces.files import atomic_write
@@ -30,11 +31,12 @@ class MedianStop(Callback):
         min_jobs: number of other jobs that must have reached this fraction, at least 1.
     """
 
-    def __init__(self, folder: str | Path, start: float = 0.25, min_jobs: int = 2) -> None:
-        if not 0 <= start < 1:
-            raise ValueError(f"start={start} must be at least 0 and below 1")
-        if min_jobs < 1:
-            raise ValueError(f"min_jobs={min_jobs} must be at least 1")
+    def __init__(
+        self,
+        folder: str | Path,
+        start: Annotated[float, Interval(ge=0, lt=1)] = 0.25,
+        min_jobs: Annotated[int, Ge(1)] = 2,
+    ) -> None:
         self.path = Path(folder) / PRUNING
         self.start, self.min_jobs = start, min_jobs
         self.record: Record = []

@@ -2,8 +2,9 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -28,9 +29,9 @@ class TensorStats(Callback):
         smallest: smallest number of values of a measured weight.
     """
 
-    def __init__(self, folder: str | Path, every_n_steps: int = 500, depth: int = 2, smallest: int = 1024) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps={every_n_steps} must be at least 1")
+    def __init__(
+        self, folder: str | Path, every_n_steps: Annotated[int, Ge(1)] = 500, depth: int = 2, smallest: int = 1024
+    ) -> None:
         self.table, self.every_n_steps = StepLog(Path(folder) / "tensors.csv"), every_n_steps
         self.depth, self.smallest = depth, smallest
         self.hooks = ExitStack()
