@@ -1,6 +1,5 @@
 """Checkpoints to resume from."""
 
-import re
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,10 +71,6 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if trainer.is_global_zero:
-            for path in Path(str(self.dirpath)).glob("best_*.ckpt"):  # of steps that were lost in a kill
-                step = re.fullmatch(r"best_(\d+)\.ckpt", path.name)
-                if step is not None and int(step[1]) > trainer.global_step:
-                    path.unlink()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning forgets the lowest loss if the run was moved.
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
