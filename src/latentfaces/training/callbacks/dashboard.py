@@ -109,6 +109,9 @@ class Dashboard(Callback):
         if trainer.state.fn == "fit":
             values |= histograms("weights", {n: p.detach() for n, p in pl_module.network.named_parameters()})
         self.send(trainer, values)
+        if (verdict := pl_module.verdict()) is not None:
+            for run in runs(trainer):
+                run.summary["verdict"] = verdict
         self.since, self.steps = time.monotonic(), 0  # without the validation
         self.gradients_due = True
 

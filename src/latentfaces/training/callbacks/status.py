@@ -25,7 +25,7 @@ class Status(Callback):
     """Show a progress bar on a terminal, lines in a log file, and a line after each validation in both.
 
     All show step, elapsed and remaining time, images per second, time spent waiting for data, peak memory and loss.
-    With the environment variable CI set, only validations are shown.
+    After a validation follows the verdict, if it is new and recommends a change.
     """
 
     def __init__(self) -> None:
@@ -38,6 +38,7 @@ class Status(Callback):
             transient=True,
         )  # fmt: skip
         self.task: TaskID | None = None
+        self.verdict: str | None = None
         self.started = self.started_share = 0.0
         self.steps = self.validating_seconds = self.validation_started = 0.0
         self.printed, self.printed_share = 0.0, 0.0
@@ -102,6 +103,11 @@ class Status(Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         line = self.status(trainer, pl_module) + "".join(f" · {name} {value:.4g}" for name, value in values.items())
         self.print(line, pl_module)
+        assert isinstance(pl_module, BaseModule)
+        verdict = pl_module.verdict()
+        if verdict is not None and verdict != self.verdict and not pl_module.healthy:
+            self.print(verdict, pl_module)
+        self.verdict = verdict
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.bar.stop()
