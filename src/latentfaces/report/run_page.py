@@ -1,6 +1,5 @@
 """HTML report of a run."""
 
-import json
 import platform
 import shlex
 from collections.abc import Mapping
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from latentfaces.evaluation import TensorValues
 from latentfaces.evaluation.panels import SECTIONS, Best, Panel, best_validation, panels, read_curves, sheet
@@ -19,10 +17,7 @@ from latentfaces.report.page import REPORT, as_data, embedded, write_page
 from latentfaces.run import CONFIG, Run, command, open_run, overrides_of, resume_command, train_program
 
 KINDS = {"vae": "stage 1, a VAE", "ldm": "stage 2, a latent diffusion model"}
-DEFAULTS = Path(".hydra") / "defaults.yaml"
 NUM_PREVIEWS = 3
-OWN = ("name", "run_dir", "pack", "logger.wandb")
-"""Prefixes of keys that differ in every run."""
 UNITS = {"minutes": "minutes of training", "peak_memory_gb": "GB peak memory", "steps": "steps"}
 MEANINGS = {
     "fid": "Frechet distance of Inception features to held-out photos: lower is better",
@@ -57,7 +52,6 @@ def write_report(folder: str | Path) -> Path:
         run.folder / REPORT,
         "run.html.j2",
         name=run.folder.name,
-        stage=run.stage,
         kind=KINDS.get(run.stage, run.stage),
         state="finished" if run.finished else "not finished",
         date=f"{datetime.now():%Y-%m-%d %H:%M}",
@@ -80,7 +74,6 @@ def write_report(folder: str | Path) -> Path:
         tensors=[(title, embedded(figure)) for title, figure in tensors.panels()] if tensors else [],
         tensor_table=tensors.table() if tensors else None,
         next_commands=next_commands(run),
-        differences=differences(run.folder, run.config),
         config=(run.folder / CONFIG).read_text(),
         environment=f"torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}",
     )
@@ -126,30 +119,6 @@ def next_commands(run: Run) -> list[tuple[str, str]]:
         ("Evaluate", f"python sample.py run={here} task=evaluate"),
         *longer,
     ]
-
-
-def flattened(node: Any, key: str = "") -> dict[str, Any]:
-    """Return the values of a nested config by dotted key. Lists are values."""
-    if not isinstance(node, Mapping) or not node:
-        return {key: node}
-    parts = (flattened(value, f"{key}.{name}" if key else str(name)) for name, value in node.items())
-    return {name: value for part in parts for name, value in part.items()}
-
-
-def differences(folder: Path, config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return key, value and default of each setting that differs from the defaults."""
-    path = folder / DEFAULTS
-    if not path.exists():
-        return []
-    own, default = flattened(config), flattened(yaml.safe_load(path.read_text()))
-    keys = [key for key in (*own, *(key for key in default if key not in own)) if not key.startswith(OWN)]
-    return [(key, written(own, key), written(default, key)) for key in keys if own.get(key) != default.get(key)]
-
-
-def written(values: Mapping[str, Any], key: str) -> str:
-    """Format a value as an override; empty if there is none."""
-    value = values.get(key, "")
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def tensor_values(folder: Path) -> TensorValues | None:
