@@ -3,7 +3,7 @@
 import platform
 import shlex
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -89,35 +89,27 @@ def drawn(shown: list[Panel], best: Best | None) -> Pictures:
     return pictures
 
 
-def twice(max_time: str) -> str:
-    """Double days:hours:minutes:seconds."""
-    days, hours, minutes, seconds = map(int, max_time.split(":"))
-    length = 2 * timedelta(days, seconds, hours=hours, minutes=minutes)
-    return f"{length.days:02}:{length.seconds // 3600:02}:{length.seconds // 60 % 60:02}:{length.seconds % 60:02}"
-
-
 def next_commands(run: Run) -> list[tuple[str, str]]:
     """Return titles and commands: how to resume the run, and how to use it."""
-    folder, stage, trainer = run.folder, run.stage, run.config.get("trainer", {})
-    here, again = shlex.quote(str(folder)), resume_command(train_program(), overrides_of(folder), folder)
+    here = shlex.quote(str(run.folder))
+    again = resume_command(train_program(), overrides_of(run.folder), run.folder)
     if not run.finished:
         return [("Resume", again)]
-    steps = run.result().get("steps", 0)
-    if trainer.get("max_time") is not None and not 0 < trainer.get("max_steps", -1) <= steps:
-        longer = [("Train for longer", f"{again} trainer.max_time={twice(trainer['max_time'])}")]
-    else:
-        longer = [("Train for longer", f"{again} trainer.max_steps={2 * steps}")] if steps else []
-    if stage == "vae":
+    limit = f"trainer.max_steps={2 * run.result().get('steps', 0)}"
+    if run.config.get("trainer", {}).get("max_time") is not None:
+        limit += " trainer.max_time=null"
+    longer = ("Train for longer", f"{again} {limit}")
+    if run.stage == "vae":
         return [
             ("Reconstruct held-out images", f"python sample.py run={here} task=reconstruct"),
             ("Train stage 2", f"python train.py model=ldm vae={here}"),
-            *longer,
+            longer,
         ]
     return [
         ("Generate faces", f"python sample.py run={here} num_images=64"),
         ("Tune the guidance", f"python sample.py run={here} task=tune"),
         ("Evaluate", f"python sample.py run={here} task=evaluate"),
-        *longer,
+        longer,
     ]
 
 
