@@ -155,11 +155,10 @@ def build_trainer(cfg: DictConfig, stop: Any) -> Any:
     if "wandb" in cfg.logger:
         with open_dict(cfg):
             tracking.prepare_wandb(cfg)
-    limit = [TimeLimit(cfg.trainer.max_time)] if cfg.trainer.max_time else []
     return instantiate(
         cfg.trainer,
         # Exact resume and a graceful stop do not depend on the choice of callbacks.
-        callbacks=[ExactResume(), *instantiate(cfg.callbacks).values(), *limit, stop],
+        callbacks=[ExactResume(), *instantiate(cfg.callbacks).values(), TimeLimit(cfg.trainer.max_time), stop],
         logger=list(instantiate(cfg.logger).values()),
         plugins=[AtomicCheckpointIO(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,

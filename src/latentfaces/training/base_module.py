@@ -1,6 +1,5 @@
 """Base class of both LightningModules: optimizer, learning rate, seeds and logging."""
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -59,8 +58,6 @@ class BaseModule(LightningModule, ABC):
         """Changes of `objective` since the checkpoint."""
         self.resumed_at: int | None = None
         """Step of the checkpoint, if training was resumed."""
-        self.started, self.seconds_before = time.monotonic(), 0.0
-        """Start of this session, and seconds of earlier sessions."""
 
     @property
     @abstractmethod
@@ -125,12 +122,8 @@ class BaseModule(LightningModule, ABC):
             batches_per_epoch = max(trainer.num_training_batches, 1)
             batch = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
             fractions.append((trainer.current_epoch + batch / batches_per_epoch) / trainer.max_epochs)
-        fractions += [limit.progress for limit in self.time_limits()]
+        fractions += [callback.progress for callback in trainer.callbacks if isinstance(callback, TimeLimit)]  # type: ignore[attr-defined]
         return min(max(fractions), 1.0)
-
-    def time_limits(self) -> list[TimeLimit]:
-        """Return the callbacks of `trainer.max_time`."""
-        return [callback for callback in self.trainer.callbacks if isinstance(callback, TimeLimit)]  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         # The checkpoint restored the peak of the earlier session; that of this session counts.
@@ -178,24 +171,17 @@ class BaseModule(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.finite.check()
         checkpoint["num_skipped"] = self.finite.num_skipped
-        checkpoint["seconds"] = self.seconds
         checkpoint["objective"] = self.objective
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.resumed_at = checkpoint.get("global_step")
         self.finite.num_skipped = checkpoint.get("num_skipped", 0)
-        self.seconds_before = max(self.seconds_before, checkpoint.get("seconds", 0.0))
         before = checkpoint.get("objective", self.objective)
         self.changed = [
             f"{key}: {before.get(key)} -> {self.objective.get(key)}"
             for key in sorted(before.keys() | self.objective.keys())
             if before.get(key) != self.objective.get(key)
         ]
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training, over all sessions."""
-        return self.seconds_before + time.monotonic() - self.started
 
     @property
     def is_logged(self) -> bool:
