@@ -220,11 +220,11 @@ def test_a_console_script_resumes_by_its_own_name(run: Path, monkeypatch: pytest
     assert dict(next_commands(open_run(run)))["Resume"] == "latentfaces-train model=vae 'name=my faces' resume=auto"
 
 
-def test_what_ended_by_its_time_is_trained_longer_by_steps(run: Path) -> None:
-    config = {"stage": "vae", "trainer": {"max_time": "00:13:45:30", "max_steps": -1}}
+def test_what_another_limit_ended_is_trained_longer_by_steps(run: Path) -> None:
+    config = {"stage": "vae", "trainer": {"max_time": "00:13:45:30", "max_epochs": 200}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     longer = dict(next_commands(open_run(run)))["Train for longer"]
-    assert longer.endswith("resume=auto trainer.max_steps=40 trainer.max_time=null")
+    assert longer.endswith("resume=auto trainer.max_steps=40 trainer.max_time=null trainer.max_epochs=-1")
 
 
 def test_page_is_made_anew(run: Path) -> None:

@@ -1,5 +1,6 @@
 """HTML report of a run."""
 
+import json
 import platform
 import shlex
 from collections.abc import Mapping
@@ -95,10 +96,11 @@ def next_commands(run: Run) -> list[tuple[str, str]]:
     again = resume_command(train_program(), overrides_of(run.folder), run.folder)
     if not run.finished:
         return [("Resume", again)]
-    limit = f"trainer.max_steps={2 * run.result().get('steps', 0)}"
-    if run.config.get("trainer", {}).get("max_time") is not None:
-        limit += " trainer.max_time=null"
-    longer = ("Train for longer", f"{again} {limit}")
+    limits = [f"trainer.max_steps={2 * run.result().get('steps', 0)}"]
+    for key, off in (("max_time", None), ("max_epochs", -1)):
+        if run.config.get("trainer", {}).get(key, off) != off:
+            limits.append(f"trainer.{key}={json.dumps(off)}")
+    longer = ("Train for longer", " ".join([again, *limits]))
     if run.stage == "vae":
         return [
             ("Reconstruct held-out images", f"python sample.py run={here} task=reconstruct"),

@@ -44,8 +44,9 @@ def fit_and_test(
     if trainer.global_step == module.resumed_at and read_json(run_dir / RESULT):
         late = timer.progress >= 1
         if trainer.is_global_zero and (late or not trainer.should_stop):  # early stopping prints its own message
-            limit = "trainer.max_time" if late else "trainer.max_steps"
-            print(f"{run_dir} is finished, at step {trainer.global_step}: to train it further raise {limit}")
+            limit = "max_steps" if 0 < trainer.max_steps <= trainer.global_step else "max_epochs"
+            limit = "max_time" if late else limit
+            print(f"{run_dir} is finished, at step {trainer.global_step}: to train it further raise trainer.{limit}")
         return best.best
     # Training rarely ends at a validation, and the last weights are often the best.
     trainer.validate(module, datamodule=data, verbose=False)
