@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -88,11 +87,7 @@ class BaseModule(LightningModule, ABC):
     def forget_best(self) -> None:
         """Reset the lowest loss and the patience of all callbacks, because the validation loss has a new meaning."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EarlyStopping):
-                callback.best_score, callback.wait_count = torch.tensor(float("inf")), 0
-            elif isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-                callback.best_k_models, callback.kth_best_model_path, callback.best_model_score = {}, "", None
-            elif hasattr(callback, "forget"):
+            if hasattr(callback, "forget"):
                 callback.forget()
 
     def on_fit_start(self) -> None:

@@ -71,6 +71,10 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def forget(self) -> None:
+        """Write the next checkpoint, whatever its loss."""
+        self.best_k_models, self.kth_best_model_path, self.best_model_score = {}, "", None
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning forgets the lowest loss if the run was moved.
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
