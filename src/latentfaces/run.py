@@ -41,11 +41,8 @@ ALLOWED_TARGETS = {
 """Classes that a stored config or PNG metadata may name. Not Evaluate, which runs a network from a file, and none that
 writes into the run's folder."""
 MOVED = {
-    "conf.sweeps.SweepReport": "latentfaces.cli.sweeps.SweepReport",
-    **{
-        f"latentfaces.training.strategies.{name}": f"latentfaces.training.distributed.strategies.{name}"
-        for name in ("DDP", "FSDP")
-    },
+    f"latentfaces.training.strategies.{name}": f"latentfaces.training.distributed.strategies.{name}"
+    for name in ("DDP", "FSDP")
 }
 """New names of classes in run folders of earlier versions."""
 PARTS = {f"{module}.{name}" for module, names in ALLOWED_TARGETS.items() for name in names}

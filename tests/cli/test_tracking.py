@@ -15,7 +15,7 @@ import yaml
 from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, trained_in
 from PIL import Image
 
-from latentfaces.training.callbacks.dashboard import histogram, panel
+from latentfaces.training.callbacks.dashboard import histogram
 
 WATCHED = [option for option in SHORT if option != "logger=csv"]
 ARTIFACT = "callbacks.dashboard.upload_weights=true"
@@ -98,11 +98,10 @@ def records(home: Path) -> list[Record]:
 
 def test_stage_one_has_every_panel_in_its_section(records: list[Record]) -> None:
     sections = records[0].sections()
-    assert {"loss", "kl", "reconstruction", "gradient_norm", "lr-AdamW"} <= sections["train"]
+    assert {"loss", "kl", "reconstruction", "kl_weight", "gradient_norm"} <= sections["train"]
     assert {"loss", "kl", "reconstruction", "psnr", "ssim", "best_loss"} <= sections["val"]
-    assert sections["annealing"] == {"kl_weight"}
     assert {"active_units", "kl_0", "latent_std_3", "detail_high"} <= sections["health"]
-    assert sections["speed"] == {"images_per_second", "seconds_per_step"}
+    assert sections["speed"] == {"images_per_second"}
     assert {"encoder.levels", "decoder.levels"} <= sections["weights"] & sections["gradients"]
     assert {"loss", "psnr"} <= sections["test"]
 
@@ -117,21 +116,15 @@ def test_every_validation_has_its_grid(records: list[Record]) -> None:
             assert Image.open(record.path.parent / "files" / file).width > 8 * 16
 
 
-def test_speed_is_images_over_seconds(records: list[Record]) -> None:
-    rows = [item for item in records[0].history if "speed/images_per_second" in item]
-    assert len(rows) == 4
-    for item in rows:  # batches of 8
-        assert item["speed/images_per_second"] * item["speed/seconds_per_step"] == pytest.approx(8)
+def test_each_log_has_the_speed(records: list[Record]) -> None:
+    speeds = [item["speed/images_per_second"] for item in records[0].history if "speed/images_per_second" in item]
+    assert len(speeds) == 4
+    assert all(0 < speed < 1e6 for speed in speeds)
 
 
-def test_a_run_tells_its_command_config_and_environment(records: list[Record], home: Path) -> None:
-    config = records[0].config
-    assert config["command"].startswith("python train.py model=vae data=synthetic")
-    assert config["command"].endswith("name=faces")
+def test_a_run_has_its_config(records: list[Record], home: Path) -> None:
     stored = yaml.safe_load((home / "outputs/vae/faces/config.yaml").read_text())
-    assert config["model"] == stored["model"]
-    assert config["environment"]["torch"] == torch.__version__
-    assert (config["environment"]["processes"], config["environment"]["device"]) == (1, "cpu")
+    assert records[0].config["model"] == stored["model"]
 
 
 def test_stages_of_one_name_are_a_group_and_a_resumed_training_is_the_same_run(records: list[Record]) -> None:
@@ -187,17 +180,6 @@ def test_checkpoints_for_a_server_that_is_not_there_are_refused(
     with pytest.raises(SystemExit):
         train(*TINY_VAE, "name=refused", "logger.wandb.log_model=true")
     assert "error: logger.wandb: Providing log_model=True and offline=True" in capfd.readouterr().err
-
-
-def test_where_a_value_is_shown() -> None:
-    for name, shown in {
-        "train/kl_weight": "annealing/kl_weight",
-        "train/skip_dropout": "annealing/skip_dropout",
-        "train/kl": "train/kl",
-        "lr-AdamW/pg1": "train/lr-AdamW/pg1",
-        "epoch": "epoch",
-    }.items():
-        assert panel(name) == shown
 
 
 def test_histograms_count_every_finite_value_or_evenly_chosen_ones() -> None:

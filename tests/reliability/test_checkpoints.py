@@ -280,19 +280,3 @@ def test_case_23_a_validation_that_gives_no_number_stops_training_and_is_never_t
     assert "val/loss is nan at step 4" in said
     assert "Traceback" not in said
     assert checkpoint("vae/bad", "best")["global_step"] == 2
-
-
-@pytest.mark.parametrize("callback", ["best_weights", "best", "early_stopping"])
-def test_case_23_a_value_that_grows_as_the_model_improves_is_rejected(callback: str, fork: Forker) -> None:
-    status, said = fork.run(*VAE, f"callbacks.{callback}.monitor=val/psnr", "name=bad")
-    assert status == 2
-    assert "monitor=val/psnr, but callbacks keep the lowest value" in said
-
-
-@pytest.mark.parametrize("callback", ["best_weights", "best", "early_stopping"])
-def test_case_23_a_value_to_monitor_that_nothing_logs_is_named(callback: str, fork: Forker) -> None:
-    status, said = fork.run(*VAE, f"callbacks.{callback}.monitor=val/lss", "name=bad")
-    assert status == 2
-    assert "monitor=val/lss" in said
-    assert "val/loss" in said
-    assert "Traceback" not in said

@@ -81,7 +81,7 @@ def begin(
     monkeypatch.setattr(type(module), "global_step", step)
     module._trainer = SimpleNamespace(  # type: ignore[assignment]
         accumulate_grad_batches=accumulate, callbacks=[], global_rank=0, global_step=step, gradient_clip_val=clip,
-        log_every_n_steps=1, max_epochs=None, max_steps=100, strategy=None,
+        log_every_n_steps=1, lr_scheduler_configs=[], max_epochs=None, max_steps=100, strategy=None,
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(
             total=SimpleNamespace(ready=0)))),
     )  # fmt: skip

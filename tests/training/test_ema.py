@@ -96,23 +96,9 @@ def test_averages_are_the_power_profile_over_all_steps(tmp_path: Path, sigma_rel
         assert ema.averages[sigma_rel][0][0].item() == pytest.approx(float(expected), abs=1e-5)
 
 
-IMPOSSIBLE = {
-    "no width": ({"sigma_rel": 0.0}, "sigma_rel=0.0 must be"),
-    "a negative width": ({"sigma_rel": -0.1}, "sigma_rel=-0.1 must be"),
-    "too wide": ({"sigma_rel": 0.3}, "sigma_rel=0.3 must be"),
-    "too wide a track": ({"tracks": [0.1, 0.5], "snapshots": 4, "folder": "x"}, r"tracks=0\.5 must be"),
-    "a track twice": ({"tracks": [0.1, 0.1], "snapshots": 4, "folder": "x"}, r"tracks=\[0\.1, 0\.1\] names"),
-    "tracks without snapshots": ({"tracks": [0.1]}, r"tracks=\[0\.1\] has no effect with snapshots=0"),
-    "snapshots without tracks": ({"snapshots": 4, "folder": "x"}, r"snapshots=4 has no effect with tracks=\[\]"),
-    "snapshots without a folder": ({"tracks": [0.1], "snapshots": 4}, "snapshots=4 needs folder"),
-    "a single snapshot": ({"tracks": [0.1], "snapshots": 1, "folder": "x"}, "snapshots=1 must be"),
-    "fewer than none": ({"tracks": [0.1], "snapshots": -2, "folder": "x"}, "snapshots=-2 must be"),
-}
-
-
-@pytest.mark.parametrize(("options", "sentence"), IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
-def test_impossible_options_are_refused(options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+@pytest.mark.parametrize("options", [{"tracks": [0.1]}, {"snapshots": 4}])
+def test_tracks_and_snapshots_need_each_other(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"tracks and snapshots need each other"):
         EMA(**options)
 
 
@@ -276,12 +262,3 @@ def test_a_width_that_the_checkpoint_does_not_have_is_refused(tmp_path: Path) ->
     state = keeping(tmp_path).state_dict()
     with pytest.raises(UserError, match=r"averages of width 0\.1, 0\.05, and none of 0\.2: .*callbacks\.ema\.tracks"):
         restored(state, tmp_path, tracks=[0.2])
-
-
-def test_checkpoints_of_before_there_were_tracks_load_without_and_are_refused_with_them(tmp_path: Path) -> None:
-    state = {"average": [torch.tensor([1.0])], "num_updates": 7}
-    ema = EMA(sigma_rel=0.07)
-    ema.load_state_dict(state)
-    assert (ema.average[0].item(), ema.num_updates) == (1, 7)
-    with pytest.raises(UserError, match=r"none of 0\.05: .*callbacks=default"):
-        restored(state, tmp_path)

@@ -1,7 +1,6 @@
 """Quality and novelty of samples in the log of a training."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from torch import Tensor
 from latentfaces.data import open_pack
 from latentfaces.evaluation.panels import read_curves
 from latentfaces.training import LatentDiffusionModule
-from latentfaces.training.callbacks import FaceMetrics, face_metrics
 
 MEASURED = [*TINY_LDM, *SHORT, "callbacks=measured", "callbacks.face_metrics.num_images=40"]
 OFTEN = "callbacks.face_metrics.every_n_minutes=0"
@@ -54,27 +52,6 @@ def test_each_validation_logs_the_distance_of_the_same_faces(home: Path, monkeyp
     assert not any("FaceMetrics" in str(key) for key in state["callbacks"])
 
 
-def test_training_waits_no_longer_than_it_says(
-    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
-) -> None:
-    seconds = iter(range(0, 10**6, 20))
-    monkeypatch.setattr(face_metrics, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
-    made: list[int] = []
-    make = LatentDiffusionModule.faces_from
-    monkeypatch.setattr(
-        LatentDiffusionModule,
-        "faces_from",
-        lambda self, noise, *more: made.append(len(noise)) or make(self, noise, *more),
-    )
-    run_command(
-        "train.py", *MEASURED, OFTEN, "callbacks.face_metrics.batch_size=4", "callbacks.face_metrics.max_seconds=30",
-        "name=slow",
-    )  # fmt: skip
-    assert made.count(4) == 4  # two validations; each batch seems to take 20 seconds
-    assert "8 faces in 30 seconds are too few" in capsys.readouterr().out
-    assert "val/feature_distance" not in read_curves("outputs/ldm/slow/metrics.csv")
-
-
 @pytest.mark.parametrize(
     ("options", "clue"),
     [
@@ -92,11 +69,6 @@ def test_what_cannot_be_measured_is_said_before_training_starts(
     said = capfd.readouterr().err
     assert clue in said
     assert "Traceback" not in said
-
-
-def test_stage_one_has_no_new_faces() -> None:
-    with pytest.raises(ValueError, match="num_images=31"):
-        FaceMetrics(num_images=31)
 
 
 NOVEL = [*MEASURED, OFTEN, "callbacks.face_metrics.max_memorized=0.05", "trainer.max_steps=8"]

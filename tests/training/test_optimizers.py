@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from latentfaces.diffusion import Denoiser, DiT, RectifiedFlow, UNet
 from latentfaces.training import MuonAdamW
-from latentfaces.training.optimizers import adopt, is_hidden_matrix
+from latentfaces.training.optimizers import adapt_state, is_hidden_matrix
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -135,24 +135,27 @@ def test_muon_steps_are_the_same_for_channels_last() -> None:
         assert torch.allclose(one, other, atol=2e-4)  # Muon computes in bfloat16, here in another order
 
 
-def test_how_an_optimiser_computes_follows_what_was_chosen_and_not_the_checkpoint() -> None:
+def test_settings_are_those_of_the_optimiser_and_not_of_the_checkpoint() -> None:
     (weight,) = nn.Linear(3, 1, bias=False).parameters()
     weight.grad = torch.ones(1, 3)
-    one, many = AdamW([weight], fused=True), AdamW([weight], fused=False)
-    chosen = dict(many.param_groups[0])
+    one, many = AdamW([weight], lr=0.1, fused=True), AdamW([weight], lr=0.3, betas=(0.5, 0.6), fused=False)
+    for optimizer in (one, many):
+        LambdaLR(optimizer, lambda step: 0.5)
     one.step()
+    many.register_load_state_dict_pre_hook(adapt_state)
     many.load_state_dict(one.state_dict())
-    assert many.param_groups[0]["fused"]
-    adopt(many.param_groups[0], chosen, many.state)
-    assert many.param_groups[0]["fused"] is False
-    assert many.state[weight]["step"].device.type == "cpu"
+    (group,) = many.param_groups
+    assert (group["fused"], group["betas"], group["initial_lr"]) == (False, (0.5, 0.6), 0.3)
+    assert group["lr"] == pytest.approx(0.15)
     many.step()
     assert many.state[weight]["step"] == 2
 
 
 def fused_adamw(network: nn.Module) -> Any:
     """AdamW as training creates it."""
-    return AdamW(network.parameters(), lr=1e-2, fused=True)
+    optimizer = AdamW(network.parameters(), lr=1e-2, fused=True)
+    optimizer.register_load_state_dict_pre_hook(adapt_state)
+    return optimizer
 
 
 def muon(network: nn.Module) -> Any:
@@ -176,13 +179,10 @@ def test_a_checkpoint_resumes_in_another_memory_format(make: Any, formats: list[
     x = torch.randn(2, 4, 8, 8)
     first, second = network(formats[0]), network(formats[1])
     one, other = make(first), make(second)
-    chosen = [dict(group) for group in other.param_groups]
     for _ in range(3):
         step(first, one)
     second.load_state_dict(first.state_dict())
     other.load_state_dict(copy.deepcopy(one.state_dict()))
-    for group, settings in zip(other.param_groups, chosen, strict=True):
-        adopt(group, settings, other.state)
     for part, optimizer in ((first, one), (second, other)):
         step(part, optimizer)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):

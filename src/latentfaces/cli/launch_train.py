@@ -23,7 +23,6 @@ from latentfaces.cli.init_run import add_init_run, check_network, take_weights
 from latentfaces.cli.labels import add_conditioning, has_labels, save_labels
 from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
 from latentfaces.cli.vae_run import add_trained_vae
-from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import leaves_of, plain
 from latentfaces.config.secrets import refuse_unsafe
 from latentfaces.config.validation import check_training
@@ -183,14 +182,13 @@ def build_trainer(cfg: DictConfig, stop: Any) -> Any:
     if "wandb" in cfg.logger:
         with open_dict(cfg):
             tracking.prepare_wandb(cfg)
-    limit = [TimeLimit(cfg.trainer.max_time)] if cfg.trainer.max_time else []
     interval = cfg.trainer.val_check_interval
     if isinstance(interval, int):  # optimizer steps, which Lightning counts in batches
         interval *= cfg.trainer.accumulate_grad_batches
     return instantiate(
         cfg.trainer,
         # Exact resume and a graceful stop do not depend on the choice of callbacks.
-        callbacks=[ExactResume(), *instantiate(cfg.callbacks).values(), *limit, stop],
+        callbacks=[ExactResume(), *instantiate(cfg.callbacks).values(), TimeLimit(cfg.trainer.max_time), stop],
         logger=list(instantiate(cfg.logger).values()),
         plugins=[AtomicCheckpointIO(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,
@@ -254,23 +252,13 @@ def show_pretrained(vae: VAE, data: Any, cfg: DictConfig) -> None:
 
 
 def save_config(cfg: DictConfig) -> None:
-    """Write the config, the overrides and, for the report to compare with, the defaults into the run folder."""
+    """Write the config and the overrides into the run folder."""
     folder, hydra = Path(cfg.run_dir), HydraConfig.get()
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     save_yaml(cfg, folder / ".hydra" / "config.yaml")
     save_yaml(OmegaConf.create({"hydra": hydra}), folder / ".hydra" / "hydra.yaml")
     save_yaml(OmegaConf.create(list(hydra.overrides.task)), folder / ".hydra" / "overrides.yaml")
     save_yaml(cfg, folder / CONFIG, resolve=True)
-    defaults = compose_config("train", [f"model={cfg.stage}"])
-    with open_dict(defaults):
-        defaults.pop("hydra")
-        defaults.run_dir = cfg.run_dir
-        if cfg.stage == "ldm":  # these come from the VAE's run
-            defaults.vae, defaults.data, defaults.model.autoencoder = cfg.vae, cfg.data, cfg.model.autoencoder
-            defaults.model.conditioning = cfg.model.conditioning  # and this from the labels
-            for key in ("source", "licence"):  # of a pretrained VAE, which the report shows
-                defaults.model.autoencoder.pop(key, None)
-    save_yaml(defaults, folder / ".hydra" / "defaults.yaml", resolve=True)
 
 
 def save_yaml(config: Any, path: Path, resolve: bool = False) -> None:

@@ -4,12 +4,11 @@ import json
 import platform
 import shlex
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from latentfaces.evaluation import TensorValues
 from latentfaces.evaluation.panels import SECTIONS, Best, Panel, best_validation, panels, read_curves, sheet
@@ -19,10 +18,7 @@ from latentfaces.report.page import REPORT, as_data, embedded, write_page
 from latentfaces.run import CONFIG, Run, command, open_run, overrides_of, resume_command, train_program
 
 KINDS = {"vae": "stage 1, a VAE", "ldm": "stage 2, a latent diffusion model"}
-DEFAULTS = Path(".hydra") / "defaults.yaml"
 NUM_PREVIEWS = 3
-OWN = ("name", "run_dir", "pack", "logger.wandb")
-"""Prefixes of keys that differ in every run."""
 UNITS = {"minutes": "minutes of training", "peak_memory_gb": "GB peak memory", "steps": "steps"}
 MEANINGS = {
     "fid": "Frechet distance of Inception features to held-out photos: lower is better",
@@ -57,7 +53,6 @@ def write_report(folder: str | Path) -> Path:
         run.folder / REPORT,
         "run.html.j2",
         name=run.folder.name,
-        stage=run.stage,
         kind=KINDS.get(run.stage, run.stage),
         state="finished" if run.finished else "not finished",
         date=f"{datetime.now():%Y-%m-%d %H:%M}",
@@ -80,7 +75,6 @@ def write_report(folder: str | Path) -> Path:
         tensors=[(title, embedded(figure)) for title, figure in tensors.panels()] if tensors else [],
         tensor_table=tensors.table() if tensors else None,
         next_commands=next_commands(run),
-        differences=differences(run.folder, run.config),
         config=(run.folder / CONFIG).read_text(),
         environment=f"torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}",
     )
@@ -96,60 +90,29 @@ def drawn(shown: list[Panel], best: Best | None) -> Pictures:
     return pictures
 
 
-def twice(max_time: str) -> str:
-    """Double days:hours:minutes:seconds."""
-    days, hours, minutes, seconds = map(int, max_time.split(":"))
-    length = 2 * timedelta(days, seconds, hours=hours, minutes=minutes)
-    return f"{length.days:02}:{length.seconds // 3600:02}:{length.seconds // 60 % 60:02}:{length.seconds % 60:02}"
-
-
 def next_commands(run: Run) -> list[tuple[str, str]]:
     """Return titles and commands: how to resume the run, and how to use it."""
-    folder, stage, trainer = run.folder, run.stage, run.config.get("trainer", {})
-    here, again = shlex.quote(str(folder)), resume_command(train_program(), overrides_of(folder), folder)
+    here = shlex.quote(str(run.folder))
+    again = resume_command(train_program(), overrides_of(run.folder), run.folder)
     if not run.finished:
         return [("Resume", again)]
-    steps = run.result().get("steps", 0)
-    if trainer.get("max_time") is not None and not 0 < trainer.get("max_steps", -1) <= steps:
-        longer = [("Train for longer", f"{again} trainer.max_time={twice(trainer['max_time'])}")]
-    else:
-        longer = [("Train for longer", f"{again} trainer.max_steps={2 * steps}")] if steps else []
-    if stage == "vae":
+    limits = [f"trainer.max_steps={2 * run.result().get('steps', 0)}"]
+    for key, off in (("max_time", None), ("max_epochs", -1)):
+        if run.config.get("trainer", {}).get(key, off) != off:
+            limits.append(f"trainer.{key}={json.dumps(off)}")
+    longer = ("Train for longer", " ".join([again, *limits]))
+    if run.stage == "vae":
         return [
             ("Reconstruct held-out images", f"python sample.py run={here} task=reconstruct"),
             ("Train stage 2", f"python train.py model=ldm vae={here}"),
-            *longer,
+            longer,
         ]
     return [
         ("Generate faces", f"python sample.py run={here} num_images=64"),
         ("Tune the guidance", f"python sample.py run={here} task=tune"),
         ("Evaluate", f"python sample.py run={here} task=evaluate"),
-        *longer,
+        longer,
     ]
-
-
-def flattened(node: Any, key: str = "") -> dict[str, Any]:
-    """Return the values of a nested config by dotted key. Lists are values."""
-    if not isinstance(node, Mapping) or not node:
-        return {key: node}
-    parts = (flattened(value, f"{key}.{name}" if key else str(name)) for name, value in node.items())
-    return {name: value for part in parts for name, value in part.items()}
-
-
-def differences(folder: Path, config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return key, value and default of each setting that differs from the defaults."""
-    path = folder / DEFAULTS
-    if not path.exists():
-        return []
-    own, default = flattened(config), flattened(yaml.safe_load(path.read_text()))
-    keys = [key for key in (*own, *(key for key in default if key not in own)) if not key.startswith(OWN)]
-    return [(key, written(own, key), written(default, key)) for key in keys if own.get(key) != default.get(key)]
-
-
-def written(values: Mapping[str, Any], key: str) -> str:
-    """Format a value as an override; empty if there is none."""
-    value = values.get(key, "")
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def tensor_values(folder: Path) -> TensorValues | None:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from latentfaces.autoencoder import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
 from latentfaces.training.base_module import OptimizerFactory
-from latentfaces.training.optimizers import adopt
+from latentfaces.training.optimizers import adapt_state
 
 
 class AdversarialTerm(NamedTuple):
@@ -68,13 +68,11 @@ class Adversary:
         torch._functorch.config.donated_buffer = False
         self.discriminator.to(device).train()
         self.optimizer = self.make_optimizer(self.discriminator.named_parameters())
-        chosen = [dict(group) for group in self.optimizer.param_groups]
-        self.peak_rates = [group["lr"] for group in chosen]
+        self.optimizer.register_load_state_dict_pre_hook(adapt_state)
+        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         if self.restored is not None:
             self.discriminator.load_state_dict(self.restored["discriminator"])
             self.optimizer.load_state_dict(self.restored["optimizer"])
-            for group, values in zip(self.optimizer.param_groups, chosen, strict=True):
-                adopt(group, values, self.optimizer.state)
             self.restored = None
         if dist.is_initialized():
             for parameter in self.discriminator.parameters():
@@ -168,7 +166,7 @@ class Adversary:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, which `begin` restores."""
         self.restored = state_dict
-        self.begun = state_dict.get("begun", bool(state_dict["optimizer"]["state"]))
+        self.begun = state_dict["begun"]
 
     def end(self) -> None:
         """Free the memory of the device, as Lightning does for the VAE."""

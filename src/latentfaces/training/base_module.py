@@ -1,6 +1,5 @@
 """Base class of both LightningModules: optimizer, learning rate, seeds and logging."""
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -8,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,7 +17,7 @@ from latentfaces.marks import GENERATED, Source
 from latentfaces.ranks import full_tensor, is_main_process
 from latentfaces.training.distributed.sharding import shard
 from latentfaces.training.nan_guard import ImageNames, NonFiniteGuard
-from latentfaces.training.optimizers import adopt
+from latentfaces.training.optimizers import adapt_state
 from latentfaces.training.time_limit import TimeLimit
 
 GRADIENT = "the gradient's norm"
@@ -59,10 +57,6 @@ class BaseModule(LightningModule, ABC):
         """Changes of `objective` since the checkpoint."""
         self.resumed_at: int | None = None
         """Step of the checkpoint, if training was resumed."""
-        self.started, self.seconds_before = time.monotonic(), 0.0
-        """Start of this session, and seconds of earlier sessions."""
-        self.chosen: list[dict[str, Any]] = []
-        """Parameter groups as the optimizer was created with them."""
 
     @property
     @abstractmethod
@@ -93,11 +87,7 @@ class BaseModule(LightningModule, ABC):
     def forget_best(self) -> None:
         """Reset the lowest loss and the patience of all callbacks, because the validation loss has a new meaning."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EarlyStopping):
-                callback.best_score, callback.wait_count = torch.tensor(float("inf")), 0
-            elif isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-                callback.best_k_models, callback.kth_best_model_path, callback.best_model_score = {}, "", None
-            elif hasattr(callback, "forget"):
+            if hasattr(callback, "forget"):
                 callback.forget()
 
     def on_fit_start(self) -> None:
@@ -113,7 +103,7 @@ class BaseModule(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer((name, p) for name, p in self.network.named_parameters() if p.requires_grad)
-        self.chosen = [dict(group) for group in optimizer.param_groups]
+        optimizer.register_load_state_dict_pre_hook(adapt_state)
         schedule = LambdaLR(optimizer, lambda step: self.lr_schedule(step, self.progress()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -127,23 +117,13 @@ class BaseModule(LightningModule, ABC):
             batches_per_epoch = max(trainer.num_training_batches, 1)
             batch = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
             fractions.append((trainer.current_epoch + batch / batches_per_epoch) / trainer.max_epochs)
-        fractions += [limit.progress for limit in self.time_limits()]
+        fractions += [callback.progress for callback in trainer.callbacks if isinstance(callback, TimeLimit)]  # type: ignore[attr-defined]
         return min(max(fractions), 1.0)
 
-    def time_limits(self) -> list[TimeLimit]:
-        """Return the callbacks of `trainer.max_time`."""
-        return [callback for callback in self.trainer.callbacks if isinstance(callback, TimeLimit)]  # type: ignore[attr-defined]
-
     def on_train_start(self) -> None:
-        # The checkpoint restored the earlier learning rate and weight decay; the config of this session counts.
-        for number, chosen in enumerate(self.chosen):
-            optimizer = self.trainer.optimizers[0]
-            group = optimizer.param_groups[number]
-            schedule = self.trainer.lr_scheduler_configs[0].scheduler
-            adopt(group, chosen, optimizer.state)
-            if group["initial_lr"] != chosen["lr"]:
-                group["lr"] *= chosen["lr"] / group["initial_lr"]
-                group["initial_lr"] = schedule.base_lrs[number] = chosen["lr"]
+        # The checkpoint restored the peak of the earlier session; that of this session counts.
+        for config in self.trainer.lr_scheduler_configs:
+            config.scheduler.base_lrs = [group["initial_lr"] for group in config.scheduler.optimizer.param_groups]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Random numbers depend on (seed, rank, number of batches): ranks differ, and a resumed run repeats them.
@@ -186,24 +166,17 @@ class BaseModule(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.finite.check()
         checkpoint["num_skipped"] = self.finite.num_skipped
-        checkpoint["seconds"] = self.seconds
         checkpoint["objective"] = self.objective
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.resumed_at = checkpoint.get("global_step")
         self.finite.num_skipped = checkpoint.get("num_skipped", 0)
-        self.seconds_before = max(self.seconds_before, checkpoint.get("seconds", 0.0))
         before = checkpoint.get("objective", self.objective)
         self.changed = [
             f"{key}: {before.get(key)} -> {self.objective.get(key)}"
             for key in sorted(before.keys() | self.objective.keys())
             if before.get(key) != self.objective.get(key)
         ]
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training, over all sessions."""
-        return self.seconds_before + time.monotonic() - self.started
 
     @property
     def is_logged(self) -> bool:

@@ -1,7 +1,6 @@
 """Training, validation and test of one run."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks import BestWeights
 from latentfaces.training.callbacks.status import peak_memory
 from latentfaces.training.checkpoint import full_disk_named, full_disk_survived
+from latentfaces.training.time_limit import TimeLimit
 
 
 def fit_and_test(
@@ -26,7 +26,7 @@ def fit_and_test(
     A finished run without further steps to train is left unchanged.
 
     Args:
-        trainer: has a `BestWeights` callback.
+        trainer: has a `BestWeights` and a `TimeLimit` callback.
         module: module to train.
         data: data module.
         checkpoint: checkpoint to resume from, or None.
@@ -39,16 +39,14 @@ def fit_and_test(
     best = next((c for c in trainer.callbacks if isinstance(c, BestWeights)), None)  # type: ignore[attr-defined]
     if best is None:
         raise UserError("callbacks.best_weights is missing: without it a run leaves no weights to use")
-    module.started = time.monotonic()
-    earlier = read_json(run_dir / RESULT)
-    if checkpoint is not None:  # the checkpoint does not count the test
-        module.seconds_before = 60 * earlier.get("minutes", 0.0)
+    timer = next(c for c in trainer.callbacks if isinstance(c, TimeLimit))  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.global_step == module.resumed_at and earlier:
-        late = any(limit.progress >= 1 for limit in module.time_limits())
+    if trainer.global_step == module.resumed_at and read_json(run_dir / RESULT):
+        late = timer.progress >= 1
         if trainer.is_global_zero and (late or not trainer.should_stop):  # early stopping prints its own message
-            limit = "trainer.max_time" if late else "trainer.max_steps"
-            print(f"{run_dir} is finished, at step {trainer.global_step}: to train it further raise {limit}")
+            limit = "max_steps" if 0 < trainer.max_steps <= trainer.global_step else "max_epochs"
+            limit = "max_time" if late else limit
+            print(f"{run_dir} is finished, at step {trainer.global_step}: to train it further raise trainer.{limit}")
         return best.best
     # Training rarely ends at a validation, and the last weights are often the best.
     trainer.validate(module, datamodule=data, verbose=False)
@@ -57,7 +55,10 @@ def fit_and_test(
     metrics = trainer.test(module, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:
         result: dict[str, Any] = {**metrics, "val/best_loss": best.best, "steps": trainer.global_step}
-        result |= {"minutes": module.seconds / 60, "peak_memory_gb": peak_memory(trainer.strategy.root_device) / 1e9}
+        result |= {
+            "minutes": timer.time_elapsed() / 60,
+            "peak_memory_gb": peak_memory(trainer.strategy.root_device) / 1e9,
+        }
         if module.finite.num_skipped:
             result["skipped_steps"] = module.finite.num_skipped
         losses = run_dir / "images" / "losses.png"

@@ -11,31 +11,33 @@ from latentfaces.training.distributed.sharding import placed_like
 
 OUTER = ("embed", "stem", "head", "auxiliary_head", "out", "norm")
 """Names of first and last layers."""
-COMPUTING = ("params", "lr", "initial_lr", "fused", "foreach", "capturable", "differentiable")
-"""Settings of a parameter group that do not affect the result, or follow the schedule."""
 
 
-def adopt(group: dict[str, Any], chosen: dict[str, Any], state: Mapping[Tensor, dict[str, Any]]) -> None:
-    """Apply the chosen settings, except the learning rate, to a parameter group loaded from a checkpoint.
+def adapt_state(optimizer: Optimizer, stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's state with the settings of the optimizer and the placement of its parameters.
 
-    The state of each parameter gets its memory format: fused kernels read both in the order of memory.
-
-    Args:
-        group: parameter group of the optimizer.
-        chosen: settings of the group when it was created.
-        state: state of the optimizer, by parameter.
+    A pre-hook of `Optimizer.load_state_dict`. Fused kernels read a parameter and its state in the order of memory.
     """
-    group.update({key: value for key, value in chosen.items() if key not in COMPUTING})
-    for parameter in group["params"]:
-        own = state.get(parameter, {})
-        for key, value in own.items():
-            if key != "step" and isinstance(value, Tensor) and value.shape == parameter.shape:
-                own[key] = placed_like(value, parameter)
-    if "fused" in group and chosen["fused"] != group["fused"]:
-        group["fused"] = chosen["fused"]
-        for parameter in group["params"]:  # the fused kernel counts steps on the device, the others on the CPU
-            if "step" in (own := state.get(parameter, {})):
-                own["step"] = own["step"].to(parameter.device if chosen["fused"] else "cpu")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        number: {
+            key: placed_like(value, parameters[number])
+            if isinstance(value, Tensor) and value.shape == parameters[number].shape
+            else value
+            for key, value in values.items()
+        }
+        for number, values in stored["state"].items()
+    }
+    groups = [
+        {**group, "params": before["params"], "lr": resumed_rate(group, before)}
+        for group, before in zip(optimizer.param_groups, stored["param_groups"], strict=True)
+    ]
+    return {**stored, "state": state, "param_groups": groups}
+
+
+def resumed_rate(group: Mapping[str, Any], before: Mapping[str, Any]) -> float:
+    """Return the learning rate of a checkpoint's parameter group, scaled to the peak of the optimizer's group."""
+    return before["lr"] * (group["initial_lr"] / before["initial_lr"] if "initial_lr" in group else 1)
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -90,6 +92,8 @@ class MuonAdamW(Optimizer):
         self.flat = [nn.Parameter(as_matrix(p.detach(), p)) for p in self.matrices]
         self.muon = Muon(self.flat, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         self.adamw = AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
+        for inner in (self.muon, self.adamw):
+            inner.register_load_state_dict_pre_hook(adapt_state)
         super().__init__([{"params": self.matrices}, {"params": others}], {"lr": lr})
 
     @torch.no_grad()
@@ -122,14 +126,10 @@ class MuonAdamW(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         muon = dict(state_dict["muon"])
         muon["state"] = {
-            # Earlier versions stored matrices.
-            number: {"momentum_buffer": as_matrix(stored, parameter) if stored.shape == parameter.shape else stored}
+            number: {"momentum_buffer": as_matrix(state["momentum_buffer"], self.matrices[number])}
             for number, state in muon["state"].items()
-            for stored, parameter in [(state["momentum_buffer"], self.matrices[number])]
         }
-        for inner, stored in ((self.muon, muon), (self.adamw, state_dict["adamw"])):
-            chosen = dict(inner.param_groups[0])
-            inner.load_state_dict(stored)
-            adopt(inner.param_groups[0], chosen, inner.state)
-        for group, stored in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group.update(stored)
+        self.muon.load_state_dict(muon)
+        self.adamw.load_state_dict(state_dict["adamw"])
+        for group, before in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group["lr"] = resumed_rate(group, before)

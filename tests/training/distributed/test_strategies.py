@@ -195,7 +195,7 @@ REFUSED = {
         "trainer.val_check_interval=00:00:01:00 needs one device",
     ),
     "a strategy of no name": (["strategy=horovod"], "fsdp"),
-    "no time": (["strategy=fsdp", "trainer.strategy.timeout_minutes=-1", *ON_CPU], "timeout_minutes=-1"),
+    "no time": (["strategy=fsdp", "trainer.strategy.timeout_minutes=-1", *ON_CPU], "timeout_minutes=-1 is invalid"),
     "no device": (["trainer.devices=0"], "trainer.devices=0"),
     "no number of devices": (["trainer.devices=two"], "trainer.devices=two"),
     "indices as text": (["trainer.devices='0,2'"], "indices, e.g. [0,2]"),

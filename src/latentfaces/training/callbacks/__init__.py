@@ -14,7 +14,6 @@ from latentfaces.training.callbacks.previews import Previews
 from latentfaces.training.callbacks.report import Report
 from latentfaces.training.callbacks.status import Status
 from latentfaces.training.callbacks.tensor_stats import TensorStats
-from latentfaces.training.callbacks.verdict import Verdict
 
 __all__ = [
     "EMA",
@@ -33,5 +32,4 @@ __all__ = [
     "Report",
     "Status",
     "TensorStats",
-    "Verdict",
 ]

@@ -1,10 +1,10 @@
 """Checkpoints to resume from."""
 
-import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Gt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
@@ -21,12 +21,11 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(
-        self, dirpath: str | Path, every_n_train_steps: int = 500, every_n_minutes: float | None = 15.0
+        self,
+        dirpath: str | Path,
+        every_n_train_steps: Annotated[int, Ge(1)] = 500,
+        every_n_minutes: Annotated[float, Gt(0)] | None = 15.0,
     ) -> None:
-        if every_n_train_steps < 1:
-            raise ValueError(f"every_n_train_steps={every_n_train_steps} must be at least 1")
-        if every_n_minutes is not None and every_n_minutes <= 0:
-            raise ValueError(f"every_n_minutes={every_n_minutes} must be above 0, or null")
         self.path = Path(dirpath) / "last.ckpt"
         self.every_n_train_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
         self.last_step, self.written_at = 0, 0.0
@@ -55,28 +54,27 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Write `best.ckpt` at the lowest validation loss so far, or `best_0001000.ckpt` if several are kept.
+    """Write `best.ckpt` at the lowest `val/loss` so far, or `best_0001000.ckpt` if several are kept.
 
     Args:
         dirpath: folder of the checkpoints.
-        monitor: logged value to minimize.
         save_top_k: number of checkpoints to keep; -1 for one per validation, 0 for none.
     """
 
-    def __init__(self, dirpath: str | Path, monitor: str = "val/loss", save_top_k: int = 1) -> None:
+    def __init__(self, dirpath: str | Path, save_top_k: int = 1) -> None:
         super().__init__(
             dirpath=dirpath,
             filename="best" if save_top_k == 1 else "best_{step:07d}",
-            monitor=monitor,
+            monitor="val/loss",
             save_top_k=save_top_k,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if trainer.is_global_zero:
-            for path in Path(str(self.dirpath)).glob("best_*.ckpt"):  # of steps that were lost in a kill
-                step = re.fullmatch(r"best_(\d+)\.ckpt", path.name)
-                if step is not None and int(step[1]) > trainer.global_step:
-                    path.unlink()
+    def forget(self) -> None:
+        """Write the next checkpoint, whatever its loss."""
+        self.best_k_models, self.kth_best_model_path, self.best_model_score = {}, "", None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning forgets the lowest loss if the run was moved.
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})

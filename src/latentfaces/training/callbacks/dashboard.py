@@ -1,13 +1,11 @@
-"""Weights & Biases: W&B groups panels by the part of their names before the first slash."""
+"""Weights & Biases."""
 
 import os
-import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,26 +15,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from latentfaces.ranks import local_tensor
-from latentfaces.run import CONFIG, command
+from latentfaces.run import CONFIG
 from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks.best_weights import BestWeights
 
 BEST = {"val/loss": "min", "val/psnr": "max", "val/ssim": "max"}
 """Summary of a value in the table of runs, in addition to its last value."""
-ANNEALED = ("kl_weight", "skip_dropout", "adaptive_weight")
 NUM_BINS, MOST_VALUES = 64, 100_000
 
 
-def panel(name: str) -> str:
-    """Return the panel of a value: `train/kl_weight` -> `annealing/kl_weight`, `lr-AdamW` -> `train/lr-AdamW`."""
-    section, _, rest = name.rpartition("/")
-    if section == "train" and rest in ANNEALED:
-        return f"annealing/{rest}"
-    return f"train/{name}" if name.startswith("lr-") else name
-
-
 class DashboardLogger(WandbLogger):
-    """Lightning's W&B logger, with each value in its section, and silent if it is offline."""
+    """Lightning's W&B logger, silent if it is offline."""
 
     def __init__(self, **options: Any) -> None:
         if options.get("offline"):
@@ -49,13 +38,9 @@ class DashboardLogger(WandbLogger):
         super().__init__(**options)
         self._wandb_init.pop("anonymous", None)  # W&B warns about this argument, which Lightning always passes
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        super().log_metrics({panel(name): value for name, value in metrics.items()}, step)
-
 
 class Dashboard(Callback):
-    """Add command, environment, speed, histograms, best values and best weights to a run on W&B.
+    """Add speed, histograms, best values, the verdict and best weights to a run on W&B.
 
     Args:
         folder: folder of the run.
@@ -72,9 +57,6 @@ class Dashboard(Callback):
         for run in runs(trainer):
             for name, best in BEST.items():
                 run.define_metric(name, step_metric="trainer/global_step", summary=f"{best},last")
-            run.config.update(
-                {"command": command(self.folder), "environment": environment(trainer)}, allow_val_change=True
-            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.since, self.steps = time.monotonic(), 0
@@ -87,8 +69,7 @@ class Dashboard(Callback):
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             images = self.steps * trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
             seconds = max(time.monotonic() - self.since, 1e-9)
-            speed = {"speed/images_per_second": images / seconds, "speed/seconds_per_step": seconds / self.steps}
-            self.send(trainer, speed)
+            self.send(trainer, {"speed/images_per_second": images / seconds})
             self.since, self.steps = time.monotonic(), 0
 
     @rank_zero_only
@@ -109,6 +90,9 @@ class Dashboard(Callback):
         if trainer.state.fn == "fit":
             values |= histograms("weights", {n: p.detach() for n, p in pl_module.network.named_parameters()})
         self.send(trainer, values)
+        if (verdict := pl_module.verdict()) is not None:
+            for run in runs(trainer):
+                run.summary["verdict"] = verdict
         self.since, self.steps = time.monotonic(), 0  # without the validation
         self.gradients_due = True
 
@@ -141,21 +125,6 @@ def dashboards(trainer: Trainer) -> list[WandbLogger]:
 def runs(trainer: Trainer) -> list[Any]:
     """Return the W&B runs of a trainer."""
     return [logger.experiment for logger in dashboards(trainer)]
-
-
-def environment(trainer: Trainer) -> dict[str, str | int]:
-    """Return the hardware and software of a training."""
-    device = trainer.strategy.root_device
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processes": trainer.world_size,
-        "nodes": trainer.num_nodes,
-        "precision": str(trainer.precision),
-    }
 
 
 def histograms(section: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

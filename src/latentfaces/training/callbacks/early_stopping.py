@@ -1,7 +1,9 @@
 """Early stopping that lasts over a resume."""
 
+import math
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
@@ -20,6 +22,10 @@ class EarlyStopping(LightningEarlyStopping):
                     f"To continue, use callbacks.early_stopping.patience={2 * self.wait_count} or "
                     "~callbacks.early_stopping."
                 )
+
+    def forget(self) -> None:
+        """Start the patience again, from no score."""
+        self.best_score, self.wait_count = torch.tensor(math.inf if self.mode == "min" else -math.inf), 0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})  # the patience of this session

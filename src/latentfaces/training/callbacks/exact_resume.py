@@ -1,19 +1,17 @@
 """State that an exact resume needs, in addition to Lightning's checkpoint."""
 
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class ExactResume(Callback):
-    """Keep validations, step numbers of the log and the best checkpoint over a resume.
+    """Keep validations and step numbers of the log over a resume.
 
     It is the first callback, so that step numbers are right for the others.
 
     Lightning does not repeat a validation that was due, or running, when the checkpoint was written. This callback
-    makes it repeat the full validation. If a run's folder was moved, its best checkpoint is found at the new place.
+    makes it repeat the full validation.
     """
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -42,15 +40,3 @@ class ExactResume(Callback):
             "current": {"ready": 0, "started": 0, "processed": 0, "completed": 0},
             "is_last_batch": False,
         }
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            state = checkpoint["callbacks"].get(callback.state_key)
-            if isinstance(callback, ModelCheckpoint) and state is not None and state["dirpath"] != callback.dirpath:
-                folder = Path(str(callback.dirpath))
-                for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                    state[name] = state[name] and str(folder / Path(state[name]).name)
-                state["best_k_models"] = {
-                    str(folder / Path(path).name): score for path, score in state["best_k_models"].items()
-                }
-                state["dirpath"] = callback.dirpath

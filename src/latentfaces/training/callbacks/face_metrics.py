@@ -1,12 +1,11 @@
 """Quality and novelty of samples during training of stage 2."""
 
 import time
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -32,15 +31,13 @@ class FaceMetrics(Callback):
     With `max_memorized`, also log `val/memorized_fraction` (see `Memorization`) and stop training when it is too large.
     Weights from then on are never the best ones.
 
-    The samples start from the same noise each time, and use the averaged weights. Training waits for at most
-    `max_seconds` and one batch: if that is too short for `num_images`, fewer are measured.
+    The samples start from the same noise each time, and use the averaged weights. Training waits for them.
 
     Args:
         features: as for task=evaluate.
         weights: file of the weights of the feature network, if it cannot be downloaded.
         num_images: number of samples, at least 32.
         batch_size: batch size of sampling.
-        max_seconds: longest time for sampling.
         every_n_minutes: shortest interval; 0 for each validation.
         num_photos: largest number of held-out images.
         max_memorized: largest `val/memorized_fraction`; None to measure none. With n held-out images the limit is at
@@ -51,17 +48,14 @@ class FaceMetrics(Callback):
         self,
         features: str = "encoder",
         weights: str | None = None,
-        num_images: int = 256,
+        num_images: Annotated[int, Ge(FEWEST)] = 256,
         batch_size: int = 64,
-        max_seconds: float = 60.0,
         every_n_minutes: float = 20.0,
         num_photos: int = 1000,
         max_memorized: Annotated[float, Interval(ge=0, le=1)] | None = None,
     ) -> None:
-        if num_images < FEWEST:
-            raise ValueError(f"num_images={num_images} must be at least {FEWEST} to measure by")
         self.features, self.weights, self.num_images, self.batch_size = features, weights, num_images, batch_size
-        self.max_seconds, self.every_n_minutes, self.num_photos = max_seconds, every_n_minutes, num_photos
+        self.every_n_minutes, self.num_photos = every_n_minutes, num_photos
         self.max_memorized, self.limit = max_memorized, 1.0
         self.memorized = 0.0
         """Last `val/memorized_fraction`."""
@@ -127,21 +121,15 @@ class FaceMetrics(Callback):
         is_sharded = module.device_mesh is not None
         if not (is_sharded or trainer.is_global_zero):
             return {}
-        # With sharded weights all ranks sample together, by the clock of rank 0.
-        agreed: Callable[[bool], bool] = trainer.strategy.broadcast if is_sharded else bool
         is_due = trainer.state.fn != "fit" or time.monotonic() - self.measured >= 60 * self.every_n_minutes
-        if self.measured_step == trainer.global_step or not agreed(is_due):
+        if is_sharded:  # all ranks sample together, by the clock of rank 0
+            is_due = trainer.strategy.broadcast(is_due)
+        if self.measured_step == trainer.global_step or not is_due:
             return {}
         with averaged_weights(trainer, module), trainer.precision_plugin.val_step_context():
-            faces = self.faces(module, agreed)
+            faces = self.faces(module)
         self.measured, self.measured_step = time.monotonic(), trainer.global_step
         if not trainer.is_global_zero:
-            return {}
-        if len(faces) < FEWEST:
-            print(
-                f"callbacks.face_metrics: {len(faces)} faces in {self.max_seconds:g} seconds are too few to measure. "
-                "Raise callbacks.face_metrics.max_seconds."
-            )
             return {}
         values = {} if self.distance is None else {"val/feature_distance": self.distance(faces)}
         if self.max_memorized is not None:
@@ -151,17 +139,12 @@ class FaceMetrics(Callback):
             values["val/memorized_fraction"] = found.memorized_fraction
         return values
 
-    def faces(self, module: LatentDiffusionModule, agreed: Callable[[bool], bool] = bool) -> Tensor:
-        """Return samples (n, 3, R, R) uint8, as many as the time allows."""
+    def faces(self, module: LatentDiffusionModule) -> Tensor:
+        """Return samples (num_images, 3, R, R) uint8."""
         assert module.latent_shape is not None
         generator = torch.Generator().manual_seed(module.seed)
         noise = torch.randn(self.num_images, *module.latent_shape, generator=generator)
-        started, made = time.monotonic(), []
-        for part in noise.split(self.batch_size):
-            made.append(module.faces_from(part, generator))
-            if agreed(time.monotonic() - started >= self.max_seconds):
-                break
-        return torch.cat(made)
+        return torch.cat([module.faces_from(part, generator) for part in noise.split(self.batch_size)])
 
     def stop(self, trainer: Trainer) -> None:
         """Stop training with the best weights so far.

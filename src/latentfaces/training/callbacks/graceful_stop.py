@@ -29,13 +29,12 @@ class GracefulStop(Checkpoint):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.received, self.exchange = 0, DelayedAllReduce()
-        self.process = os.getpid()
         self.looping = self.saving = self.accumulating = False
         self.last_step = 0
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal; see `handle_signals`."""
-        if os.getpid() != self.process or self.received:  # a process that was forked from this one
+        if self.received:
             return
         self.received = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)

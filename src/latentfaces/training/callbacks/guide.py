@@ -1,8 +1,9 @@
 """Weights of an early training step, for autoguidance."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from latentfaces.errors import UserError
@@ -22,22 +23,13 @@ class GuideWeights(Callback):
         share: fraction of the training, in (0, 1).
     """
 
-    def __init__(self, folder: str | Path, share: float = 1 / 12) -> None:
-        if not 0 < share < 1:
-            raise ValueError(f"share={share} must be above 0 and below 1")
+    def __init__(self, folder: str | Path, share: Annotated[float, Interval(gt=0, lt=1)] = 1 / 12) -> None:
         self.path, self.share = Path(folder) / f"{GUIDE}.pth", share
-        self.written = self.resumed = False
+        self.written = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, LatentDiffusionModule):
             raise UserError("callbacks.guide has no effect with model=vae: leave it out with ~callbacks.guide")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, LatentDiffusionModule)
-        if not self.resumed and pl_module.progress() >= self.share:
-            self.written = True  # earlier sessions had no guide, and these weights are too late
-        if not self.written and trainer.is_global_zero:
-            self.path.unlink(missing_ok=True)  # of steps that were lost in a kill
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, LatentDiffusionModule)
@@ -51,4 +43,4 @@ class GuideWeights(Callback):
         return {"written": self.written}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.written, self.resumed = state_dict["written"], True
+        self.written = state_dict["written"]

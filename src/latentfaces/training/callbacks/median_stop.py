@@ -5,8 +5,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Interval
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from latentfaces.files import atomic_write
@@ -19,24 +20,24 @@ Record = list[list[float]]
 
 
 class MedianStop(Callback):
-    """Stop a job if its lowest loss so far is above the median of the other jobs at the same fraction of training.
+    """Stop a job whose lowest `val/loss` is above the median of the other jobs at the same fraction of training.
 
     The median stopping rule of Golovin et al. 2017 (Google Vizier), section 3.2.1, with the lowest loss instead of the
     mean. Jobs read each other's files, so any sweeper and launcher works if the jobs share a disk.
 
     Args:
         folder: folder of this job, next to those of the others.
-        monitor: logged value to minimize.
         start: fraction of training before which no job is stopped, in [0, 1).
         min_jobs: number of other jobs that must have reached this fraction, at least 1.
     """
 
-    def __init__(self, folder: str | Path, monitor: str = "val/loss", start: float = 0.25, min_jobs: int = 2) -> None:
-        if not 0 <= start < 1:
-            raise ValueError(f"start={start} must be at least 0 and below 1")
-        if min_jobs < 1:
-            raise ValueError(f"min_jobs={min_jobs} must be at least 1")
-        self.path, self.monitor = Path(folder) / PRUNING, monitor
+    def __init__(
+        self,
+        folder: str | Path,
+        start: Annotated[float, Interval(ge=0, lt=1)] = 0.25,
+        min_jobs: Annotated[int, Ge(1)] = 2,
+    ) -> None:
+        self.path = Path(folder) / PRUNING
         self.start, self.min_jobs = start, min_jobs
         self.record: Record = []
 
@@ -49,7 +50,7 @@ class MedianStop(Callback):
             return
         assert isinstance(pl_module, BaseModule)
         share = pl_module.progress()
-        lowest = min([float(trainer.callback_metrics[self.monitor]), *(loss for _, loss in self.record)])
+        lowest = min([float(trainer.callback_metrics["val/loss"]), *(loss for _, loss in self.record)])
         self.record.append([share, lowest])
         reason = None
         if trainer.is_global_zero:
@@ -70,7 +71,7 @@ class MedianStop(Callback):
         if len(reached) < self.min_jobs or lowest <= (median := statistics.median(reached)):
             return None
         return (
-            f"stopped at {share:.0%} of its training: its lowest {self.monitor}, {lowest:.4g}, is above {median:.4g}, "
+            f"stopped at {share:.0%} of its training: its lowest val/loss, {lowest:.4g}, is above {median:.4g}, "
             f"the median of {len(reached)} other jobs"
         )
 

@@ -10,17 +10,18 @@ from latentfaces.training.callbacks.dashboard import dashboards
 from latentfaces.training.callbacks.ema import averaged_weights
 from latentfaces.training.checkpoint import full_disk_survived
 
+COLUMNS = 8
+
 
 class Previews(Callback):
     """Write a grid of previews after each validation, and log it to W&B.
 
     Args:
         folder: folder of the images.
-        columns: images per row.
     """
 
-    def __init__(self, folder: str | Path, columns: int = 8) -> None:
-        self.folder, self.columns = Path(folder), columns
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         is_sharded = pl_module.device_mesh is not None
@@ -33,6 +34,6 @@ class Previews(Callback):
             return
         path = self.folder / f"step_{trainer.global_step:07d}.png"
         with full_disk_survived(trainer, path):
-            save_grid(images, path, self.columns, source=pl_module.preview_source)
+            save_grid(images, path, COLUMNS, source=pl_module.preview_source)
             for logger in dashboards(trainer):
                 logger.log_image(f"images/{pl_module.previewed}", [str(path)], step=trainer.global_step)

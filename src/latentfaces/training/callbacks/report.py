@@ -3,7 +3,9 @@
 import contextlib
 import time
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import Ge
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -24,9 +26,7 @@ class Report(Callback):
         every_n_minutes: shortest interval, at least 0. A page takes some seconds.
     """
 
-    def __init__(self, folder: str | Path, every_n_minutes: float = 5.0) -> None:
-        if every_n_minutes < 0:
-            raise ValueError(f"every_n_minutes={every_n_minutes} must be at least 0")
+    def __init__(self, folder: str | Path, every_n_minutes: Annotated[float, Ge(0)] = 5.0) -> None:
         self.folder, self.every_n_minutes = Path(folder), every_n_minutes
         self.written = time.monotonic()
 

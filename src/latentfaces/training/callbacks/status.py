@@ -1,7 +1,6 @@
 """Progress bar on a terminal, and status lines in a log file."""
 
 import contextlib
-import os
 import resource
 import sys
 import time
@@ -17,35 +16,35 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from latentfaces.training.base_module import BaseModule
 
-LOG_SECONDS, LOG_SHARE = 60, 0.01
-"""Shortest interval of lines without a terminal: in seconds, and as a fraction of training."""
+LOG_SECONDS = 60
+"""Shortest interval of lines without a terminal."""
 
 
 class Status(Callback):
     """Show a progress bar on a terminal, lines in a log file, and a line after each validation in both.
 
     All show step, elapsed and remaining time, images per second, time spent waiting for data, peak memory and loss.
-    With the environment variable CI set, only validations are shown.
+    After a validation follows the verdict, if it is new and recommends a change.
     """
 
     def __init__(self) -> None:
         self.console = Console()
-        self.quiet = bool(os.environ.get("CI"))
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[status]}"),
             console=self.console,
-            disable=self.quiet or not self.console.is_terminal,
+            disable=not self.console.is_terminal,
             transient=True,
         )  # fmt: skip
         self.task: TaskID | None = None
+        self.verdict: str | None = None
         self.started = self.started_share = 0.0
         self.steps = self.validating_seconds = self.validation_started = 0.0
-        self.printed, self.printed_share = 0.0, 0.0
+        self.printed = 0.0
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started, self.started_share = time.monotonic(), self.share(pl_module)
-        self.printed, self.printed_share = self.started, self.started_share
+        self.printed = self.started
         self.steps = self.validating_seconds = 0
         self.bar.start()
         self.task = self.bar.add_task("Training", total=1.0, status="")
@@ -54,15 +53,14 @@ class Status(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.steps += 1
         if self.bar.disable:
-            elapsed, gained = time.monotonic() - self.printed, self.share(pl_module) - self.printed_share
-            if not self.quiet and elapsed >= LOG_SECONDS and gained >= LOG_SHARE:
-                self.print(self.status(trainer, pl_module), pl_module)
+            if time.monotonic() - self.printed >= LOG_SECONDS:
+                self.print(self.status(trainer, pl_module))
         elif self.task is not None and self.steps % 5 == 0:
             self.bar.update(self.task, completed=self.share(pl_module), status=self.status(trainer, pl_module))
 
-    def print(self, line: str, pl_module: LightningModule) -> None:
+    def print(self, line: str) -> None:
         """Print a line."""
-        self.printed, self.printed_share = time.monotonic(), self.share(pl_module)
+        self.printed = time.monotonic()
         with contextlib.suppress(OSError):  # stdout may be a file on a full disk
             self.console.print(line, highlight=False, soft_wrap=True)
 
@@ -101,7 +99,12 @@ class Status(Callback):
         self.validating_seconds += time.monotonic() - self.validation_started
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         line = self.status(trainer, pl_module) + "".join(f" · {name} {value:.4g}" for name, value in values.items())
-        self.print(line, pl_module)
+        self.print(line)
+        assert isinstance(pl_module, BaseModule)
+        verdict = pl_module.verdict()
+        if verdict is not None and verdict != self.verdict and not pl_module.healthy:
+            self.print(verdict)
+        self.verdict = verdict
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.bar.stop()

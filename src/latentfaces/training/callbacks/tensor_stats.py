@@ -2,8 +2,9 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -13,6 +14,9 @@ from latentfaces.evaluation.tensor_values import TensorValues, activations, modu
 from latentfaces.ranks import full_tensor
 from latentfaces.training.base_module import BaseModule
 from latentfaces.training.step_log import StepLog
+
+DEPTH, SMALLEST = 2, 1024
+"""Depth of the modules whose activations are measured, and smallest number of values of a measured weight."""
 
 
 class TensorStats(Callback):
@@ -24,37 +28,30 @@ class TensorStats(Callback):
     Args:
         folder: folder of the run, for tensors.csv.
         every_n_steps: interval in steps, at least 1.
-        depth: depth of the modules whose activations are measured.
-        smallest: smallest number of values of a measured weight.
     """
 
-    def __init__(self, folder: str | Path, every_n_steps: int = 500, depth: int = 2, smallest: int = 1024) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps={every_n_steps} must be at least 1")
+    def __init__(self, folder: str | Path, every_n_steps: Annotated[int, Ge(1)] = 500) -> None:
         self.table, self.every_n_steps = StepLog(Path(folder) / "tensors.csv"), every_n_steps
-        self.depth, self.smallest = depth, smallest
         self.hooks = ExitStack()
         self.seen: dict[str, Tensor] = {}
-        self.measured_step = -1
 
     def due(self, trainer: Trainer) -> bool:
-        """Return True if this step is to be measured, and was not yet."""
-        return trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self.measured_step
+        """Return True if this step is to be measured."""
+        return trainer.global_step % self.every_n_steps == 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, BaseModule)
         self.hooks.close()
         # torch has no public name for whether a module is compiled. Hooks would compile it once more, without effect.
         if self.due(trainer) and all(part._compiled_call_impl is None for part in pl_module.network.modules()):
-            self.seen = self.hooks.enter_context(activations(pl_module.network, self.depth))
+            self.seen = self.hooks.enter_context(activations(pl_module.network, DEPTH))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         assert isinstance(pl_module, BaseModule)
         if not self.due(trainer):
             return
-        self.measured_step = trainer.global_step
         self.hooks.close()
-        tensors = {n: t for n, t in module_tensors(pl_module.network).items() if t.numel() >= self.smallest}
+        tensors = {n: t for n, t in module_tensors(pl_module.network).items() if t.numel() >= SMALLEST}
         tensors |= {f"{name}.output": tensor for name, tensor in self.seen.items()}
         self.seen = {}
         values = TensorValues()

@@ -1,15 +1,13 @@
 """Strategies for several devices: DDP, with all weights on each, and FSDP, with a shard on each."""
 
-import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
-from lightning.fabric.plugins.environments import LightningEnvironment
+from annotated_types import Gt
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from torch import Tensor
 
 from latentfaces.training.distributed.sharding import gathered, placed_like
 from latentfaces.training.distributed.watchdog import RankWatch
@@ -18,10 +16,8 @@ from latentfaces.training.distributed.watchdog import RankWatch
 class WatchedLauncher(_SubprocessScriptLauncher):
     """Start the other ranks of this machine, unless an external launcher did, and watch them.
 
-    Lightning's own observer kills this process as soon as another one fails, before it can print an error.
+    Lightning's own observer kills rank 0 when another one fails, and with it the other jobs of a sweep.
     """
-
-    watch: RankWatch | None = None
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         # Lightning's `launch` with its observer replaced: the two private calls below are the rest of it.
@@ -30,9 +26,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         if not environment.creates_processes_externally:
             self._call_children_scripts()
         _set_num_threads_if_needed(num_processes=self.num_processes)
-        started_by_rank_0 = isinstance(environment, LightningEnvironment) and environment.local_rank() > 0
-        self.watch = RankWatch(self.procs, os.getppid() if started_by_rank_0 else None)
-        with self.watch:
+        with RankWatch(self.procs):
             return function(*args, **kwargs)
 
 
@@ -40,12 +34,10 @@ class Watched(ParallelStrategy):
     """Strategy whose ranks wait for a limited time, and not at all after a failure.
 
     Args:
-        timeout_minutes: longest wait at a collective.
+        timeout_minutes: longest wait at a collective, above 0.
     """
 
-    def __init__(self, timeout_minutes: float = 10.0) -> None:
-        if timeout_minutes <= 0:
-            raise ValueError(f"timeout_minutes={timeout_minutes} must be above 0")
+    def __init__(self, timeout_minutes: Annotated[float, Gt(0)] = 10.0) -> None:
         super().__init__(timeout=timedelta(minutes=timeout_minutes))  # type: ignore[call-arg]
 
     def _configure_launcher(self) -> None:
@@ -54,16 +46,6 @@ class Watched(ParallelStrategy):
         num_nodes: int = self.num_nodes  # type: ignore[attr-defined]
         # Lightning's strategies choose their launcher here; there is no argument for it.
         self._launcher = WatchedLauncher(self.cluster_environment, len(self.parallel_devices), num_nodes)
-
-    @property
-    def failed(self) -> bool:
-        """True if this rank failed, and must not wait for the others."""
-        watch = self.launcher.watch if isinstance(self.launcher, WatchedLauncher) else None
-        return watch is not None and watch.failed
-
-    def barrier(self, name: str | None = None) -> None:
-        if not self.failed:
-            super().barrier(name)  # type: ignore[safe-super]
 
 
 class DDP(Watched, DDPStrategy):
@@ -82,6 +64,7 @@ class FSDP(Watched, ModelParallelStrategy):
     lightning_module_state_dict = Strategy.lightning_module_state_dict
     optimizer_state = Strategy.optimizer_state
     load_checkpoint = Strategy.load_checkpoint
+    load_optimizer_state_dict = Strategy.load_optimizer_state_dict
 
     def setup_environment(self) -> None:
         # Lightning has no public argument for the number of ranks, and "auto" is tensor parallel within a machine.
@@ -89,8 +72,7 @@ class FSDP(Watched, ModelParallelStrategy):
         super().setup_environment()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        if not self.failed:  # the shards of the other ranks are out of reach
-            Strategy.save_checkpoint(self, gathered(checkpoint), filepath, storage_options)
+        Strategy.save_checkpoint(self, gathered(checkpoint), filepath, storage_options)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         module = self.lightning_module
@@ -98,12 +80,3 @@ class FSDP(Watched, ModelParallelStrategy):
         own = module.state_dict()
         placed = {name: placed_like(v, own[name]) if name in own else v for name, v in checkpoint["state_dict"].items()}
         module.load_state_dict(placed, strict=strict)
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            for number, state in stored["state"].items():
-                for key, value in state.items():
-                    if isinstance(value, Tensor) and value.shape == parameters[number].shape:
-                        state[key] = placed_like(value, parameters[number])
-            optimizer.load_state_dict(stored)
