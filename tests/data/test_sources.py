@@ -1,6 +1,7 @@
 """Folders and archives of photos: order, what counts as an image, what is left out and what is rejected."""
 
 import hashlib
+import io
 import os
 import sys
 import zipfile
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.photo_files import photos, picture_bytes, rewrite, write_folder, write_zip
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from latentfaces.data.images import decode
 from latentfaces.data.label_files import identities
@@ -68,13 +71,20 @@ def test_files_that_are_left_out_are_counted_by_reason(tmp_path: Path, as_zip: b
 
 
 @pytest.mark.parametrize("as_zip", [False, True])
-def test_runs_below_the_root_are_left_out(tmp_path: Path, as_zip: bool) -> None:
+def test_runs_and_samples_below_the_root_are_left_out(tmp_path: Path, as_zip: bool) -> None:
+    image, text = Image.new("RGB", (8, 8)), PngInfo()
+    text.add_itxt("latentfaces", "{}")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=text)
     own = [".hydra/config.yaml", "images/step_1.png"]
-    files = photos(["1.png", *(f"outputs/vae/a/{name}" for name in own), "outputs/vae/ab.png"])
+    files = photos(["1.png", "grids/grid.png", "grids/2.png", *(f"outputs/vae/a/{name}" for name in own), "mine/0.png"])
+    files["mine/grid.png"] = buffer.getvalue()
     root = write_zip(tmp_path / "f.zip", files) if as_zip else write_folder(tmp_path / "f", files)
     source = Photos(root)
-    assert source.names == ["1.png", "outputs/vae/ab.png"]
-    assert source.left_out() == ["1 file(s) (written by latentfaces), such as outputs/vae/a/images/step_1.png"]
+    assert source.names == ["1.png", "grids/2.png", "grids/grid.png"]
+    assert source.left_out() == ["3 file(s) (written by latentfaces), such as mine/0.png"]
+    if not as_zip:
+        assert Photos(root / "mine").names == ["0.png"]  # without the grid
 
 
 def test_links_that_are_not_followed_are_counted(tmp_path: Path) -> None:

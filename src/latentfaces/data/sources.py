@@ -7,7 +7,8 @@ import stat
 import struct
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +18,7 @@ from latentfaces.data.images import HAS_HEIF, FilterName, Picture, decode, decod
 from latentfaces.data.synthetic import DRAWING_VERSION, draw_face
 from latentfaces.errors import UserError
 
+FFHQ_JSON = "ffhq-dataset-v2.json"
 FFHQ_FOLDERS = ("images1024x1024", "thumbnails128x128", "in-the-wild-images")
 HEIF = (".heic", ".heif")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", *HEIF * HAS_HEIF)
@@ -25,10 +27,10 @@ SYSTEM_FOLDERS |= {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-sna
 """Folders that other programs add next to images, in lower case. Hidden ones begin with a dot."""
 ALIGNMENT, FACES_CSV, CONTACT_SHEET = "alignment.json", "faces.csv", "contact_sheet.png"
 """Files next to aligned faces: settings, what was done with each face, and a picture of them."""
-METADATA = ("identity.csv", ALIGNMENT, FACES_CSV, CONTACT_SHEET)
+METADATA = ("identity.csv", FFHQ_JSON, ALIGNMENT, FACES_CSV, CONTACT_SHEET)
 MAX_FILE_BYTES = 2**28
-RUN = "/.hydra/config.yaml"
-"""End of the name of a file in each run folder."""
+RUN, PNG_TEXT = "/.hydra/config.yaml", b"latentfaces\0"
+"""End of the name of a file in each run folder, and the key of the metadata in each PNG of sample.py."""
 
 
 class BadImageError(UserError):
@@ -169,13 +171,13 @@ class Photos(Source):
         """Bytes of each image by name, and names of the files that are left out by reason."""
         files = list(self.files())
         images, others = dict[str, int](), defaultdict[str, list[str]](list)
-        runs = tuple(name.removesuffix(RUN) + "/" for name, _, _ in files if name.endswith(RUN))
+        own = tuple(self.own_outputs(name for name, _, _ in files))
         for name, size, reason in files:
             file = PurePosixPath(name)
             if file.name in METADATA:
                 continue
             is_image = name.lower().endswith(SUFFIXES)
-            if is_hidden(name) or name.startswith(runs):
+            if is_hidden(name) or name.startswith(own):
                 if is_image:
                     others["hidden or in a system folder" if is_hidden(name) else "written by latentfaces"].append(name)
             elif is_image and not reason:
@@ -185,6 +187,16 @@ class Photos(Source):
                 kind = f"{suffix}: pip install 'latentfaces[photos]'" if suffix in HEIF else suffix or "no suffix"
                 others[reason or kind].append(name)
         return dict(sorted(images.items(), key=lambda item: (natural_key(item[0]), item[0]))), others
+
+    def own_outputs(self, names: Iterable[str]) -> Iterator[str]:
+        """Yield the folders of runs and of samples, each with a slash at its end. Of samples in the root, the grid."""
+        for name in names:
+            if name.endswith(RUN):
+                yield name.removesuffix(RUN) + "/"
+            elif PurePosixPath(name).name == "grid.png":
+                with suppress(BadImageError):
+                    if PNG_TEXT in self.file_bytes(name)[:1000]:
+                        yield name.removesuffix("grid.png") or name
 
     def left_out(self) -> list[str]:
         return [f"{len(names):,} file(s) ({why}), such as {min(names)}" for why, names in self.listing[1].items()]
