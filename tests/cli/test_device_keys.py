@@ -1,4 +1,4 @@
-"""The keys `device.*`: applied, and reported in one line."""
+"""The keys `device.*`: applied, told in one line, refused where they have no effect."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +9,7 @@ from helpers.commands import TINY_VAE, Command
 
 from latentfaces.cli.compute import apply_choices
 from latentfaces.diffusion import DiT
+from latentfaces.errors import UserError
 from latentfaces.nn import DeviceChoices
 
 ONE_STEP = ["trainer.max_steps=1", "trainer.val_check_interval=1", "logger=csv", "callbacks=none"]
@@ -37,9 +38,14 @@ def test_choices_are_applied_and_told_once(
     [
         (["device.attention=fast"], "device.attention=fast is invalid: input should be 'auto', 'sdpa' or 'plain'."),
         (["device.compile=perhaps"], "device.compile=perhaps is invalid: input should be 'auto', True or False."),
+        (["device.attention=plain"], "device.attention has no effect on a network without attention"),
+        (
+            ["device.fused_optimizer=true", "model.optimizer.fused=true"],
+            "device.fused_optimizer has no effect on torch.optim.AdamW",
+        ),
     ],
 )
-def test_unknown_values_are_rejected(
+def test_keys_without_effect_are_refused(
     options: list[str], sentence: str, train: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
@@ -49,16 +55,21 @@ def test_unknown_values_are_rejected(
     assert not Path("outputs/vae/refused").exists()
 
 
-def test_a_transformer_has_no_channels_to_put_last() -> None:
+def test_a_transformer_has_no_channels_to_put_last(monkeypatch: pytest.MonkeyPatch) -> None:
     choices, cpu = DeviceChoices.fastest(torch.device("cpu")), torch.device("cpu")
+    monkeypatch.setattr("latentfaces.cli.compute.overridden_keys", lambda: [])
     words = apply_choices(replace(choices, precision="bf16-mixed"), DiT(4, 16, 1, 2), cpu)
     assert words == "bf16-mixed, plain attention, fused optimizer"
+    monkeypatch.setattr("latentfaces.cli.compute.overridden_keys", lambda: ["device.channels_last"])
+    with pytest.raises(UserError, match=r"^device\.channels_last has no effect"):
+        apply_choices(choices, DiT(4, 16, 1, 2), cpu)
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("cpu", "highest"), ("cuda", "high")])
 def test_float32_products_use_tf32_on_gpus_as_convolutions_do(
     monkeypatch: pytest.MonkeyPatch, kind: str, precision: str
 ) -> None:
+    monkeypatch.setattr("latentfaces.cli.compute.overridden_keys", lambda: [])
     chosen = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
     apply_choices(DeviceChoices.fastest(torch.device("cpu")), DiT(4, 16, 1, 2), torch.device(kind))

@@ -139,6 +139,7 @@ MISTAKES = {
     "task of the VAE": (["run=labeled", "labels.smile=1", "task=reconstruct"], "no effect with task=reconstruct"),
     "remake": (["labels.smile=1", "task=remake", "image=face.png"], "labels.smile=... has no effect with task=remake"),
     "run without labels": (["run=faces", "labels.smile=1"], "labels.smile has no effect: this run was trained without"),
+    "guidance of unknown labels": (["run=labeled", "task=invert", "guidance=labels"], "guidance=labels has no effect"),
     "guidance without labels": (["run=faces", "guidance=labels"], "guidance=labels needs a run that was trained with"),
     "grid without labels": (
         ["run=faces", "task=compare"],

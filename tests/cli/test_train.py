@@ -112,6 +112,10 @@ REFUSED = {
         ["model=vae", "data=synthetic", "data.resolution=16", "model/loss=adversarial"],
         "data.resolution=24 or more",
     ),
+    "odd latents to be halved": (
+        ["model=vae", "data=synthetic", "data.resolution=20", "model.loss.equivariance_weight=1"],
+        "latents of even size",
+    ),
     "blocks for another number of levels": (
         ["model=vae", "data=synthetic", "model.autoencoder.num_blocks=[1,2]"],
         "num_blocks=[1, 2]",
@@ -269,6 +273,8 @@ DIT = [
     "model.denoiser.network.auxiliary_depth=1",
 ]
 WRONG_FOR_STAGE_TWO = {
+    "an auxiliary weight without a head": (["model.loss.auxiliary_weight=0.5"], "auxiliary_depth"),
+    "labels without augmentation": (["model.denoiser.network.label_channels=8"], "model/augmentation=nonleaky"),
     "a target of no name": (["model.denoiser.target=noise"], "model.denoiser.target=noise"),
     "a width of no distribution": (["model.time_sampler.std=0"], "model.time_sampler"),
     "betas upside down": (["model/schedule=vp_linear", "model.denoiser.schedule.beta_min=30"], "beta_min=30"),

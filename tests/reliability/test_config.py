@@ -74,6 +74,7 @@ WRONG = {
     "data.resolution=18": "data.resolution=18 is no multiple of the VAE's factor 4. Use 16",
     "seed=-1": "seed=-1 is invalid: input should be greater than or equal to 0",
     "model.optimizer.lr=-1": "model.optimizer.lr=-1 is invalid: input should be greater than 0",
+    "model.optimizer.betas=[0.9,1.5]": "model.optimizer: Invalid beta",
     "model.lr_schedule.final=-1": "final=-1",
     "model.kl_weight.end=-1": "model.kl_weight.end=-1 must be from 0 to inf",
     "model.optimizer.lr=0": "model.optimizer.lr=0 is invalid: input should be greater than 0",

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from latentfaces.config.overrides import plain
+from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.data.packing import num_threads
-from latentfaces.errors import warn
+from latentfaces.errors import UserError, warn
 from latentfaces.nn import (
     DeviceChoices,
     attention_kernel,
@@ -67,26 +67,46 @@ def training_device(trainer: DictConfig) -> torch.device:
 
 
 def device_choices(cfg: DictConfig) -> DeviceChoices:
-    """Return the device choices of the config, with `auto` resolved to the fastest."""
+    """Return the device choices of the config, with `auto` resolved to the fastest.
+
+    Raises:
+        UserError: device.fused_optimizer has no effect with the chosen optimizer.
+    """
+    if "device.fused_optimizer" in overridden_keys() and not OmegaConf.is_interpolation(cfg.model.optimizer, "fused"):
+        raise UserError(f"device.fused_optimizer has no effect on {cfg.model.optimizer._target_}. Leave it out.")
     keys = {**plain(cfg.device), "precision": str(cfg.trainer.precision)}
     chosen = {key: value for key, value in keys.items() if value != "auto"}
     return replace(DeviceChoices.fastest(training_device(cfg.trainer)), **chosen)
 
 
 def apply_choices(choices: DeviceChoices, network: nn.Module, device: torch.device) -> str:
-    """Apply the device choices to the network, and return a description of those that it uses."""
-    words = [choices.precision]
+    """Apply the device choices to the network.
+
+    Returns:
+        A description of them.
+
+    Raises:
+        UserError: an overridden key has no effect on this network.
+    """
+    overridden, words = overridden_keys(), [choices.precision]
     if device.type == "cuda":  # TF32 for products in float32 too; cuDNN's convolutions have it by default
         torch.set_float32_matmul_precision("high")
     if choose_kernel(network, choices.attention):
         dtype = torch.bfloat16 if choices.precision.startswith("bf16") else torch.float32
         words.append(f"{choices.attention or attention_kernel(device, dtype)} attention")
-    if choose_upsampling(network, choices.phased_upsampling) and choices.phased_upsampling is not None:
-        words.append("upsampling in phases" if choices.phased_upsampling else "upsampling plain")
+    elif "device.attention" in overridden:
+        raise UserError("device.attention has no effect on a network without attention. Leave it out.")
+    if choose_upsampling(network, choices.phased_upsampling):
+        if choices.phased_upsampling is not None:
+            words.append("upsampling in phases" if choices.phased_upsampling else "upsampling plain")
+    elif "device.phased_upsampling" in overridden:
+        raise UserError("device.phased_upsampling has no effect without nearest-neighbor upsampling. Leave it out.")
     if has_convolutions(network):
         words.append("channels last" if choices.channels_last else "channels first")
         if choices.channels_last:
             network.to(memory_format=torch.channels_last)
+    elif "device.channels_last" in overridden:
+        raise UserError("device.channels_last has no effect on a network without convolutions. Leave it out.")
     words.append("fused optimizer" if choices.fused_optimizer else "optimizer not fused")
     if choices.compile:
         network.compile()

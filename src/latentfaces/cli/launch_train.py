@@ -25,7 +25,7 @@ from latentfaces.cli.resume import claim_run, command_to_resume, requeue, traine
 from latentfaces.cli.vae_run import add_trained_vae
 from latentfaces.config.overrides import leaves_of, plain
 from latentfaces.config.secrets import refuse_unsafe
-from latentfaces.config.validation import check_training
+from latentfaces.config.validation import check_optimizers, check_training
 from latentfaces.diffusion import FlowMapLoss
 from latentfaces.errors import UserError
 from latentfaces.evaluation.reconstructions import show_reconstructions
@@ -212,6 +212,7 @@ def build_module(cfg: DictConfig, init: Run | VAE | None) -> Any:
     if cfg.run is not None:
         add_teacher(module.loss, open_run(cfg.init), cfg)
     freeze(module.network, cfg.trainable)
+    check_optimizers(module)
     return module
 
 

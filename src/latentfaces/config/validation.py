@@ -168,6 +168,8 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
     for key in ("model.optimizer.lr", "model.adversary.optimizer.lr"):
         if (rate := OmegaConf.select(cfg, key)) is not None:
             check_value(key, rate, PositiveNumber)
+    if "max_skipped_steps" in overridden and cfg.on_nonfinite == "fail":
+        raise UserError("max_skipped_steps has no effect without on_nonfinite=skip")
     if cfg.requeue and cfg.resume.lower() != "auto":
         raise UserError("requeue=true repeats the command. It needs name=... and resume=auto")
     if cfg.requeue and "SLURM_JOB_ID" not in os.environ:
@@ -178,6 +180,22 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
     time = cfg.trainer.max_time
     if time is not None and not (re.fullmatch(r"\d+(:\d+){3}", time) and re.search("[1-9]", time)):
         raise UserError(f"trainer.max_time={time} is invalid: use days:hours:minutes:seconds, e.g. 00:01:30:00")
+
+
+def check_optimizers(module: Any) -> None:
+    """Build the optimizers of a LightningModule once, so that their errors come before the data is prepared.
+
+    Raises:
+        UserError: naming the key.
+    """
+    parts = {"model.optimizer": (module.make_optimizer, module.network)}
+    if (adversary := getattr(module, "adversary", None)) is not None:
+        parts["model.adversary.optimizer"] = (adversary.make_optimizer, adversary.discriminator)
+    for key, (make, network) in parts.items():
+        try:
+            make((name, p) for name, p in network.named_parameters() if p.requires_grad)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{key}: {error}") from None
 
 
 def check_model(cfg: DictConfig, overridden: Sequence[str]) -> None:
@@ -199,9 +217,9 @@ def check_model(cfg: DictConfig, overridden: Sequence[str]) -> None:
             "model/autoencoder"
         )
     if cfg.stage == "ldm":
-        check_denoiser(cfg, resolution // factor)
+        check_denoiser(cfg, overridden, resolution // factor)
         return
-    check_loss(cfg, overridden)
+    check_loss(cfg, overridden, resolution // factor)
     if resolution // factor % 2:
         warn(
             f"the denoisers of stage 2 need latents of even size, and data.resolution={resolution} gives "
@@ -216,9 +234,14 @@ def downsampling(shape: DictConfig) -> int:
     return shape.get("downsampling", 8)  # the taesd family
 
 
-def check_loss(cfg: DictConfig, overridden: Sequence[str]) -> None:
+def check_loss(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> None:
     """Check the options of stage 1."""
     model = cfg.model
+    if model.loss.equivariance_weight and latent_size % 2:
+        raise UserError(
+            f"model.loss.equivariance_weight needs latents of even size, and these have {latent_size}. Set it to 0, or "
+            "change data.resolution"
+        )
     if model.adversary is not None:
         if cfg.trainable == "norms":
             raise UserError("model/loss=adversarial needs the gradient of the decoder's last layer. Use trainable=last")
@@ -235,9 +258,12 @@ def check_loss(cfg: DictConfig, overridden: Sequence[str]) -> None:
             raise UserError(f"{key} has no effect without a perceptual loss. Use model/loss=perceptual_lite")
 
 
-def check_denoiser(cfg: DictConfig, latent_size: int) -> None:
+def check_denoiser(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> None:
     """Check the options of stage 2."""
     network, channels = cfg.model.denoiser.network, cfg.model.autoencoder.latent_channels
+    arguments = inspect.signature(get_object(network["_target_"])).parameters
+    if unknown := [str(key) for key in network if key not in arguments and not str(key).startswith("_")]:
+        raise UserError(f"{network['_target_'].rpartition('.')[2]} has no option {', '.join(unknown)}. Leave it out.")
     if network.channels != channels:
         raise UserError(
             f"model.denoiser.network.channels={network.channels}, but the latents of this VAE have {channels} "
@@ -249,4 +275,14 @@ def check_denoiser(cfg: DictConfig, latent_size: int) -> None:
         raise UserError(
             f"Latents of {latent_size}x{latent_size} are no multiple of {factor}, which model.denoiser.network needs. "
             f"Use {fix}, or a VAE of another data.resolution"
+        )
+    if "model.loss.auxiliary_weight" in overridden and not network.get("auxiliary_depth", 0):
+        raise UserError(
+            "model.loss.auxiliary_weight has no effect without a second head. Set "
+            "model.denoiser.network.auxiliary_depth of a DiT"
+        )
+    if (network.label_channels > 0) != (cfg.model.augmentation is not None):
+        raise UserError(
+            "model.denoiser.network.label_channels and model.augmentation need each other. Use "
+            "model/augmentation=nonleaky or =none"
         )
