@@ -94,7 +94,7 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
         with open_dict(cfg):
             cfg.sampler = defaults | sampler_overrides(plain(cfg.sampler), defaults)
     settings = plain(cfg.task)
-    check_types(settings, "task")
+    check_types(settings, "task", shared=cfg)
     recipe = Recipe(
         str(run.folder),
         choices["task"],

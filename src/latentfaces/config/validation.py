@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -23,8 +23,13 @@ from latentfaces.config.suggestions import GROUPS
 from latentfaces.errors import UserError, warn
 
 
-def check_types(node: Any, key: str = "") -> None:
+def check_types(node: Any, key: str = "", shared: Container[str] = ()) -> None:
     """Compare each value of each `_target_` in the config with the type of the constructor's argument.
+
+    Args:
+        node: the config.
+        key: its own key.
+        shared: arguments that messages name without `key`, as the user gives them.
 
     Raises:
         UserError: naming key, value and what is expected.
@@ -32,7 +37,7 @@ def check_types(node: Any, key: str = "") -> None:
     if isinstance(node, Mapping):
         hints = type_hints(node["_target_"]) if "_target_" in node else {}
         for name, value in node.items():
-            path = f"{key}.{name}" if key else str(name)
+            path = f"{key}.{name}" if key and name not in shared else str(name)
             if name in hints and not isinstance(value, Mapping):
                 check_value(path, value, hints[name])
             else:
