@@ -9,10 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from latentfaces.cli.launch_train import batches_between_validations
 from latentfaces.data import FFHQDataModule
 from latentfaces.data.datasets import ImageBatch, LatentBatch
 from latentfaces.data.prefetch import Prefetched
@@ -305,7 +303,7 @@ def fit(
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=-1,
         check_val_every_n_epoch=None, max_steps=max_steps,
-        val_check_interval=batches_between_validations(OmegaConf.create({"val_check_interval": 2} | settings)),
+        val_check_interval=2 * settings.get("accumulate_grad_batches", 1),
         callbacks=[ExactResume(), LastCheckpoint(folder, max_steps), BestCheckpoint(folder, save_top_k=-1)],
         **settings,
     )  # fmt: skip
