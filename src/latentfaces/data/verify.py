@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from rich.progress import track
@@ -18,11 +17,7 @@ def damaged_files(pack: Pack, source: Photos) -> Iterator[str]:
     """Yield a message for the pack and for each image that changed since it was packed, or is not FFHQ's by MD5."""
     if file_sha256(pack.folder / "images.npy") != pack.sha256:
         yield f"{pack.folder / 'images.npy'} has changed since it was written"
-    yield from changed_files(source, track(pack.files, f"Verifying {source.name}"))
-    for name, md5 in official_md5(source).items():
-        with suppress(BadImageError):  # it is named already
-            if hashlib.md5(source.file_bytes(name)).hexdigest() != md5:
-                yield f"{source.root / name} is not FFHQ's (its MD5 differs)"
+    yield from changed_files(source, track(pack.files, f"Verifying {source.name}"), official_md5(source))
 
 
 def official_md5(source: Photos) -> dict[str, str]:
@@ -49,12 +44,24 @@ def ffhq_key(path: Path) -> tuple[str, str]:
     return sizes[-1] if sizes else "", path.name
 
 
-def changed_files(source: Photos, files: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Yield a message for each of some names and checksums (see `Pack.files`) if the image changed."""
+def changed_files(
+    source: Photos, files: Iterable[tuple[str, str]], official: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Yield a message for each of some names and checksums (see `Pack.files`) if the image changed.
+
+    Args:
+        source: the images.
+        files: names and checksums of some of them.
+        official: their MD5 by name, which also must be right.
+    """
+    official = official or {}
     for name, sha256 in files:
         try:
-            if digest(source.file_bytes(name)) != sha256:
+            data = source.file_bytes(name)
+            if digest(data) != sha256:
                 yield f"{source.root / name} has changed since it was packed"
+            elif name in official and hashlib.md5(data).hexdigest() != official[name]:
+                yield f"{source.root / name} is not FFHQ's (its MD5 differs)"
         except BadImageError as error:
             yield str(error)
 
