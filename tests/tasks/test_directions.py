@@ -116,4 +116,5 @@ def test_commands(trained: Path, workplace: Path, sample: Command, capsys: pytes
     assert "task.range=" in refused("sample.py", "task=slide", "direction=smile", "task.range=[1]", "output=x")
     assert "direction=..." in refused("sample.py", "task=generate", "direction=smile", "output=x")
     assert "compile=true" in refused("sample.py", "task=slide", "direction=smile", "compile=true", "output=x")
+    assert "num_images=2" in refused("sample.py", "task=directions", "num_images=2", "output=x")
     assert "num_steps=1" in refused("sample.py", "task=directions", "sampler.num_steps=1", "output=x")

@@ -63,6 +63,10 @@ class Directions(SamplingTask):
     def __post_init__(self) -> None:
         if self.sampler.num_steps < 2:
             raise UserError(f"sampler.num_steps={self.sampler.num_steps} must be at least 2 to find directions")
+        if self.num_components >= self.num_images:
+            raise UserError(
+                f"task.num_components={self.num_components} must be below num_images={self.num_images}. Lower it."
+            )
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write the directions and their strips. Return the path of the grid, or of the renamed directions."""
