@@ -1,6 +1,8 @@
 """VAEs of other projects, from random weights in their files."""
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.hub_stand_in import commit_of, hub
 from helpers.pretrained_files import KINDS, compvis_state, write_compvis, write_diffusers, write_taesd
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -266,6 +269,30 @@ def test_an_id_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"diffusers:nobody/nothing@v1#vae is not a VAE .* or cannot be downloaded"):
         load_pretrained("diffusers:nobody/nothing@v1#vae")
+
+
+def test_a_vae_of_the_hub_is_downloaded_at_its_revision(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    new = write_diffusers(tmp_path / "main" / "vae", "sd")
+    write_diffusers(tmp_path / "v1" / "vae", "tiny")
+    for revision in ("main", "v1"):
+        (tmp_path / revision / "README.md").write_text("---\nlicense: openrail\n---\n")
+    script = (
+        "import torch; from latentfaces.autoencoder import load_pretrained\n"
+        "for name in ('faces/vae#vae', 'faces/vae@v1#vae'):\n"
+        "    config, vae = load_pretrained(f'diffusers:{name}')\n"
+        "    print(config['kind'], vae.licence, vae.source, sep='|')\n"
+        "    torch.save(vae.state_dict(), f'{vae.source[-40:]}.pt')\n"
+    )
+    with hub({revision: tmp_path / revision for revision in ("main", "v1")}) as address:
+        env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+        ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert ran.stdout.splitlines() == [
+        f"AutoencoderKL|openrail|diffusers:faces/vae#vae at {commit_of('main')}",
+        f"AutoencoderTiny|openrail|diffusers:faces/vae@v1#vae at {commit_of('v1')}",
+    ], ran.stderr
+    weights = torch.load(tmp_path / f"{commit_of('main')}.pt", weights_only=True)
+    assert torch.equal(weights["model.encoder.conv_in.weight"], new.encoder.conv_in.weight)
 
 
 def test_checkpoints_without_such_a_vae_are_one_line(tmp_path: Path) -> None:
