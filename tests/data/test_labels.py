@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.photo_files import rewrite, write_zip
 
 from latentfaces.data.labels import LabelTable, infer_kind, read_labels
 from latentfaces.data.pack import Pack
@@ -155,7 +156,7 @@ def test_texts_that_are_no_category_are_left_out_unless_chosen(tmp_path: Path) -
         ("name,x\n", r"has no label of these images, such as a/1\.png: it has no rows"),
         ("", r"line 1: no column `name`"),
         ("name,x\n77.png,0\n", r"such as a/1\.png: 77\.png is none of the images"),
-        (b"name,x\n1,\xff\n", r"labels\.csv is not in UTF-8"),
+        (b"name,x\n1,\xff\n", r"labels\.csv is not a text in UTF-8"),
         (f'name,x\n1,"{"y" * 200_000}"\n', r"line 2: field larger than field limit"),
     ],
 )
@@ -267,6 +268,19 @@ def test_file_in_the_folder_of_the_images_is_found(tmp_path: Path) -> None:
         read_labels("nowhere.csv", Photos(tmp_path), pack_of(tmp_path, NAMES, 4))
     with pytest.raises(UserError, match=r"contains no \.json"):
         read_labels(str(tmp_path), Photos(tmp_path), pack_of(tmp_path, NAMES, 4))
+
+
+def test_damaged_file_in_the_zip_of_the_images_is_not_reported_as_missing(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "f.zip", {"sub/labels.csv": b"name,x\n1,0\n2,1\n"})
+    pack = pack_of(tmp_path, NAMES, 4)
+    assert read_labels("sub/labels.csv", Photos(path), pack).values[1, 0] == 1
+    rewrite(path, "sub/labels.csv", {b"PK\1\2": 16}, "<I", 0)
+    with pytest.raises(UserError, match=r"f\.zip/sub/labels\.csv cannot be read .*CRC"):
+        read_labels("sub/labels.csv", Photos(path), pack)
+    with pytest.raises(UserError, match=r"data\.labels=nowhere\.csv does not exist"):
+        read_labels("nowhere.csv", Photos(path), pack)
+    with pytest.raises(UserError, match=r"data\.labels=.*f\.zip is not a text in UTF-8\. Unpack or convert it"):
+        read_labels(str(path), Photos(path), pack)
 
 
 def test_drawn_faces_know_their_labels(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from latentfaces.data.pack import Pack
-from latentfaces.data.sources import BadImageError, DrawnFaces, Photos, Source
+from latentfaces.data.sources import DrawnFaces, Photos, Source
 from latentfaces.data.synthetic import LABELS_VERSION, known_labels
 from latentfaces.errors import UserError
 from latentfaces.files import atomic_write, file_lock
@@ -56,17 +56,15 @@ def label_rows(wanted: str, source: Source, pack: Pack) -> Iterator[Row]:
 def read_text(path: Path, wanted: str, source: Source) -> str:
     """Return the text of a file on disk, or else in the folder or .zip of the images."""
     try:
-        if not path.exists() and isinstance(source, Photos):
+        if path.exists():
+            if path.stat().st_size > MAX_BYTES:
+                raise UserError(f"{path} has more than {MAX_BYTES:,} bytes. Choose a file of labels.")
+            return path.read_text("utf-8-sig")  # spreadsheets put a mark at the beginning
+        if isinstance(source, Photos) and source.has_file(wanted):
             return source.file_bytes(wanted).decode("utf-8-sig")
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} has more than {MAX_BYTES:,} bytes. Choose a file of labels.")
-        return path.read_text("utf-8-sig")  # spreadsheets put a mark at the beginning
-    except (FileNotFoundError, BadImageError):
-        raise UserError(
-            f"data.labels={wanted} does not exist. Give a file, a folder of JSONs, auto or folders."
-        ) from None
     except UnicodeDecodeError:
-        raise UserError(f"data.labels={wanted} is not in UTF-8. Convert it.") from None
+        raise UserError(f"data.labels={wanted} is not a text in UTF-8. Unpack or convert it.") from None
+    raise UserError(f"data.labels={wanted} does not exist. Give a file, a folder of JSONs, auto or folders.")
 
 
 def drawn_rows(source: Source, pack: Pack) -> Iterator[Row]:

@@ -227,6 +227,10 @@ class Photos(Source):
         listing = "\n".join(f"{name} {size}" for name, size in self.listing[0].items()) + (people[1] if people else "")
         return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()  # names need not be UTF-8
 
+    def has_file(self, name: str) -> bool:
+        """Return whether the folder or .zip contains a file of any kind."""
+        return name in self.members or (self.archive is None and (self.root / name).is_file())
+
     def file_bytes(self, name: str) -> bytes:
         """Return the bytes of one file in the folder or .zip.
 
@@ -269,7 +273,7 @@ class Photos(Source):
         """Return folder and text of the identity.csv next to the first image or in a folder above it, if any."""
         for folder in Path(self.names[0]).parents:
             path = (folder / "identity.csv").as_posix()
-            if path in self.members or (self.archive is None and (self.root / path).is_file()):
+            if self.has_file(path):
                 try:
                     return folder, self.file_bytes(path).decode("utf-8-sig")  # spreadsheets put a mark at the beginning
                 except UnicodeDecodeError:
