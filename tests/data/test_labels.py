@@ -130,6 +130,14 @@ def test_chosen_labels_come_in_their_order(read: Read) -> None:
     assert table.labels[0].std == 1  # a constant must not be divided by 0
 
 
+def test_a_constant_number_has_a_std_of_one_despite_rounding(tmp_path: Path) -> None:
+    names, path = [f"{number}.png" for number in range(7)], tmp_path / "labels.csv"
+    path.write_text("name,x\n" + "".join(f"{name},0.1\n" for name in names))
+    (label,) = read_labels(str(path), Photos(tmp_path), pack_of(tmp_path, names, 7)).labels
+    assert np.full(7, 0.1).std() > 0
+    assert (label.kind, label.low, label.std) == ("number", 0.1, 1)
+
+
 def test_texts_that_are_no_category_are_left_out_unless_chosen(tmp_path: Path) -> None:
     names, path, source = [f"{number}.png" for number in range(65)], tmp_path / "labels.csv", Photos(tmp_path)
     rows = "".join(f"{name},note {name},{number % 2},\n" for number, name in enumerate(names))

@@ -205,8 +205,9 @@ def typed(
     if kind == "binary":
         return Label(name, "binary"), values.astype(np.float32)
     trained = values[train][~np.isnan(values[train])]
-    statistics = (float(trained.mean()), float(trained.std()) or 1.0, float(trained.min()), float(trained.max()))
-    return Label(name, "number", (), *statistics), values.astype(np.float32)
+    low, high = float(trained.min()), float(trained.max())
+    std = float(trained.std()) if low < high else 1.0  # rounding gives a constant a tiny std
+    return Label(name, "number", (), float(trained.mean()), std, low, high), values.astype(np.float32)
 
 
 def summarized(labels: list[Label], values: NDArray[np.float32], trained: NDArray[np.float32]) -> list[str]:
