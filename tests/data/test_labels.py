@@ -118,6 +118,10 @@ def test_kind_can_be_set(read: Read) -> None:
     assert table.labels[1].kind == "number"
 
 
+def test_choice_of_thousands_of_digits_is_a_text(read: Read) -> None:
+    assert read(f"name,hair\n1,{'9' * 5000}\n2,red\n").labels[0].kind == "category"
+
+
 def test_choice_that_no_training_image_has_is_missing(read: Read) -> None:
     table = read("name,hair\n1,red\n2,black\n5,green\n")
     assert table.labels == [Label("hair", "category", ("black", "red"))]

@@ -9,6 +9,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -37,9 +38,10 @@ class BadImageError(UserError):
     """A file of a source that cannot be read. The message names it."""
 
 
-def natural_key(name: str) -> list[tuple[int, str]]:
+def natural_key(name: str) -> list[tuple[Decimal, str]]:
     """Return a sort key that puts 2.png before 10.png."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    # Python converts at most 4,300 digits to an int.
+    return [(Decimal(part), "") if part.isdecimal() else (Decimal(-1), part) for part in re.split(r"(\d+)", name)]
 
 
 def member_name(member: zipfile.ZipInfo) -> str:
