@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, TiffTags
 
 from latentfaces.data import images
 from latentfaces.data.images import ORIENTATION_TAG, FilterName, Picture, decode_photo
 
 Array = NDArray[Any]
+ICC_TAG = 34675
 
 
 def decode(data: bytes, resolution: int, resize_filter: FilterName = "auto") -> Picture:
@@ -397,3 +398,9 @@ def test_photos_of_phones_are_read_upright(kind: str, turn: int) -> None:
     assert isinstance(last, tuple)
     assert first[0] > 200 > 50 > first[2]
     assert last[2] > 200 > 50 > last[0]
+
+
+def test_profile_that_is_no_bytes_is_ignored() -> None:
+    picture, tags = random_rgb(8, 8), TiffImagePlugin.ImageFileDirectory_v2()
+    tags[ICC_TAG], tags.tagtype[ICC_TAG] = 7, TiffTags.LONG
+    assert np.array_equal(decode(encoded(picture, "TIFF", tiffinfo=tags), 8).pixels, picture)

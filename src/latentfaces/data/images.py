@@ -118,7 +118,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     if alpha is not None:
         image = image.convert(image.mode[:-1])
-    if profile and image.mode in ("L", "RGB", "CMYK") and (transform := transform_to_srgb(profile, image.mode)):
+    has_profile = isinstance(profile, bytes) and image.mode in ("L", "RGB", "CMYK")  # a tag of a TIFF has any type
+    if has_profile and (transform := transform_to_srgb(profile, image.mode)):
         image = ImageCms.applyTransform(image, transform) or image
     image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     if alpha is None:
