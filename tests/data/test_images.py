@@ -363,15 +363,16 @@ def test_srgb_and_damaged_profiles_change_nothing(profile: bytes) -> None:
 
 @pytest.mark.parametrize("pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 50_000, np.int32)])
 def test_pixels_without_a_known_range_are_rejected(pixels: Array) -> None:
-    with pytest.raises(ValueError, match="only pixels of 8 and 16 bits are supported"):
+    with pytest.raises(ValueError, match="only pixels of 8 bits, and of 16"):
         decode(encoded(pixels, "TIFF"), 4)
 
 
-def test_twelve_bit_tiff_is_rejected() -> None:
+@pytest.mark.parametrize(("tag", "value"), [(258, 12), (262, 0)])
+def test_tiff_of_twelve_bits_or_with_white_as_zero_is_rejected(tag: int, value: int) -> None:
     data = bytearray(encoded(np.full((4, 4), 4095, np.uint16), "TIFF"))
-    entry = data.index(struct.pack("<HHI", 258, 3, 1))
-    struct.pack_into("<H", data, entry + 8, 12)
-    with pytest.raises(ValueError, match="only pixels of 8 and 16 bits are supported"):
+    entry = data.index(struct.pack("<HHI", tag, 3, 1))
+    struct.pack_into("<H", data, entry + 8, value)
+    with pytest.raises(ValueError, match="only pixels of 8 bits, and of 16"):
         decode(bytes(data), 4)
 
 
