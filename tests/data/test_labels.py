@@ -182,6 +182,14 @@ def test_columns_without_a_name_are_left_out(read: Read) -> None:
     assert list(values(read("name,x,,\n1,0,,\n2,1,,\n"))) == ["x"]
 
 
+def test_rows_without_a_name_are_of_no_image(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image_number,x\n1,1\n2,0\n,\n,1\n")
+    names = [f"{number:05d}.png" for number in range(3)]
+    table = read_labels(str(tmp_path / "labels.csv"), Photos(tmp_path), pack_of(tmp_path, names, 3))
+    assert same(values(table)["x"], [NAN, 1, 0])
+    assert "2 of 3 images have a row" in table.summary
+
+
 def test_spreadsheets_mark_and_blank_lines_are_read(read: Read) -> None:
     assert same(values(read("\ufeffname,x\r\n1,0\r\n\r\n2,1\r\n"))["x"], [0, 1, NAN, NAN, NAN])
 

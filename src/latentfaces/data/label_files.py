@@ -96,14 +96,15 @@ def csv_rows(text: str, path: str) -> Iterator[Row]:
             found = ", ".join(header)[:200]
             raise UserError(f"{path}, line 1: no column `name` with file names, only {found}. Rename that column.")
         for cells in lines:
+            if not any(cells):  # spreadsheets write empty rows as commas
+                continue
             place = f"{path}, line {lines.line_num}"
-            if cells and len(cells) != len(header):
+            if len(cells) != len(header):
                 raise UserError(f"{place}: {len(cells)} cells, but the header has {len(header)}. Correct it.")
-            if cells:
-                row = {column: cell for column, cell in zip(header, cells, strict=True) if column}
-                number = row.pop("image_number", "")
-                name = row.pop("name", number.zfill(5))
-                yield Row(name.strip(), {column: one_line(cell) for column, cell in row.items()}, place)
+            row = {column: cell for column, cell in zip(header, cells, strict=True) if column}
+            number = row.pop("image_number", "")
+            name = row.pop("name", number and number.zfill(5))
+            yield Row(name.strip(), {column: one_line(cell) for column, cell in row.items()}, place)
     except csv.Error as error:
         raise UserError(f"{path}, line {lines.line_num}: {error}. Correct or remove it.") from None
 
