@@ -41,7 +41,7 @@ def test_pack_is_made_and_its_folder_is_told(
     command(photos, "--resolution", 8, "--val-every", 4, "--licence", "CC BY 4.0")
     folder = tmp_path / "data" / "photos-8"
     assert open_pack(folder).manifest["source"]["licence"] == "CC BY 4.0"
-    assert f"{folder}: 12 images, 3 held out (every 4th picture)" in capsys.readouterr().out
+    assert f"{folder}: 12 images, 3 held out (one image in 4)" in capsys.readouterr().out
     assert open_pack(folder).images.shape == (12, 3, 8, 8)
 
 
