@@ -155,15 +155,15 @@ def features_rows(folder: Path) -> Iterator[Row]:
         attributes = face.get("faceAttributes", {}) if isinstance(face, dict) else None
         if not isinstance(attributes, dict):
             raise UserError(f"{path} is not a list of faces with faceAttributes. Remove it.")
-        yield Row(path.stem, flattened(attributes, str(path)), str(path))
+        yield Row(path.stem, flatten(attributes, str(path)), str(path))
 
 
-def flattened(attributes: dict[str, Any], place: str) -> dict[str, str]:
+def flatten(attributes: dict[str, Any], place: str) -> dict[str, str]:
     """Return the single values of nested attributes: {"hair": {"bald": 0.1}} is hair_bald. Lists are left out."""
     cells: dict[str, str] = {}
     for name, value in attributes.items():
         if isinstance(value, dict):
-            cells |= {f"{one_line(name)}_{key}": cell for key, cell in flattened(value, place).items()}
+            cells |= {f"{one_line(name)}_{key}": cell for key, cell in flatten(value, place).items()}
         elif not isinstance(value, list):
             cells[one_line(name)] = as_text(value, place)
     return cells
