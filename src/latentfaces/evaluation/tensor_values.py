@@ -16,7 +16,6 @@ from latentfaces.evaluation.panels import label_axes, sheet
 from latentfaces.files import read_csv
 
 STATISTICS = ("mean", "std", "min", "max", "nan", "zero", "saturated")
-COLUMNS = ("step", "tensor", *STATISTICS)
 Row = dict[str, float | str]
 KINDS = {"weights": "", "gradients": ".grad", "activations": ".output"}
 """Kinds of tensors, with the suffix of their names."""
