@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from latentfaces.errors import UserError
-from latentfaces.files import atomic_write, file_lock
+from latentfaces.files import append, atomic_write, file_lock, read_csv
 
 
 def test_the_file_appears_when_it_is_complete_and_nothing_else_stays(tmp_path: Path) -> None:
@@ -67,6 +67,17 @@ with atomic_write(Path(sys.argv[1])) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_cells_of_a_csv_keep_their_line_breaks_and_a_row_that_was_cut_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    names = ["a\nb", "a\r\nb", "a\u2028b", "a\x85b", "Jos\u00e9"]
+    path.write_bytes(b"name,x\r\n")
+    append(path, "".join(f'"{name}",1\r\n' for name in names))
+    append(path, "Zo")
+    with path.open("ab") as file:
+        file.write("\u00eb".encode()[:1])
+    assert read_csv(path) == [{"name": name, "x": "1"} for name in names]
 
 
 @pytest.fixture

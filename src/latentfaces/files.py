@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 import shutil
@@ -47,8 +48,8 @@ def append(path: Path, text: str) -> None:
     """Append text to a file. After an error the file is as it was before."""
     size = path.stat().st_size
     try:
-        with path.open("a", newline="") as file:
-            file.write(text)
+        with path.open("ab") as file:
+            file.write(text.encode())
     except OSError:
         os.truncate(path, size)
         raise
@@ -56,8 +57,9 @@ def append(path: Path, text: str) -> None:
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Read the complete rows of a CSV. A kill or a full disk may have cut others."""
-    text = path.read_text()
-    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    data = path.read_bytes()
+    text = data[: data.rfind(b"\n") + 1].decode()
+    rows = csv.DictReader(io.StringIO(text, newline=""))  # keeps the line breaks inside of cells
     return [row for row in rows if None not in row and None not in row.values()]
 
 

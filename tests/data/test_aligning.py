@@ -143,6 +143,13 @@ def test_names_that_would_collide_keep_their_suffix(photos: Photos, tmp_path: Pa
     assert {"1.png.png", "1.bmp.png", "set/two-face2.png", "set/two-face2.bmp.png"} < set(names)
 
 
+def test_name_that_is_that_of_another_photo_with_a_suffix_is_not_overwritten(photos: Photos, tmp_path: Path) -> None:
+    for name in ("1.bmp", "1.bmp.png"):
+        (tmp_path / "photos" / name).write_bytes((tmp_path / "photos" / "1.png").read_bytes())
+    names = align_photos(Photos(tmp_path / "photos"), tmp_path / "out", 32).names
+    assert {"1.png.png", "1.bmp.png", "1.bmp.png.png"} < set(names)
+
+
 def test_identities_follow_the_faces(photos: Photos, tmp_path: Path) -> None:
     text = "name,identity\n1.png,ann\nset/1.png,ann\nset/two.png,bob\nblack.png,cid\ntorn.jpg,cid\n"
     (tmp_path / "photos" / "identity.csv").write_text(text)

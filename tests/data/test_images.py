@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, TiffTags
 
 from latentfaces.data import images
 from latentfaces.data.images import ORIENTATION_TAG, FilterName, Picture, decode_photo
 
 Array = NDArray[Any]
+ICC_TAG = 34675
 
 
 def decode(data: bytes, resolution: int, resize_filter: FilterName = "auto") -> Picture:
@@ -362,15 +363,16 @@ def test_srgb_and_damaged_profiles_change_nothing(profile: bytes) -> None:
 
 @pytest.mark.parametrize("pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 50_000, np.int32)])
 def test_pixels_without_a_known_range_are_rejected(pixels: Array) -> None:
-    with pytest.raises(ValueError, match="only pixels of 8 and 16 bits are supported"):
+    with pytest.raises(ValueError, match="only pixels of 8 bits, and of 16"):
         decode(encoded(pixels, "TIFF"), 4)
 
 
-def test_twelve_bit_tiff_is_rejected() -> None:
+@pytest.mark.parametrize(("tag", "value"), [(258, 12), (262, 0)])
+def test_tiff_of_twelve_bits_or_with_white_as_zero_is_rejected(tag: int, value: int) -> None:
     data = bytearray(encoded(np.full((4, 4), 4095, np.uint16), "TIFF"))
-    entry = data.index(struct.pack("<HHI", 258, 3, 1))
-    struct.pack_into("<H", data, entry + 8, 12)
-    with pytest.raises(ValueError, match="only pixels of 8 and 16 bits are supported"):
+    entry = data.index(struct.pack("<HHI", tag, 3, 1))
+    struct.pack_into("<H", data, entry + 8, value)
+    with pytest.raises(ValueError, match="only pixels of 8 bits, and of 16"):
         decode(bytes(data), 4)
 
 
@@ -397,3 +399,9 @@ def test_photos_of_phones_are_read_upright(kind: str, turn: int) -> None:
     assert isinstance(last, tuple)
     assert first[0] > 200 > 50 > first[2]
     assert last[2] > 200 > 50 > last[0]
+
+
+def test_profile_that_is_no_bytes_is_ignored() -> None:
+    picture, tags = random_rgb(8, 8), TiffImagePlugin.ImageFileDirectory_v2()
+    tags[ICC_TAG], tags.tagtype[ICC_TAG] = 7, TiffTags.LONG
+    assert np.array_equal(decode(encoded(picture, "TIFF", tiffinfo=tags), 8).pixels, picture)

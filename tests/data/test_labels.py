@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.photo_files import rewrite, write_zip
 
 from latentfaces.data.labels import LabelTable, infer_kind, read_labels
 from latentfaces.data.pack import Pack
@@ -117,6 +118,10 @@ def test_kind_can_be_set(read: Read) -> None:
     assert table.labels[1].kind == "number"
 
 
+def test_choice_of_thousands_of_digits_is_a_text(read: Read) -> None:
+    assert read(f"name,hair\n1,{'9' * 5000}\n2,red\n").labels[0].kind == "category"
+
+
 def test_choice_that_no_training_image_has_is_missing(read: Read) -> None:
     table = read("name,hair\n1,red\n2,black\n5,green\n")
     assert table.labels == [Label("hair", "category", ("black", "red"))]
@@ -127,6 +132,14 @@ def test_chosen_labels_come_in_their_order(read: Read) -> None:
     table = read("name,a,b,c\n1,1,0,5\n2,0,0,5\n", "c", "a")
     assert [label.name for label in table.labels] == ["c", "a"]
     assert table.labels[0].std == 1  # a constant must not be divided by 0
+
+
+def test_a_constant_number_has_a_std_of_one_despite_rounding(tmp_path: Path) -> None:
+    names, path = [f"{number}.png" for number in range(7)], tmp_path / "labels.csv"
+    path.write_text("name,x\n" + "".join(f"{name},0.1\n" for name in names))
+    (label,) = read_labels(str(path), Photos(tmp_path), pack_of(tmp_path, names, 7)).labels
+    assert np.full(7, 0.1).std() > 0
+    assert (label.kind, label.low, label.std) == ("number", 0.1, 1)
 
 
 def test_texts_that_are_no_category_are_left_out_unless_chosen(tmp_path: Path) -> None:
@@ -155,7 +168,7 @@ def test_texts_that_are_no_category_are_left_out_unless_chosen(tmp_path: Path) -
         ("name,x\n", r"has no label of these images, such as a/1\.png: it has no rows"),
         ("", r"line 1: no column `name`"),
         ("name,x\n77.png,0\n", r"such as a/1\.png: 77\.png is none of the images"),
-        (b"name,x\n1,\xff\n", r"labels\.csv is not in UTF-8"),
+        (b"name,x\n1,\xff\n", r"labels\.csv is not a text in UTF-8"),
         (f'name,x\n1,"{"y" * 200_000}"\n', r"line 2: field larger than field limit"),
     ],
 )
@@ -167,6 +180,14 @@ def test_error_names_file_and_line(read: Read, text: str | bytes, clue: str) -> 
 
 def test_columns_without_a_name_are_left_out(read: Read) -> None:
     assert list(values(read("name,x,,\n1,0,,\n2,1,,\n"))) == ["x"]
+
+
+def test_rows_without_a_name_are_of_no_image(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image_number,x\n1,1\n2,0\n,\n,1\n")
+    names = [f"{number:05d}.png" for number in range(3)]
+    table = read_labels(str(tmp_path / "labels.csv"), Photos(tmp_path), pack_of(tmp_path, names, 3))
+    assert same(values(table)["x"], [NAN, 1, 0])
+    assert "2 of 3 images have a row" in table.summary
 
 
 def test_spreadsheets_mark_and_blank_lines_are_read(read: Read) -> None:
@@ -267,6 +288,19 @@ def test_file_in_the_folder_of_the_images_is_found(tmp_path: Path) -> None:
         read_labels("nowhere.csv", Photos(tmp_path), pack_of(tmp_path, NAMES, 4))
     with pytest.raises(UserError, match=r"contains no \.json"):
         read_labels(str(tmp_path), Photos(tmp_path), pack_of(tmp_path, NAMES, 4))
+
+
+def test_damaged_file_in_the_zip_of_the_images_is_not_reported_as_missing(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "f.zip", {"sub/labels.csv": b"name,x\n1,0\n2,1\n"})
+    pack = pack_of(tmp_path, NAMES, 4)
+    assert read_labels("sub/labels.csv", Photos(path), pack).values[1, 0] == 1
+    rewrite(path, "sub/labels.csv", {b"PK\1\2": 16}, "<I", 0)
+    with pytest.raises(UserError, match=r"f\.zip/sub/labels\.csv cannot be read .*CRC"):
+        read_labels("sub/labels.csv", Photos(path), pack)
+    with pytest.raises(UserError, match=r"data\.labels=nowhere\.csv does not exist"):
+        read_labels("nowhere.csv", Photos(path), pack)
+    with pytest.raises(UserError, match=r"data\.labels=.*f\.zip is not a text in UTF-8\. Unpack or convert it"):
+        read_labels(str(path), Photos(path), pack)
 
 
 def test_drawn_faces_know_their_labels(tmp_path: Path) -> None:

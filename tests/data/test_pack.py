@@ -50,7 +50,7 @@ def test_every_picture_is_either_learned_from_or_held_out(tmp_path: Path) -> Non
 
 
 def test_every_tenth_picture_is_held_out() -> None:
-    assert hold_out(numbered(25), None, 10) == ("every 10th picture", [0, 10, 20])
+    assert hold_out(numbered(25), None, 10) == ("one image in 10", [0, 10, 20])
 
 
 def test_whole_ffhq_has_its_official_split() -> None:
@@ -62,14 +62,14 @@ def test_whole_ffhq_has_its_official_split() -> None:
 
 @pytest.mark.parametrize("names", [numbered(70_000, start=1), [f"drawn-{i:06d}" for i in range(70_000)]])
 def test_another_set_of_as_many_has_not(names: list[str]) -> None:
-    assert hold_out(names, None, 7)[0] == "every 7th picture"
+    assert hold_out(names, None, 7)[0] == "one image in 7"
 
 
 def test_nobody_is_both_learned_from_and_held_out() -> None:
     people = [str(number % 13) for number in range(60)]
     rule, held_out = hold_out(numbered(60), people, 5)
     inside, outside = ({people[i] for i in range(60) if (i in held_out) is is_in} for is_in in (True, False))
-    assert rule == "every 5th identity"
+    assert rule == "one identity in 5"
     assert inside == {"0", "5", "10"}  # of people sorted as numbers; sorted as text, others would be
     assert inside.isdisjoint(outside)
     assert inside | outside == set(people)

@@ -102,7 +102,7 @@ def test_manifest_says_what_the_pixels_are(photos: Path, folder: Path) -> None:
     assert manifest["settings"] == {"resolution": SIDE, "val_every": 10, "filter": "auto"}
     assert (manifest["resolution"], manifest["num_images"], manifest["enlarged"]) == (SIDE, 12, 0)
     assert manifest["skipped"] == []
-    assert manifest["split"] == {"rule": "every 10th picture", "val": [0, 10]}
+    assert manifest["split"] == {"rule": "one image in 10", "val": [0, 10]}
     assert manifest["sha256"] == hashlib.sha256((folder / "images.npy").read_bytes()).hexdigest()
     assert manifest["written_by"].startswith("latentfaces ")
 

@@ -41,7 +41,7 @@ def test_pack_is_made_and_its_folder_is_told(
     command(photos, "--resolution", 8, "--val-every", 4, "--licence", "CC BY 4.0")
     folder = tmp_path / "data" / "photos-8"
     assert open_pack(folder).manifest["source"]["licence"] == "CC BY 4.0"
-    assert f"{folder}: 12 images, 3 held out (every 4th picture)" in capsys.readouterr().out
+    assert f"{folder}: 12 images, 3 held out (one image in 4)" in capsys.readouterr().out
     assert open_pack(folder).images.shape == (12, 3, 8, 8)
 
 
@@ -160,13 +160,13 @@ def test_another_licence_for_ffhq_is_refused_before_anything_is_fetched(
     assert kaggle.calls == []
 
 
-@pytest.mark.parametrize("wrong", [("--resolution", 0), ("--resolution", -8), ("--resolution", 8, "--val-every", 0)])
+@pytest.mark.parametrize("wrong", [("--resolution", 0), ("--resolution", -8), ("--resolution", 8, "--val-every", 1)])
 def test_number_below_one_is_refused(
     command: Prepare, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: tuple[object, ...]
 ) -> None:
     status, said = failure(command, capsys, photos, *wrong)
     assert status == 2
-    assert "--resolution and --val-every must be at least 1" in said
+    assert "--resolution must be at least 1, and --val-every at least 2" in said
     assert not (tmp_path / "data").exists()
 
 

@@ -32,6 +32,11 @@ def test_superscripts_are_no_numbers(name: str) -> None:
     assert natural_key(name) == natural_key(name)
 
 
+def test_numbers_of_any_length_are_compared() -> None:
+    names = ["b", "9" * 5000, "1" + "0" * 5000, "\u0662", "10", "01"]  # the fourth is an Arabic 2
+    assert sorted(names, key=natural_key) == ["01", "\u0662", "10", "9" * 5000, "1" + "0" * 5000, "b"]
+
+
 def test_names_of_equal_numbers_have_one_order(tmp_path: Path) -> None:
     forward = write_zip(tmp_path / "a.zip", photos(["1.png", "01.png"]))
     backward = write_zip(tmp_path / "b.zip", photos(["01.png", "1.png"]))
@@ -291,7 +296,7 @@ def test_a_name_that_is_no_utf8_is_packed_as_any_other(tmp_path: Path) -> None:
 
 
 def test_listing_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
-    listing = "name,identity\r\n1.png,Zo\u00eb\r\n".encode("utf-8-sig")  # spreadsheets begin UTF-8 with a mark
+    listing = "name,identity\r\n1.png,Zo\u00eb\r\n,\r\n".encode("utf-8-sig")  # spreadsheets begin UTF-8 with a mark
     folder = write_folder(tmp_path / "f", {**photos(["1.png"]), "identity.csv": listing})
     assert identities(Photos(folder)) == ["Zo\u00eb"]
 

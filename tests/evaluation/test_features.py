@@ -146,7 +146,7 @@ def test_inception_takes_a_file_and_sees_what_torch_fidelity_itself_does(
         original = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     torch.save(original.state_dict(), tmp_path / "weights.pth")
     look = known_features("inception", str(tmp_path / "weights.pth"))
-    assert look.key.startswith("inception-")
+    assert look.key.startswith("inception-original-")
     coarse = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)).float()
     for size in (64, 320):  # smaller and larger than what it knows
         images = F.interpolate(coarse, size=size, mode="bilinear").to(torch.uint8)

@@ -70,8 +70,8 @@ def main() -> None:
         for name, value in vars(arguments).items():
             if name not in ("source", "align", "resolution") and value != parser.get_default(name):
                 parser.error(f"--{name.replace('_', '-')} has no effect with --align. Leave it out.")
-    if arguments.resolution < 1 or arguments.val_every < 1:
-        parser.error("--resolution and --val-every must be at least 1")
+    if arguments.resolution < 1 or arguments.val_every < 2:
+        parser.error("--resolution must be at least 1, and --val-every at least 2")
     escape_stdout()
     try:
         with handle_signals(stop):

@@ -89,12 +89,12 @@ class Aligning:
 
     def __init__(self, source: Photos, folder: Path, size: int) -> None:
         self.source, self.folder, self.size = source, folder, size
-        stems = Counter(PurePosixPath(name).with_suffix("") for name in source.names)
-        self.stems = {}
-        for name in source.names:
-            stem = PurePosixPath(name).with_suffix("")
-            is_unique = stems[stem] == 1 and not re.search(r"-face\d+$", stem.name)
-            self.stems[name] = str(stem) if is_unique else name
+        stems = {name: str(PurePosixPath(name).with_suffix("")) for name in source.names}
+        uses = Counter([*stems.values(), *source.names])
+        self.stems = {
+            name: stem if uses[stem] == 1 and not re.search(r"-face\d+$", stem) else name
+            for name, stem in stems.items()
+        }
         self.progress = folder / "progress.csv"
         self.people = dict(zip(map(printable, source.names), identities(source) or [], strict=False))
 

@@ -77,10 +77,12 @@ def open_image(file: str | Path | IO[bytes], formats: tuple[str, ...] | None = N
         raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
-    # Pillow spreads neither the 12 bits of a TIFF nor the values of 32 bits over a known range.
-    bits = image.tag_v2.get(258) if image.format == "TIFF" else None  # type: ignore[attr-defined]
-    if image.mode in ("F", "I") or bits == (12,):
-        raise ValueError("only pixels of 8 and 16 bits are supported. Convert it.")
+    # Pillow spreads neither the 12 bits of a TIFF nor the values of 32 bits over a known range. Of 16 bits it does not
+    # turn a negative into a positive.
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    is_negative = image.mode.startswith("I;16") and tags.get(262) == 0
+    if image.mode in ("F", "I") or tags.get(258) == (12,) or is_negative:
+        raise ValueError("only pixels of 8 bits, and of 16 bits with 0 as black, are supported. Convert it.")
     return image
 
 
@@ -118,7 +120,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     if alpha is not None:
         image = image.convert(image.mode[:-1])
-    if profile and image.mode in ("L", "RGB", "CMYK") and (transform := transform_to_srgb(profile, image.mode)):
+    has_profile = isinstance(profile, bytes) and image.mode in ("L", "RGB", "CMYK")  # a tag of a TIFF has any type
+    if has_profile and (transform := transform_to_srgb(profile, image.mode)):
         image = ImageCms.applyTransform(image, transform) or image
     image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     if alpha is None:

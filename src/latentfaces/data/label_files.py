@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from latentfaces.data.pack import Pack
-from latentfaces.data.sources import BadImageError, DrawnFaces, Photos, Source
+from latentfaces.data.sources import DrawnFaces, Photos, Source
 from latentfaces.data.synthetic import LABELS_VERSION, known_labels
 from latentfaces.errors import UserError
 from latentfaces.files import atomic_write, file_lock
@@ -56,17 +56,15 @@ def label_rows(wanted: str, source: Source, pack: Pack) -> Iterator[Row]:
 def read_text(path: Path, wanted: str, source: Source) -> str:
     """Return the text of a file on disk, or else in the folder or .zip of the images."""
     try:
-        if not path.exists() and isinstance(source, Photos):
+        if path.exists():
+            if path.stat().st_size > MAX_BYTES:
+                raise UserError(f"{path} has more than {MAX_BYTES:,} bytes. Choose a file of labels.")
+            return path.read_text("utf-8-sig")  # spreadsheets put a mark at the beginning
+        if isinstance(source, Photos) and source.has_file(wanted):
             return source.file_bytes(wanted).decode("utf-8-sig")
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} has more than {MAX_BYTES:,} bytes. Choose a file of labels.")
-        return path.read_text("utf-8-sig")  # spreadsheets put a mark at the beginning
-    except (FileNotFoundError, BadImageError):
-        raise UserError(
-            f"data.labels={wanted} does not exist. Give a file, a folder of JSONs, auto or folders."
-        ) from None
     except UnicodeDecodeError:
-        raise UserError(f"data.labels={wanted} is not in UTF-8. Convert it.") from None
+        raise UserError(f"data.labels={wanted} is not a text in UTF-8. Unpack or convert it.") from None
+    raise UserError(f"data.labels={wanted} does not exist. Give a file, a folder of JSONs, auto or folders.")
 
 
 def drawn_rows(source: Source, pack: Pack) -> Iterator[Row]:
@@ -98,14 +96,15 @@ def csv_rows(text: str, path: str) -> Iterator[Row]:
             found = ", ".join(header)[:200]
             raise UserError(f"{path}, line 1: no column `name` with file names, only {found}. Rename that column.")
         for cells in lines:
+            if not any(cells):  # spreadsheets write empty rows as commas
+                continue
             place = f"{path}, line {lines.line_num}"
-            if cells and len(cells) != len(header):
+            if len(cells) != len(header):
                 raise UserError(f"{place}: {len(cells)} cells, but the header has {len(header)}. Correct it.")
-            if cells:
-                row = {column: cell for column, cell in zip(header, cells, strict=True) if column}
-                number = row.pop("image_number", "")
-                name = row.pop("name", number.zfill(5))
-                yield Row(name.strip(), {column: one_line(cell) for column, cell in row.items()}, place)
+            row = {column: cell for column, cell in zip(header, cells, strict=True) if column}
+            number = row.pop("image_number", "")
+            name = row.pop("name", number and number.zfill(5))
+            yield Row(name.strip(), {column: one_line(cell) for column, cell in row.items()}, place)
     except csv.Error as error:
         raise UserError(f"{path}, line {lines.line_num}: {error}. Correct or remove it.") from None
 
@@ -156,15 +155,15 @@ def features_rows(folder: Path) -> Iterator[Row]:
         attributes = face.get("faceAttributes", {}) if isinstance(face, dict) else None
         if not isinstance(attributes, dict):
             raise UserError(f"{path} is not a list of faces with faceAttributes. Remove it.")
-        yield Row(path.stem, flattened(attributes, str(path)), str(path))
+        yield Row(path.stem, flatten(attributes, str(path)), str(path))
 
 
-def flattened(attributes: dict[str, Any], place: str) -> dict[str, str]:
+def flatten(attributes: dict[str, Any], place: str) -> dict[str, str]:
     """Return the single values of nested attributes: {"hair": {"bald": 0.1}} is hair_bald. Lists are left out."""
     cells: dict[str, str] = {}
     for name, value in attributes.items():
         if isinstance(value, dict):
-            cells |= {f"{one_line(name)}_{key}": cell for key, cell in flattened(value, place).items()}
+            cells |= {f"{one_line(name)}_{key}": cell for key, cell in flatten(value, place).items()}
         elif not isinstance(value, list):
             cells[one_line(name)] = as_text(value, place)
     return cells

@@ -72,7 +72,7 @@ def read_labels(
         kind = kinds.get(name) or ("category" if name == CLASS else infer_kind(seen))
         num_choices = len(seen) if kind == "category" else 1
         if seen and num_choices <= MAX_CHOICES:
-            label, column = typed(name, kind, texts, train, cells)
+            label, column = parse_column(name, kind, texts, train, cells)
             labels.append(label)
             columns.append(column)
         elif chosen is None:
@@ -90,7 +90,7 @@ def read_labels(
         head += f"; {cells.num_unmatched:,} row(s) have no image, such as {cells.unmatched}"
     if left_out:
         head += f"; left out: {', '.join(left_out)}"
-    return LabelTable(labels, values, "\n".join([head, *summarized(labels, values, values[train])]))
+    return LabelTable(labels, values, "\n".join([head, *summary_lines(labels, values, values[train])]))
 
 
 class Cells:
@@ -184,7 +184,7 @@ def infer_kind(seen: set[str]) -> Kind:
     return "number" if 2 * numbers > len(seen) else "category"
 
 
-def typed(
+def parse_column(
     name: str, kind: str, texts: list[str], train: NDArray[np.int64], cells: Cells
 ) -> tuple[Label, NDArray[np.float32]]:
     """Return a label of some kind, and its values (N,).
@@ -205,11 +205,12 @@ def typed(
     if kind == "binary":
         return Label(name, "binary"), values.astype(np.float32)
     trained = values[train][~np.isnan(values[train])]
-    statistics = (float(trained.mean()), float(trained.std()) or 1.0, float(trained.min()), float(trained.max()))
-    return Label(name, "number", (), *statistics), values.astype(np.float32)
+    low, high = float(trained.min()), float(trained.max())
+    std = float(trained.std()) if low < high else 1.0  # rounding gives a constant a tiny std
+    return Label(name, "number", (), float(trained.mean()), std, low, high), values.astype(np.float32)
 
 
-def summarized(labels: list[Label], values: NDArray[np.float32], trained: NDArray[np.float32]) -> list[str]:
+def summary_lines(labels: list[Label], values: NDArray[np.float32], trained: NDArray[np.float32]) -> list[str]:
     """Return a line per label: its kind, its distribution in the training images, and how many images lack it."""
     width = max(len(label.name) for label in labels)
     lines = []

@@ -77,10 +77,10 @@ def hold_out(names: list[str], identities: list[str] | None, every: int) -> tupl
     """
     if identities is not None:
         held_out = set(sorted(set(identities), key=lambda i: (len(i), i))[::every])
-        return f"every {every}th identity", [i for i, person in enumerate(identities) if person in held_out]
+        return f"one identity in {every}", [i for i, person in enumerate(identities) if person in held_out]
     if is_whole_ffhq(names):
         return "FFHQ's official split: the last 10,000", list(range(FFHQ_TRAIN, FFHQ_SIZE))
-    return f"every {every}th picture", list(range(0, len(names), every))
+    return f"one image in {every}", list(range(0, len(names), every))
 
 
 def pack_if_here(folder: str | Path | None) -> Pack | None:

@@ -9,6 +9,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -37,9 +38,10 @@ class BadImageError(UserError):
     """A file of a source that cannot be read. The message names it."""
 
 
-def natural_key(name: str) -> list[tuple[int, str]]:
+def natural_key(name: str) -> list[tuple[Decimal, str]]:
     """Return a sort key that puts 2.png before 10.png."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    # Python converts at most 4,300 digits to an int.
+    return [(Decimal(part), "") if part.isdecimal() else (Decimal(-1), part) for part in re.split(r"(\d+)", name)]
 
 
 def member_name(member: zipfile.ZipInfo) -> str:
@@ -227,6 +229,10 @@ class Photos(Source):
         listing = "\n".join(f"{name} {size}" for name, size in self.listing[0].items()) + (people[1] if people else "")
         return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()  # names need not be UTF-8
 
+    def has_file(self, name: str) -> bool:
+        """Return whether the folder or .zip contains a file of any kind."""
+        return name in self.members or (self.archive is None and (self.root / name).is_file())
+
     def file_bytes(self, name: str) -> bytes:
         """Return the bytes of one file in the folder or .zip.
 
@@ -269,7 +275,7 @@ class Photos(Source):
         """Return folder and text of the identity.csv next to the first image or in a folder above it, if any."""
         for folder in Path(self.names[0]).parents:
             path = (folder / "identity.csv").as_posix()
-            if path in self.members or (self.archive is None and (self.root / path).is_file()):
+            if self.has_file(path):
                 try:
                     return folder, self.file_bytes(path).decode("utf-8-sig")  # spreadsheets put a mark at the beginning
                 except UnicodeDecodeError:

@@ -147,6 +147,8 @@ def lite0(weights: str | None = None) -> nn.Module:
 
 
 NETWORKS = {"inception": inception, "dinov2": dinov2, "clip": clip, "efficientnet_lite0": lite0}
+INCEPTION = "inception-original"
+"""Name of the features of the FID. Cached ones of earlier versions, which resized differently, are "inception"."""
 
 
 def known_features(
@@ -177,8 +179,7 @@ def known_features(
             f"Could not download the weights of {name} ({type(error).__name__}). Download them elsewhere and set "
             f"{key}=FILE, or use task.features=encoder."
         ) from error
-    # Cached features of earlier versions, which resized differently, are named "inception".
-    return NetworkFeatures("inception-original" if name == "inception" else name, network, device)
+    return NetworkFeatures(INCEPTION if name == "inception" else name, network, device)
 
 
 def saved_network(path: str | Path, device: torch.device | None = None, key: str = "task.features") -> NetworkFeatures:

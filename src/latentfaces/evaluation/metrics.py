@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from latentfaces.data.images import to_uint8
-from latentfaces.evaluation.features import Features, known_features
+from latentfaces.evaluation.features import INCEPTION, Features, known_features
 from latentfaces.evaluation.generation import generator_metrics
 
 RANGE = (-1.0, 1.0)
@@ -47,7 +47,7 @@ def calculate_metrics(
             features = known_features(features, device=images.device, key="weights")
         sets = (torch.cat([features(to_uint8(batch)) for batch in part.split(AT_ONCE)]) for part in (images, others))
         values |= generator_metrics(*sets)
-        if features.key.startswith("inception-"):
+        if features.key.startswith(f"{INCEPTION}-"):
             values["fid"] = values.pop("frechet_distance")
     return values
 

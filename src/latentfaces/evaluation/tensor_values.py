@@ -1,6 +1,5 @@
 """Statistics of weights, gradients and activations over training."""
 
-import csv
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from latentfaces.evaluation.panels import label_axes, sheet
 from latentfaces.files import read_csv
 
 STATISTICS = ("mean", "std", "min", "max", "nan", "zero", "saturated")
-COLUMNS = ("step", "tensor", *STATISTICS)
 Row = dict[str, float | str]
 KINDS = {"weights": "", "gradients": ".grad", "activations": ".output"}
 """Kinds of tensors, with the suffix of their names."""
@@ -53,21 +51,9 @@ class TensorValues:
         lines += [f"{n:{width}s} " + " ".join(f"{row[s]:10.3g}" for s in STATISTICS) for n, row in last.items()]
         return "\n".join(lines)
 
-    def write(self, path: Path) -> None:
-        """Append the rows to a CSV file, and clear them."""
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS)
-            if new:
-                table.writeheader()
-            table.writerows(
-                {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in self.rows
-            )
-        self.rows.clear()
-
     @classmethod
     def read(cls, path: str | Path) -> "TensorValues":
-        """From such a CSV."""
+        """Read the tensors.csv of a run."""
         rows = read_csv(Path(path))
         return cls([{key: value if key == "tensor" else float(value) for key, value in row.items()} for row in rows])
 
