@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
             with fake_gpu() if arguments.paper else contextlib.nullcontext():
                 rows[name] = ROWS[name](scale)
         except ModuleNotFoundError as error:
-            parser.exit(2, f"row {name} needs {error.name}: pip install -e '.[diffusers]', or leave it out with --rows\n")
+            parser.exit(2, f"row {name} needs {error.name}: pip install '.[diffusers]', or leave it out with --rows\n")
         gc.collect()
         print("\n".join([*rows[name].lines(), f"    ({time.monotonic() - started:.0f} s)"]), flush=True)
         if target is not None:
