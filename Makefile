@@ -1,4 +1,6 @@
-# make demo: both stages on drawn faces, from a fresh clone.   make test: the tests.   make check: lint, types, rules.   make bench: speed beside the peers.
+# make demo: train both stages on drawn faces, from a fresh clone
+# make test: run all tests        make check: ruff, import rules, mypy, fast tests, audit
+# make bench: compare the speed with other projects
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +36,7 @@ check: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not ddp"
 	@$(MAKE) --no-print-directory audit
 
-# A finding fails; without a network nothing is known, which is said and does not fail.
+# A finding fails. Without a network the audit is skipped with a message.
 audit: setup
 	@if $(BIN)/python -c "from urllib.request import urlopen; urlopen('https://pypi.org/pypi/pip/json', timeout=10)" \
 		2>/dev/null; then \
@@ -44,7 +46,6 @@ audit: setup
 	fi
 
 bench: setup # with nothing else running
-	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/speed.py
 
 lock: # needs uv

@@ -1,6 +1,6 @@
 """Speed of each part of latentfaces, compared with its peers and with the limits of the machine.
 
-    pip install -e '.[bench]'
+    pip install -e '.[diffusers]'
     python benchmarks/speed.py [--rows vae,dit] [--rounds 5] [--device cpu] [--compile] [--quick] [--json FILE]
     python benchmarks/speed.py --paper    # without a GPU: lower bounds for a GPU, from counted operations
 
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
             with fake_gpu() if arguments.paper else contextlib.nullcontext():
                 rows[name] = ROWS[name](scale)
         except ModuleNotFoundError as error:
-            parser.exit(2, f"row {name} needs {error.name}: pip install -e '.[bench]', or leave it out with --rows\n")
+            parser.exit(2, f"row {name} needs {error.name}: pip install '.[diffusers]', or leave it out with --rows\n")
         gc.collect()
         print("\n".join([*rows[name].lines(), f"    ({time.monotonic() - started:.0f} s)"]), flush=True)
         if target is not None:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -239,13 +238,6 @@ def test_each_job_of_a_sweep_trains_on_two_processes(fork: Forker) -> None:
         for job in (0, 1)
     }
     assert lrs == {1e-3, 2e-3}
-
-
-def test_commands_of_the_page_about_sweeps_are_shell_lines() -> None:
-    text = (ROOT / "docs/sweeps.md").read_text().replace("\\\n", " ")
-    lines = [line.split("#")[0] for line in text.splitlines() if line.startswith(("python ", "wandb "))]
-    assert len(lines) >= 6
-    assert all(shlex.split(line) for line in lines)
 
 
 def test_a_sweep_has_one_name(train: Command, capfd: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,12 @@ def test_a_bound_of_no_length_bounds_nothing(train: Command) -> None:
     assert_equal(checkpoint("vae/unbounded")["state_dict"], checkpoint("vae/none")["state_dict"])
 
 
+def test_null_leaves_a_callback_out(train: Command) -> None:
+    train(*TINY_VAE, *SHORT, "trainer.max_steps=1", "callbacks.tensor_stats=null", "name=fewer")
+    assert Path("outputs/vae/fewer/result.json").exists()
+    assert not Path("outputs/vae/fewer/tensors.csv").exists()
+
+
 def test_one_batch_is_one_and_not_all(train: Command) -> None:
     train(*TINY_VAE, *SHORT, "data.batch_size=2", "trainer.limit_val_batches=1", "name=one")
     assert checkpoint("vae/one")["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]["ready"] == 2

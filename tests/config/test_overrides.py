@@ -12,6 +12,7 @@ TEXTS = {
     "name=1e-4": 'name="1e-4"',
     "name=true": 'name="true"',
     "name=faces": "name=faces",
+    "experiment=2026_11": 'experiment="2026_11"',
     "name='1_0'": "name='1_0'",
     "data.root=2026_11_28": 'data.root="2026_11_28"',
     "data.root=~/faces": f'data.root="{HOME}/faces"',

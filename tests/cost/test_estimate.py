@@ -78,9 +78,11 @@ def test_mistakes_are_one_line(
 ) -> None:
     with pytest.raises(SystemExit) as left:
         budget(capsys, monkeypatch, *arguments)
-    assert str(left.value).startswith("error: ")
-    assert sentence in str(left.value)
-    assert "\n" not in str(left.value)
+    said = capsys.readouterr().err
+    assert left.value.code == 2
+    assert said.startswith("error: ")
+    assert sentence in said
+    assert said.count("\n") == 1
 
 
 def test_disk_is_that_of_a_real_run(train: Command, squeezenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:

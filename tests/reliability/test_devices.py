@@ -31,7 +31,7 @@ def test_3_devices_are_counted(devices: object, number: int, monkeypatch: pytest
     assert num_devices(OmegaConf.create({"accelerator": "auto", "devices": devices})) == number
 
 
-@pytest.mark.parametrize("devices", [-2, "all", 0])
+@pytest.mark.parametrize("devices", [-2, "all", 0, 2.0, None])
 def test_3_devices_without_a_number_are_rejected(devices: object) -> None:
     with pytest.raises(UserError, match=rf"trainer\.devices={devices}"):
         num_devices(OmegaConf.create({"accelerator": "auto", "devices": devices}))

@@ -248,7 +248,8 @@ def test_case_40_a_link_is_refused_and_nothing_is_asked_of_it(
 
 def test_case_40_hydras_own_unpickling_is_refused(home: Path) -> None:
     pickled(Path("config.pickle"))
-    assert "--experimental-rerun unpickles a file" in refused("train.py", "--experimental-rerun", "config.pickle")
+    for option in ("--experimental-rerun", "--exp"):  # argparse accepts abbreviations
+        assert "--experimental-rerun unpickles a file" in refused("train.py", option, "config.pickle")
 
 
 def tracked(*kinds: str) -> dict[Path, str]:

@@ -5,15 +5,13 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import numpy as np
 import pytest
 import yaml
 from helpers.commands import SHORT, TINY_VAE, Command
-from matplotlib.figure import Figure
 
 from latentfaces.errors import UserError
 from latentfaces.report import write_sweep_report
-from latentfaces.report.sweep_page import changes_loss, heights, loss_curves, parallel_coordinates, read_jobs
+from latentfaces.report.sweep_page import changes_loss, loss_curves, read_jobs
 
 
 def job(folder: Path, overrides: list[str], result: dict[str, float] | None = None, error: str = "") -> None:
@@ -93,23 +91,6 @@ def test_which_keys_change_what_the_loss_is() -> None:
     keys = ["model.kl_weight.end", "model.kl_weight.num_steps", "model.loss.reconstruction", "model/loss", "data"]
     keys += ["data.batch_size", "model.optimizer.lr", "model.denoiser.target", "model.loss.auxiliary_weight", "vae"]
     assert changes_loss(keys) == [keys[0], *keys[2:5], keys[7], keys[9]]
-
-
-def test_lines_go_through_words_and_numbers_and_end_where_a_job_failed(sweep: Path) -> None:
-    jobs = read_jobs(sweep)
-    (axes,) = parallel_coordinates(jobs, ["annealing", "model.optimizer.lr"], ["val/best_loss"]).axes
-    lines = {str(line.get_label()): np.array(line.get_ydata()) for line in axes.lines if len(line.get_xdata()) == 3}
-    np.testing.assert_allclose(lines["0"], [0, 0, 0.5])
-    np.testing.assert_allclose(lines["1"], [1, 1 / 7, 0])
-    np.testing.assert_allclose(lines["2 failed"], [1, 3 / 7, np.nan])
-    letters = {text.get_text() for text in axes.texts}
-    assert {"cosine", "linear", "0.001", "0.008", "0.25", "0.75"} <= letters
-
-
-def test_numbers_of_very_different_size_are_placed_by_their_logarithm() -> None:
-    axes = Figure().subplots()
-    np.testing.assert_allclose(heights(axes, 0, ["1e-7", "1e-5", None, "1e-3"]), [0, 0.5, np.nan, 1])
-    np.testing.assert_allclose(heights(axes, 1, [0, 5, None, 100]), [0, 0.05, np.nan, 1])  # 0 has none
 
 
 def test_curves_are_those_of_the_jobs_that_have_some(sweep: Path) -> None:

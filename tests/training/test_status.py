@@ -75,11 +75,16 @@ def test_a_line_tells_step_time_speed_waiting_memory_and_loss(
     assert capsys.readouterr().out.splitlines() == [expected]
 
 
-def test_a_log_file_gets_a_line_a_minute(clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_file_gets_a_line_a_minute_and_later_fewer(
+    clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(clock, [20.0 * n for n in range(1, 10)])
     told = capsys.readouterr().out
     assert re.findall(r"step (\d+)", told) == ["3", "6", "9"]
     assert "\x1b" not in told
+    run(clock, [60.0 * n for n in range(1, 3 * 24 * 60)])  # three days
+    # 10 lines in 10 minutes, then each at 10/9 of the time of the last: log(432) / log(10/9) = 58.
+    assert 60 < len(capsys.readouterr().out.splitlines()) < 75
 
 
 def test_a_real_run_knows_how_long_it_waits_and_what_it_takes(

@@ -1,20 +1,16 @@
 """Print what a training costs before it runs: parameters, FLOPs, memory, disk and hours on some GPUs."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from functools import partial
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from latentfaces.cli.errors import explain
+from latentfaces.cli.errors import one_line_errors
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import as_text, key_of
-from latentfaces.config.suggestions import format_error
 from latentfaces.config.validation import check_training, downsampling
 from latentfaces.errors import UserError, escape_stdout
 
@@ -26,13 +22,9 @@ def main() -> None:
     overrides = [as_text(override) for override in parser.parse_args().overrides]
     stages = [override.partition("=")[2] for override in overrides if key_of(override) == "model"]
     escape_stdout()
-    try:
+    with one_line_errors("train", overrides):
         for stage in stages or ("vae", "ldm"):
             print(describe(stage_config(stage, overrides)), end="\n\n")
-    except (UserError, InstantiationException) as error:
-        sys.exit(f"error: {explain(error)}")
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {format_error(error, 'train', overrides)}")
 
 
 def stage_config(stage: str, overrides: Sequence[str]) -> DictConfig:
@@ -78,7 +70,7 @@ def describe(cfg: DictConfig) -> str:
     from latentfaces.data.pack import FFHQ_SIZE
     from latentfaces.training import TimeLimit
 
-    vae, data, trainer, ema = cfg.model.autoencoder, cfg.data, cfg.trainer, (cfg.callbacks or {}).get("ema") or {}
+    vae, data, trainer, ema = cfg.model.autoencoder, cfg.data, cfg.trainer, cfg.callbacks.get("ema") or {}
     is_vae, tracks = cfg.stage == "vae", ema.get("tracks", [])
     pixels, channels, side = data.resolution, vae.latent_channels, data.resolution // downsampling(vae)
     shape = (3, pixels, pixels) if is_vae else (2, channels, side, side)

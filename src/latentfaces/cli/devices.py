@@ -110,7 +110,7 @@ def num_devices(trainer: DictConfig) -> int:
     import torch
 
     devices: Any = trainer.devices
-    if not isinstance(devices, str | int):  # indices of GPUs
+    if OmegaConf.is_list(devices):  # indices of GPUs
         return len(devices)
     if str(devices) in ("auto", "-1"):
         return max(torch.cuda.device_count(), 1) if trainer.accelerator in GPU_ACCELERATORS else 1

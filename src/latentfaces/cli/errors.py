@@ -1,10 +1,11 @@
 """Errors that the user can fix, printed as one line."""
 
+import contextlib
 import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import hydra
@@ -38,18 +39,30 @@ def run(task: Callable[[DictConfig], Any], config: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
     register()
     command = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(one_sentence(task))
-    try:
+    # -m comes first, since argparse would not know an override that follows it.
+    arguments = sorted(map(as_text, sys.argv[1:]), key=lambda argument: argument not in ("-m", "--multirun"))
+    with one_line_errors(config, arguments):
         check_arguments(config)
-        # -m comes first, since argparse would not know an override that follows it.
-        sys.argv[1:] = sorted(map(as_text, sys.argv[1:]), key=lambda argument: argument not in ("-m", "--multirun"))
+        sys.argv[1:] = arguments
         command()
+
+
+@contextlib.contextmanager
+def one_line_errors(config: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Within this context, an error that the user can fix is printed as one line and exits with status 2.
+
+    Args:
+        config: name of the command's config, which may fail to compose.
+        arguments: of the command.
+    """
+    try:
+        yield
     except Exception as error:
-        is_of_config = isinstance(error, HydraException | OmegaConfBaseException)
-        if is_of_config or str(error).startswith("Config group override"):  # a plain ValueError of Hydra
-            overrides = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
+        if message := explain(error):
+            fail(message)
+        if isinstance(error, HydraException) or str(error).startswith("Config group override"):  # a ValueError of Hydra
+            overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
             fail(format_error(error, config, overrides))
-        if sentence := explain(error):  # of an argument, or Hydra cannot create the run folder
-            fail(sentence)
         raise
 
 
@@ -63,7 +76,7 @@ def check_arguments(config: str) -> None:
     for argument in sys.argv[1:]:
         if config == "train" and argument.encode(errors="replace").decode() != argument:
             raise UserError(f"{argument} is not in UTF-8. Rename the file or folder.")
-        if argument.startswith("--experimental-rerun"):
+        if argument.startswith("--e"):  # argparse accepts abbreviations
             raise UserError(
                 "--experimental-rerun unpickles a file, which can run any code. Repeat the overrides instead."
             )

@@ -1,6 +1,5 @@
 """Tasks of sample.py: build what a command asks for."""
 
-import os
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentfaces.cli.compute import keep_freed_memory
-from latentfaces.cli.devices import interactive
+from latentfaces.cli.devices import interactive, variable
 from latentfaces.cli.idle_options import allow_only, refuse_idle_options
 from latentfaces.cli.recipe import Recipe, described, named_files
 from latentfaces.cli.remake import remade
@@ -40,7 +39,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     refuse_unsafe(cfg)
     check_keys(cfg, SampleConfig)
     task_name = HydraConfig.get().runtime.choices["task"]
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not interactive():
+    if variable("SLURM_STEP_NUM_TASKS") > 1 and not interactive():
         raise UserError("Each task of srun would do all work. Use torchrun ... sample.py, or give srun one task.")
     ranks = Ranks.started()
     if ranks.count > 1 and task_name not in SHARED:

@@ -188,13 +188,18 @@ def build_trainer(cfg: DictConfig, stop: Any) -> Any:
     return instantiate(
         cfg.trainer,
         # Exact resume and a graceful stop do not depend on the choice of callbacks.
-        callbacks=[ExactResume(), *instantiate(cfg.callbacks).values(), TimeLimit(cfg.trainer.max_time), stop],
-        logger=list(instantiate(cfg.logger).values()),
+        callbacks=[ExactResume(), *built(cfg.callbacks), TimeLimit(cfg.trainer.max_time), stop],
+        logger=built(cfg.logger),
         plugins=[AtomicCheckpointIO(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,
         use_distributed_sampler=False,  # the data module distributes batches, which makes a resume exact
         val_check_interval=interval,
     )
+
+
+def built(parts: DictConfig) -> list[Any]:
+    """Build the callbacks or the loggers of the config. `callbacks.NAME=null` leaves one out."""
+    return [part for part in instantiate(parts).values() if part is not None]
 
 
 def build_module(cfg: DictConfig, init: Run | VAE | None) -> Any:

@@ -20,7 +20,7 @@ from latentfaces.run import CONFIG, MOVED, RESULT, Run, folders_named, open_run,
 
 CANDIDATES = ("last", "last.previous", "best")
 """Checkpoints to resume from, the newest first."""
-LOCK, PATIENCE, PATIENCE_OF_A_CLUSTER = ".lock", 10.0, 120.0
+LOCK, PATIENCE, SLURM_PATIENCE = ".lock", 10.0, 120.0
 """The lock file of a training, and seconds to wait for a training that is about to end."""
 
 NEW_KEYS = {
@@ -56,7 +56,7 @@ def trained_alone(cfg: DictConfig) -> Iterator[None]:
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     # A killed training ends within seconds. A file server keeps the locks of a lost machine for about 90 seconds.
-    patience = PATIENCE_OF_A_CLUSTER if "SLURM_JOB_ID" in os.environ else PATIENCE
+    patience = SLURM_PATIENCE if "SLURM_JOB_ID" in os.environ else PATIENCE
     lock = FileLock(folder / LOCK, timeout=patience)
     try:
         lock.acquire()

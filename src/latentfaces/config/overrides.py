@@ -8,6 +8,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from latentfaces.config.paths import GROUPS
+
 PATHS = (
     *("data.root", "data.folder", "data.labels", "vae", "init", "run", "output", "to"),
     *("hydra.run.dir", "hydra.sweep.dir"),
@@ -24,7 +26,7 @@ MAPPINGS = ("data.label_types.", "labels.")
 
 
 def as_text(override: str) -> str:
-    """Quote an override of a name or a path that Hydra would read as a number or not at all; expand `~/`.
+    """Quote a name, a path or a choice that Hydra would read as a number or not at all; expand `~/`.
 
     New names in `MAPPINGS` get a plus, and braces where Hydra needs them.
 
@@ -34,7 +36,7 @@ def as_text(override: str) -> str:
     if mapping := next((mapping for mapping in MAPPINGS if key.startswith(mapping)), None):
         name = key.removeprefix(mapping)
         return f"++{override}" if KEY.fullmatch(name) else f"++{mapping[:-1]}={{{name}: {value}}}"
-    if key not in ("name", *PATHS) or not equals:
+    if key not in ("name", *PATHS, *GROUPS) or not equals:
         return override
     text = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
     if key in PATHS and text.startswith("~/"):

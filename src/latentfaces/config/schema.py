@@ -90,8 +90,8 @@ class TrainConfig:
     model: Any = MISSING
     annealing: Any = None
     device: DeviceConfig = field(default_factory=DeviceConfig)
-    callbacks: Any = None
-    logger: Any = None
+    callbacks: Any = field(default_factory=dict)
+    logger: Any = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 

@@ -9,9 +9,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import key_of, leaves_of
-from latentfaces.config.paths import CONF
-
-GROUPS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir())
+from latentfaces.config.paths import CONF, GROUPS
 
 
 def format_error(error: Exception, config: str, overrides: Sequence[str]) -> str:
@@ -24,7 +22,7 @@ def format_error(error: Exception, config: str, overrides: Sequence[str]) -> str
     """
     said, cause = str(error).strip(), error.__cause__
     if said.startswith("Config group override must be"):
-        null = next(override for override in overrides if override.lower().endswith("=null"))
+        null = next((override for override in overrides if override.lower().endswith("=null")), "A number")
         return f"{null} is not a choice of this group. Leave it out."
     if isinstance(error, OverrideParseException):
         return f"Cannot parse override {error.override}. Write KEY=VALUE, or 'KEY=\"VALUE\"' for special characters."
@@ -39,7 +37,7 @@ def format_error(error: Exception, config: str, overrides: Sequence[str]) -> str
     if wrong := re.match(r"Error merging override (.+)", said):
         reason = str(cause).splitlines()[0]
         return f"{wrong[1].strip()} is invalid: {reason[0].lower()}{reason[1:]}."
-    return " ".join((said or str(cause)).split("\n")[0].split())
+    return " ".join((said or str(cause)).split())
 
 
 def suggestion(names: Sequence[str]) -> str:

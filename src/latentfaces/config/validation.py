@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import key_of, leaves_of, overridden_keys
+from latentfaces.config.paths import GROUPS
 from latentfaces.config.schema import PositiveNumber, TrainConfig
-from latentfaces.config.suggestions import GROUPS
 from latentfaces.errors import UserError, warn
 
 
@@ -56,7 +56,8 @@ def check_value(key: str, value: Any, valid: Any) -> None:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     try:
-        TypeAdapter(valid, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        # In a tuple, since pydantic takes no config for a dataclass itself.
+        TypeAdapter(tuple[valid], config=ConfigDict(arbitrary_types_allowed=True)).validate_python((value,))
     except ValidationError as error:
         if any(problem["type"] == "sequence_str" for problem in error.errors()):
             raise UserError(f"{key}={value} is not a list. Write '{key}=[{value}]'.") from None
@@ -83,7 +84,7 @@ def check_fields(cfg: DictConfig, schema: Any, prefix: str = "") -> None:
     fields = schema.__dataclass_fields__
     for name in map(str, cfg):
         if name not in fields and name != "hydra":
-            raise UserError(f"Unknown key {name}.")
+            raise UserError(f"Unknown key {prefix}{name}.")
     for name, field in fields.items():
         if is_dataclass(field.default_factory):
             check_fields(cfg[name], field.default_factory, f"{name}.")
@@ -173,6 +174,8 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
     for key in ("model.optimizer.lr", "model.adversary.optimizer.lr"):
         if (rate := OmegaConf.select(cfg, key)) is not None:
             check_value(key, rate, PositiveNumber)
+    if cfg.logger.get("csv") is None:
+        raise UserError("logger.csv is missing: the report of the run needs metrics.csv. Use logger=csv for it alone.")
     if "max_skipped_steps" in overridden and cfg.on_nonfinite == "fail":
         raise UserError("max_skipped_steps has no effect without on_nonfinite=skip")
     if cfg.requeue and cfg.resume.lower() != "auto":
@@ -180,7 +183,7 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
     if cfg.requeue and "SLURM_JOB_ID" not in os.environ:
         raise UserError("requeue=true needs a SLURM job. Leave it out.")
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN or (Path(cfg.run_dir).parent / "multirun.yaml").exists()
-    if "median_stop" in (cfg.callbacks or {}) and not in_sweep:
+    if "median_stop" in cfg.callbacks and not in_sweep:
         raise UserError("pruning=median compares the jobs of a sweep. Start one with -m, or leave it out.")
     time = cfg.trainer.max_time
     if time is not None and not (re.fullmatch(r"\d+(:\d+){3}", time) and re.search("[1-9]", time)):

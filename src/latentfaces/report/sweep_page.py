@@ -1,4 +1,4 @@
-"""HTML report of a sweep: a table of its jobs, parallel coordinates, and loss curves."""
+"""HTML report of a sweep: a table of its jobs, and their loss curves."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ from urllib.parse import quote
 import matplotlib
 import numpy as np
 import yaml
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from latentfaces.errors import ERROR_LOG, UserError
@@ -33,10 +32,7 @@ CHANGING_LOSS = (
     *("model.denoiser.schedule", "model.denoiser.target"),
 )
 WIDE = 20.0
-"""Ratio of largest to smallest value from which an axis is logarithmic."""
-FAILED = "#b03a22"
-LONGEST = 22
-"""Longest label on an axis."""
+"""Ratio of largest to smallest loss from which the axis is logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -162,81 +158,12 @@ def write_sweep_report(folder: str | Path) -> Path:
         varied=varied,
         shown=shown,
         rows=rows,
-        picture=embedded(parallel_coordinates(jobs, varied, shown)) if len(jobs) > 1 and (varied or shown) else None,
         curves=embedded(figure) if (figure := loss_curves(jobs)) is not None else None,
     )
 
 
-def colors(jobs: Sequence[Job]) -> dict[str, Any]:
-    """Return the color of each job: yellow (first) to violet (last), red if failed, gray if not finished."""
-    ended = [job for job in jobs if job.result]
-    scale = matplotlib.colormaps["viridis_r"]
-    places = {job.name: scale(0.08 + 0.92 * rank / max(len(ended) - 1, 1)) for rank, job in enumerate(ended)}
-    return {job.name: places.get(job.name, FAILED if job.error else "0.6") for job in jobs}
-
-
-def parallel_coordinates(jobs: Sequence[Job], varied: Sequence[str], shown: Sequence[str]) -> Figure:
-    """Plot parallel coordinates: an axis per varied key and per result, a line per job.
-
-    Args:
-        jobs: jobs in the order of their colors.
-        varied: keys that differ between jobs.
-        shown: names of results.
-    """
-    columns = [(key, [job.overrides.get(key) for job in jobs]) for key in varied]
-    columns += [(name, [job.result.get(name) for job in jobs]) for name in shown]
-    figure = Figure(figsize=(max(1.25 * len(columns), 6) + 1, 5), layout="constrained")
-    axes = figure.subplots()
-    places = np.stack([heights(axes, number, values) for number, (_, values) in enumerate(columns)], axis=1)
-    color = colors(jobs)
-    for job, line in reversed(list(zip(jobs, places, strict=True))):  # the best is drawn last, on top
-        style: dict[str, Any] = {} if job.result else {"linestyle": ":", "zorder": 3}
-        label = f"{job.name} failed" if job.error else job.name
-        axes.plot(line, color=color[job.name], linewidth=2, marker="o", markersize=4, label=label, **style)
-    axes.set_xticks(range(len(columns)), [short(name, 2 * LONGEST) for name, _ in columns], rotation=18, ha="right")
-    axes.set(yticks=[], ylim=(-0.08, 1.08), xlim=(-0.15, len(columns) - 0.4))
-    axes.spines[:].set_visible(False)
-    for number in range(len(columns)):
-        axes.axvline(number, color="0.75", linewidth=0.8, zorder=0)
-    if varied and len(columns) > len(varied):
-        axes.axvspan(-0.15, len(varied) - 0.5, color="0.95", zorder=-1)  # overrides | results
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(
-        handles[::-1], labels[::-1], title="job", fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5)
-    )
-    return figure
-
-
-def heights(axes: Axes, column: int, values: Sequence[Any]) -> np.ndarray:
-    """Label one axis, and return positions in [0, 1]: numbers by size, words in alphabetical order, NaN for None."""
-    try:
-        numbers = np.array([math.nan if value is None else float(value) for value in values])
-        low, high = np.nanmin(numbers), np.nanmax(numbers)
-        if low > 0 and high > WIDE * low:
-            numbers = np.log(numbers)
-        size = np.nanmax(numbers) - np.nanmin(numbers)
-        result = (numbers - np.nanmin(numbers)) / size if size > 0 else np.where(np.isnan(numbers), np.nan, 0.5)
-        labels = {0.0: f"{low:.4g}", 1.0: f"{high:.4g}"} if size > 0 else {0.5: f"{low:.4g}"}
-    except ValueError:
-        words = sorted({str(value) for value in values if value is not None})
-        place = {word: index / (len(words) - 1) if len(words) > 1 else 0.5 for index, word in enumerate(words)}
-        result = np.array([math.nan if value is None else place[str(value)] for value in values])
-        labels = {height: word for word, height in place.items()}
-    for height, text in labels.items():
-        axes.text(
-            column + 0.05, height + 0.015, short(text, LONGEST), fontsize=8, va="bottom",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8},
-        )  # fmt: skip
-    return result
-
-
-def short(text: str, length: int) -> str:
-    """Return the end of a text, at most `length` characters."""
-    return text if len(text) <= length else f"…{text[1 - length :]}"
-
-
 def loss_curves(jobs: Sequence[Job]) -> Figure | None:
-    """Plot val/loss of all jobs over training steps; None if there is none yet."""
+    """Plot val/loss over training steps, from the first job (yellow) to the last (violet); None if there is none."""
     curves = {}
     for job in jobs:
         path = job.folder / "metrics.csv"
@@ -245,9 +172,10 @@ def loss_curves(jobs: Sequence[Job]) -> Figure | None:
     if not curves:
         return None
     figure = Figure(figsize=(8, 4), layout="constrained")
-    axes, color = figure.subplots(), colors(jobs)
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=matplotlib.colormaps["viridis_r"](np.linspace(0.08, 1, len(curves))))
     for name, (steps, values) in curves.items():
-        axes.plot(steps, values, label=name, color=color[name], marker="." if len(steps) < 30 else None)
+        axes.plot(steps, values, label=name, marker="." if len(steps) < 30 else None)
     losses = [value for _, values in curves.values() for value in values]
     if min(losses) > 0 and max(losses) > WIDE * min(losses):
         axes.set_yscale("log")

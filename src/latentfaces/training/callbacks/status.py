@@ -16,8 +16,8 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from latentfaces.training.base_module import BaseModule
 
-LOG_SECONDS = 60
-"""Shortest interval of lines without a terminal."""
+LOG_SECONDS, LOG_SHARE = 60, 0.1
+"""Shortest interval of lines without a terminal: in seconds, and as a fraction of the elapsed time."""
 
 
 class Status(Callback):
@@ -53,7 +53,8 @@ class Status(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.steps += 1
         if self.bar.disable:
-            if time.monotonic() - self.printed >= LOG_SECONDS:
+            now = time.monotonic()
+            if now - self.printed >= max(LOG_SECONDS, LOG_SHARE * (now - self.started)):
                 self.print(self.status(trainer, pl_module))
         elif self.task is not None and self.steps % 5 == 0:
             self.bar.update(self.task, completed=self.share(pl_module), status=self.status(trainer, pl_module))
