@@ -169,6 +169,24 @@ def test_a_stop_ends_the_commands_of_its_own_tab_alone(tmp_path: Path) -> None:
     assert (samplers["a"].steps, samplers["b"].steps) == (2, 3)
 
 
+def test_results_of_an_earlier_page_with_the_same_output_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "0001").mkdir()
+    outputs: list[str] = []
+    commands = Commands([], tmp_path, lambda overrides, prepare: outputs.append(overrides[-1]) or "")
+    request: Any = SimpleNamespace(session_hash="a")
+    for _ in range(2):
+        commands([], request, gr.Progress())
+    assert outputs == [f"output={tmp_path}/0002", f"output={tmp_path}/0003"]
+
+
+def test_a_run_in_the_current_folder_has_a_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place / "outputs" / "ldm")
+    commands = Commands([], place / "made", execute)
+    page = build_page(open_run("labeled"), commands, CHOICES)
+    (runs,) = (c["props"] for c in page.config["components"] if c["props"].get("label") == "Run")
+    assert ["ldm/labeled", "ldm/labeled"] in [[*choice] for choice in runs["choices"]]
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [("a/b.png", "a/b.png"), ("dark brown", '"dark brown"'), ('a"b\\', '"a\\"b\\\\"'), (-3, "-3")],
