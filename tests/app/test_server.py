@@ -61,6 +61,12 @@ def test_a_port_in_use_is_one_line() -> None:
             Server("127.0.0.1", port, share=False, token=None).start(page)
 
 
+def test_an_address_of_another_machine_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with gr.Blocks(analytics_enabled=False) as page, pytest.raises(UserError, match=r"192.0.2.1:\d+ cannot be used"):
+        Server("192.0.2.1", free_port(), share=False, token="secret").start(page)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_page_loads_nothing_from_other_machines(server: str) -> None:
     shown = httpx.get(server).text
     assert "googleapis" not in shown
