@@ -116,8 +116,8 @@ class NormalizedLatents:
         return ((latents - self.mean) / self.std).flatten(2)
 
     def nearest(self, latents: Tensor, count: int) -> Nearest:
-        """Find the `count` nearest images for normalized latents (n, values), with root mean square distances."""
-        found = nearest(latents, self, count)
+        """Find at most `count` nearest images for normalized latents (n, values), with root mean square distances."""
+        found = nearest(latents, self, min(count, len(self)))
         return found._replace(distances=found.distances / latents.shape[1] ** 0.5)
 
 
