@@ -45,7 +45,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Anonymize:
     sampling: dict[str, Any] = {"sampler": HeunSampler(2), "num_images": 9, "seed": 0, "batch_size": 1}
     filling: dict[str, Any] = {"resample": 1, "skips": None, "feather": None}
     return Anonymize(
-        **sampling, **filling, image=str(tmp_path / "photos"), pack=None, recognizer=None, same_person=None
+        **sampling, **filling, image=str(tmp_path / "photos"), pack="not here", recognizer=None, same_person=None
     )
 
 

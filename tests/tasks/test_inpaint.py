@@ -100,9 +100,7 @@ def test_what_is_kept_stays_in_the_latents_of_any_schedule(
 
 
 @pytest.mark.parametrize("feather", [0, 2])
-def test_what_was_in_the_hole_is_not_seen(
-    feather: int, task: Inpaint, pipeline: FacePipeline, tmp_path: Path
-) -> None:
+def test_what_was_in_the_hole_is_not_seen(feather: int, task: Inpaint, pipeline: FacePipeline, tmp_path: Path) -> None:
     # The latents of this VAE see no further than their own pixels.
     wider = HOLE.reshape(8, 2, 8, 2).any((1, 3)).repeat(2, 0).repeat(2, 1)
     pixels = read(Path(str(task.image))).astype(np.uint8)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from latentfaces.data.align import find_faces, session
 from latentfaces.data.crops import Square, crop, paste
-from latentfaces.data.pack import open_pack
+from latentfaces.data.pack import pack_if_here
 from latentfaces.data.sources import BadImageError
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import EncoderFeatures, NetworkFeatures, saved_network
@@ -44,7 +44,7 @@ class Anonymize(Inpainting):
     Args:
         num_images: maximum number of photos.
         image: photo, or folder or .zip of photos.
-        pack: the run's pack, for the probes. Without it labels that are not requested are unknown.
+        pack: the run's pack, for the probes. Where it is not on this machine, labels that are not requested are unknown.
         recognizer: file of a network that maps aligned faces (n, 3, 256, 256) uint8 to (n, d), see `saved_network`.
         same_person: distance of its outputs up to which two faces are the same person.
     """
@@ -68,7 +68,8 @@ class Anonymize(Inpainting):
         recognizer = None
         if self.recognizer is not None:
             recognizer = saved_network(self.recognizer, pipeline.device, "task.recognizer")
-        probes = probes_of(pipeline, open_pack(Path(self.pack))) if self.pack is not None else {}
+        pack = pack_if_here(self.pack)
+        probes = probes_of(pipeline, pack) if pack is not None else {}
         source = open_source(self.image, "image")
         names, progress = source.names[: self.num_images], pictures.folder / PROGRESS
         rows = finished(pictures, names, progress)
