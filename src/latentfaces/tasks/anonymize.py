@@ -44,7 +44,7 @@ class Anonymize(Inpainting):
     Args:
         num_images: maximum number of photos.
         image: photo, or folder or .zip of photos.
-        pack: the run's pack, for the probes. Where it is not on this machine, labels that are not requested are unknown.
+        pack: the run's pack, for the probes. Without it labels that are not requested are unknown.
         recognizer: file of a network that maps aligned faces (n, 3, 256, 256) uint8 to (n, d), see `saved_network`.
         same_person: distance of its outputs up to which two faces are the same person.
     """
