@@ -59,7 +59,7 @@ class Neighbours(SamplingTask):
         chosen = np.sort(np.random.default_rng(0).permutation(pack.val_indices)[:NUM_HELD_OUT])
         held_out = NormalizedLatents(pipeline.vae, moments, chosen)[:][:, 0]
         usual = train.nearest(held_out, 1).distances[:, 0]
-        pictures.add(faces)
+        pictures.add(faces, pipeline.described_labels(names))
         pictures.source = EDITED  # the grid shows training images too
         self.write(pictures, pack, indices, found, usual)
         near, limit = train_images(pack, indices, found.views == 1), usual_limit(usual)
