@@ -10,7 +10,7 @@ from latentfaces.config.schema import Precision
 from latentfaces.errors import UserError
 
 FILE_KEYS = ("image", "to_image", "mask", "directions")
-VERSION = 2
+VERSION = 3
 """Version of recipes. It changes where the same recipe makes another image."""
 
 
