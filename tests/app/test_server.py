@@ -61,6 +61,12 @@ def test_a_port_in_use_is_one_line() -> None:
             Server("127.0.0.1", port, share=False, token=None).start(page)
 
 
+def test_an_address_of_another_machine_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with gr.Blocks(analytics_enabled=False) as page, pytest.raises(UserError, match=r"192.0.2.1:\d+ cannot be used"):
+        Server("192.0.2.1", free_port(), share=False, token="secret").start(page)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_page_loads_nothing_from_other_machines(server: str) -> None:
     shown = httpx.get(server).text
     assert "googleapis" not in shown
@@ -167,6 +173,24 @@ def test_a_stop_ends_the_commands_of_its_own_tab_alone(tmp_path: Path) -> None:
         commands(["session=a"], requests["a"], stop_a)  # type: ignore[arg-type]
     commands(["session=b"], requests["b"], stop_a)  # type: ignore[arg-type]
     assert (samplers["a"].steps, samplers["b"].steps) == (2, 3)
+
+
+def test_results_of_an_earlier_page_with_the_same_output_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "0001").mkdir()
+    outputs: list[str] = []
+    commands = Commands([], tmp_path, lambda overrides, prepare: outputs.append(overrides[-1]) or "")
+    request: Any = SimpleNamespace(session_hash="a")
+    for _ in range(2):
+        commands([], request, gr.Progress())
+    assert outputs == [f"output={tmp_path}/0002", f"output={tmp_path}/0003"]
+
+
+def test_a_run_in_the_current_folder_has_a_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place / "outputs" / "ldm")
+    commands = Commands([], place / "made", execute)
+    page = build_page(open_run("labeled"), commands, CHOICES)
+    (runs,) = (c["props"] for c in page.config["components"] if c["props"].get("label") == "Run")
+    assert ["ldm/labeled", "ldm/labeled"] in [[*choice] for choice in runs["choices"]]
 
 
 @pytest.mark.parametrize(

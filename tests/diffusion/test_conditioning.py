@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from helpers.closed_forms import SCHEDULES, TARGETS, Mixture, double, normal
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch import Tensor, nn
 
 from latentfaces.diffusion import (
@@ -203,6 +204,15 @@ def test_a_user_asks_by_name_and_value() -> None:
     assert LABELS.parse({"Smiling": 0, "Hair": "free", "Age": 30}).tolist() == [0, math.inf, 30]
     assert LABELS.describe(torch.tensor([1.0, 2.0, NAN])) == {"Smiling": 1.0, "Hair": "gray"}
     assert LABELS.describe(torch.tensor([NAN, math.inf, 30.0])) == {"Age": 30.0}
+
+
+@pytest.mark.parametrize("choice", ["20_29", "01", "1.50", "true", "old"])
+def test_a_choice_may_look_like_a_number(choice: str) -> None:
+    typed = OverridesParser.create().parse_override(f"label={choice}").value()  # 20_29 is read as 2029
+    label = Label("group", "category", ("0", choice, "1", "30_39"))
+    for value in (typed, choice):
+        assert Conditioning([label]).parse({"group": value}).tolist() == [1]
+    assert Conditioning([label]).parse({"group": 1}).tolist() == [2]
 
 
 @pytest.mark.parametrize(

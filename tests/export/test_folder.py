@@ -279,6 +279,19 @@ def test_mistakes_are_one_line(
     assert not Path("new").exists()
 
 
+def test_too_little_memory_is_one_line(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail] not enough memory: can't allocate memory: you tried 8 GB")
+
+    monkeypatch.chdir(exported)
+    monkeypatch.setattr(FacePipeline, "load", fail)
+    with pytest.raises(SystemExit):
+        run_command("latentfaces-export", "run=faces", "to=new")
+    assert capsys.readouterr().err.startswith("error: Out of memory. [enforce fail] not enough memory")
+
+
 def test_a_model_folder_is_a_run_to_its_reader(exported: Path) -> None:
     model = open_model(exported / "out")
     assert isinstance(model, ModelFolder)

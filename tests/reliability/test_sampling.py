@@ -149,7 +149,9 @@ def test_case_39_a_photo_that_is_none_is_named(trained: Path, tmp_path: Path, mo
     options = ["task=reconstruct", f"output={tmp_path / 'out'}"]
     assert "image=nowhere.png does not exist" in refused("sample.py", *options, "image=nowhere.png")
     assert "torn.png cannot be read" in refused("sample.py", *options, f"image={torn}")
-    assert "neither a folder nor a .zip" in refused("sample.py", *options, "image=data/synthetic-48-16/images.npy")
+    assert "images.npy cannot be read (not one of" in refused(
+        "sample.py", *options, "image=data/synthetic-48-16/images.npy"
+    )
 
 
 def test_a_picture_cannot_make_remake_run_a_network_from_a_file(

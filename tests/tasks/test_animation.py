@@ -16,7 +16,7 @@ def test_a_loop_shows_no_frame_twice_in_turn(number: int, order: list[int]) -> N
     assert [int(frame[0, 0, 0]) // 50 for frame in there_and_back(FRAMES[:number])] == order
 
 
-@pytest.mark.parametrize(("frames_per_second", "milliseconds"), [(12.0, 80), (10.0, 100), (50.0, 20), (1.0, 1000)])
+@pytest.mark.parametrize(("frames_per_second", "milliseconds"), [(12.0, 80), (10.0, 100), (50.0, 20), (0.1, 10_000)])
 def test_gif_has_every_frame_for_its_time_and_loops(
     tmp_path: Path, frames_per_second: float, milliseconds: int
 ) -> None:

@@ -45,7 +45,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Anonymize:
     sampling: dict[str, Any] = {"sampler": HeunSampler(2), "num_images": 9, "seed": 0, "batch_size": 1}
     filling: dict[str, Any] = {"resample": 1, "skips": None, "feather": None}
     return Anonymize(
-        **sampling, **filling, image=str(tmp_path / "photos"), pack=None, recognizer=None, same_person=None
+        **sampling, **filling, image=str(tmp_path / "photos"), pack="not here", recognizer=None, same_person=None
     )
 
 
@@ -113,9 +113,12 @@ def test_a_killed_task_resumes_to_the_same_files(
         task(pipeline, other)
     first = tmp_path / "killed" / "images" / "00002.png"
     unchanged = first.stat().st_mtime_ns
+    with (tmp_path / "killed" / "photos.partial.jsonl").open("a") as file:
+        file.write('{"photo": "zw')  # cut by the kill
     with folder_for(tmp_path / "killed") as pictures:
         task(pipeline, pictures)
     assert first.stat().st_mtime_ns == unchanged
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {"photos.json", "images"}
     for name in ("photos.json", "images/00002.png", "images/00003.png"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
     with folder_for(tmp_path / "killed") as pictures, pytest.raises(UserError, match=r"killed already contains images"):

@@ -86,7 +86,7 @@ REFUSED = {
     "no mask": (["task=inpaint", "image=me.png"], "task.mask="),
     "no photo": (["task=inpaint", "task.mask=hole.png"], "image="),
     "half a pair": (["task=interpolate", "image=me.png"], "task.to_image="),
-    "no speed": (["task=interpolate", "task.frames_per_second=0"], "task.frames_per_second=0"),
+    "no speed": (["task=interpolate", "task.frames_per_second=0.001"], "task.frames_per_second=0.001"),
     "another format": (["task=interpolate", "task.animation=avi"], "task.animation=avi"),
     "no neighbours": (["task=neighbours", "task.num_neighbours=0"], "task.num_neighbours=0"),
     "a random sampler": (["task=invert", "sampler=ddpm"], "sampler=heun"),

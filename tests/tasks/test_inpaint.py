@@ -99,14 +99,15 @@ def test_what_is_kept_stays_in_the_latents_of_any_schedule(
     assert latents[new].std() == pytest.approx(0.5, rel=0.15)  # as the data are
 
 
-def test_what_was_in_the_hole_is_not_seen(task: Inpaint, pipeline: FacePipeline, tmp_path: Path) -> None:
+@pytest.mark.parametrize("feather", [0, 2])
+def test_what_was_in_the_hole_is_not_seen(feather: int, task: Inpaint, pipeline: FacePipeline, tmp_path: Path) -> None:
     # The latents of this VAE see no further than their own pixels.
     wider = HOLE.reshape(8, 2, 8, 2).any((1, 3)).repeat(2, 0).repeat(2, 1)
     pixels = read(Path(str(task.image))).astype(np.uint8)
     Image.fromarray(wider).save(str(task.mask))
-    first = filled(replace(task, feather=0), pipeline, tmp_path / "first")
+    first = filled(replace(task, feather=feather), pipeline, tmp_path / "first")
     pixels[:, wider] = 255 - pixels[:, wider]
-    other = replace(task, feather=0, image=save_photo(pixels, tmp_path / "other.png"))
+    other = replace(task, feather=feather, image=save_photo(pixels, tmp_path / "other.png"))
     assert np.array_equal(first, filled(other, pipeline, tmp_path / "second"))
 
 

@@ -59,7 +59,10 @@ def test_black_missing_or_damaged_masks_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"task.mask=.*black"):
             hole_in(painted(tmp_path / "m.png", 24, 16, box), photo_of(24, 16), 16)
     (tmp_path / "torn.png").write_bytes(b"no picture")
-    for name in ("nowhere.png", "torn.png"):
+    Image.effect_noise((500, 500), 50).save(tmp_path / "damaged.png")
+    first, *others = (tmp_path / "damaged.png").read_bytes().split(b"IDAT")
+    (tmp_path / "damaged.png").write_bytes(first + b"IDAT" + b"\0".join(others))
+    for name in ("nowhere.png", "torn.png", "damaged.png"):
         with pytest.raises(UserError, match=r"task.mask=.*cannot be read"):
             hole_in(str(tmp_path / name), photo_of(24, 16), 16)
 

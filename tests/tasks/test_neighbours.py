@@ -58,6 +58,12 @@ def test_a_photos_own_latent_has_itself_at_no_distance(mirrored: bool) -> None:
     assert (found.distances[:, 1] > 0.5).all()
 
 
+def test_there_are_no_more_neighbors_than_images() -> None:
+    found = latents(np.arange(3)).nearest(QUERIES.flatten(1), 5)
+    assert [sorted(row) for row in found.indices.tolist()] == [[0, 1, 2]] * 4
+    assert found.distances.isfinite().all()
+
+
 TASK = Neighbours(sampler=HeunSampler(4), pack="", num_images=3, seed=0, num_neighbours=2, batch_size=2)
 
 

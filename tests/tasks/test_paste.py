@@ -54,9 +54,19 @@ def test_model_sees_the_crop_of_the_chosen_face(photo: str, tmp_path: Path, caps
         seen = read_photos(photo, SIDE, 1, 0, alignment=Alignment("auto", number, tmp_path)).images[0]
         expected = crop(Image.open(photo), FACES[number - 1].square, SIDE)
         assert np.array_equal(seen.permute(1, 2, 0), expected)
-    assert "2 faces, task.face=2 is used" in capsys.readouterr().out
+    assert "2 faces in me.png, task.face=2 is used" in capsys.readouterr().out
     assert pixels_of(tmp_path / "faces_me.png").shape == (HEIGHT, WIDTH, 3)
     assert (pixels_of(tmp_path / "faces_me.png") != pixels_of(photo)).any()
+
+
+def test_photos_of_one_name_in_several_folders_get_a_picture_of_their_faces_each(photo: str, tmp_path: Path) -> None:
+    album = tmp_path / "album"
+    for number, name in enumerate(("a/me.png", "b/me.png", "b/me.jpg")):
+        (album / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH + number, HEIGHT)).save(album / name)
+    read_photos(str(album), SIDE, 3, 0, alignment=Alignment("true", 1, tmp_path))
+    shown = [pixels_of(tmp_path / f"faces_me{suffix}.png") for suffix in ("", "_2", "_3")]
+    assert [pixels.shape[1] for pixels in shown] == [WIDTH, WIDTH + 2, WIDTH + 1]
 
 
 def test_photo_that_is_framed_already_is_only_aligned_on_demand(photo: str, tmp_path: Path) -> None:

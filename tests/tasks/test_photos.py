@@ -54,6 +54,21 @@ def test_a_single_picture_is_read_without_those_beside_it(album: Path) -> None:
     assert read_photos(str(album / "0.png"), 16, 4, seed=0).names == ["0.png"]
 
 
+@pytest.mark.parametrize("name", ["me", ".me.png", "me.gif", "me.png.part"])
+def test_a_picture_needs_no_usual_name(name: str, album: Path) -> None:
+    data = (album / "0.png").read_bytes()
+    (album / name).write_bytes(data)
+    image = read_photos(str(album / name), 16, 4, seed=0).images[0]
+    assert torch.equal(image, read_photos(str(album / "0.png"), 16, 4, seed=0).images[0])
+
+
+def test_a_photo_of_a_phone_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "me.HEIC").write_bytes(b"no picture")
+    monkeypatch.setattr("latentfaces.tasks.photos.HAS_HEIF", False)
+    with pytest.raises(UserError, match=r"me.HEIC needs an extra. Run `pip install 'latentfaces\[photos\]'`"):
+        read_photos(str(tmp_path / "me.HEIC"), 16, 1, 0)
+
+
 def test_held_out_photos_are_taken_without_a_picture(pack: Pack) -> None:
     images = held_out_photos(str(pack.folder), 7, seed=1).images
     held_out = {pack.images[index].tobytes() for index in pack.val_indices}
@@ -102,7 +117,7 @@ def test_what_is_no_photo_is_refused_by_name(album: Path, tmp_path: Path) -> Non
     (tmp_path / "torn.png").write_bytes((album / "0.png").read_bytes()[:60])
     for name, clue in {
         "nowhere.png": "image=.*does not exist",
-        "notes.txt": "neither a folder nor a .zip",
+        "notes.txt": "notes.txt cannot be read .not one of .*PNG",
         "empty": "image=.*contains no images",
         "half.zip": "half.zip .* is not a readable .zip",
         "torn.png": "torn.png cannot be read",

@@ -5,15 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.stand_ins import CPU, SIDE, PixelVAE, folder_for, save_photo, singles, write_pack
 from torch import Tensor, nn
 
 from latentfaces.diffusion import Conditioning, DDPMSampler, Denoiser, HeunSampler, RectifiedFlow
 from latentfaces.diffusion.schedule import per_sample
 from latentfaces.errors import UserError
+from latentfaces.evaluation.features import EncoderFeatures
 from latentfaces.labels import Label
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks import Edit
+from latentfaces.tasks.relabel import usual_distance
 
 STD, SHIFT = 0.3, 0.4
 PHOTO = np.random.default_rng(0).integers(60, 130, (3, SIDE, SIDE), dtype=np.uint8)
@@ -83,6 +86,14 @@ def test_outside_of_the_mask_the_photo_stays(pipeline: FacePipeline, photo: str,
     changed = edited(task, pipeline, tmp_path / "out") - PHOTO
     assert not changed[mask == 0].any()
     assert np.abs(changed[:, 6:10, 6:10] - SHIFT * 127.5).max() <= 2
+
+
+def test_a_pack_with_one_held_out_image_has_a_usual_distance(pipeline: FacePipeline, tmp_path: Path) -> None:
+    images = np.stack([PHOTO, PHOTO // 2, PHOTO // 3])
+    features = EncoderFeatures(pipeline.vae)
+    first, second, _ = features(torch.from_numpy(images))
+    pack = write_pack(tmp_path / "pack", images, val_every=3)
+    assert usual_distance(features, pack) == pytest.approx(float((first - second).norm()))
 
 
 def test_mistakes_name_the_key(pipeline: FacePipeline, photo: str, tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ class Commands:
 
         with self.lock:
             self.stopped.discard(session)
-            folder = self.folder / f"{next(self.numbers):04d}"
+            folders = (self.folder / f"{number:04d}" for number in self.numbers)
+            folder = next(folder for folder in folders if not folder.exists())  # of an earlier page with this output
             arguments = [part for part in command if "=" in part]
             try:
                 text = self.execute([*arguments, f"output={folder}"], lambda task: watch(task, on_step))

@@ -27,7 +27,7 @@ def build_page(run: Run, commands: Commands, choices: Mapping[str, Sequence[str]
                 between = Interpolate(commands, new.settings)
             if not isinstance(run, ModelFolder):
                 with gr.Tab("Runs"):
-                    Runs(run.folder.parents[1])
+                    Runs(run.folder.resolve().parent.parent)
         new.to_interpolate.click(
             new.start, {new.made, new.number}, [between.seed, between.number, tabs], api_name="start_interpolation"
         )

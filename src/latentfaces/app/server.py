@@ -4,6 +4,7 @@ import hmac
 import ipaddress
 import logging
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Callable
@@ -72,9 +73,12 @@ class Server:
     def start(self, page: gr.Blocks) -> None:
         """Start the server, in other threads."""
         logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio's own requests to the page
+        is_ipv6 = ":" in self.host
         try:
+            # uvicorn would print its own line for an address that cannot be used.
+            socket.create_server((self.host, self.port), family=socket.AF_INET6 if is_ipv6 else socket.AF_INET).close()
             page.launch(
-                server_name=f"[{self.host}]" if ":" in self.host else self.host,  # IPv6
+                server_name=f"[{self.host}]" if is_ipv6 else self.host,
                 server_port=self.port,
                 share=self.share,
                 auth=self.is_allowed if self.token else None,

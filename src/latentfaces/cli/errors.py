@@ -140,9 +140,10 @@ def out_of_memory(error: BaseException | None, cfg: DictConfig) -> str | None:
         if error is None:
             return None
         error = error.__cause__
-    if "trainer" not in cfg:
+    remedies: list[str] = []  # none for latentfaces-export
+    if "batch_size" in cfg:
         remedies = [f"lower batch_size={cfg.batch_size}", "use precision=bf16" * (cfg.precision.name == "fp32")]
-    else:
+    elif "trainer" in cfg:
         steps = cfg.trainer.accumulate_grad_batches
         remedies = [
             f"lower data.batch_size={cfg.data.batch_size} (raise trainer.accumulate_grad_batches={steps} to keep the "
@@ -152,7 +153,8 @@ def out_of_memory(error: BaseException | None, cfg: DictConfig) -> str | None:
             * (cfg.stage == "vae" and cfg.model.autoencoder.get("gradient_checkpointing") is False),
             "choose a smaller model/denoiser" * (cfg.stage == "ldm"),
         ]
-    return " ".join(f"Out of memory. To use less, {', or '.join(filter(None, remedies))}. {error}".split())
+    advice = f"To use less, {', or '.join(filter(None, remedies))}." if remedies else ""
+    return " ".join(f"Out of memory. {advice} {error}".split())
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -10,7 +10,7 @@ from latentfaces.config.schema import Precision
 from latentfaces.errors import UserError
 
 FILE_KEYS = ("image", "to_image", "mask", "directions")
-VERSION = 2
+VERSION = 3
 """Version of recipes. It changes where the same recipe makes another image."""
 
 
@@ -47,10 +47,12 @@ def named_files(settings: dict[str, Any]) -> dict[str, str]:
     """Return the hash of each photo and mask in the settings, and of the names and sizes in a folder."""
     from latentfaces.data.sources import Photos
 
-    paths = {key: Path(settings[key]) for key in FILE_KEYS if settings.get(key) is not None}
-    hashes = {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in paths.items() if path.is_file()}
+    paths, hashes = {key: Path(settings[key]) for key in FILE_KEYS if settings.get(key) is not None}, dict[str, str]()
     for key, path in paths.items():
-        if path.is_dir():
+        if path.is_file():
+            with path.open("rb") as file:  # a .zip may be larger than memory
+                hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        elif path.is_dir():
             with contextlib.suppress(UserError):  # the task reports it with its key
                 hashes[key] = Photos(path).fingerprint
     return {key: digest[:12] for key, digest in hashes.items()}

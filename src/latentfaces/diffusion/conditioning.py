@@ -118,8 +118,9 @@ def parse_value(label: Label, value: object) -> float:
         UserError: it is no value of this label.
     """
     if label.kind == "category":
-        if str(value) in label.choices:
-            return float(label.choices.index(str(value)))
+        same = [choice for choice in label.choices if choice == str(value)]
+        if same := same or [choice for choice in label.choices if is_read_as(choice, value)]:
+            return float(label.choices.index(same[0]))
         choices = ", ".join(label.choices)
     elif label.kind == "binary":
         if value in (0, 1):
@@ -130,3 +131,13 @@ def parse_value(label: Label, value: object) -> float:
             return float(value)
         choices = f"{label.low:g} to {label.high:g}"
     raise UserError(f"labels.{label.name}={value} is not a value of this label. Choices: {choices}, {FREE}.")
+
+
+def is_read_as(text: str, value: object) -> bool:
+    """Return whether Hydra may have read a text as this value: 20_29 as 2029, 1.50 as 1.5, true as True."""
+    if isinstance(value, bool):
+        return text.casefold() == str(value).casefold()
+    try:
+        return float(text) == value
+    except ValueError:
+        return False

@@ -103,9 +103,5 @@ def config_for(run: Run, pipeline: FacePipeline) -> dict[str, Any]:
     if isinstance(pipeline.vae, DiffusersVAE):  # which cannot hold them
         config["latents"] = {key: pipeline.vae.get_buffer(key).tolist() for key in ("latent_mean", "latent_std")}
     if pipeline.denoiser is not None:
-        config["sampling"] = {
-            "guidance": config_of(pipeline.guidance),
-            "sampler": config_of(pipeline.sampler),
-            "ema": pipeline.ema,
-        }
+        config["sampling"] = {"guidance": config_of(pipeline.guidance), "sampler": config_of(pipeline.sampler)}
     return config

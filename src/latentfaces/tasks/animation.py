@@ -26,11 +26,11 @@ class RowTask(PhotoTask, SamplingTask):
 
     Args:
         animation: "gif", "mp4" (needs PyAV) or "none".
-        frames_per_second: frame rate of the animation; at most 50, as a GIF allows.
+        frames_per_second: frame rate of the animation, within what a GIF allows.
     """
 
     animation: Literal["gif", "mp4", "none"]
-    frames_per_second: Annotated[float, Interval(gt=0, le=50)]
+    frames_per_second: Annotated[float, Interval(ge=0.1, le=50)]
 
     def __post_init__(self) -> None:
         if self.animation == "mp4" and importlib.util.find_spec("av") is None:

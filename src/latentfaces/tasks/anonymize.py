@@ -13,12 +13,12 @@ from torch import Tensor
 
 from latentfaces.data.align import find_faces, session
 from latentfaces.data.crops import Square, crop, paste
-from latentfaces.data.pack import open_pack
+from latentfaces.data.pack import pack_if_here
 from latentfaces.data.sources import BadImageError
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import EncoderFeatures, NetworkFeatures, saved_network
 from latentfaces.evaluation.probe import Probe, WithPixels
-from latentfaces.files import atomic_write, read_json
+from latentfaces.files import append, atomic_write
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.directions import probes_of
@@ -31,7 +31,7 @@ CENTER, RADII = (0.5, 0.6), (0.28, 0.34)
 """Ellipse around the inside of a face, from brows to chin, as fractions of the side of FFHQ's square."""
 RECOGNIZED = 256
 """Height and width of the faces that the recognizer sees."""
-REPORT = "photos.json"
+REPORT, PROGRESS = "photos.json", "photos.partial.jsonl"
 
 
 @dataclass(kw_only=True)
@@ -68,32 +68,33 @@ class Anonymize(Inpainting):
         recognizer = None
         if self.recognizer is not None:
             recognizer = saved_network(self.recognizer, pipeline.device, "task.recognizer")
-        probes = probes_of(pipeline, open_pack(Path(self.pack))) if self.pack is not None else {}
-        source, path = open_source(self.image, "image"), pictures.folder / REPORT
-        names = source.names[: self.num_images]
-        rows = finished(pictures, names)
+        pack = pack_if_here(self.pack)
+        probes = probes_of(pipeline, pack) if pack is not None else {}
+        source = open_source(self.image, "image")
+        names, progress = source.names[: self.num_images], pictures.folder / PROGRESS
+        rows = finished(pictures, names, progress)
         count = sum(row.get("faces", 0) for row in rows)
         for number in track(range(len(rows), len(names)), "Photos"):
-            save(path, {"origin": pictures.origin, "files": rows})
-            name = names[number]
-            row: dict[str, Any] = {"photo": name}
-            rows.append(row)
+            row: dict[str, Any] = {"photo": names[number]}
             try:
-                photo = source.photo(name)
-                squares = [face.square for face in find_faces(photo)]
+                photo = source.photo(names[number])
+                squares, reason = [face.square for face in find_faces(photo)], "no face found"
             except (BadImageError, OSError, ValueError) as error:
-                row["left_out"] = str(error)
-                continue
-            if not squares:
-                row["left_out"] = "no face found"
-                continue
-            result = self.anonymized(pipeline, photo, squares, probes, count)
-            count += len(squares)
-            row |= {"file": f"{IMAGES}/{number:05d}.png", "faces": len(squares)}
-            pictures.write(as_tensor(result), row["file"], compress_level=1, index=number)
-            if recognizer is not None:
-                row["distances"] = distances(recognizer, photo, result, squares)
-        return self.report(rows, path)
+                squares, reason = [], str(error)
+            if squares:
+                result = self.anonymized(pipeline, photo, squares, probes, count)
+                count += len(squares)
+                row |= {"file": f"{IMAGES}/{number:05d}.png", "faces": len(squares)}
+                pictures.write(as_tensor(result), row["file"], compress_level=1, index=number)
+                if recognizer is not None:
+                    row["distances"] = distances(recognizer, photo, result, squares)
+            else:
+                row["left_out"] = reason
+            rows.append(row)
+            append(progress, as_line(row))
+        path = self.report(rows, pictures.folder / REPORT)
+        progress.unlink()
+        return path
 
     def anonymized(
         self,
@@ -140,29 +141,32 @@ class Anonymize(Inpainting):
         for row in rows:
             if "left_out" in row:
                 print(f"left out: {row['photo']} ({row['left_out']})")
-        save(path, {**summary, "files": rows})
+        with atomic_write(path) as file:
+            file.write(json.dumps({**summary, "files": rows}, indent=1).encode())
         return path
 
 
-def finished(pictures: PictureFolder, names: list[str]) -> list[dict[str, Any]]:
-    """Return the rows of photos.json that a killed task has finished.
+def finished(pictures: PictureFolder, names: list[str], progress: Path) -> list[dict[str, Any]]:
+    """Return the rows of the photos that a killed task has finished. The file `progress` gets them, after the origin.
 
     Raises:
         UserError: the folder has a complete set, or photos of other settings.
     """
-    state = read_json(pictures.folder / REPORT)
-    rows: list[dict[str, Any]] = state.get("files", [])
-    if state and "origin" not in state:
+    if (pictures.folder / REPORT).exists():
         raise UserError(f"output={pictures.folder} already contains images. Choose another folder.")
-    if state and (state["origin"] != pictures.origin or [row["photo"] for row in rows] != names[: len(rows)]):
+    text = progress.read_text() if progress.exists() else as_line(pictures.origin)
+    complete = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
+    origin, *rows = [json.loads(line) for line in complete.splitlines()]
+    if origin != pictures.origin or [row["photo"] for row in rows] != names[: len(rows)]:
         raise UserError(f"output={pictures.folder} contains images of other settings. Choose another folder.")
+    with atomic_write(progress) as file:
+        file.write(complete.encode())
     return rows
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write photos.json."""
-    with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=1).encode())
+def as_line(content: dict[str, Any]) -> str:
+    """Return a line of JSON."""
+    return json.dumps(content) + "\n"
 
 
 def as_tensor(image: Image.Image) -> Tensor:

@@ -29,12 +29,12 @@ class Inpainting(SamplingTask):
     """Task that fills holes of photos.
 
     Pixels outside the hole are exactly the photo's. Pixels inside have no effect: they are replaced by the mean color
-    around them before the photo is encoded, and latents next to the hole are sampled too.
+    around them, and latents next to the hole are sampled too.
 
     Args:
         resample: repetitions of each step. More fit the filling better to its surroundings and take more time.
         skips: strength, in [0, 1], of the features outside the hole where the VAE has skip connections; 1 if None.
-        feather: pixels inside the hole over which the photo fades into the filling; R / 32 if None.
+        feather: pixels inside the hole over which the color around it fades into the filling; R / 32 if None.
     """
 
     resample: Positive
@@ -65,13 +65,14 @@ class Inpainting(SamplingTask):
         """
         strength = float(pipeline.vae.skip_connections) if self.skips is None else self.skips
         check_skips(pipeline, strength)
-        x0, features = encode(pipeline, hidden(photos, hole), which)
+        visible = hidden(photos, hole)
+        x0, features = encode(pipeline, visible, which)
         own = hole[which]
         kept = [strength * ~shrunk(own, *f.shape[-2:]).to(f.device) * f for f in features] if strength else None
         latents = self.filled(pipeline, x0, grown(shrunk(own, *x0.shape[-2:])).to(x0.device), names, condition)
         filled = to_uint8(pipeline.decode(latents, kept)).cpu()
         weight = feathered(own, pipeline.resolution // 32 if self.feather is None else self.feather)
-        return composed(photos[which], filled, own, weight)
+        return composed(visible[which], filled, own, weight)
 
     def filled(
         self, pipeline: FacePipeline, x0: Tensor, hole: Tensor, names: list[Name], condition: Tensor | None = None

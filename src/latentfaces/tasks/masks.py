@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentfaces.data.crops import warp
-from latentfaces.data.images import open_image, to_rgb, turned_upright
+from latentfaces.data.images import decode_photo
 from latentfaces.errors import UserError
 from latentfaces.tasks.photos import OwnPhotos
 
@@ -28,9 +28,8 @@ def read_mask(mask: str, photos: OwnPhotos, resolution: int) -> tuple[Tensor, Im
     """
     key = f"task.mask={mask}"
     try:
-        with open_image(Path(mask)) as image:
-            gray = to_rgb(turned_upright(image)).convert("L")
-    except (OSError, ValueError) as error:
+        gray = decode_photo(Path(mask).read_bytes()).convert("L")
+    except Exception as error:  # damaged images raise errors of many kinds
         raise UserError(f"{key} cannot be read ({error}). Give a black and white PNG.") from error
     width, height = gray.size
     for name, (photo_width, photo_height) in zip(photos.names, photos.sizes, strict=True):

@@ -59,7 +59,7 @@ class Neighbours(SamplingTask):
         chosen = np.sort(np.random.default_rng(0).permutation(pack.val_indices)[:NUM_HELD_OUT])
         held_out = NormalizedLatents(pipeline.vae, moments, chosen)[:][:, 0]
         usual = train.nearest(held_out, 1).distances[:, 0]
-        pictures.add(faces)
+        pictures.add(faces, pipeline.described_labels(names))
         pictures.source = EDITED  # the grid shows training images too
         self.write(pictures, pack, indices, found, usual)
         near, limit = train_images(pack, indices, found.views == 1), usual_limit(usual)
@@ -116,8 +116,8 @@ class NormalizedLatents:
         return ((latents - self.mean) / self.std).flatten(2)
 
     def nearest(self, latents: Tensor, count: int) -> Nearest:
-        """Find the `count` nearest images for normalized latents (n, values), with root mean square distances."""
-        found = nearest(latents, self, count)
+        """Find at most `count` nearest images for normalized latents (n, values), with root mean square distances."""
+        found = nearest(latents, self, min(count, len(self)))
         return found._replace(distances=found.distances / latents.shape[1] ** 0.5)
 
 

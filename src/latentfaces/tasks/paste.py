@@ -1,5 +1,6 @@
 """Faces of the user's photos: found and cropped for the model, and pasted back."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -45,12 +46,18 @@ class Alignment:
         if self.face > len(faces):
             raise UserError(f"task.face={self.face} must be between 1 and {len(faces)}, the number of faces in {name}.")
         if len(faces) > 1:
-            path = self.folder / f"faces_{PurePosixPath(name).stem}.png"
+            path = unused(self.folder / f"faces_{PurePosixPath(name).stem}.png")
             numbered(photo, [face.square for face in faces]).save(path)
-            print(f"{path}: {len(faces)} faces, task.face={self.face} is used")
+            print(f"{path}: {len(faces)} faces in {name}, task.face={self.face} is used")
         square = faces[self.face - 1].square
         is_framed = self.mode == "auto" and square.is_near(Square.central(*photo.size))
         return None if is_framed else square
+
+
+def unused(wanted: Path) -> Path:
+    """Return `wanted` or, where it exists, the same with a number: photos of several folders may have one name."""
+    paths = (wanted.with_stem(f"{wanted.stem}_{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([wanted], paths) if not path.exists())
 
 
 @dataclass(frozen=True)

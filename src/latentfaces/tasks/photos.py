@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from latentfaces.data.crops import crop
+from latentfaces.data.images import HAS_HEIF
 from latentfaces.data.pack import open_pack
-from latentfaces.data.sources import BadImageError, Photos
-from latentfaces.errors import UserError, warn
+from latentfaces.data.sources import HEIF, BadImageError, Photos
+from latentfaces.errors import UserError, missing_extra, warn
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.paste import AlignedPhoto, Alignment
 
@@ -122,7 +124,9 @@ def open_source(image: str, key: str) -> Photos:
     path = Path(image)
     if not path.exists():
         raise UserError(f"{key}={image} does not exist. Give an image, a folder or a .zip.")
-    if path.is_file() and Photos.is_picture(path.name):
+    if path.suffix.lower() in HEIF and not HAS_HEIF:
+        raise missing_extra(f"{key}={image}", "photos")
+    if path.is_file() and path.suffix.lower() != ".zip" and not is_zipfile(path):
         return OnePhoto(path)
     try:
         source = Photos(path)

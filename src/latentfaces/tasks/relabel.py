@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,5 +61,6 @@ def print_moved(pipeline: FacePipeline, unchanged: Tensor, changed: Tensor, pack
 
 def usual_distance(features: EncoderFeatures, pack: Pack) -> float:
     """Return the mean distance between two held-out images of a pack."""
-    held_out = features(torch.from_numpy(pack.images[pack.val_indices[:NUM_HELD_OUT]]))
-    return float(torch.stack([(a - b).norm() for a, b in pairwise(held_out)]).mean())
+    count = max(2, min(NUM_HELD_OUT, len(pack.val_indices)))  # of up to ten images only one is held out
+    images = pack.images[np.concatenate([pack.val_indices, pack.train_indices])[:count]]
+    return float(torch.stack([(a - b).norm() for a, b in pairwise(features(torch.from_numpy(images)))]).mean())
