@@ -24,7 +24,7 @@ class DiagonalGaussian:
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation (b, c, h, w)."""
+        """Std of each value, (b, c, h, w)."""
         return torch.exp(0.5 * self.logvar)
 
     def sample(self) -> Tensor:
