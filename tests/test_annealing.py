@@ -32,6 +32,12 @@ def test_way_down_is_the_way_up_mirrored(schedule: AnnealingSchedule) -> None:
     assert [down(step) for step in range(0, 120, 7)] == pytest.approx([6 - schedule(s) for s in range(0, 120, 7)])
 
 
+@pytest.mark.parametrize("kind", [type(s) for s, _ in SHAPES])
+def test_the_last_value_is_the_end_to_the_last_bit(kind: type[AnnealingSchedule]) -> None:
+    assert kind(0.2, 0.9, 100)(100) == 0.9
+    assert kind(0.3, 0.9, 100)(100) == 0.9
+
+
 @pytest.mark.parametrize("schedule", [Linear(num_steps=40), Cosine(num_steps=40), Sigmoid(num_steps=40)])
 def test_straight_shapes_only_ever_rise(schedule: AnnealingSchedule) -> None:
     values = [schedule(step) for step in range(41)]

@@ -26,7 +26,8 @@ class AnnealingSchedule(ABC):
 
     def __call__(self, step: int) -> float:
         """Return the value at training step `step` >= 0."""
-        return self.start + (self.end - self.start) * self.shape(min(step / self.num_steps, 1.0))
+        position = self.shape(min(step / self.num_steps, 1.0))
+        return (1 - position) * self.start + position * self.end  # exact at both ends
 
     @abstractmethod
     def shape(self, x: float) -> float:

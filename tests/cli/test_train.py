@@ -280,7 +280,11 @@ DIT = [
 ]
 WRONG_FOR_STAGE_TWO = {
     "an auxiliary weight without a head": (["model.loss.auxiliary_weight=0.5"], "auxiliary_depth"),
-    "labels without augmentation": (["model.denoiser.network.label_channels=8"], "model/augmentation=nonleaky"),
+    "labels without augmentation": (["model.denoiser.network.label_channels=8"], "must be 0"),
+    "a part of the augmentation": (
+        ["model/augmentation=nonleaky", "model.denoiser.network.label_channels=4"],
+        "label_channels=4 must be 8",
+    ),
     "a target of no name": (["model.denoiser.target=noise"], "model.denoiser.target=noise"),
     "a width of no distribution": (["model.time_sampler.std=0"], "model.time_sampler"),
     "betas upside down": (["model/schedule=vp_linear", "model.denoiser.schedule.beta_min=30"], "beta_min=30"),

@@ -162,9 +162,10 @@ def test_the_largest_preset_lowers_the_learning_rate(optimizer: str) -> None:
     assert (cfg.model.optimizer.lr, cfg.model.denoiser.target) == (2e-4, "v")
 
 
-def test_position_table_needs_a_width_that_is_a_multiple_of_four() -> None:
-    with pytest.raises(ValueError, match=r"width=18 .* position_table"):
-        DiT(3, width=18, num_heads=1, position_table=True)
+@pytest.mark.parametrize(("width", "num_heads"), [(16, 3), (18, 1), (20, 2)])
+def test_a_head_whose_channels_cannot_be_rotated_is_rejected_before_training(width: int, num_heads: int) -> None:
+    with pytest.raises(ValueError, match=rf"width={width} is not a multiple .* num_heads={num_heads}"):
+        DiT(3, width=width, num_heads=num_heads)
 
 
 def test_patch_goes_back_to_where_it_came_from() -> None:
@@ -279,8 +280,3 @@ def test_label_that_the_network_does_not_know_is_refused() -> None:
 def test_size_that_does_not_divide_into_patches_raises(size: tuple[int, int]) -> None:
     with pytest.raises(RuntimeError, match="divisible by downscale_factor"):
         tiny_dit()(torch.zeros(1, 3, *size), torch.zeros(1))
-
-
-def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"width=16 .* num_heads=3"):
-        DiT(3, width=16, num_heads=3)

@@ -24,7 +24,7 @@ from latentfaces.diffusion import (
     Target,
     UNet,
 )
-from latentfaces.diffusion.flow_map import NUM_STEPS, step_coefficients
+from latentfaces.diffusion.flow_map import NUM_STEPS, even_times, step_coefficients
 from latentfaces.diffusion.schedule import per_sample
 from latentfaces.errors import UserError
 
@@ -160,6 +160,13 @@ def test_the_guidance_of_the_teacher_becomes_part_of_the_map() -> None:
     expected = DPMpp2MSampler(8)(AutoGuidance(2.0)(strong, weak), noise)
     torch.testing.assert_close(states[-1], expected)
     assert len(states) == 5
+
+
+def test_a_start_near_a_learned_time_takes_no_step_in_between() -> None:
+    denoiser, x = linear("edm", "v"), normal(1, 1, 2, 2)
+    start = even_times(denoiser.schedule, 4)[1]
+    expected = FlowMapSampler(4).refine(denoiser, x, start)
+    assert torch.equal(FlowMapSampler(4).refine(denoiser, x, 1.005 * start), expected)
 
 
 def test_a_flow_map_and_other_samplers_refuse_one_another() -> None:

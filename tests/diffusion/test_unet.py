@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from latentfaces.diffusion import UNet
+from latentfaces.diffusion.unet import Stage
 
 
 def tiny_unet(
@@ -84,6 +85,12 @@ def test_attention_is_where_it_was_asked_for_and_in_the_middle() -> None:
 
     # One stage down and two up per level that attends.
     assert [num_attentions(levels) for levels in ((), (0,), (1,), (0, 1))] == [1, 4, 4, 7]
+
+
+def test_heads_are_as_wide_as_asked_for_or_the_next_width_that_divides_the_level() -> None:
+    unet = UNet(3, width=8, multipliers=(1, 3, 4, 7), num_blocks=1, attention_levels=(0, 1, 2, 3), head_width=16)
+    heads = [layer.attention.num_heads for layer in unet.down if isinstance(layer, Stage)]
+    assert heads == [1, 1, 2, 2]  # of 8, 24, 32 and 56 channels
 
 
 @pytest.mark.parametrize("size", [(6, 8), (8, 10), (7, 7)])

@@ -36,6 +36,11 @@ class IdealDenoiser(Denoiser):
         x0 = self.mean(x_t, alpha, sigma)
         return self.target_of(x0, (x_t - alpha * x0) / sigma, t)
 
+    def predict_x0(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the prediction as x0 (b, c, h, w)."""
+        a, b = self.x0_coefficients(t)
+        return per_sample(a) * x_t + per_sample(b) * self(x_t, t)
+
 
 def gaussian(std: float) -> PosteriorMean:
     """Return the ideal denoiser of data N(0, std^2)."""

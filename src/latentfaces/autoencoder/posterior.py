@@ -24,12 +24,12 @@ class DiagonalGaussian:
 
     @property
     def std(self) -> Tensor:
-        """std (b, c, h, w)."""
+        """Std of each value, (b, c, h, w)."""
         return torch.exp(0.5 * self.logvar)
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self) -> Tensor:
         """Draw latents by reparameterization, mean + std * noise (Kingma & Welling 2014, eq. 4)."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        noise = torch.randn(self.mean.shape, device=self.mean.device, dtype=self.mean.dtype)  # in any memory format
         return self.mean + self.std * noise
 
     def mode(self) -> Tensor:

@@ -43,7 +43,7 @@ class PretrainedVAE(VAE):
         self.register_buffer("latent_std", torch.ones(latent_channels, 1, 1))
 
     def posterior(self, images: Tensor) -> DiagonalGaussian:
-        """Encode images (b, 3, R, R) in [-1, 1], whose size fits."""
+        """Encode images (b, 3, R, R) in [-1, 1]; R is a multiple of `downsampling`."""
         raise NotImplementedError
 
     def encode(self, images: Tensor) -> DiagonalGaussian:

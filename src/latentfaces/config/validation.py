@@ -289,8 +289,10 @@ def check_denoiser(cfg: DictConfig, overridden: Sequence[str], latent_size: int)
             "model.loss.auxiliary_weight has no effect without a second head. Set "
             "model.denoiser.network.auxiliary_depth of a DiT"
         )
-    if (network.label_channels > 0) != (cfg.model.augmentation is not None):
+    augmentation = cfg.model.augmentation
+    needed = 0 if augmentation is None else get_object(augmentation["_target_"]).label_channels
+    if network.label_channels != needed:  # those of labels are added later
         raise UserError(
-            "model.denoiser.network.label_channels and model.augmentation need each other. Use "
-            "model/augmentation=nonleaky or =none"
+            f"model.denoiser.network.label_channels={network.label_channels} must be {needed}, which "
+            f"model/augmentation={'none' if augmentation is None else 'nonleaky'} sets. Leave it out."
         )

@@ -16,7 +16,7 @@ Target = Literal["v", "eps", "x0"]
 START_TIME, START_RATIO = 0.956, 20.0
 """Time and sigma / alpha where sampling with target="eps" starts at most on a schedule that ends in pure noise.
 
-These are about the .999 quantiles of `LogitNormalTime` (the time) and `LogNormalNoise` (the ratio).
+By default, about .999 of the times of `LogitNormalTime` and .997 of the ratios of `LogNormalNoise` are below them.
 """
 MAX_RATIO = 150.0
 """sigma / alpha where sampling with target="eps" starts at most: x0 there contains 150 times the error of eps."""
@@ -166,8 +166,3 @@ class Denoiser(nn.Module):
         if last < 1e6:  # not pure noise; a terminal alpha of 0 may round to 1e-17
             return float(self.schedule.time_at(one * MAX_RATIO))
         return min(START_TIME, float(self.schedule.time_at(one * START_RATIO)))
-
-    def predict_x0(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the predicted clean latents (b, c, h, w): an estimate of E[x0 | x_t] at t (b,)."""
-        a, b = self.x0_coefficients(t)
-        return per_sample(a) * x_t + per_sample(b) * self(x_t, t)

@@ -70,7 +70,7 @@ class DiT(nn.Module):
         channels: channels of the latents.
         width: channels of a token.
         depth: number of blocks.
-        num_heads: attention heads; `width / num_heads` is a multiple of 4.
+        num_heads: number of attention heads; `width` is a multiple of 4 * num_heads.
         patch_size: height and width of the patch of one token.
         qk_norm: normalize queries and keys.
         dropout: dropout probability in both branches of a block.
@@ -97,8 +97,8 @@ class DiT(nn.Module):
         flow_map: bool = False,
     ) -> None:
         super().__init__()
-        if position_table and width % 4:
-            raise ValueError(f"width={width} must be a multiple of 4 with position_table=true")
+        if width % (4 * num_heads):  # the rotation pairs channels, and half of the pairs are for rows
+            raise ValueError(f"width={width} is not a multiple of 4 * num_heads, with num_heads={num_heads}")
         if not 0 <= auxiliary_depth < depth:
             raise ValueError(f"auxiliary_depth={auxiliary_depth} must be at least 0 and below depth={depth}")
         self.patch_size, self.auxiliary_depth, self.label_channels = patch_size, auxiliary_depth, label_channels

@@ -61,13 +61,14 @@ class FlowMapSampler(Sampler):
         after_step: AfterStep | None = None,
     ) -> Tensor:
         times = self.times(denoiser.schedule, denoiser.first_time)[:-1]
-        if not any(math.isclose(start, t, rel_tol=0.01) for t in times):  # the map is learned from these times alone
+        near = [t for t in times if math.isclose(start, t, rel_tol=0.01)]
+        if not near:  # the map is learned from these times alone
             strengths = denoiser.schedule.condition(torch.tensor(times)).tolist()
             raise UserError(
                 f"{self.num_steps} steps of sampler=few start at task.strength="
                 f"{', '.join(f'{s:.3g}' for s in strengths)}. Use one of these."
             )
-        return super().refine(denoiser, x_t, start, fresh, after_step)
+        return super().refine(denoiser, x_t, near[0], fresh, after_step)
 
     def solve(self, denoiser: Predictor, x: Tensor, trajectory: Trajectory) -> Tensor:
         if not isinstance(denoiser, Denoiser) or not denoiser.is_flow_map:

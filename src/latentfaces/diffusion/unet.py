@@ -34,7 +34,7 @@ class UNet(nn.Module):
         multipliers: channels of each level as multiples of `width`; each level after the first halves h and w.
         num_blocks: residual blocks per level of the encoder; the decoder has one more.
         attention_levels: levels, counted from 0, with self-attention; the middle block always has it.
-        head_width: channels of an attention head.
+        head_width: channels of an attention head, or more if they do not divide those of a level.
         dropout: dropout probability in the residual blocks.
         label_channels: size of the condition: parameters of the augmentation and labels; 0 for none.
         flow_map: take the length of a step as a third input, see `FlowMapLoss`.
@@ -60,8 +60,10 @@ class UNet(nn.Module):
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
 
         def stage(in_channels: int, out_channels: int, attend: bool) -> Stage:
-            heads = max(1, out_channels // head_width) if attend else 0
-            return Stage(in_channels, out_channels, embedding_width, heads, dropout)
+            heads = max(1, out_channels // head_width)
+            while out_channels % heads:
+                heads -= 1
+            return Stage(in_channels, out_channels, embedding_width, heads if attend else 0, dropout)
 
         in_channels, skips = width, [width]
         self.down = nn.ModuleList()

@@ -13,13 +13,11 @@ class TimeEmbedding(nn.Module):
     embedding is 0.
     """
 
-    def __init__(
-        self, width: int, num_frequencies: int = 128, max_period: float = 10_000.0, zero: bool = False
-    ) -> None:
+    def __init__(self, width: int, num_frequencies: int = 128, zero: bool = False) -> None:
         super().__init__()
         exponents = torch.arange(num_frequencies) / num_frequencies
         self.frequencies: Tensor
-        self.register_buffer("frequencies", 1000 * max_period**-exponents, persistent=False)
+        self.register_buffer("frequencies", 1000 * 10_000.0**-exponents, persistent=False)
         last = nn.Linear(width, width)
         self.layers = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), zero_init(last) if zero else last)
 

@@ -144,7 +144,7 @@ class BaseModule(LightningModule, ABC):
         # Lightning does not clip for fused optimizers because of float16 scaling, which is not used here.
         # The list of the optimizer: iterating over the modules of a small network takes longer than the norm.
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = full_tensor(nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None))
+        norm = full_tensor(nn.utils.get_total_norm([p.grad for p in parameters]))
         self.finite.close(self.global_step, {GRADIENT: norm, **self.other_norms()}, self.device)
         if self.is_logged:
             self.log("train/gradient_norm", norm)

@@ -9,7 +9,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from latentfaces.training.distributed.sharding import placed_like
 
-OUTER = ("embed", "stem", "head", "auxiliary_head", "out", "norm")
+OUTER = ("embed", "stem", "head", "auxiliary_head", "out")
 """Names of first and last layers."""
 
 
