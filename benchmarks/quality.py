@@ -48,18 +48,19 @@ def points(rows: dict[str, dict[str, float]], peers: list[str]) -> dict[str, flo
 
 
 def plot(front: Front, path: Path) -> None:
-    """Plot means and ranges of the metric against minutes, both on logarithmic scales."""
+    """Plot means and ranges of the metric against minutes, on a logarithmic scale."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name in next(iter(front.values())):
         values = [by_name[name] for by_name in front.values()]
-        (line,) = axes.loglog(list(front), [*map(mean, values)], "--" if name == "floor" else "o-", label=name)
+        (line,) = axes.semilogx(list(front), [*map(mean, values)], "--" if name == "floor" else "o-", label=name)
         axes.fill_between(list(front), [*map(min, values)], [*map(max, values)], color=line.get_color(), alpha=0.2)
     axes.set(xlabel="minutes of training", ylabel=f"{METRIC} (lower is better)")
     axes.set_xticks(list(front), [f"{minutes:g}" for minutes in front])
     axes.minorticks_off()
+    axes.set_ylim(bottom=0)
     axes.legend()
     figure.savefig(path, dpi=150)
 
