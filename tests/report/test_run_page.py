@@ -22,6 +22,7 @@ from latentfaces.report import write_report
 from latentfaces.report.run_page import next_commands
 from latentfaces.run import open_run, resume_command
 from latentfaces.training import VAEModule
+from latentfaces.training.step_log import StepLog
 
 METRICS = "epoch,step,train/loss,val/loss\n0,9,2.0,\n0,10,,1.5\n1,19,1.0,\n1,20,,0.5\n"
 
@@ -60,7 +61,9 @@ def run(tmp_path: Path) -> Path:
     (folder / "metrics.csv").write_text(METRICS)
     for step in (1, 2, 3, 4, 5):
         Image.new("RGB", (8, 8), (50 * step, 0, 0)).save(folder / "images" / f"step_{step:07d}.png")
-    track_tensor_values({"decoder.stem.weight": torch.ones(3)}).write(folder / "tensors.csv")
+    tensors = StepLog(folder / "tensors.csv")
+    tensors.add(0, *track_tensor_values({"decoder.stem.weight": torch.ones(3)}).rows)
+    tensors.save()
     result = {
         "test/psnr": 29.25,
         "steps": 20,
