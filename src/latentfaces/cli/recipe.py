@@ -47,7 +47,8 @@ def named_files(settings: dict[str, Any]) -> dict[str, str]:
     """Return the hash of each photo and mask in the settings, and of the names and sizes in a folder."""
     from latentfaces.data.sources import Photos
 
-    paths, hashes = {key: Path(settings[key]) for key in FILE_KEYS if settings.get(key) is not None}, dict[str, str]()
+    paths = {key: Path(settings[key]) for key in FILE_KEYS if settings.get(key) is not None}
+    hashes: dict[str, str] = {}
     for key, path in paths.items():
         if path.is_file():
             with path.open("rb") as file:  # a .zip may be larger than memory
