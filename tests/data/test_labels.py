@@ -65,6 +65,14 @@ def test_names_with_another_suffix_and_those_of_aligned_faces(read: Read) -> Non
     assert same(values(table)["age"], [2, 3, 1, NAN, 5])
 
 
+def test_accents_of_macos_and_of_others_are_the_same(tmp_path: Path) -> None:
+    composed, decomposed = "Jos\u00e9.png", "Jose\u0301.png"
+    for name, listed in ((composed, decomposed), (decomposed, composed)):
+        (tmp_path / "labels.csv").write_text(f"name,age\n{listed},1\n2.png,2\n")
+        table = read_labels(str(tmp_path / "labels.csv"), Photos(tmp_path), pack_of(tmp_path, [name, "2.png"], 2))
+        assert values(table)["age"] == [1, 2]
+
+
 def test_spaces_inside_the_names_of_files_are_kept(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("age, name\n1, my  face.png\n2, 2.png\n")
     table = read_labels(str(tmp_path / "labels.csv"), Photos(tmp_path), pack_of(tmp_path, ["my  face.png", "2.png"], 2))

@@ -255,6 +255,12 @@ def test_people_are_read_from_one_listing_above_all_folders(tmp_path: Path) -> N
     assert identities(Photos(write_folder(tmp_path / "f", files))) == ["ann", "ann", "bob"]
 
 
+def test_people_are_read_from_a_listing_with_composed_accents(tmp_path: Path) -> None:
+    files = photos(["Jose\u0301.png"])  # as macOS writes it
+    files["identity.csv"] = "name,identity\nJos\u00e9.png,ann\n".encode()
+    assert identities(Photos(write_folder(tmp_path / "f", files))) == ["ann"]
+
+
 @pytest.mark.parametrize("prefix", ["set\\", "./", ""])
 def test_people_are_read_from_a_zip_of_another_program(tmp_path: Path, prefix: str) -> None:
     listing = b"name,identity\nb\\1.png,ann\nb\\2.png,bob\n"

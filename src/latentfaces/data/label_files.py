@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -116,13 +117,18 @@ def identities(source: Source) -> list[str] | None:
     (folder, text), people = found, dict[str, str]()
     where = f"{(folder / 'identity.csv').as_posix()} in {source.root}"
     for row in csv_rows(text, where):
-        name, identity = (folder / row.image.replace("\\", "/")).as_posix(), row.cells.get("identity")
+        name, identity = image_key((folder / row.image).as_posix()), row.cells.get("identity")
         if not identity or people.setdefault(name, identity) != identity:
             raise UserError(f"{row.place} needs one identity for {name}. Correct it.")
-    missing = next((name for name in source.names if name not in people), None)
+    missing = next((name for name in source.names if image_key(name) not in people), None)
     if missing is not None:
         raise UserError(f"{where} does not name {missing}. Complete or remove it.")
-    return [people[name] for name in source.names]
+    return [people[image_key(name)] for name in source.names]
+
+
+def image_key(name: str) -> str:
+    """Return the name of an image as it is compared: Windows has other slashes, and macOS decomposes accents."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
 def json_rows(text: str, path: str) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from latentfaces.data.label_files import CLASS, Row, label_rows, one_line
+from latentfaces.data.label_files import CLASS, Row, image_key, label_rows, one_line
 from latentfaces.data.pack import Pack
 from latentfaces.data.sources import Photos, Source, natural_key
 from latentfaces.errors import UserError
@@ -111,12 +111,13 @@ class Cells:
         self.num_unmatched, self.unmatched = 0, ""
         """Number of rows without an image, and the first."""
         indices = dict[str, int | None]()  # None of a name of several images
-        for number, path in enumerate(map(PurePosixPath, names)):
+        keys = [image_key(name) for name in names]
+        for number, path in enumerate(map(PurePosixPath, keys)):
             for key in {path.name, path.stem, str(path.with_suffix(""))}:
                 indices[key] = None if key in indices else number
-        indices |= {name: number for number, name in enumerate(names)}
+        indices |= {key: number for number, key in enumerate(keys)}
         for row in rows:
-            name = row.image.replace("\\", "/")
+            name = image_key(row.image)
             # Aligned faces are PNG, whatever the suffix of their photos.
             key = name if name in indices else without_suffix(name)
             if key not in indices:
