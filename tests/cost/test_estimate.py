@@ -21,7 +21,7 @@ ABACUS = GPU("Abacus", bfloat16=1e12, float32=1e11, memory=2e9)
         (ABACUS, True, (9000, 0), "| Abacus | fits | 1.0 hours |"),  # 9,000 steps of 0.4 s
         (ABACUS, False, (9000, 0), "| Abacus | fits | 10.0 hours |"),
         (ABACUS, True, (-1, 1800), "| Abacus | fits | 4,500 steps |"),  # half an hour of steps of 0.4 s
-        (ABACUS, True, (-1, 0), "| Abacus | fits | no limit |"),
+        (ABACUS, True, (-1, 0), "| Abacus | fits | 9,000 steps per hour |"),
         (ABACUS._replace(memory=1e9), True, (-1, 0), "| Abacus | fits |"),
         (ABACUS._replace(memory=0.99e9), True, (-1, 0), "| Abacus | does not fit |"),
     ],

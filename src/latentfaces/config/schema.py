@@ -48,7 +48,6 @@ class TrainerConfig:
     enable_model_summary: bool | None = None
     accumulate_grad_batches: int = key(1, Positive)
     gradient_clip_val: float | None = key(None, Annotated[float, Field(ge=0, allow_inf_nan=False)] | None)
-    gradient_clip_algorithm: str | None = None
     deterministic: Any = key(None, bool | Literal["warn"] | None)
     benchmark: bool | None = None
     profiler: str | None = None

@@ -40,8 +40,12 @@ def report(cost: StepCost, disk: dict[str, int], bfloat16: bool, max_steps: int,
     ]
     for gpu in GPUS:
         seconds = cost.flops / (FRACTION * (gpu.bfloat16 if bfloat16 else gpu.float32))
-        in_time = f"{max_seconds / seconds:,.0f} steps" if max_seconds > 0 else "no limit"
-        length = f"{max_steps * seconds / 3600:,.1f} hours" if max_steps > 0 else in_time
+        if max_steps > 0:
+            length = f"{max_steps * seconds / 3600:,.1f} hours"
+        elif max_seconds > 0:
+            length = f"{max_seconds / seconds:,.0f} steps"
+        else:
+            length = f"{3600 / seconds:,.0f} steps per hour"
         lines.append(f"| {gpu.name} | {'fits' if memory <= gpu.memory else 'does not fit'} | {length} |")
     precision = "bf16-mixed" if bfloat16 else "32-true"
     return "\n".join([*lines, "", f"Length in {precision} assumes {FRACTION:.0%} of the data sheet's peak."])

@@ -152,11 +152,7 @@ class BaseModule(LightningModule, ABC):
             for parameter in parameters:  # optimizers skip parameters without a gradient
                 parameter.grad = None
             return
-        if not gradient_clip_val:  # 0 is no bound, as in Lightning
-            return
-        if gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        else:
+        if gradient_clip_val:  # 0 is no bound, as in Lightning
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def other_norms(self) -> Mapping[str, Tensor | None]:
