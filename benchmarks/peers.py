@@ -1,4 +1,4 @@
-"""What latentfaces is measured against: networks of the same size; stage 1 as latent-diffusion takes its steps."""
+"""Peers of the comparisons: networks of the same size, and a step of stage 1 as in latent-diffusion."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from torch.optim import AdamW
 from latentfaces.autoencoder import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
 
 Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Images -> reconstructions, and the KL of a sample in nats."""
+"""Function from images to reconstructions and the KL in nats per image."""
 
 
 def diffusers_vae(channels: int = 64) -> nn.Module:
-    """`AutoencoderKL`, R -> R/4, 4 channels; the decoder has a block more in each level than the encoder."""
+    """Return an `AutoencoderKL`, R -> R/4, 4 channels. Its decoder has one more block per level than its encoder."""
     from diffusers import AutoencoderKL  # type: ignore[import-not-found]
 
     return AutoencoderKL(
@@ -29,7 +29,7 @@ def diffusers_vae(channels: int = 64) -> nn.Module:
 
 
 def reconstruct_by(vae: nn.Module) -> Reconstruct:
-    """diffusers' way through its VAE."""
+    """Return a function that encodes, samples and decodes as diffusers does."""
 
     def reconstruct(images: Tensor) -> tuple[Tensor, Tensor]:
         posterior = vae.encode(images).latent_dist
@@ -39,7 +39,7 @@ def reconstruct_by(vae: nn.Module) -> Reconstruct:
 
 
 def diffusers_unet(width: int = 64, side: int = 16) -> nn.Module:
-    """`UNet2DModel` of 4 channels with as many heads, and times that scale and shift, as in Dhariwal & Nichol 2021."""
+    """Return a `UNet2DModel` of 4 channels with the heads and the time modulation of Dhariwal & Nichol 2021."""
     from diffusers import UNet2DModel
 
     return UNet2DModel(
@@ -57,7 +57,7 @@ def diffusers_unet(width: int = 64, side: int = 16) -> nn.Module:
 
 
 class PlainDiTBlock(nn.Module):
-    """LayerNorm, attention, GELU layer, adaLN-Zero (Peebles & Xie 2023, figure 3)."""
+    """Block of LayerNorm, attention, GELU layer and adaLN-Zero (Peebles & Xie 2023, figure 3)."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class PlainDiTBlock(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def attend(self, tokens: Tensor) -> Tensor:
-        """Tokens (b, n, width) -> tokens."""
+        """Map tokens (b, n, width) to tokens."""
         b, n, width = tokens.shape
         qkv = self.qkv(tokens).view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         return self.out(F.scaled_dot_product_attention(*qkv.unbind(0)).transpose(1, 2).reshape(b, n, width))
@@ -80,7 +80,7 @@ class PlainDiTBlock(nn.Module):
 
 
 class PlainDiT(nn.Module):
-    """The diffusion transformer as its paper has it, without labels and without a learned variance.
+    """Diffusion transformer of the paper, without labels and without a learned variance.
 
     Args:
         width: channels of a token.
@@ -113,7 +113,7 @@ class PlainDiT(nn.Module):
 
 
 def noise_prediction_loss(network: Callable[[Tensor, Tensor], Tensor], x0: Tensor) -> Tensor:
-    """Mean squared error of predicted noise on 1,000 steps of linear betas (Ho et al. 2020, eq. 14)."""
+    """Return the mean squared error of predicted noise on 1,000 steps of linear betas (Ho et al. 2020, eq. 14)."""
     kept = (1 - torch.linspace(1e-4, 0.02, 1000, device=x0.device)).cumprod(0)
     t, noise = torch.randint(1000, (len(x0),), device=x0.device), torch.randn_like(x0)
     kept = kept[t, None, None, None]
@@ -122,7 +122,7 @@ def noise_prediction_loss(network: Callable[[Tensor, Tensor], Tensor], x0: Tenso
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Within this context its parameters ask for no gradient, as Lightning has it for another optimizer's."""
+    """Within this context the parameters need no gradient, as in Lightning for those of another optimizer."""
     asking = [p for p in module.parameters() if p.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)
@@ -134,19 +134,19 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 class TwoForwards:
-    """A stage-1 step of latent-diffusion: two optimizers, each with the complete loss from the images on.
+    """Step of stage 1 in latent-diffusion: two optimizers, each of which computes the complete loss.
 
-    Its `training_step` is called once for each optimizer. Each time images go through the VAE and the perceptual
-    network; the adaptive weight takes its gradients through both networks, and the backward pass does so once more.
+    `training_step` is called once for each optimizer, and images pass the VAE and the perceptual network each time. The
+    adaptive weight needs gradients through both networks, in addition to the backward pass.
 
     Args:
-        vae: the autoencoder's parameters.
-        reconstruct: the way through it.
+        vae: the autoencoder.
+        reconstruct: function that encodes, samples and decodes.
         last_layer: weights where gradients are compared.
-        distortion: (images, reconstructions) -> all of the loss but KL and adversary.
-        discriminator: the adversary.
-        kl_weight: of the KL of a sample, in nats.
-        weight: of the adversary.
+        distortion: function from images and reconstructions to the loss without KL and adversary.
+        discriminator: the discriminator.
+        kl_weight: weight of the KL of an image in nats.
+        weight: weight of the adversarial loss.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class TwoForwards:
         return discriminator_loss(self.discriminator(images), self.discriminator(reconstructions.detach()))
 
     def __call__(self, images: Tensor, bfloat16: bool) -> None:
-        """Both halves of a step."""
+        """Take both halves of a step."""
         losses = (self.loss_of_vae, self.discriminator), (self.loss_of_discriminator, self.vae)
         for optimizer, (loss_of, other) in zip(self.optimizers, losses, strict=True):
             with frozen(other):

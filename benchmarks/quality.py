@@ -1,11 +1,11 @@
-"""How good new faces are after how many minutes: latentfaces and its peers, for the same minutes on the same photos.
+"""Quality of new faces against minutes of training, for latentfaces and its peers on the same photos.
 
     python benchmarks/quality.py PHOTOS --vae RUN --minutes 3 6 12 --seeds 0 1 2 [--peers diffusers-flow DiT] \
         [--json FILE] [--plot FILE]
 
-Each value is from a complete training of N minutes by `benchmarks/diffusion.py`, since rates fall towards a training's
-end: a long one cut short would show no side at its best. Ours is sampled as sample.py does it, with autoguidance
-of weight 1.5; of a peer's samplers and guidance the best counts. A point is the mean over the seeds, with its range.
+Each value is from a complete training of N minutes by `benchmarks/diffusion.py`, because the learning rate falls
+towards its end. latentfaces is sampled as by sample.py, with autoguidance of weight 1.5. Of the samplers and guidance
+of a peer the best counts. A point is the mean over the seeds, with its range.
 """
 
 import argparse

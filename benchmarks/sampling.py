@@ -23,7 +23,7 @@ STEPS, ROUNDS = 50, 21
 
 
 class Nothing(torch.nn.Module):
-    """A network that gives back one tensor."""
+    """Network that returns one tensor."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -39,13 +39,13 @@ def microseconds(run: Callable[[], object]) -> float:
 
 
 def ours(sampler: Sampler, denoiser: Denoiser, noise: Tensor) -> Callable[[], object]:
-    """All steps of one sampling, without what the denoiser does around the network."""
+    """Take all steps of a sampler, without the work of the denoiser around its network."""
     denoiser.predict = lambda x, t: denoiser.network.answer  # type: ignore[method-assign, assignment, return-value]
     return lambda: sampler(denoiser, noise)
 
 
 def theirs(name: str, noise: Tensor, answer: Tensor) -> Callable[[], object]:
-    """All steps of one of diffusers' schedulers."""
+    """Take all steps of a scheduler of diffusers."""
     import diffusers  # type: ignore[import-not-found]
 
     def run() -> None:
@@ -68,7 +68,7 @@ PEERS = {
 
 @torch.no_grad()
 def measure(rounds: int = ROUNDS) -> dict[str, Spread]:
-    """Microseconds of CPU time a step, by project and name."""
+    """Return the CPU microseconds per step, by project and name."""
     noise = torch.randn(4, 4, 16, 16)
     network = Nothing(noise.shape)
     variants = {
@@ -92,8 +92,8 @@ def main() -> None:
     for name, row in rows.items():
         print(f"{name:44s} " + "  ".join(f"{key} {value:.1f}" for key, value in row.items()))
     if arguments.json:
-        told = {**about(), "command": "python benchmarks/sampling.py", "steps": STEPS, "unit": "us", "rows": rows}
-        arguments.json.write_text(json.dumps(told, indent=1))
+        content = {**about(), "command": "python benchmarks/sampling.py", "steps": STEPS, "unit": "us", "rows": rows}
+        arguments.json.write_text(json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":

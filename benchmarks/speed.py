@@ -83,9 +83,9 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
     if unknown := [name for name in chosen if name not in ROWS]:
         parser.error(f"--rows {','.join(unknown)} is none of {', '.join(ROWS)}")
     if arguments.paper and not set(chosen) <= set(COUNTABLE):
-        parser.error(f"--paper counts {', '.join(COUNTABLE)}, and nothing else")
+        parser.error(f"--paper only counts {', '.join(COUNTABLE)}")
     if "limits" not in chosen and not arguments.paper:
-        chosen = ["limits", *chosen]  # which `share` needs
+        chosen = ["limits", *chosen]  # `share` needs it
     scale = QUICK if arguments.quick else CUDA if arguments.device == "cuda" else Scale()
     scale = dataclasses.replace(scale, kind=arguments.device, compiled=scale.compiled or arguments.compile)
     if arguments.paper:
@@ -94,9 +94,9 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
         scale = dataclasses.replace(scale, rounds=arguments.rounds)
     if arguments.no_wall:
         scale = dataclasses.replace(scale, rounds_of_wall=0)
-    told = about()
-    whole = not arguments.quick and chosen == list(ROWS)
-    target = arguments.json or (ROOT / f"benchmarks/results/speed_{told['date']}.json" if whole else None)
+    machine = about()
+    complete = not arguments.quick and chosen == list(ROWS)
+    target = arguments.json or (ROOT / f"benchmarks/results/speed_{machine['date']}.json" if complete else None)
     command = " ".join(["python benchmarks/speed.py", *(sys.argv[1:] if argv is None else argv)])
     rows: dict[str, Row] = {}
     for name in chosen:
@@ -111,7 +111,9 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
         print("\n".join([*rows[name].lines(), f"    ({time.monotonic() - started:.0f} s)"]), flush=True)
         if target is not None:
             kept = {name: dataclasses.asdict(row) for name, row in rows.items()}
-            target.write_text(json.dumps({**told, "versions": versions(), "command": command, "rows": kept}, indent=1))
+            target.write_text(
+                json.dumps({**machine, "versions": versions(), "command": command, "rows": kept}, indent=1)
+            )
     return rows
 
 

@@ -11,13 +11,13 @@ from latentfaces.diffusion import HeunSampler
 from latentfaces.pipeline import FacePipeline
 
 PHOTOS = 70_000
-"""Of FFHQ."""
+"""Number of images of FFHQ."""
 STEPS = 18
-"""Of Heun, with two evaluations each but for the last."""
+"""Steps of Heun's method: two evaluations each, one in the last."""
 
 
 def pipeline_of(scale: Scale) -> FacePipeline:
-    """Untrained networks of the configs that the scale names, in what train.py computes in."""
+    """Return a pipeline of untrained networks of the configs that the scale names, in the precision of train.py."""
     autoencoder = built("model=vae", f"model/autoencoder={scale.autoencoder}").network.eval().requires_grad_(False)
     denoiser = built_ldm(f"model/denoiser={scale.denoiser}").network.eval().requires_grad_(False)
     bfloat16 = scale.paper or scale.shipped == "bf16"
@@ -38,7 +38,7 @@ def faces(scale: Scale) -> Row:
         f"{scale.faces} faces of {scale.resolution} px by {STEPS} steps of Heun, {scale.autoencoder}, {scale.denoiser}"
     )
 
-    def counted() -> Tensor:  # a sampler reads its times, which tensors without memory have not
+    def counted() -> Tensor:  # samplers read their times, which fake tensors do not have
         assert pipeline.denoiser is not None
         with torch.no_grad(), pipeline.autocast():
             for _ in range(2 * STEPS - 1):

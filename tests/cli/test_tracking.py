@@ -1,4 +1,4 @@
-"""What a run leaves for W&B, read with W&B's own tool from the file that `wandb sync` uploads."""
+"""Content of the file that `wandb sync` uploads, read with the tool of W&B."""
 
 import json
 import subprocess

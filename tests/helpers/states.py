@@ -1,4 +1,4 @@
-"""What a run leaves, and whether two runs left the same."""
+"""Files and states of a run, and their comparison."""
 
 import csv
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 OF_A_FILE = ("best_k_models", "current_score")
-"""What checkpoints say of where files are, and what the library writes but does not read."""
+"""Entries of checkpoints with paths of files, and those that Lightning writes but does not read."""
 
 
 def checkpoint(run: str | Path, name: str = "last") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What can be wrong with photos, packs, caches and the disk under them (cases 7 to 19)."""
+"""Damaged images, packs, caches and disks (cases 7 to 19)."""
 
 import io
 import json

@@ -38,7 +38,7 @@ class Hostile:
 
 
 CALL = {"_target_": "os.mkdir", "path": MARKER}
-"""What makes it when it is instantiated."""
+"""Config that makes a folder when it is instantiated."""
 
 
 @pytest.fixture

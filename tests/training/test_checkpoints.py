@@ -1,4 +1,4 @@
-"""When checkpoints are written, which are kept, and that a limit of time holds over resumes."""
+"""Times of checkpoints, those that are kept, and the time limit over resumes."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the LightningModules add to the parts: statistics, seeds, guards."""
+"""LightningModules: statistics, seeds, guards."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

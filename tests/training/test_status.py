@@ -1,4 +1,4 @@
-"""What a training says of itself, on a terminal, in a log file, and where nobody looks."""
+"""Status lines of a training: on a terminal, in a log file and without output."""
 
 import re
 from types import SimpleNamespace

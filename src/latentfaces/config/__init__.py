@@ -1,1 +1,1 @@
-"""What is valid: the schema of the configs, its checks and what the user overrides. Imports no torch."""
+"""Valid configs: schema, checks and overrides of the user. Imports no torch."""

@@ -1,1 +1,1 @@
-"""What leaves the project: a model folder with its card, ONNX, Content Credentials."""
+"""Export: model folder with its card, ONNX, Content Credentials."""
