@@ -61,8 +61,8 @@ def read_text(path: Path, wanted: str, source: Source) -> str:
             if path.stat().st_size > MAX_BYTES:
                 raise UserError(f"{path} has more than {MAX_BYTES:,} bytes. Choose a file of labels.")
             return path.read_text("utf-8-sig")  # spreadsheets put a mark at the beginning
-        if isinstance(source, Photos) and source.has_file(wanted):
-            return source.file_bytes(wanted).decode("utf-8-sig")
+        if isinstance(source, Photos) and (photos := source.unaligned or source).has_file(wanted):
+            return photos.file_bytes(wanted).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"data.labels={wanted} is not a text in UTF-8. Unpack or convert it.") from None
     raise UserError(f"data.labels={wanted} does not exist. Give a file, a folder of JSONs, auto or folders.")
