@@ -372,8 +372,13 @@ def load_pretrained(name: str) -> tuple[dict[str, Any], PretrainedVAE]:
         The config that builds its network, and the VAE.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is none, it is damaged, or it does not return images of the size that it is given.
     """
     kind, _, place = name.partition(":")
     config, vae = LOADERS[kind](place)
-    return config, vae.eval().requires_grad_(False)
+    vae.eval().requires_grad_(False)
+    images = torch.zeros(1, 3, vae.downsampling, vae.downsampling)
+    with contextlib.suppress(RuntimeError):  # of a network for other numbers of channels
+        if vae.decode(vae.encode(images).mean).shape == images.shape:
+            return config, vae
+    raise UserError(f"{name} does not map RGB images to RGB images of the same size. Choose another VAE.")
