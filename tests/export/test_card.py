@@ -1,6 +1,7 @@
 """Model cards and uploads."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,22 @@ def test_terms_of_the_images_are_those_of_the_weights(licence: str | None, heade
     assert f"\nlicense: {header}\n" in text
     assert clue in text
     assert ("excludes commercial use" in text) == (header != "other")
+
+
+def test_terms_of_the_images_of_the_vae_are_named_too(home: Path) -> None:
+    (path,) = Path("data").glob("*/manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["source"] |= {"name": "ffhq", "licence": "CC BY-NC-SA 4.0"}
+    Path("data/ffhq").mkdir()
+    Path("data/ffhq/manifest.json").write_text(json.dumps(manifest))
+    config = Path("outputs/vae/faces/config.yaml")
+    config.write_text(re.sub("(?m)^pack: .*", "pack: data/ffhq", config.read_text()))
+    text = card(home)
+    assert "\nlicense: cc-by-nc-sa-4.0\n" in text
+    assert text.count("| images | 48, of which 12 were held out |") == 2
+    assert "| source | ffhq |\n| licence | CC BY-NC-SA 4.0 |" in text
+    shutil.rmtree("outputs/vae")
+    assert "was trained on other images:\n\nNot recorded" in card(home)
 
 
 def test_a_card_without_the_pack_says_so(home: Path) -> None:
