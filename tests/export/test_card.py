@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from latentfaces.errors import UserError
-from latentfaces.export.card import model_card
+from latentfaces.export.card import model_card, without_path
 from latentfaces.export.hub import push
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import open_run
@@ -87,6 +87,19 @@ def test_terms_of_the_images_of_the_vae_are_named_too(home: Path) -> None:
     assert "| source | ffhq |\n| licence | CC BY-NC-SA 4.0 |" in text
     shutil.rmtree("outputs/vae")
     assert "was trained on other images:\n\nNot recorded" in card(home)
+
+
+@pytest.mark.parametrize(
+    ("source", "public"),
+    [
+        ("taesd:../me/weights#tiny", "taesd:weights#tiny"),
+        ("ldm:~/vae.ckpt", "ldm:vae.ckpt"),
+        ("diffusers:/home/me at home/vae#sub", "diffusers:vae#sub"),
+        *[(f"diffusers:me/faces#vae at {'0' * 40}",) * 2],
+    ],
+)
+def test_folders_of_this_machine_are_not_published(source: str, public: str) -> None:
+    assert without_path(source) == public
 
 
 def test_a_card_without_the_pack_says_so(home: Path) -> None:

@@ -1,5 +1,6 @@
 """Model card: README.md of a model folder. It has only figures that the run has."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,8 @@ def recipe(run: Run, pipeline: FacePipeline) -> dict[str, str]:
 def without_path(source: str) -> str:
     """Return where a pretrained VAE is from, without the path of a folder of this machine."""
     kind, _, place = source.partition(":")
-    return f"{kind}:{Path(place).name}" if Path(place).expanduser().is_absolute() else source
+    is_of_hub = re.fullmatch(r"[^/~.][^/]*/.+ at [0-9a-f]{40}", place)  # with its commit
+    return source if is_of_hub else f"{kind}:{Path(place).name}"
 
 
 def described(module: nn.Module) -> str:
