@@ -313,8 +313,10 @@ def test_a_name_that_is_no_utf8_is_packed_as_any_other(tmp_path: Path) -> None:
     assert len(Photos(folder).fingerprint) == 64
 
 
-def test_listing_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
-    listing = "name,identity\r\n1.png,Zo\u00eb\r\n,\r\n".encode("utf-8-sig")  # spreadsheets begin UTF-8 with a mark
+@pytest.mark.parametrize("comma", [",", ";"])
+def test_listing_saved_by_a_spreadsheet_is_read(tmp_path: Path, comma: str) -> None:
+    text = "name,identity\r\n1.png,Zo\u00eb\r\n,\r\n".replace(",", comma)
+    listing = text.encode("utf-8-sig")  # spreadsheets begin UTF-8 with a mark
     folder = write_folder(tmp_path / "f", {**photos(["1.png"]), "identity.csv": listing})
     assert identities(Photos(folder)) == ["Zo\u00eb"]
 

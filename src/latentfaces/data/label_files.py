@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from latentfaces.data.pack import Pack
 from latentfaces.data.sources import DrawnFaces, Photos, Source
 from latentfaces.data.synthetic import LABELS_VERSION, known_labels
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, one_line
 from latentfaces.files import atomic_write, file_lock
 
 MAX_BYTES = 2**28
@@ -87,7 +87,9 @@ def drawn_rows(source: Source, pack: Pack) -> Iterator[Row]:
 
 def csv_rows(text: str, path: str) -> Iterator[Row]:
     """Yield the rows of a CSV with the column `name`, or of FFHQ-Aging, which has `image_number`."""
-    lines = csv.reader(io.StringIO(text, newline=""))
+    first = text.partition("\n")[0]
+    # In countries with decimal commas, spreadsheets write semicolons.
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=";" if ";" in first and "," not in first else ",")
     try:
         header = [one_line(column) for column in next(lines, [])]
         columns = [column for column in header if column]
@@ -187,10 +189,4 @@ def as_text(value: Any, place: str) -> str:
     """Return a value of a JSON as the text of a cell."""
     if isinstance(value, list | dict):
         raise UserError(f"{place}: {ascii(value)[:40]} is not a single value. Correct it.")
-    return "" if value is None else one_line(str(value))
-
-
-def one_line(text: str) -> str:
-    """Return a text of an untrusted file without line breaks and control characters, which would spoil messages."""
-    text = " ".join(text.split())
-    return text if text.isprintable() else ascii(text)[1:-1]
+    return "" if value is None else one_line(value)
