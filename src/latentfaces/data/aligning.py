@@ -44,7 +44,7 @@ def align_photos(source: Photos, folder: Path, size: int) -> Photos:
         UserError: the extra `align` is missing, the folder has other contents, or no face is taken.
     """
     if source.archive is None and folder.resolve().is_relative_to(source.root.resolve()):
-        raise UserError(f"{folder} is inside of {source.root}. Choose a folder elsewhere for the faces.")
+        raise UserError(f"{folder} is inside of {source.root}. Choose another --align, or data.folder.")
     is_done, path = (folder / FACES_CSV).exists(), folder / ALIGNMENT
     if not is_done:
         align.session()  # before anything is written

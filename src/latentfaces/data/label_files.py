@@ -10,12 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from latentfaces.data.pack import Pack
-from latentfaces.data.sources import DrawnFaces, Photos, Source
+from latentfaces.data.sources import MAX_FILE_BYTES, DrawnFaces, Photos, Source
 from latentfaces.data.synthetic import LABELS_VERSION, known_labels
 from latentfaces.errors import UserError, one_line
 from latentfaces.files import atomic_write, file_lock
 
-MAX_BYTES = 2**28
 AUTO, FOLDERS = "auto", "folders"
 CLASS = "class"
 """Name of the label of formats that have only one."""
@@ -58,8 +57,8 @@ def read_text(path: Path, wanted: str, source: Source) -> str:
     """Return the text of a file on disk, or else in the folder or .zip of the images."""
     try:
         if path.exists():
-            if path.stat().st_size > MAX_BYTES:
-                raise UserError(f"{path} has more than {MAX_BYTES:,} bytes. Choose a file of labels.")
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise UserError(f"{path} has more than {MAX_FILE_BYTES:,} bytes. Choose a file of labels.")
             return path.read_text("utf-8-sig")  # spreadsheets put a mark at the beginning
         if isinstance(source, Photos) and (photos := source.unaligned or source).has_file(wanted):
             return photos.file_bytes(wanted).decode("utf-8-sig")
@@ -156,8 +155,8 @@ def features_rows(folder: Path) -> Iterator[Row]:
     if not paths:
         raise UserError(f"data.labels={folder} contains no .json. Give the folder of ffhq-features, or a CSV.")
     for path in paths:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} has more than {MAX_BYTES:,} bytes. Remove it.")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"{path} has more than {MAX_FILE_BYTES:,} bytes. Remove it.")
         faces = parse(path.read_bytes() or b"[]", str(path))
         face = faces[0] if isinstance(faces, list) and faces else {}
         attributes = face.get("faceAttributes", {}) if isinstance(face, dict) else None
