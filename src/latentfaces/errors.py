@@ -26,6 +26,11 @@ def one_line(text: object) -> str:
     return line if line.isprintable() else ascii(line)[1:-1]
 
 
+def reason(error: BaseException) -> str:
+    """Return the start of the message of an error of another package, as one line."""
+    return one_line(error)[:160]
+
+
 def missing_extra(purpose: str, extra: str, otherwise: str = "") -> UserError:
     """Return the error for a package that is not installed: what needs it, its extra, and another way."""
     return UserError(f"{purpose} needs an extra. Run `pip install 'latentfaces[{extra}]'`{otherwise}.")

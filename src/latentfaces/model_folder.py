@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentfaces.diffusion import Conditioning, NoGuidance, Sampler
 from latentfaces.diffusion.guidance import Extrapolation
-from latentfaces.errors import UserError, missing_extra, one_line
+from latentfaces.errors import UserError, missing_extra, reason
 from latentfaces.run import GUIDE, LABELS, Run, build, check_targets, find_run, has_interpolation
 
 CONFIG = "config.json"
@@ -62,8 +62,7 @@ class ModelFolder(Run):
             raise
         except Exception as error:
             raise UserError(
-                f"{path} is missing or damaged, or does not fit {CONFIG} ({one_line(error)[:160]}). Export or download "
-                "it again."
+                f"{path} is missing or damaged, or does not fit {CONFIG} ({reason(error)}). Export it again."
             ) from error
 
     def read(self, path: Path) -> dict[str, Tensor]:
@@ -99,9 +98,7 @@ def open_model(place: str | Path) -> ModelFolder:
     except OSError:
         raise UserError(f"{folder} is not a model folder: it has no {CONFIG}. Use latentfaces-export.") from None
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is not the config of a model folder ({one_line(error)[:160]}). Use another folder."
-        ) from None
+        raise UserError(f"{path} is not the config of a model folder ({reason(error)}). Use another folder.") from None
     return ModelFolder(folder, config)
 
 
@@ -140,6 +137,4 @@ def download(place: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=PATTERNS))
     except Exception as error:  # of the network, of the hub or of the disk
-        raise UserError(
-            f"{place} cannot be downloaded ({one_line(error)[:160]}). Check the ID and the network."
-        ) from error
+        raise UserError(f"{place} cannot be downloaded ({reason(error)}). Check the ID and the network.") from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from latentfaces.autoencoder.posterior import DiagonalGaussian
 from latentfaces.autoencoder.vae import VAE, Skips
-from latentfaces.errors import UserError, missing_extra, one_line
+from latentfaces.errors import UserError, missing_extra, reason
 from latentfaces.nn import weights_hash
 
 Kind = Literal["AutoencoderKL", "AutoencoderTiny"]
@@ -237,7 +237,7 @@ def load_diffusers(place: str) -> tuple[dict[str, Any], PretrainedVAE]:
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"diffusers:{place} is not a VAE of diffusers, is damaged, or cannot be downloaded "
-            f"({one_line(error)[:160]}). Give a folder with config.json, or ID#vae for a pipeline of the hub."
+            f"({reason(error)}). Give a folder with config.json, or ID#vae for a pipeline of the hub."
         ) from error
     licence = None
     with contextlib.suppress(Exception):  # the card is optional, and may be anything

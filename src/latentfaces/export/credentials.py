@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentfaces import __version__
-from latentfaces.errors import UserError, missing_extra, one_line
+from latentfaces.errors import UserError, missing_extra, one_line, reason
 from latentfaces.files import atomic_write
 from latentfaces.marks import NEWSCODES, Source
 
@@ -42,9 +42,7 @@ class Credentials:
         try:
             self.signer = c2pa.Signer.from_info(info)
         except c2pa.C2paError as error:
-            raise UserError(
-                f"{certificate} and {key} cannot sign ({one_line(error)[:160]}). Give another pair."
-            ) from None
+            raise UserError(f"{certificate} and {key} cannot sign ({reason(error)}). Give another pair.") from None
 
     def sign(self, path: Path, source: Source) -> None:
         """Add a signed manifest with the source type to a file, in place.
@@ -62,7 +60,7 @@ class Credentials:
             builder = self.c2pa.Builder(json.dumps(manifest), self.context)
             builder.sign(self.signer, FORMATS[path.suffix], io.BytesIO(path.read_bytes()), signed)
         except self.c2pa.C2paError as error:
-            raise UserError(f"{path} cannot be signed ({one_line(error)[:160]}). Check mark_certificate.") from None
+            raise UserError(f"{path} cannot be signed ({reason(error)}). Check mark_certificate.") from None
         with atomic_write(path) as file:
             file.write(signed.getvalue())
 
@@ -75,7 +73,7 @@ def algorithm_of(secret: bytes, name: str | Path) -> bytes:
     try:
         key = load_pem_private_key(secret, None)
     except (TypeError, ValueError) as error:
-        raise UserError(f"mark_key={name} is not a private key without a password ({one_line(error)[:160]}).") from None
+        raise UserError(f"mark_key={name} is not a private key without a password ({reason(error)}).") from None
     if isinstance(key, ec.EllipticCurvePrivateKey):
         return {384: b"es384", 521: b"es512"}.get(key.key_size, b"es256")
     if isinstance(key, rsa.RSAPrivateKey):
@@ -99,7 +97,7 @@ def read_credentials(path: Path) -> str:
             store: dict[str, Any] = json.loads(reader.json())
     except c2pa.C2paError as error:
         absent = str(error).startswith(("ManifestNotFound", "NotSupported"))
-        return "none" if absent else f"unreadable ({one_line(error)[:160]})"
+        return "none" if absent else f"unreadable ({reason(error)})"
     signature = store["manifests"][store["active_manifest"]].get("signature_info", {})
     problems = [problem["code"] for problem in store.get("validation_status", [])]
     signer = ", ".join(one_line(signature[key])[:160] for key in ("common_name", "issuer") if key in signature)

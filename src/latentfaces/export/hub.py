@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from latentfaces.errors import UserError, missing_extra, one_line
+from latentfaces.errors import UserError, missing_extra, reason
 from latentfaces.model_folder import HUB_ID
 
 
@@ -38,7 +38,6 @@ def push(folder: Path, repository: str, dry_run: bool) -> str:
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload by latentfaces")
     except Exception as error:  # of the network or of the hub
         raise UserError(
-            f"push={repository} failed ({one_line(error)[:160]}). Run `hf auth login`, then "
-            f"`hf upload {repository} {folder}`."
+            f"push={repository} failed ({reason(error)}). Run `hf auth login`, then `hf upload {repository} {folder}`."
         ) from error
     return str(address)

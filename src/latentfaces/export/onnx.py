@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from latentfaces.autoencoder import VAE
 from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, InternalGuidance, LabelGuidance
 from latentfaces.diffusion.schedule import per_sample
-from latentfaces.errors import missing_extra, no_room, one_line
+from latentfaces.errors import missing_extra, no_room, reason
 from latentfaces.export.plan import sampling_plan
 from latentfaces.marks import GENERATED, xmp
 from latentfaces.pipeline import FacePipeline
@@ -107,8 +107,8 @@ def write_onnx(pipeline: FacePipeline, folder: Path) -> None:
             path.unlink(missing_ok=True)
             if no_room(error):
                 raise
-            reason = f"{type(error).__name__}: {one_line(error)[:160]}"
-            print(f"{name}.onnx is left out: this network cannot be exported ({reason}).")
+            cause = f"{type(error).__name__}: {reason(error)}"
+            print(f"{name}.onnx is left out: this network cannot be exported ({cause}).")
             return
     if pipeline.denoiser is not None:
         plan = {
