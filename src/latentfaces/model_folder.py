@@ -62,7 +62,8 @@ class ModelFolder(Run):
             raise
         except Exception as error:
             raise UserError(
-                f"{path} is missing or damaged, or does not fit {CONFIG} ({reason(error)}). Export it again."
+                f"{path} is missing or damaged, or does not fit {CONFIG} ({reason(error)}). "
+                "Export or download it again."
             ) from error
 
     def read(self, path: Path) -> dict[str, Tensor]:
