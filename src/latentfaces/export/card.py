@@ -68,7 +68,7 @@ def data_of(run: Run) -> list[Manifest]:
                 manifests += data_of(open_run(name))
             except UserError:
                 manifests.append({})
-    return [manifest for number, manifest in enumerate(manifests) if manifest not in manifests[:number]]
+    return manifests
 
 
 def licence_of(manifest: Manifest) -> str | None:
@@ -113,7 +113,7 @@ def usage(pipeline: FacePipeline, files: Sequence[str]) -> str:
 
 def training_data(data: Sequence[Manifest], product: str = "these weights") -> str:
     """Return what the images are, and their terms, which also apply to the product."""
-    first, *earlier = map(described_data, data)
+    first, *earlier = dict.fromkeys(map(described_data, data))  # without repetitions
     parts = [first]
     if earlier:
         parts += ["The VAE, or the run that training started from, was trained on other images:", *earlier]
