@@ -8,5 +8,5 @@ from latentfaces.evaluation import known_features
 
 def effnet_features(images: Tensor) -> Tensor:
     """uint8 images (n, 3, H, W) -> (n, 1280)."""
-    look = known_features("efficientnet_lite0")
-    return torch.cat([look(batch) for batch in images.split(64)])
+    extract = known_features("efficientnet_lite0")
+    return torch.cat([extract(batch) for batch in images.split(64)])

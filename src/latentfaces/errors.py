@@ -20,6 +20,17 @@ class UserError(Exception):
         super().__init__(message.encode(errors="backslashreplace").decode())
 
 
+def one_line(text: object) -> str:
+    """Return a text that may be untrusted without line breaks and control characters, which would spoil messages."""
+    line = " ".join(str(text).split())
+    return line if line.isprintable() else ascii(line)[1:-1]
+
+
+def reason(error: BaseException) -> str:
+    """Return the start of the message of an error of another package, as one line."""
+    return one_line(error)[:160]
+
+
 def missing_extra(purpose: str, extra: str, otherwise: str = "") -> UserError:
     """Return the error for a package that is not installed: what needs it, its extra, and another way."""
     return UserError(f"{purpose} needs an extra. Run `pip install 'latentfaces[{extra}]'`{otherwise}.")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentfaces.diffusion import Conditioning, NoGuidance, Sampler
 from latentfaces.diffusion.guidance import Extrapolation
-from latentfaces.errors import UserError, missing_extra
+from latentfaces.errors import UserError, missing_extra, reason
 from latentfaces.run import GUIDE, LABELS, Run, build, check_targets, find_run, has_interpolation
 
 CONFIG = "config.json"
@@ -61,9 +61,9 @@ class ModelFolder(Run):
         except UserError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:120]
             raise UserError(
-                f"{path} is missing or damaged, or does not fit {CONFIG} ({reason}). Export or download it again."
+                f"{path} is missing or damaged, or does not fit {CONFIG} ({reason(error)}). "
+                "Export or download it again."
             ) from error
 
     def read(self, path: Path) -> dict[str, Tensor]:
@@ -99,8 +99,7 @@ def open_model(place: str | Path) -> ModelFolder:
     except OSError:
         raise UserError(f"{folder} is not a model folder: it has no {CONFIG}. Use latentfaces-export.") from None
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} is not the config of a model folder ({reason}). Use another folder.") from None
+        raise UserError(f"{path} is not the config of a model folder ({reason(error)}). Use another folder.") from None
     return ModelFolder(folder, config)
 
 
@@ -139,5 +138,4 @@ def download(place: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=PATTERNS))
     except Exception as error:  # of the network, of the hub or of the disk
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{place} cannot be downloaded ({reason}). Check the ID and the network.") from error
+        raise UserError(f"{place} cannot be downloaded ({reason(error)}). Check the ID and the network.") from error

@@ -264,6 +264,18 @@ def test_folders_that_are_no_vae_of_diffusers_are_one_line(tmp_path: Path, fault
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("sd", {"in_channels": 1}), ("sd", {"out_channels": 4}), ("tiny", {"upsampling_scaling_factor": 1})],
+)
+def test_a_vae_of_other_images_is_one_line(tmp_path: Path, kind: str, changes: dict[str, int]) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    name, config = KINDS[kind]
+    getattr(diffusers, name)(**config, **changes).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="does not map RGB images to RGB images of the same size"):
+        load_pretrained(f"diffusers:{tmp_path}")
+
+
 def test_an_id_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -173,6 +173,32 @@ def test_training_packs_the_aligned_faces(photos: Photos, tmp_path: Path, as_zip
     assert FFHQDataModule.from_photos(root, align=True, **options).pack().manifest["num_images"] == 4
 
 
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_labels_are_found_beside_the_photos(photos: Photos, tmp_path: Path, as_zip: bool) -> None:
+    root = write_folder(photos.root, {"labels.csv": b"name,smile\n1.png,1\nset/two.png,0\n"})
+    if as_zip:
+        files = {name: (root / name).read_bytes() for name in ("1.png", "set/two.png", "labels.csv")}
+        root = write_zip(tmp_path / "photos.zip", files)
+    options = {"folder": tmp_path / "data", "resolution": 32, "batch_size": 1, "val_every": 4}
+    data = FFHQDataModule.from_photos(root, align=True, labels="labels.csv", label_types={"smile": "binary"}, **options)
+    known = dict(zip(data.pack().manifest["names"], data.use_labels().values[:, 0].tolist(), strict=True))
+    assert known["1.png"] == 1
+    assert known["set/two.png"] == 0
+    assert np.isnan(known["set/two-face2.png"])
+
+
+def test_complete_faces_may_be_in_a_read_only_folder(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = align_photos(photos, tmp_path / "out", 32).names
+
+    def read_only(path: Path) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr("latentfaces.data.aligning.file_lock", read_only)
+    assert align_photos(photos, tmp_path / "out", 32).names == names
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def run(*arguments: object) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentfaces.data.pack import Pack, hold_out, open_pack
+from latentfaces.data.pack import Pack, hold_out, open_pack, tuning_half
 from latentfaces.data.packing import find_or_write_pack
 from latentfaces.data.sources import Photos
 from latentfaces.errors import UserError
@@ -73,6 +73,16 @@ def test_nobody_is_both_learned_from_and_held_out() -> None:
     assert inside == {"0", "5", "10"}  # of people sorted as numbers; sorted as text, others would be
     assert inside.isdisjoint(outside)
     assert inside | outside == set(people)
+
+
+def test_no_person_is_in_both_halves_of_the_held_out_images() -> None:
+    people, val = list("abcabbcaaadd"), [0, 1, 2, 3, 4, 5, 6, 7, 8]  # of a are 4, of b 3, of c 2
+    half = tuning_half(val, people)
+    inside, outside = ({people[i] for i in val if (i in half) is is_in} for is_in in (True, False))
+    assert inside.isdisjoint(outside)
+    assert len(half) in (4, 5)
+    assert tuning_half([0, 3, 7], people) == [0, 7]  # one person alone
+    assert tuning_half(val, None) == [0, 2, 4, 6, 8]
 
 
 @pytest.mark.parametrize("manifest", [None, '{"format": 1, "num_'])

@@ -102,7 +102,7 @@ def test_manifest_says_what_the_pixels_are(photos: Path, folder: Path) -> None:
     assert manifest["settings"] == {"resolution": SIDE, "val_every": 10, "filter": "auto"}
     assert (manifest["resolution"], manifest["num_images"], manifest["enlarged"]) == (SIDE, 12, 0)
     assert manifest["skipped"] == []
-    assert manifest["split"] == {"rule": "one image in 10", "val": [0, 10]}
+    assert manifest["split"] == {"rule": "one image in 10", "val": [0, 10], "tuning": [0]}
     assert manifest["sha256"] == hashlib.sha256((folder / "images.npy").read_bytes()).hexdigest()
     assert manifest["written_by"].startswith("latentfaces ")
 
@@ -137,6 +137,8 @@ def test_people_of_the_listing_are_kept_apart_in_the_pack(photos: Path, folder: 
     (photos / "identity.csv").write_text("name,identity\n" + rows)
     pack = find_or_write_pack(Photos(photos), folder, SIDE, val_every=2)
     assert pack.val_indices.tolist() == [0, 1, 2, 6, 7, 8]
+    assert open_pack(folder).tuning_indices.tolist() == [0, 1, 2]
+    assert open_pack(folder).test_indices.tolist() == [6, 7, 8]
 
 
 def test_damaged_listing_of_people_is_rejected_before_anything_is_packed(photos: Path, folder: Path) -> None:
@@ -271,6 +273,13 @@ def test_pack_of_other_images_with_the_same_names_and_sizes_is_rejected(
         assert path.stat().st_size == size
     with pytest.raises(UserError, match=rf"{folder.name} was packed from other images .*\d\.bmp has changed"):
         find_or_write_pack(source(), folder, SIDE)
+
+
+def test_other_terms_than_those_of_the_pack_are_refused(photos: Path, folder: Path) -> None:
+    find_or_write_pack(Photos(photos, licence="CC BY 4.0"), folder, SIDE)
+    find_or_write_pack(Photos(photos), folder, SIDE)
+    with pytest.raises(UserError, match=r"packed with licence=CC BY 4\.0, not CC0\. Correct it in .*manifest\.json"):
+        find_or_write_pack(Photos(photos, licence="CC0"), folder, SIDE)
 
 
 @pytest.mark.parametrize(

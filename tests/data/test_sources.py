@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import struct
 import sys
 import zipfile
 from functools import partial
@@ -84,10 +85,12 @@ def test_runs_and_samples_below_the_root_are_left_out(tmp_path: Path, as_zip: bo
     own = [".hydra/config.yaml", "images/step_1.png"]
     files = photos(["1.png", "grids/grid.png", "grids/2.png", *(f"outputs/vae/a/{name}" for name in own), "mine/0.png"])
     files["mine/grid.png"] = buffer.getvalue()
+    signature = struct.pack(">I4s5000sI", 5000, b"caBX", b"", 0)  # of C2PA, before the text
+    files["signed/grid.png"] = buffer.getvalue()[:33] + signature + buffer.getvalue()[33:]
     root = write_zip(tmp_path / "f.zip", files) if as_zip else write_folder(tmp_path / "f", files)
     source = Photos(root)
     assert source.names == ["1.png", "grids/2.png", "grids/grid.png"]
-    assert source.left_out() == ["3 file(s) (written by latentfaces), such as mine/0.png"]
+    assert source.left_out() == ["4 file(s) (written by latentfaces), such as mine/0.png"]
     if not as_zip:
         assert Photos(root / "mine").names == ["0.png"]  # without the grid
 
@@ -114,6 +117,15 @@ def test_of_zip_members_of_one_name_the_last_is_read_and_the_others_are_counted(
     source = Photos(path)
     assert source.left_out() == ["1 file(s) (same name as a later zip member), such as 1.png"]
     assert np.array_equal(source.read(0, 6).pixels, decode(picture_bytes(7), 6).pixels)
+
+
+def test_names_in_a_zip_of_macos_are_utf8_without_a_flag(tmp_path: Path) -> None:
+    name = "Jose\u0301 1.png"
+    path = write_zip(tmp_path / "f.zip", photos([name, "2.png"]))
+    rewrite(path, name, {b"PK\3\4": 6, b"PK\1\2": 8}, "<H", 0)
+    source = Photos(path)
+    assert source.names == ["2.png", name]
+    assert np.array_equal(source.read(1, 6).pixels, decode(picture_bytes(0), 6).pixels)
 
 
 def test_system_folder_without_access_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,8 +313,10 @@ def test_a_name_that_is_no_utf8_is_packed_as_any_other(tmp_path: Path) -> None:
     assert len(Photos(folder).fingerprint) == 64
 
 
-def test_listing_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
-    listing = "name,identity\r\n1.png,Zo\u00eb\r\n,\r\n".encode("utf-8-sig")  # spreadsheets begin UTF-8 with a mark
+@pytest.mark.parametrize("comma", [",", ";"])
+def test_listing_saved_by_a_spreadsheet_is_read(tmp_path: Path, comma: str) -> None:
+    text = "name,identity\r\n1.png,Zo\u00eb\r\n,\r\n".replace(",", comma)
+    listing = text.encode("utf-8-sig")  # spreadsheets begin UTF-8 with a mark
     folder = write_folder(tmp_path / "f", {**photos(["1.png"]), "identity.csv": listing})
     assert identities(Photos(folder)) == ["Zo\u00eb"]
 

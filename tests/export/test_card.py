@@ -1,6 +1,7 @@
 """Model cards and uploads."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from latentfaces.errors import UserError
-from latentfaces.export.card import model_card
+from latentfaces.export.card import model_card, without_path
 from latentfaces.export.hub import push
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import open_run
@@ -70,6 +71,35 @@ def test_terms_of_the_images_are_those_of_the_weights(licence: str | None, heade
     assert f"\nlicense: {header}\n" in text
     assert clue in text
     assert ("excludes commercial use" in text) == (header != "other")
+
+
+def test_terms_of_the_images_of_the_vae_are_named_too(home: Path) -> None:
+    (path,) = Path("data").glob("*/manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["source"] |= {"name": "ffhq", "licence": "CC BY-NC-SA 4.0"}
+    Path("data/ffhq").mkdir()
+    Path("data/ffhq/manifest.json").write_text(json.dumps(manifest))
+    config = Path("outputs/vae/faces/config.yaml")
+    config.write_text(re.sub("(?m)^pack: .*", "pack: data/ffhq", config.read_text()))
+    text = card(home)
+    assert "\nlicense: cc-by-nc-sa-4.0\n" in text
+    assert text.count("| images | 48, of which 12 were held out |") == 2
+    assert "| source | ffhq |\n| licence | CC BY-NC-SA 4.0 |" in text
+    shutil.rmtree("outputs/vae")
+    assert "was trained on other images:\n\nNot recorded" in card(home)
+
+
+@pytest.mark.parametrize(
+    ("source", "public"),
+    [
+        ("taesd:../me/weights#tiny", "taesd:weights#tiny"),
+        ("ldm:~/vae.ckpt", "ldm:vae.ckpt"),
+        ("diffusers:/home/me at home/vae#sub", "diffusers:vae#sub"),
+        *[(f"diffusers:me/faces#vae at {'0' * 40}",) * 2],
+    ],
+)
+def test_folders_of_this_machine_are_not_published(source: str, public: str) -> None:
+    assert without_path(source) == public
 
 
 def test_a_card_without_the_pack_says_so(home: Path) -> None:

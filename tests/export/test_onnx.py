@@ -13,7 +13,7 @@ from helpers.stand_ins import SCHEDULES, White
 from PIL import Image
 from torch import Tensor
 
-from latentfaces.autoencoder import VAE
+from latentfaces.autoencoder import TAESD, VAE
 from latentfaces.data.images import to_uint8
 from latentfaces.diffusion import (
     AutoGuidance,
@@ -24,6 +24,7 @@ from latentfaces.diffusion import (
     DiT,
     DPMpp2MSampler,
     EulerSampler,
+    FlowMapSampler,
     Guidance,
     HeunSampler,
     LabelGuidance,
@@ -51,6 +52,15 @@ SAMPLERS = [
     DPMpp2MSampler(5, shift=2.0, eta=1.0),
     DPMpp2MSampler(5, shift="auto"),
 ]
+
+
+def flow_map() -> Denoiser:
+    """Flow map with random weights."""
+    torch.manual_seed(0)
+    network = DiT(4, 16, 1, 2, 2, flow_map=True)
+    for parameter in network.parameters():  # the initial network returns 0
+        torch.nn.init.normal_(parameter, std=0.3)
+    return Denoiser(network, RectifiedFlow()).eval().requires_grad_(False)
 
 
 def floats(pipeline: FacePipeline, names: list[tuple[int, int]]) -> Tensor:
@@ -155,6 +165,30 @@ def test_labels_are_an_input_of_the_program(guidance: Guidance) -> None:
     expected = pipeline.predictor(condition).predict(x, 0.5)
     assert torch.allclose(guided, expected, atol=1e-5)
     assert (expected[0] - pipeline.predictor(condition[[1, 1, 1]]).predict(x, 0.5)[0]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_a_plan_of_a_flow_map_is_its_sampler(num_steps: int) -> None:
+    denoiser, sampler = flow_map(), FlowMapSampler(num_steps)
+    noise = torch.randn(2, 4, 8, 8)
+    plan = sampling_plan(denoiser, sampler, noise.shape)
+    terms = [noise.double()]
+    for step in plan[1:]:
+        x = sum(weight * term for weight, term in zip(step["x"], terms, strict=True))
+        if step["kind"] == "latents":
+            assert torch.allclose(x, sampler(denoiser, noise).double(), atol=1e-5)
+        else:
+            t, t_next = (torch.full((2,), step[key]) for key in ("t", "t_next"))
+            terms.append(denoiser(x.float(), t, None, t_next).double())
+    assert len(terms) == 1 + num_steps
+
+
+def test_few_steps_on_a_pretrained_vae_give_our_faces(tmp_path: Path) -> None:
+    pipeline = FacePipeline(TAESD(4).eval(), flow_map(), 32, "cpu", sampler=FlowMapSampler(2))
+    write_onnx(pipeline, tmp_path)
+    ours = floats(pipeline, [(0, 0), (0, 1)]).numpy()
+    assert np.abs(ours - sample_onnx.sample(tmp_path, [(0, 0), (0, 1)])).max() < 1e-3
+    assert np.abs(ours[0] - ours[1]).max() > 0.01
 
 
 def test_what_cannot_be_exported_is_one_line(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from latentfaces.autoencoder.posterior import DiagonalGaussian
 from latentfaces.autoencoder.vae import VAE, Skips
-from latentfaces.errors import UserError, missing_extra
+from latentfaces.errors import UserError, missing_extra, reason
 from latentfaces.nn import weights_hash
 
 Kind = Literal["AutoencoderKL", "AutoencoderTiny"]
@@ -235,10 +235,9 @@ def load_diffusers(place: str) -> tuple[dict[str, Any], PretrainedVAE]:
         if lost := [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]:
             raise ValueError(f"{lost[0]} is not in both its config.json and its weights")
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"diffusers:{place} is not a VAE of diffusers, is damaged, or cannot be downloaded ({reason}). Give a "
-            "folder with config.json, or ID#vae for a pipeline of the hub."
+            f"diffusers:{place} is not a VAE of diffusers, is damaged, or cannot be downloaded "
+            f"({reason(error)}). Give a folder with config.json, or ID#vae for a pipeline of the hub."
         ) from error
     licence = None
     with contextlib.suppress(Exception):  # the card is optional, and may be anything
@@ -372,8 +371,13 @@ def load_pretrained(name: str) -> tuple[dict[str, Any], PretrainedVAE]:
         The config that builds its network, and the VAE.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is none, it is damaged, or it does not return images of the size that it is given.
     """
     kind, _, place = name.partition(":")
     config, vae = LOADERS[kind](place)
-    return config, vae.eval().requires_grad_(False)
+    vae.eval().requires_grad_(False)
+    images = torch.zeros(1, 3, vae.downsampling, vae.downsampling)
+    with contextlib.suppress(RuntimeError):  # of a network for other numbers of channels
+        if vae.decode(vae.encode(images).mean).shape == images.shape:
+            return config, vae
+    raise UserError(f"{name} does not map RGB images to RGB images of the same size. Choose another VAE.")

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -43,12 +44,12 @@ def align_photos(source: Photos, folder: Path, size: int) -> Photos:
         UserError: the extra `align` is missing, the folder has other contents, or no face is taken.
     """
     if source.archive is None and folder.resolve().is_relative_to(source.root.resolve()):
-        raise UserError(f"{folder} is inside of {source.root}. Choose a folder elsewhere for the faces.")
-    if not (folder / FACES_CSV).exists():
+        raise UserError(f"{folder} is inside of {source.root}. Choose another --align, or data.folder.")
+    is_done, path = (folder / FACES_CSV).exists(), folder / ALIGNMENT
+    if not is_done:
         align.session()  # before anything is written
     settings = json.dumps({"fingerprint": source.fingerprint, "size": size})
-    with file_lock(folder):
-        path = folder / ALIGNMENT
+    with nullcontext() if is_done else file_lock(folder):  # complete faces may be in a read-only folder
         if not folder.exists() or not any(folder.iterdir()):
             with atomic_write(path) as file:
                 file.write(settings.encode())
@@ -57,6 +58,7 @@ def align_photos(source: Photos, folder: Path, size: int) -> Photos:
         if not (folder / FACES_CSV).exists():
             Aligning(source, folder, size).run()
     faces = Photos(folder, source.licence)
+    faces.unaligned = source
     if not faces.listing[0]:
         raise UserError(f"No face was found in {source.root} that is fit for training: see {folder / FACES_CSV}.")
     return faces

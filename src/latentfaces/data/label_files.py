@@ -10,12 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from latentfaces.data.pack import Pack
-from latentfaces.data.sources import DrawnFaces, Photos, Source
+from latentfaces.data.sources import MAX_FILE_BYTES, DrawnFaces, Photos, Source
 from latentfaces.data.synthetic import LABELS_VERSION, known_labels
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, one_line
 from latentfaces.files import atomic_write, file_lock
 
-MAX_BYTES = 2**28
 AUTO, FOLDERS = "auto", "folders"
 CLASS = "class"
 """Name of the label of formats that have only one."""
@@ -58,11 +57,11 @@ def read_text(path: Path, wanted: str, source: Source) -> str:
     """Return the text of a file on disk, or else in the folder or .zip of the images."""
     try:
         if path.exists():
-            if path.stat().st_size > MAX_BYTES:
-                raise UserError(f"{path} has more than {MAX_BYTES:,} bytes. Choose a file of labels.")
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise UserError(f"{path} has more than {MAX_FILE_BYTES:,} bytes. Choose a file of labels.")
             return path.read_text("utf-8-sig")  # spreadsheets put a mark at the beginning
-        if isinstance(source, Photos) and source.has_file(wanted):
-            return source.file_bytes(wanted).decode("utf-8-sig")
+        if isinstance(source, Photos) and (photos := source.unaligned or source).has_file(wanted):
+            return photos.file_bytes(wanted).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"data.labels={wanted} is not a text in UTF-8. Unpack or convert it.") from None
     raise UserError(f"data.labels={wanted} does not exist. Give a file, a folder of JSONs, auto or folders.")
@@ -87,7 +86,9 @@ def drawn_rows(source: Source, pack: Pack) -> Iterator[Row]:
 
 def csv_rows(text: str, path: str) -> Iterator[Row]:
     """Yield the rows of a CSV with the column `name`, or of FFHQ-Aging, which has `image_number`."""
-    lines = csv.reader(io.StringIO(text, newline=""))
+    first = text.partition("\n")[0]
+    # In countries with decimal commas, spreadsheets write semicolons.
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=";" if ";" in first and "," not in first else ",")
     try:
         header = [one_line(column) for column in next(lines, [])]
         columns = [column for column in header if column]
@@ -154,8 +155,8 @@ def features_rows(folder: Path) -> Iterator[Row]:
     if not paths:
         raise UserError(f"data.labels={folder} contains no .json. Give the folder of ffhq-features, or a CSV.")
     for path in paths:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} has more than {MAX_BYTES:,} bytes. Remove it.")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"{path} has more than {MAX_FILE_BYTES:,} bytes. Remove it.")
         faces = parse(path.read_bytes() or b"[]", str(path))
         face = faces[0] if isinstance(faces, list) and faces else {}
         attributes = face.get("faceAttributes", {}) if isinstance(face, dict) else None
@@ -187,10 +188,4 @@ def as_text(value: Any, place: str) -> str:
     """Return a value of a JSON as the text of a cell."""
     if isinstance(value, list | dict):
         raise UserError(f"{place}: {ascii(value)[:40]} is not a single value. Correct it.")
-    return "" if value is None else one_line(str(value))
-
-
-def one_line(text: str) -> str:
-    """Return a text of an untrusted file without line breaks and control characters, which would spoil messages."""
-    text = " ".join(text.split())
-    return text if text.isprintable() else ascii(text)[1:-1]
+    return "" if value is None else one_line(value)

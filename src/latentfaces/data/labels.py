@@ -9,10 +9,10 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from latentfaces.data.label_files import CLASS, Row, image_key, label_rows, one_line
+from latentfaces.data.label_files import CLASS, Row, image_key, label_rows
 from latentfaces.data.pack import Pack
 from latentfaces.data.sources import Photos, Source, natural_key
-from latentfaces.errors import UserError
+from latentfaces.errors import UserError, one_line
 from latentfaces.labels import Kind, Label
 
 MAX_CHOICES, MAX_SHOWN = 64, 8

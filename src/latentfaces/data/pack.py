@@ -1,8 +1,10 @@
 """Packs: a folder with `images.npy` (N, 3, R, R) uint8, which is mapped, and `manifest.json`, which describes it."""
 
 import contextlib
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +43,13 @@ class Pack:
     @property
     def tuning_indices(self) -> NDArray[np.int64]:
         """Half of the held-out images, for choices by a distance: task=tune, callbacks.face_metrics."""
-        return self.val_indices[::2]
+        split = self.manifest["split"]
+        return np.asarray(split.get("tuning", split["val"][::2]), dtype=np.int64)  # earlier packs do not list it
 
     @property
     def test_indices(self) -> NDArray[np.int64]:
         """The other half of the held-out images, on which task=evaluate reports."""
-        return self.val_indices[1::2]
+        return np.setdiff1d(self.val_indices, self.tuning_indices)
 
     @cached_property
     def train_indices(self) -> NDArray[np.int64]:
@@ -81,6 +84,18 @@ def hold_out(names: list[str], identities: list[str] | None, every: int) -> tupl
     if is_whole_ffhq(names):
         return "FFHQ's official split: the last 10,000", list(range(FFHQ_TRAIN, FFHQ_SIZE))
     return f"one image in {every}", list(range(0, len(names), every))
+
+
+def tuning_half(val: list[int], identities: list[str] | None) -> list[int]:
+    """Return half of the held-out images. No person is in both halves, unless all images are of one person."""
+    if identities is None or len({identities[i] for i in val}) < 2:
+        return val[::2]
+    counts = Counter(identities[i] for i in val)
+    halves: tuple[list[int], list[int]] = [], []
+    largest_first = sorted(val, key=lambda i: (-counts[identities[i]], identities[i]))
+    for _, images in groupby(largest_first, key=identities.__getitem__):
+        min(halves, key=len).extend(images)
+    return sorted(halves[0])
 
 
 def pack_if_here(folder: str | Path | None) -> Pack | None:

@@ -17,7 +17,7 @@ from rich.text import Text
 from latentfaces.data.arrays import ResumableArray
 from latentfaces.data.images import FilterName
 from latentfaces.data.label_files import identities
-from latentfaces.data.pack import FORMAT, Pack, hold_out, open_pack
+from latentfaces.data.pack import FORMAT, Pack, hold_out, open_pack, tuning_half
 from latentfaces.data.sources import BadImageError, Photos, Source
 from latentfaces.data.verify import changed_files, file_sha256
 from latentfaces.errors import UserError
@@ -80,6 +80,10 @@ def find_or_write_pack(
             f"{folder} was packed from other images than those in {source.name} now ({difference}). Delete that folder "
             "to pack again."
         )
+    licence = pack.manifest["source"].get("licence")
+    if source.licence not in (None, licence):
+        manifest = folder / "manifest.json"
+        raise UserError(f"{folder} was packed with licence={licence}, not {source.licence}. Correct it in {manifest}.")
     for key, value in settings.items():
         if pack.manifest["settings"][key] != value:
             raise UserError(
@@ -168,7 +172,7 @@ class Packing:
             "num_images": len(kept),
             "how": HOW,
             "sha256": file_sha256(self.array.path if self.faults else self.array.partial),
-            "split": {"rule": rule, "val": val},
+            "split": {"rule": rule, "val": val, "tuning": tuning_half(val, people)},
             "enlarged": num_enlarged,
             "skipped": [self.faults[index] for index in sorted(self.faults)],
             "names": names,

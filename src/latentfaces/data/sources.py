@@ -45,8 +45,12 @@ def natural_key(name: str) -> list[tuple[Decimal, str]]:
 
 
 def member_name(member: zipfile.ZipInfo) -> str:
-    """Return the name of a .zip member with slashes, where Windows may have written backslashes."""
-    return PurePosixPath(member.filename.replace("\\", "/")).as_posix()
+    """Return the name of a .zip member in UTF-8 and with slashes, where Windows may have written backslashes."""
+    name = member.filename
+    if not member.flag_bits & 0x800:  # macOS writes UTF-8 without this flag, and zipfile then reads code page 437
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode()
+    return PurePosixPath(name.replace("\\", "/")).as_posix()
 
 
 def is_hidden(name: str) -> bool:
@@ -126,6 +130,9 @@ class Photos(Source):
         licence: terms of the images, for the manifest.
     """
 
+    unaligned: "Photos | None" = None
+    """The photos, if these are their aligned faces."""
+
     def __init__(self, root: str | Path, licence: str | None = None) -> None:
         self.root, self.licence = Path(root).expanduser(), licence
         self.name = self.root.resolve().name.removesuffix(".zip")
@@ -197,7 +204,7 @@ class Photos(Source):
                 yield name.removesuffix(RUN) + "/"
             elif PurePosixPath(name).name == "grid.png":
                 with suppress(BadImageError):
-                    if PNG_TEXT in self.file_bytes(name)[:1000]:
+                    if PNG_TEXT in self.file_bytes(name):
                         yield name.removesuffix("grid.png") or name
 
     def left_out(self) -> list[str]:

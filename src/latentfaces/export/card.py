@@ -1,5 +1,6 @@
 """Model card: README.md of a model folder. It has only figures that the run has."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from latentfaces import __version__
-from latentfaces.autoencoder import PretrainedVAE
+from latentfaces.autoencoder import PretrainedVAE, is_pretrained
+from latentfaces.errors import UserError
 from latentfaces.evaluation.protocol import as_markdown, newest_result
 from latentfaces.files import read_json
 from latentfaces.pipeline import FacePipeline
-from latentfaces.run import Run, config_of
+from latentfaces.run import Run, config_of, open_run
 
 FFHQ_TERMS = "CC BY-NC-SA 4.0"
 """Licence of FFHQ, whose images are for non-commercial use alone."""
@@ -44,36 +46,45 @@ def model_card(run: Run, pipeline: FacePipeline, files: Sequence[str]) -> str:
         "Limits": limits(pipeline, data),
     }
     parts = [f"## {title}\n\n{text}" if title else text for title, text in sections.items()]
-    return "\n\n".join([front_matter(data), *parts]) + "\n"
+    return "\n\n".join([front_matter(data, pipeline), *parts]) + "\n"
 
 
 INTENDED_USE = """Research on generative models, teaching, and images of people who do not exist.
 Do not use the images to deceive, to harass, or to represent a real person.
-Every image is marked as generated (IPTC `DigitalSourceType`). Keep the mark when you publish one."""
+Image files are marked as generated (IPTC `DigitalSourceType`). Keep the mark when you publish one."""
 
 
-def data_of(run: Run) -> dict[str, Any]:
-    """Return the manifest of the run's pack; empty where the pack is not on this machine."""
-    return read_json(Path(run.config["pack"]) / "manifest.json") if run.config.get("pack") else {}
+Manifest = Mapping[str, Any]
+"""Manifest of a pack; empty where it is not on this machine."""
 
 
-def licence_of(data: Mapping[str, Any]) -> str | None:
+def data_of(run: Run) -> list[Manifest]:
+    """Return the manifests of the images of the run, and of the earlier runs that its weights are from."""
+    pack = run.config.get("pack")
+    manifests: list[Manifest] = [read_json(Path(pack) / "manifest.json") if pack else {}]
+    for name in (run.config.get("vae"), run.config.get("init")):
+        if name is not None and not is_pretrained(name):
+            try:
+                manifests += data_of(open_run(name))
+            except UserError:
+                manifests.append({})
+    return manifests
+
+
+def licence_of(manifest: Manifest) -> str | None:
     """Return the terms of the images, if they are known."""
-    return data.get("source", {}).get("licence")
+    return manifest.get("source", {}).get("licence")
 
 
-def hub_license(data: Mapping[str, Any]) -> str:
+def hub_license(data: Sequence[Manifest]) -> str:
     """Return the licence as hubs name it. What comes from FFHQ is under its licence."""
-    return "cc-by-nc-sa-4.0" if licence_of(data) == FFHQ_TERMS else "other"
+    return "cc-by-nc-sa-4.0" if FFHQ_TERMS in map(licence_of, data) else "other"
 
 
-def front_matter(data: Mapping[str, Any]) -> str:
+def front_matter(data: Sequence[Manifest], pipeline: FacePipeline) -> str:
     """Return the header that hubs read."""
-    return (
-        "---\nlibrary_name: latentfaces\npipeline_tag: unconditional-image-generation\n"
-        f"license: {hub_license(data)}\n"
-        "tags: [latent-diffusion, faces]\n---"
-    )
+    tag = "" if pipeline.denoiser is None else "pipeline_tag: unconditional-image-generation\n"
+    return f"---\nlibrary_name: latentfaces\n{tag}license: {hub_license(data)}\ntags: [latent-diffusion, faces]\n---"
 
 
 def summary(run: Run, pipeline: FacePipeline) -> str:
@@ -100,20 +111,30 @@ def usage(pipeline: FacePipeline, files: Sequence[str]) -> str:
     return text
 
 
-def training_data(data: Mapping[str, Any], product: str = "these weights") -> str:
+def training_data(data: Sequence[Manifest], product: str = "these weights") -> str:
     """Return what the images are, and their terms, which also apply to the product."""
-    if not data:
+    first, *earlier = dict.fromkeys(map(described_data, data))  # without repetitions
+    parts = [first]
+    if earlier:
+        parts += ["The VAE, or the run that training started from, was trained on other images:", *earlier]
+    words = [word for manifest in data for word in (licence_of(manifest) or "").upper().replace("-", " ").split()]
+    if "NC" in words:  # non-commercial
+        parts.append(f"The licence of the images excludes commercial use. That applies to {product} too.")
+    return "\n\n".join(parts)
+
+
+def described_data(manifest: Manifest) -> str:
+    """Return number, name and terms of images."""
+    if not manifest:
         return "Not recorded: the pack was not on this machine."
-    licence, held_out = licence_of(data), len(data["split"]["val"])
-    rows = {
-        "images": f"{data['num_images']:,}, of which {held_out:,} were held out",
-        "source": data.get("source", {}).get("name", "not recorded"),
-        "licence": licence or "not recorded",
-    }
-    note = ""
-    if licence is not None and "NC" in licence.upper().replace("-", " ").split():  # non-commercial
-        note = f"\n\nThe licence of the images excludes commercial use. That applies to {product} too."
-    return table(rows) + note
+    held_out = len(manifest["split"]["val"])
+    return table(
+        {
+            "images": f"{manifest['num_images']:,}, of which {held_out:,} were held out",
+            "source": manifest.get("source", {}).get("name", "not recorded"),
+            "licence": licence_of(manifest) or "not recorded",
+        }
+    )
 
 
 def recipe(run: Run, pipeline: FacePipeline) -> dict[str, str]:
@@ -140,7 +161,8 @@ def recipe(run: Run, pipeline: FacePipeline) -> dict[str, str]:
 def without_path(source: str) -> str:
     """Return where a pretrained VAE is from, without the path of a folder of this machine."""
     kind, _, place = source.partition(":")
-    return f"{kind}:{Path(place).name}" if Path(place).expanduser().is_absolute() else source
+    is_of_hub = re.fullmatch(r"[^/~.][^/]*/.+ at [0-9a-f]{40}", place)  # with its commit
+    return source if is_of_hub else f"{kind}:{Path(place).name}"
 
 
 def described(module: nn.Module) -> str:
@@ -189,14 +211,14 @@ def audit(run: Run) -> str:
     return table(rows) + "\n\nBoth are 0.01 for new real images." if rows else "Not measured."
 
 
-def limits(pipeline: FacePipeline, data: Mapping[str, Any]) -> str:
+def limits(pipeline: FacePipeline, data: Sequence[Manifest]) -> str:
     """Return what the model cannot do."""
     lines = [
         f"- Images have {pipeline.resolution} x {pipeline.resolution} pixels.",
         "- Faces follow the training images: groups that are rare there are rare and worse here.",
         "- A generated face may resemble a real person by chance, or by memorization.",
     ]
-    if licence_of(data) is None:
+    if None in map(licence_of, data):
         lines.append("- The terms of the training images are not recorded. Check them before you publish the weights.")
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentfaces import __version__
-from latentfaces.errors import UserError, missing_extra
+from latentfaces.errors import UserError, missing_extra, one_line, reason
 from latentfaces.files import atomic_write
 from latentfaces.marks import NEWSCODES, Source
 
@@ -42,7 +42,7 @@ class Credentials:
         try:
             self.signer = c2pa.Signer.from_info(info)
         except c2pa.C2paError as error:
-            raise UserError(f"{certificate} and {key} cannot sign ({one_line(error)}). Give another pair.") from None
+            raise UserError(f"{certificate} and {key} cannot sign ({reason(error)}). Give another pair.") from None
 
     def sign(self, path: Path, source: Source) -> None:
         """Add a signed manifest with the source type to a file, in place.
@@ -60,7 +60,7 @@ class Credentials:
             builder = self.c2pa.Builder(json.dumps(manifest), self.context)
             builder.sign(self.signer, FORMATS[path.suffix], io.BytesIO(path.read_bytes()), signed)
         except self.c2pa.C2paError as error:
-            raise UserError(f"{path} cannot be signed ({one_line(error)}). Check mark_certificate.") from None
+            raise UserError(f"{path} cannot be signed ({reason(error)}). Check mark_certificate.") from None
         with atomic_write(path) as file:
             file.write(signed.getvalue())
 
@@ -73,7 +73,7 @@ def algorithm_of(secret: bytes, name: str | Path) -> bytes:
     try:
         key = load_pem_private_key(secret, None)
     except (TypeError, ValueError) as error:
-        raise UserError(f"mark_key={name} is not a private key without a password ({one_line(error)}).") from None
+        raise UserError(f"mark_key={name} is not a private key without a password ({reason(error)}).") from None
     if isinstance(key, ec.EllipticCurvePrivateKey):
         return {384: b"es384", 521: b"es512"}.get(key.key_size, b"es256")
     if isinstance(key, rsa.RSAPrivateKey):
@@ -97,13 +97,8 @@ def read_credentials(path: Path) -> str:
             store: dict[str, Any] = json.loads(reader.json())
     except c2pa.C2paError as error:
         absent = str(error).startswith(("ManifestNotFound", "NotSupported"))
-        return "none" if absent else f"unreadable ({one_line(error)})"
+        return "none" if absent else f"unreadable ({reason(error)})"
     signature = store["manifests"][store["active_manifest"]].get("signature_info", {})
     problems = [problem["code"] for problem in store.get("validation_status", [])]
-    signer = ", ".join(one_line(signature[key]) for key in ("common_name", "issuer") if key in signature)
+    signer = ", ".join(one_line(signature[key])[:160] for key in ("common_name", "issuer") if key in signature)
     return f"{store.get('validation_state')}, signed by {signer or 'nobody'}" + "".join(f"; {p}" for p in problems)
-
-
-def one_line(text: object) -> str:
-    """Return the start of a text that may be untrusted as one line."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split())[:160])

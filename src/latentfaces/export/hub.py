@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from latentfaces.errors import UserError, missing_extra
+from latentfaces.errors import UserError, missing_extra, reason
 from latentfaces.model_folder import HUB_ID
 
 
@@ -37,8 +37,7 @@ def push(folder: Path, repository: str, dry_run: bool) -> str:
         address = api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload by latentfaces")
     except Exception as error:  # of the network or of the hub
-        reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"push={repository} failed ({reason}). Run `hf auth login`, then `hf upload {repository} {folder}`."
+            f"push={repository} failed ({reason(error)}). Run `hf auth login`, then `hf upload {repository} {folder}`."
         ) from error
     return str(address)

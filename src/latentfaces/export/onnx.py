@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from latentfaces.autoencoder import VAE
 from latentfaces.diffusion import AutoGuidance, Denoiser, Guidance, InternalGuidance, LabelGuidance
 from latentfaces.diffusion.schedule import per_sample
-from latentfaces.errors import missing_extra, no_room
+from latentfaces.errors import missing_extra, no_room, reason
 from latentfaces.export.plan import sampling_plan
 from latentfaces.marks import GENERATED, xmp
 from latentfaces.pipeline import FacePipeline
@@ -40,14 +40,18 @@ class Decode(nn.Module):
 class Denoise(nn.Module):
     """Guided denoiser: maps x_t (b, c, h, w), t (b,), guided (b,), 1 or 0, and the condition (b, n) to the prediction.
 
-    A model without labels has no condition.
+    A model without labels has no condition. A flow map has t_next (b,), the end of the step, and no guidance.
     """
 
     def __init__(self, denoiser: Denoiser, guide: Denoiser | None, guidance: Guidance) -> None:
         super().__init__()
         self.denoiser, self.guide, self.guidance = denoiser, guide, guidance
 
-    def forward(self, x_t: Tensor, t: Tensor, guided: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor, guided: Tensor, condition: Tensor | None = None, t_next: Tensor | None = None
+    ) -> Tensor:
+        if t_next is not None:
+            return self.denoiser(x_t, t, condition, t_next)
         guidance, guide = self.guidance, self.guide
         if isinstance(guidance, InternalGuidance):
             prediction, weaker = self.denoiser.heads(x_t, t, condition)
@@ -75,10 +79,12 @@ def denoiser_program(pipeline: FacePipeline) -> ExportedProgram:
     module = Denoise(pipeline.denoiser, pipeline.guide_in_use, pipeline.guidance).eval()
     x_t = torch.zeros(2, *pipeline.latent_shape, device=pipeline.device)
     t = torch.full((2,), 0.5, device=pipeline.device)
-    inputs: tuple[Tensor, ...] = (x_t, t, torch.ones_like(t))
+    inputs = {"x_t": x_t, "t": t, "guided": torch.ones_like(t)}
     if pipeline.conditioning is not None:
-        inputs = (*inputs, x_t.new_zeros(2, pipeline.conditioning.size))
-    return torch.export.export(module, inputs, dynamic_shapes=({0: Dim("batch")},) * len(inputs))
+        inputs["condition"] = x_t.new_zeros(2, pipeline.conditioning.size)
+    ends = {"t_next": torch.zeros_like(t)} if pipeline.denoiser.is_flow_map else {}
+    shapes = {name: {0: Dim("batch")} for name in [*inputs, *ends]}
+    return torch.export.export(module, tuple(inputs.values()), ends, dynamic_shapes=shapes)
 
 
 def write_onnx(pipeline: FacePipeline, folder: Path) -> None:
@@ -101,8 +107,8 @@ def write_onnx(pipeline: FacePipeline, folder: Path) -> None:
             path.unlink(missing_ok=True)
             if no_room(error):
                 raise
-            reason = " ".join(str(error).split())[:120]
-            print(f"{name}.onnx is left out: this network cannot be exported ({type(error).__name__}: {reason}).")
+            cause = f"{type(error).__name__}: {reason(error)}"
+            print(f"{name}.onnx is left out: this network cannot be exported ({cause}).")
             return
     if pipeline.denoiser is not None:
         plan = {

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentfaces.diffusion import NoiseSchedule, Predictor, Sampler
+from latentfaces.diffusion import Denoiser, FlowMapSampler, NoiseSchedule, Predictor, Sampler
+from latentfaces.diffusion.flow_map import step_coefficients
 from latentfaces.diffusion.guidance import Guided
 from latentfaces.diffusion.schedule import shift_for
 
@@ -73,10 +74,26 @@ def sampling_plan(predictor: Predictor, sampler: Sampler, shape: Sequence[int]) 
 
     Returns:
         Steps of the kinds "noise" (a draw), "denoise" (evaluate the denoiser at time t on the sum of the terms so far,
-        weighted by x; guided is 1 or 0), and last "latents" (their weighted sum is the result).
+        weighted by x; guided is 1 or 0), and last "latents" (their weighted sum is the result). A step of a flow map
+        also has t_next.
     """
+    if isinstance(sampler, FlowMapSampler):
+        assert isinstance(predictor, Denoiser)
+        return flow_map_plan(predictor, sampler)
     recorder, sampler = Recorder(predictor, 1 + TERMS_PER_STEP * sampler.num_steps), copy.copy(sampler)
     if sampler.shift == "auto":  # coefficients do not have the shape of the latents
         sampler.shift = shift_for(shape)
     latents = sampler(recorder, recorder.noise(), recorder.noise)
     return [*recorder.steps, {"kind": "latents", "x": recorder.coefficients(latents)}]
+
+
+def flow_map_plan(denoiser: Denoiser, sampler: FlowMapSampler) -> list[dict[str, Any]]:
+    """Return the steps of the sampler of a flow map, as `sampling_plan`."""
+    times = torch.tensor(sampler.times(denoiser.schedule, denoiser.first_time), dtype=torch.float64)
+    on_x, on_prediction = step_coefficients(denoiser, times[:-1], times[1:])
+    x, steps = denoiser.schedule.sigma(times[:1]), [dict[str, Any](kind="noise")]
+    for i in range(sampler.num_steps):
+        ends = {"t": float(times[i]), "t_next": float(times[i + 1])}
+        steps.append({"kind": "denoise", **ends, "guided": 0.0, "x": x.tolist()})
+        x = torch.cat([on_x[i] * x, on_prediction[i : i + 1]])
+    return [*steps, {"kind": "latents", "x": x.tolist()}]

@@ -36,8 +36,8 @@ def sample(folder: Path, names: list[tuple[int, int]], condition: np.ndarray | N
             continue
         x = np.asarray(sum(c * term for c, term in zip(step["x"], terms, strict=True)), np.float32)
         if step["kind"] == "denoise":
-            times, guided = (np.full(len(x), step[key], np.float32) for key in ("t", "guided"))
-            values = {"x_t": x, "t": times, "guided": guided, "condition": known}
+            values = {"x_t": x, "condition": known}
+            values |= {key: np.full(len(x), step[key], np.float32) for key in ("t", "t_next", "guided") if key in step}
             terms.append(denoiser.run(None, {i.name: values[i.name] for i in denoiser.get_inputs()})[0].astype(float))
     return decoder.run(None, {"latents": x})[0]
 
