@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import key_of, leaves_of, overridden_keys
-from latentfaces.config.paths import GROUPS
+from latentfaces.config.paths import CONF, GROUPS
 from latentfaces.config.schema import PositiveNumber, TrainConfig
 from latentfaces.errors import UserError, warn
 
@@ -121,7 +121,7 @@ NETWORKS = {"model/autoencoder": "model.autoencoder", "model/denoiser": "model.d
 
 
 def check_groups(cfg: DictConfig, overridden: Sequence[str]) -> None:
-    """Reject a group that is written with dots, and a network whose values an experiment replaces.
+    """Reject a group that is written with dots, and an experiment that is not for this model or replaces a network.
 
     Raises:
         UserError: naming the override and the fix.
@@ -132,8 +132,12 @@ def check_groups(cfg: DictConfig, overridden: Sequence[str]) -> None:
         group = key.replace(".", "/")
         if "." in key and group in GROUPS and re.fullmatch(r"\w+", value) and value != "null":
             raise UserError(f"{key} is a group. Use {group}={value}")
+    experiment = choices.get("experiment")
+    models = [path.stem for path in sorted((CONF / "experiment" / f"{experiment}").glob("*.yaml"))]
+    if models and choices["model"] not in models:
+        raise UserError(f"experiment={experiment} is for model={' or model='.join(models)}. Use that, or leave it out.")
     for group, network in NETWORKS.items():
-        if group not in overridden or choices.get("experiment") is None:
+        if group not in overridden or experiment is None:
             continue
         chosen: Any = OmegaConf.to_container(OmegaConf.select(cfg, network))
         if network_without("experiment", network, overrides) == chosen:
@@ -141,7 +145,7 @@ def check_groups(cfg: DictConfig, overridden: Sequence[str]) -> None:
         without = network_without(group, network, overrides)
         if without == chosen or without.get("_target_") != chosen["_target_"]:
             raise UserError(
-                f"{group}={choices[group]} conflicts with experiment={choices['experiment']}, which sets the network "
+                f"{group}={choices[group]} conflicts with experiment={experiment}, which sets the network "
                 f"size. Leave one out, or set single values with {network}.KEY=..."
             )
 
@@ -176,6 +180,8 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
             check_value(key, rate, PositiveNumber)
     if cfg.logger.get("csv") is None:
         raise UserError("logger.csv is missing: the report of the run needs metrics.csv. Use logger=csv for it alone.")
+    if cfg.callbacks.get("best_weights") is None:
+        raise UserError("callbacks.best_weights is missing: without it a run leaves no weights to use. Restore it.")
     if "max_skipped_steps" in overridden and cfg.on_nonfinite == "fail":
         raise UserError("max_skipped_steps has no effect without on_nonfinite=skip")
     if cfg.requeue and cfg.resume.lower() != "auto":
@@ -258,6 +264,11 @@ def check_loss(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> 
             raise UserError(
                 f"The discriminator needs data.resolution={smallest} or more. Lower "
                 "model.adversary.discriminator.num_layers"
+            )
+        if 0 < cfg.trainer.max_steps <= model.adversary.start_step:
+            raise UserError(
+                f"model.adversary.start_step={model.adversary.start_step} is never reached with "
+                f"trainer.max_steps={cfg.trainer.max_steps}. Lower it, or train for longer."
             )
     for key in overridden:
         if "skip_dropout" in key and not model.autoencoder.get("skip_connections"):
