@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from latentfaces.config.overrides import leaves_of
 from latentfaces.errors import UserError, warn
 from latentfaces.ranks import is_main_process
-from latentfaces.run import CONFIG, MOVED, RESULT, Run, folders_named, open_run, resume_command, train_program
+from latentfaces.run import CONFIG, MOVED, RESULT, Run, folders_named, open_run, program, resume_command
 
 CANDIDATES = ("last", "last.previous", "best")
 """Checkpoints to resume from, the newest first."""
@@ -191,11 +191,11 @@ def matches(key: str, patterns: tuple[str, ...]) -> bool:
 
 def command_to_resume(cfg: DictConfig) -> str:
     """Return the command that resumes this run."""
-    program = ["torchrun", "...", "train.py"] if "TORCHELASTIC_RUN_ID" in os.environ else train_program()
+    train = ["torchrun", "...", "train.py"] if "TORCHELASTIC_RUN_ID" in os.environ else program("train")
     # A job of a sweep must not start the sweep again.
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     overrides = HydraConfig.get().overrides.task if in_sweep else sys.argv[1:]
-    return resume_command(program, overrides, Path(cfg.run_dir))
+    return resume_command(train, overrides, Path(cfg.run_dir))
 
 
 def requeue() -> None:
