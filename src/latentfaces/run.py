@@ -63,7 +63,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training has ended."""
+        """Whether a training has ended. It may be trained further since."""
         return bool(self.result())
 
     def result(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from latentfaces.cli.compute import apply_choices, device_choices, keep_freed_me
 from latentfaces.cli.devices import drop_stale_ranks, resolve_devices
 from latentfaces.cli.init_run import add_init_run, check_network, take_weights
 from latentfaces.cli.labels import add_conditioning, has_labels, save_labels
-from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
+from latentfaces.cli.resume import claim_run, command_to_resume, requeue, resumed_run, trained_alone
 from latentfaces.cli.vae_run import add_trained_vae
 from latentfaces.config.overrides import leaves_of, plain
 from latentfaces.config.secrets import refuse_unsafe
@@ -151,7 +151,7 @@ def build_training(
     if is_main_process():
         if isinstance(init, VAE) or isinstance(trained_vae, VAE):
             show_pretrained(module.autoencoder, data, cfg)
-        if trained_vae is not None:  # the run can be moved without the other
+        if trained_vae is not None and resumed_run(cfg) is None:  # the run can be moved without the other
             save_weights(module.autoencoder, Path(cfg.run_dir) / "checkpoints" / "best_vae.pth")
         print(describe(cfg, trainer, computed))
     for logger in trainer.loggers:

@@ -25,19 +25,20 @@ LOCK, PATIENCE, SLURM_PATIENCE = ".lock", 10.0, 120.0
 
 NEW_KEYS = {
     "model.denoiser.network.position_table": "False",
-    "init": "None",
     "trainable": "all",
-    **dict.fromkeys(("data.labels", "model.labels", "run"), "None"),
+    "data.labels": "None",
+    "model.labels": "None",
 }
 """Keys that runs of earlier versions lack, and the values that they had."""
 NOT_COMPARED = (
-    *("name", "version", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk"),
+    *("name", "version", "resume", "requeue", "run_dir", "pack", "logger.*", "on_full_disk"),
+    *("vae", "init", "run"),  # `check_same` compares them
     *("model.conditioning*", "model.denoiser.network.label_channels"),  # of data.labels; see `cli.labels`
     # Keys of earlier versions.
     *("data.num_workers", "trainer.sync_batchnorm", "trainer.use_distributed_sampler"),
-    *("trainer.fast_dev_run", "trainer.overfit_batches"),
+    *("trainer.fast_dev_run", "trainer.overfit_batches", "trainer.gradient_clip_algorithm"),
 )
-"""Keys that do not affect training."""
+"""Keys that do not affect training, or that are compared elsewhere."""
 HARMLESS = ("on_nonfinite", "max_skipped_*", "data.folder", "callbacks.*", "device.*", "model.sampler.*", "trainer.*")
 """Keys that may change at a resume, except `HARMFUL`. All others affect the trained weights."""
 HARMFUL = ("trainer.accumulate_*", "trainer.gradient_clip_*", "trainer.limit_train_*", "trainer.limit_val_*")
@@ -67,6 +68,8 @@ def trained_alone(cfg: DictConfig) -> Iterator[None]:
             f"Another process trains in {folder}. Wait for it, or choose another name=... (If there is none, "
             f"remove {folder / LOCK}.)"
         ) from None
+    for unfinished in (folder / "checkpoints").rglob("*.partial"):  # of a training that was killed in a save
+        unfinished.unlink()
     try:
         yield
     except BaseException:
@@ -135,8 +138,6 @@ def claim_run(cfg: DictConfig) -> Path | None:
     checkpoint = newest_intact(checkpoints, fall_back=resume == "auto")
     compare_configs(cfg, force=resume == "force")
     if is_main_process():
-        for unfinished in (folder / "checkpoints").rglob("*.partial"):  # from a kill during a save
-            unfinished.unlink()
         print(f"Resuming from {checkpoint}")
     return checkpoint
 

@@ -41,7 +41,7 @@ class BestWeights(Callback):
         assert isinstance(pl_module, BaseModule)
         result = read_json(self.folder.parent / RESULT)
         if result.get("steps") == pl_module.resumed_at is not None:
-            self.best = min(self.best, result["val/best_loss"])
+            self.best = min(self.best, result.get("val/best_loss", math.inf))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
