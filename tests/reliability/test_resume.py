@@ -374,6 +374,8 @@ def test_case_35_a_finished_run_that_is_trained_further_is_logged_and_timed_as_o
             torch.save(state, "outputs/vae/further/checkpoints/last.ckpt")
     for name in ("train/loss", "lr-AdamW"):
         assert [row["step"] for row in rows_of("vae/further") if row[name]] == [str(step) for step in range(8)], name
+    (rate,) = [float(row["lr-AdamW"]) for row in rows_of("vae/further") if row["step"] == "4" and row["lr-AdamW"]]
+    assert rate == pytest.approx(6e-4 * 5 / 201)  # in the warm-up of 200 steps; at the first limit it was 0
     assert 100 < json.loads(result.read_text())["minutes"] < 105
 
 
