@@ -82,4 +82,4 @@ def test_weights_and_checkpoints_of_another_network_name_the_version(earlier: Pa
         find_run("latest", "vae").module("autoencoder", "best_vae")
     with pytest.raises(RuntimeError) as error:
         torch.nn.Linear(1, 1).load_state_dict({})
-    assert "It is of another version" in str(explain(error.value))
+    assert "the version of its training" in str(explain(error.value))

@@ -63,7 +63,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training has ended."""
+        """Whether a training has ended. It may be trained further since."""
         return bool(self.result())
 
     def result(self) -> dict[str, Any]:
@@ -248,14 +248,14 @@ def config_of(part: object) -> dict[str, Any]:
     return {"_target_": f"latentfaces.diffusion.{type(part).__name__}", **arguments}
 
 
-def train_program() -> list[str]:
-    """Return the training command in the form in which this process was started."""
+def program(name: str) -> list[str]:
+    """Return the command "train" or "sample" in the form in which this process was started."""
     installed = Path(sys.argv[0]).name.startswith("latentfaces-")
-    return ["latentfaces-train"] if installed else ["python", "train.py"]
+    return [f"latentfaces-{name}"] if installed else ["python", f"{name}.py"]
 
 
 def overrides_of(folder: Path) -> list[str]:
-    """Return the overrides of a run's first command; none if they were not kept."""
+    """Return the overrides of a run's last command; none if they were not kept."""
     import yaml
 
     path = folder / ".hydra" / "overrides.yaml"
@@ -263,15 +263,15 @@ def overrides_of(folder: Path) -> list[str]:
 
 
 def command(folder: Path) -> str:
-    """Return the run's first command."""
-    return shlex.join([*train_program(), *overrides_of(folder)])
+    """Return the run's last command."""
+    return shlex.join([*program("train"), *overrides_of(folder)])
 
 
-def resume_command(program: list[str], overrides: Sequence[str], folder: Path) -> str:
+def resume_command(train: list[str], overrides: Sequence[str], folder: Path) -> str:
     """Return the command that resumes the run in `folder`.
 
     Args:
-        program: training command, as from `train_program`.
+        train: training command, as from `program`.
         overrides: overrides of the run's command.
         folder: the run's folder, named in the command unless `name` leads to it.
     """
@@ -283,4 +283,4 @@ def resume_command(program: list[str], overrides: Sequence[str], folder: Path) -
         kept.append(f"name={folder.name}")
     if not usual or f"name={folder.name}" not in kept:
         kept += [f"hydra.run.dir={folder}", "hydra.mode=RUN"]
-    return shlex.join([*program, *kept, "resume=auto"])
+    return shlex.join([*train, *kept, "resume=auto"])

@@ -130,6 +130,9 @@ def test_a_job_that_falls_behind_is_given_up_and_the_page_says_so(train: Command
     train("-m", *TINY_VAE, *SHORT, *options)
     steps = [json.loads(Path(f"outputs/sweeps/race/{job}/result.json").read_text())["steps"] for job in range(3)]
     assert steps == [8, 8, 2]
+    stopped = ["model.optimizer.lr=1e-12", "hydra.run.dir=outputs/sweeps/race/2"]
+    train(*TINY_VAE, *SHORT, *options[:2], *stopped, "resume=auto")
+    assert json.loads(Path("outputs/sweeps/race/2/result.json").read_text())["steps"] == 2
     assert "stopped at 25% of its training" in Path("outputs/sweeps/race/report.html").read_text()
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import as_text
-from latentfaces.config.validation import check_types
+from latentfaces.config.type_checks import check_types
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

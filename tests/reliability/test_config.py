@@ -112,6 +112,16 @@ def test_case_02_a_value_of_the_wrong_type_or_range_is_told_with_its_key_and_wha
     assert list(workplace.iterdir()) == []
 
 
+def test_case_02_an_adversary_that_never_begins_is_rejected(workplace: Path) -> None:
+    said = refused_training("model=vae", "data=synthetic", "model/loss=adversarial", "trainer.max_steps=5000")
+    assert "model.adversary.start_step=5000 is never reached with trainer.max_steps=5000" in said
+
+
+def test_case_02_an_experiment_of_another_model_is_rejected(workplace: Path) -> None:
+    said = refused_training("model=vae", "data=synthetic", "experiment=sweep_ldm_lr", "hydra.mode=RUN")
+    assert "experiment=sweep_ldm_lr is for model=ldm. Use that, or leave it out." in said
+
+
 def test_case_02_an_option_that_the_chosen_annealing_does_not_look_at_is_refused(workplace: Path) -> None:
     said = refused_training("model=vae", "data=synthetic", "annealing=constant", "model.kl_weight.num_steps=5")
     assert "Unknown key model.kl_weight.num_steps" in said

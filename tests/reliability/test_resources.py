@@ -10,6 +10,8 @@ import torch
 from helpers.commands import SHORT, TINY_LDM, TINY_VAE, refused
 from helpers.forked import Forker
 
+from latentfaces.run import open_run
+
 FULL = {
     "a GPU": ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 GiB"),
     "a library of the GPU's": ("builtins.RuntimeError", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
@@ -97,6 +99,9 @@ def test_case_24_without_a_network_wandb_logs_offline_and_says_so(fork: Forker) 
         assert training.wait(200) == 0, training.said
     assert logged_offline()
     assert "W&B: could not start online" in training.said
+    (folder,) = FOLDER.glob("wandb/offline-run-*")
+    stored = open_run(FOLDER).config["logger"]["wandb"]["id"]
+    assert stored == folder.name.rpartition("-")[2]  # which a resume continues
 
 
 def test_case_24_a_server_that_refuses_the_key_or_is_broken_does_not_end_a_training(fork: Forker) -> None:

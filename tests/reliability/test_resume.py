@@ -216,12 +216,14 @@ def test_case_33_a_run_that_was_moved_keeps_its_best(copied: Path, fork: Forker)
     best["best_model_score"] = torch.tensor(0.0)  # which nothing can beat
     best["best_k_models"] = dict.fromkeys(best["best_k_models"], torch.tensor(0.0))
     torch.save(state, folder / "last.ckpt")
-    before = (folder / "best.ckpt").read_bytes()
+    result = Path("moved/result.json")  # its loss is of a validation that is later than the checkpoint
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"val/best_loss": 0.0}))
+    before = [(folder / name).read_bytes() for name in ("best.ckpt", "best_vae.pth")]
     status, said = fork.run(*VAE, "name=done", "resume=true", "hydra.run.dir=moved", "trainer.max_steps=16")
     assert status == 0, said
     after = best_of(checkpoint(Path("moved")))
     assert after["best_model_score"] == 0
-    assert (folder / "best.ckpt").read_bytes() == before
+    assert [(folder / name).read_bytes() for name in ("best.ckpt", "best_vae.pth")] == before
 
 
 def test_case_33_a_run_that_goes_on_is_the_same_run_of_wandb(fork: Forker) -> None:
@@ -244,6 +246,14 @@ def test_case_34_a_changed_config_is_told_and_what_changes_the_outcome_must_be_f
         assert status == 2
         assert "(data.batch_size: 8 -> 4; model.optimizer.lr: 0.0006 -> 0.002; seed: 0 -> 5)" in said
         assert "resume=force" in said
+    config = Path("outputs/vae/done/config.yaml")
+    before = config.read_bytes()
+    status, said = fork.run(*VAE, "model.autoencoder.channels=16", "name=done", "resume=force")
+    assert (status, "does not fit the network" in said, config.read_bytes() == before) == (2, True, True)
+    status, said = fork.run(*VAE, "model.optimizer._target_=torch.optim.Adam", "name=done", "resume=force")
+    assert (status, "torch.optim.AdamW -> torch.optim.Adam). Restore" in said, "use resume=force" in said) == (
+        2, True, False,
+    )  # fmt: skip
     assert checkpoint("vae/done")["global_step"] == 14
     harmless = ["trainer.max_steps=15", "callbacks.last.every_n_train_steps=4"]
     status, said = fork.run(*VAE, *harmless, "name=done", "resume=true")
@@ -342,9 +352,15 @@ def test_case_35_a_finished_run_is_left_as_it_is(copied: Path, fork: Forker) -> 
     assert result.read_bytes() == before
     result.write_bytes(before[: len(before) // 2])
     assert not open_run(result.parent).finished
+    result.write_text('{"steps": 7}')  # its limit was raised, and it was killed before its test
     status, said = fork.run(*VAE, "name=done", "resume=auto")
     assert status == 0, said
     assert json.loads(result.read_text())["steps"] == 14
+    for path in result.parent.glob("checkpoints/*.ckpt"):
+        path.unlink()
+    status, said = fork.run(*VAE, "name=done", "resume=auto")
+    assert status == 2
+    assert "is finished and has no checkpoint to resume from" in said
 
 
 def test_case_35_a_finished_run_that_is_trained_further_is_logged_and_timed_as_one(fork: Forker) -> None:
@@ -358,6 +374,8 @@ def test_case_35_a_finished_run_that_is_trained_further_is_logged_and_timed_as_o
             torch.save(state, "outputs/vae/further/checkpoints/last.ckpt")
     for name in ("train/loss", "lr-AdamW"):
         assert [row["step"] for row in rows_of("vae/further") if row[name]] == [str(step) for step in range(8)], name
+    (rate,) = [float(row["lr-AdamW"]) for row in rows_of("vae/further") if row["step"] == "4" and row["lr-AdamW"]]
+    assert rate == pytest.approx(6e-4 * 5 / 201)  # in the warm-up of 200 steps; at the first limit it was 0
     assert 100 < json.loads(result.read_text())["minutes"] < 105
 
 

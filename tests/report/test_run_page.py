@@ -18,7 +18,7 @@ from PIL import Image
 
 from latentfaces.errors import UserError
 from latentfaces.evaluation import track_tensor_values
-from latentfaces.report import write_report
+from latentfaces.report import format_number, write_report
 from latentfaces.report.run_page import next_commands
 from latentfaces.run import open_run, resume_command
 from latentfaces.training import VAEModule
@@ -48,6 +48,11 @@ class Page(HTMLParser):
                 self.addresses.append(value[:30])
                 data = base64.b64decode(value.removeprefix("data:image/png;base64,"))
                 self.pictures[str(dict(attrs)["alt"])] = Image.open(io.BytesIO(data))
+
+
+def suggested(run: Path, title: str) -> str:
+    """Return the command with this title on the page of a run."""
+    return dict(next_commands(open_run(run), ended=title != "Resume"))[title]
 
 
 @pytest.fixture
@@ -190,10 +195,21 @@ def test_page_of_a_run_that_has_not_ended_says_how_to_go_on(run: Path) -> None:
     assert "Curves" not in page.text
 
 
+def test_page_of_a_run_that_is_trained_further_says_how_to_resume_it(run: Path) -> None:
+    (run / "result.json").write_text(json.dumps({"test/psnr": 29.25, "steps": 10}))  # of 20 in metrics.csv
+    page = Page(write_report(run))
+    assert "not finished" in page.text
+    assert "python train.py model=vae 'name=my faces' resume=auto" in page.text
+
+
+def test_counts_are_in_full() -> None:
+    assert [format_number(value) for value in (123456, 0.123456)] == ["123,456", "0.1235"]
+
+
 def test_a_run_whose_name_was_not_typed_goes_on_by_its_folder(run: Path) -> None:
     job = run.with_name("3")  # of a sweep, or a name that was made up
     run.rename(job)
-    told = dict(next_commands(open_run(job)))["Train for longer"]
+    told = suggested(job, "Train for longer")
     again = [
         "python",
         "train.py",
@@ -210,7 +226,7 @@ def test_a_run_that_was_put_elsewhere_goes_on_there(run: Path, tmp_path: Path) -
     elsewhere = tmp_path / "scratch" / run.name
     elsewhere.parent.mkdir()
     run.rename(elsewhere)
-    assert f"hydra.run.dir={elsewhere}" in shlex.split(dict(next_commands(open_run(elsewhere)))["Train for longer"])
+    assert f"hydra.run.dir={elsewhere}" in shlex.split(suggested(elsewhere, "Train for longer"))
 
 
 def test_a_run_at_the_root_of_a_disk_goes_on_there() -> None:
@@ -219,14 +235,14 @@ def test_a_run_at_the_root_of_a_disk_goes_on_there() -> None:
 
 def test_a_console_script_resumes_by_its_own_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/usr/bin/latentfaces-train", "model=vae"])
-    (run / "result.json").unlink()
-    assert dict(next_commands(open_run(run)))["Resume"] == "latentfaces-train model=vae 'name=my faces' resume=auto"
+    assert suggested(run, "Resume") == "latentfaces-train model=vae 'name=my faces' resume=auto"
+    assert suggested(run, "Reconstruct held-out images") == f"latentfaces-sample run='{run}' task=reconstruct"
 
 
 def test_what_another_limit_ended_is_trained_longer_by_steps(run: Path) -> None:
     config = {"stage": "vae", "trainer": {"max_time": "00:13:45:30", "max_epochs": 200}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    longer = dict(next_commands(open_run(run)))["Train for longer"]
+    longer = suggested(run, "Train for longer")
     assert longer.endswith("resume=auto trainer.max_steps=40 trainer.max_time=null trainer.max_epochs=-1")
 
 

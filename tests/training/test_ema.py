@@ -221,7 +221,6 @@ def test_a_resumed_run_leaves_the_snapshots_of_an_uninterrupted_one(tmp_path: Pa
     # Of steps that are about to be done again, differently perhaps.
     (tmp_path / "killed" / "step_0000012.pth").write_text("a future that did not happen")
     (tmp_path / "killed" / "step_0000013.pth").touch()
-    (tmp_path / "killed" / "step_0000020.pth.partial").touch()
     resumed = keeping(tmp_path / "killed")
     fit(resumed, checkpoint=last, batches=8, max_steps=20)
     assert steps_in(tmp_path / "straight") == [4, 8, 12, 16, 20]

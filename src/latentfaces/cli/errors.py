@@ -120,8 +120,8 @@ def explain(error: BaseException) -> str | None:
         return f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}"
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         return (
-            f"The checkpoint does not fit the network ({str(error).splitlines()[1].strip()}). It is of another "
-            "version: resume with that version, or choose another name=..."
+            f"The checkpoint does not fit the network ({str(error).splitlines()[1].strip()}). Restore the config and "
+            "the version of its training, or choose another name=..."
         )
     if isinstance(error, InstantiationException):
         cause = error.__cause__ or error

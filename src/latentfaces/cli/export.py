@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from latentfaces.cli.errors import run
 from latentfaces.config.schema import ExportConfig
 from latentfaces.config.secrets import refuse_unsafe
-from latentfaces.config.validation import check_keys
+from latentfaces.config.type_checks import check_keys
 from latentfaces.errors import UserError
 
 

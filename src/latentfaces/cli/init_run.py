@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latentfaces import diffusion
 from latentfaces.autoencoder import VAE, is_pretrained, load_pretrained
-from latentfaces.cli.resume import check_same, checkpoints_of, resumed_run
+from latentfaces.cli.resume import check_same, resumed_run
 from latentfaces.cli.vae_run import is_chosen_resolution
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import overridden_keys
@@ -43,9 +43,9 @@ def add_init_run(cfg: DictConfig) -> Run | VAE | None:
         The run or the pretrained VAE whose weights are to be taken, or None.
     """
     check_fast(cfg)
-    resumed = resumed_run(cfg) if checkpoints_of(cfg) else None
+    resumed = resumed_run(cfg)
     if resumed is not None:
-        check_same(cfg, "init", cfg.init, resumed.config.get("init"))
+        check_same(cfg, "init" if cfg.run is None else "run", cfg.init, resumed.config.get("init"))
         cfg.init = resumed.config.get("init")
     if cfg.init is None:
         return None

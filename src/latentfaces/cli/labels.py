@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, open_dict
 
-from latentfaces.cli.resume import checkpoints_of, resumed_run
+from latentfaces.cli.resume import resumed_run
 from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.data.arrays import open_array
 from latentfaces.diffusion import Conditioning
@@ -65,7 +65,7 @@ def save_labels(data: Any, cfg: DictConfig) -> Any:
     import torch
 
     rows, path = data.label_table.values[data.pack().train_indices], Path(cfg.run_dir) / LABELS
-    resumed = cfg.resume.lower() in ("auto", "true") and checkpoints_of(cfg)
+    resumed = resumed_run(cfg) is not None and cfg.resume.lower() != "force"
     if resumed and path.exists() and not np.array_equal(open_array(path), rows, equal_nan=True):
         raise UserError(
             f"Values of data.labels={cfg.data.labels} have changed since {cfg.run_dir} started. Restore them, use "

@@ -23,7 +23,7 @@ from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import as_text, key_of, overridden_keys, plain
 from latentfaces.config.paths import CONF
 from latentfaces.config.suggestions import format_error
-from latentfaces.config.validation import check_types
+from latentfaces.config.type_checks import check_types
 from latentfaces.errors import UserError, missing_extra
 from latentfaces.files import drop_if_empty
 from latentfaces.model_folder import find_model

@@ -18,7 +18,7 @@ from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.config.paths import CONF
 from latentfaces.config.schema import Precision, SampleConfig
 from latentfaces.config.secrets import refuse_unsafe
-from latentfaces.config.validation import check_keys, check_types
+from latentfaces.config.type_checks import check_keys, check_types
 from latentfaces.diffusion import NoGuidance
 from latentfaces.errors import UserError
 from latentfaces.model_folder import find_model

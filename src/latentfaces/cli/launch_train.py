@@ -21,7 +21,7 @@ from latentfaces.cli.compute import apply_choices, device_choices, keep_freed_me
 from latentfaces.cli.devices import drop_stale_ranks, resolve_devices
 from latentfaces.cli.init_run import add_init_run, check_network, take_weights
 from latentfaces.cli.labels import add_conditioning, has_labels, save_labels
-from latentfaces.cli.resume import claim_run, command_to_resume, requeue, trained_alone
+from latentfaces.cli.resume import claim_run, command_to_resume, requeue, resumed_run, trained_alone
 from latentfaces.cli.vae_run import add_trained_vae
 from latentfaces.config.overrides import leaves_of, plain
 from latentfaces.config.secrets import refuse_unsafe
@@ -119,7 +119,7 @@ def one_job() -> Iterator[None]:
 def build_training(
     cfg: DictConfig, init: Run | VAE | None, trained_vae: Run | VAE | None, stop: Any
 ) -> tuple[Any, Any, Any]:
-    """Build data module, module and trainer of a checked config, and write the config into the run folder.
+    """Build data module, module and trainer of a checked config, and complete the config.
 
     Args:
         cfg: the config.
@@ -151,13 +151,13 @@ def build_training(
     if is_main_process():
         if isinstance(init, VAE) or isinstance(trained_vae, VAE):
             show_pretrained(module.autoencoder, data, cfg)
-        if trained_vae is not None:  # the run can be moved without the other
+        if trained_vae is not None and resumed_run(cfg) is None:  # the run can be moved without the other
             save_weights(module.autoencoder, Path(cfg.run_dir) / "checkpoints" / "best_vae.pth")
-        save_config(cfg)
-        print(described(cfg, trainer, computed))
+        print(describe(cfg, trainer, computed))
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             tracking.begin(logger, plain(cfg))
+            cfg.logger.wandb.id = logger.version  # another one if it could not start online
     return data, module, trainer
 
 
@@ -176,6 +176,8 @@ def quiet_libraries() -> None:
 
 def build_trainer(cfg: DictConfig, stop: Any) -> Any:
     """Build the Trainer with the callbacks and loggers of the config, and `stop`."""
+    from lightning.pytorch.callbacks import LambdaCallback
+
     from latentfaces.training import AtomicCheckpointIO, TimeLimit
     from latentfaces.training.callbacks import ExactResume
 
@@ -185,11 +187,13 @@ def build_trainer(cfg: DictConfig, stop: Any) -> Any:
     interval = cfg.trainer.val_check_interval
     if isinstance(interval, int):  # optimizer steps, which Lightning counts in batches
         interval *= cfg.trainer.accumulate_grad_batches
+    # After the checkpoint is restored: a config that does not fit it must not replace the stored one.
+    config = LambdaCallback(on_train_start=lambda *_: save_config(cfg))
     return instantiate(
         cfg.trainer,
         # Exact resume and a graceful stop do not depend on the choice of callbacks.
-        callbacks=[ExactResume(), *built(cfg.callbacks), TimeLimit(cfg.trainer.max_time), stop],
-        logger=built(cfg.logger),
+        callbacks=[ExactResume(), config, *build_parts(cfg.callbacks), TimeLimit(cfg.trainer.max_time), stop],
+        logger=build_parts(cfg.logger),
         plugins=[AtomicCheckpointIO(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,
         use_distributed_sampler=False,  # the data module distributes batches, which makes a resume exact
@@ -197,7 +201,7 @@ def build_trainer(cfg: DictConfig, stop: Any) -> Any:
     )
 
 
-def built(parts: DictConfig) -> list[Any]:
+def build_parts(parts: DictConfig) -> list[Any]:
     """Build the callbacks or the loggers of the config. `callbacks.NAME=null` leaves one out."""
     return [part for part in instantiate(parts).values() if part is not None]
 
@@ -258,7 +262,9 @@ def show_pretrained(vae: VAE, data: Any, cfg: DictConfig) -> None:
 
 
 def save_config(cfg: DictConfig) -> None:
-    """Write the config and the overrides into the run folder."""
+    """Write the config and the overrides into the run folder, on rank 0."""
+    if not is_main_process():
+        return
     folder, hydra = Path(cfg.run_dir), HydraConfig.get()
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     save_yaml(cfg, folder / ".hydra" / "config.yaml")
@@ -273,7 +279,7 @@ def save_yaml(config: Any, path: Path, resolve: bool = False) -> None:
         file.write(OmegaConf.to_yaml(config, resolve=resolve).encode())
 
 
-def described(cfg: DictConfig, trainer: Any, computed: str) -> str:
+def describe(cfg: DictConfig, trainer: Any, computed: str) -> str:
     """Return one line with the devices, how they compute, and the images of a step."""
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
     devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches

@@ -9,7 +9,7 @@ from latentfaces.cli.idle_options import allow_only
 from latentfaces.cli.recipe import VERSION, Recipe, named_files
 from latentfaces.config.overrides import overridden_keys
 from latentfaces.config.schema import Precision
-from latentfaces.config.validation import check_types
+from latentfaces.config.type_checks import check_types
 from latentfaces.diffusion import NoGuidance
 from latentfaces.diffusion.guidance import Extrapolation
 from latentfaces.errors import UserError

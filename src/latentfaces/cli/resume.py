@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from latentfaces.config.overrides import leaves_of
 from latentfaces.errors import UserError, warn
 from latentfaces.ranks import is_main_process
-from latentfaces.run import CONFIG, MOVED, RESULT, Run, folders_named, open_run, resume_command, train_program
+from latentfaces.run import CONFIG, MOVED, RESULT, Run, folders_named, open_run, program, resume_command
 
 CANDIDATES = ("last", "last.previous", "best")
 """Checkpoints to resume from, the newest first."""
@@ -25,22 +25,25 @@ LOCK, PATIENCE, SLURM_PATIENCE = ".lock", 10.0, 120.0
 
 NEW_KEYS = {
     "model.denoiser.network.position_table": "False",
-    "init": "None",
     "trainable": "all",
-    **dict.fromkeys(("data.labels", "model.labels", "run"), "None"),
+    "data.labels": "None",
+    "model.labels": "None",
 }
 """Keys that runs of earlier versions lack, and the values that they had."""
 NOT_COMPARED = (
-    *("name", "version", "resume", "requeue", "run_dir", "vae", "pack", "logger.*", "on_full_disk"),
+    *("name", "version", "resume", "requeue", "run_dir", "pack", "logger.*", "on_full_disk"),
+    *("vae", "init", "run"),  # `check_same` compares them
     *("model.conditioning*", "model.denoiser.network.label_channels"),  # of data.labels; see `cli.labels`
     # Keys of earlier versions.
     *("data.num_workers", "trainer.sync_batchnorm", "trainer.use_distributed_sampler"),
-    *("trainer.fast_dev_run", "trainer.overfit_batches"),
+    *("trainer.fast_dev_run", "trainer.overfit_batches", "trainer.gradient_clip_algorithm"),
 )
-"""Keys that do not affect training."""
+"""Keys that do not affect training, or that are compared elsewhere."""
 HARMLESS = ("on_nonfinite", "max_skipped_*", "data.folder", "callbacks.*", "device.*", "model.sampler.*", "trainer.*")
 """Keys that may change at a resume, except `HARMFUL`. All others affect the trained weights."""
 HARMFUL = ("trainer.accumulate_*", "trainer.gradient_clip_*", "trainer.limit_train_*", "trainer.limit_val_*")
+FIXED = ("trainable", "model.optimizer._target_")
+"""Keys that cannot change at a resume: a checkpoint has the averages and the optimizer state of the same parameters."""
 
 
 @contextlib.contextmanager
@@ -65,6 +68,8 @@ def trained_alone(cfg: DictConfig) -> Iterator[None]:
             f"Another process trains in {folder}. Wait for it, or choose another name=... (If there is none, "
             f"remove {folder / LOCK}.)"
         ) from None
+    for unfinished in (folder / "checkpoints").rglob("*.partial"):  # of a training that was killed in a save
+        unfinished.unlink()
     try:
         yield
     except BaseException:
@@ -76,9 +81,10 @@ def trained_alone(cfg: DictConfig) -> Iterator[None]:
 
 
 def resumed_run(cfg: DictConfig) -> Run | None:
-    """Return the run that this training resumes, if it has started before."""
+    """Return the run that this training resumes, if it has a checkpoint."""
     folder = Path(cfg.run_dir)
-    return open_run(folder) if cfg.resume.lower() != "false" and (folder / CONFIG).exists() else None
+    resumes = cfg.resume.lower() != "false" and checkpoints_of(cfg) and (folder / CONFIG).exists()
+    return open_run(folder) if resumes else None
 
 
 def checkpoints_of(cfg: DictConfig) -> list[Path]:
@@ -91,44 +97,47 @@ def check_same(cfg: DictConfig, key: str, named: str | None, stored: str | None)
     """Check that a resume names the run that the training was started with, which may be gone since.
 
     Raises:
-        UserError: `vae` or `init` names another.
+        UserError: the key names another.
     """
     if named in (None, "latest"):
         return
     folders = [folder.resolve() for folder in folders_named(named, "vae" if key == "vae" else cfg.stage)]
     if stored is None or Path(stored).resolve() not in folders:
-        raise UserError(f"{cfg.run_dir} was started with {key}={stored or 'null'}. Leave out {key}={named}")
+        raise UserError(
+            f"{cfg.run_dir} was started with {key}={stored or 'null'}, and not {named}. Restore it, or choose another "
+            "name=..."
+        )
 
 
 def claim_run(cfg: DictConfig) -> Path | None:
     """Return the checkpoint to resume from, or None to start from scratch.
 
     Raises:
-        UserError: the folder contains a run and resume=false, or contains none and resume=true or force; or the
-            checkpoint is damaged; or the config has changed.
+        UserError: the folder contains a run and resume=false, or contains none and resume=true or force; or a finished
+            run without a checkpoint; or the checkpoint is damaged; or the config has changed.
     """
     folder, resume = Path(cfg.run_dir), cfg.resume.lower()
-    there = checkpoints_of(cfg)
+    checkpoints = checkpoints_of(cfg)
     if resume == "false":
-        if (there or (folder / RESULT).exists()) and is_main_process():
+        if (checkpoints or (folder / RESULT).exists()) and is_main_process():
             raise UserError(
                 f"{folder} already contains a run. Use resume=auto to continue it, or choose another name=..."
             )
         return None
-    if not there:
+    if not checkpoints:
         if resume != "auto":
             raise UserError(
                 f"resume={resume}, but there is no {folder}/checkpoints/last.ckpt to resume from. Check name=..., "
                 "or use resume=auto"
             )
+        if (folder / RESULT).exists() and is_main_process():
+            raise UserError(f"{folder} is finished and has no checkpoint to resume from. Choose another name=...")
         if is_main_process():
             print(f"No checkpoint in {folder}: starting from scratch")
         return None
-    checkpoint = newest_intact(there, fall_back=resume == "auto")
+    checkpoint = newest_intact(checkpoints, fall_back=resume == "auto")
     compare_configs(cfg, force=resume == "force")
     if is_main_process():
-        for unfinished in (folder / "checkpoints").rglob("*.partial"):  # from a kill during a save
-            unfinished.unlink()
         print(f"Resuming from {checkpoint}")
     return checkpoint
 
@@ -156,10 +165,10 @@ def newest_intact(checkpoints: list[Path], fall_back: bool) -> Path:
 
 
 def compare_configs(cfg: DictConfig, force: bool) -> None:
-    """Print each key whose value has changed since the run started.
+    """Print each key whose value has changed since the run was last trained.
 
     Raises:
-        UserError: one of them affects the trained weights, and `force` is false.
+        UserError: one of them affects the trained weights, and `force` is false or cannot change it.
     """
     path = Path(cfg.run_dir) / ".hydra" / "config.yaml"
     if not path.exists():
@@ -175,13 +184,15 @@ def compare_configs(cfg: DictConfig, force: bool) -> None:
         if before.get(key, NEW_KEYS.get(key)) != now.get(key) and not matches(key, NOT_COMPARED)
     }
     harmful = [change for key, change in changes.items() if matches(key, HARMFUL) or not matches(key, HARMLESS)]
-    if harmful and not force:
+    fixed = any(matches(key, FIXED) for key in changes)
+    if harmful and (fixed or not force):
+        forced = "" if fixed else "use resume=force to continue with the new ones, "
         raise UserError(
-            f"{cfg.run_dir} was started with another config ({'; '.join(harmful)}). Restore these values, use "
-            "resume=force to continue with the new ones, or choose another name=..."
+            f"{cfg.run_dir} was last trained with another config ({'; '.join(harmful)}). Restore these values, "
+            f"{forced}or choose another name=..."
         )
     if changes and is_main_process():
-        print("\n".join(["Changed since the run started:", *changes.values()]))
+        print("\n".join(["Changed since the run was last trained:", *changes.values()]))
 
 
 def matches(key: str, patterns: tuple[str, ...]) -> bool:
@@ -191,11 +202,11 @@ def matches(key: str, patterns: tuple[str, ...]) -> bool:
 
 def command_to_resume(cfg: DictConfig) -> str:
     """Return the command that resumes this run."""
-    program = ["torchrun", "...", "train.py"] if "TORCHELASTIC_RUN_ID" in os.environ else train_program()
+    train = ["torchrun", "...", "train.py"] if "TORCHELASTIC_RUN_ID" in os.environ else program("train")
     # A job of a sweep must not start the sweep again.
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     overrides = HydraConfig.get().overrides.task if in_sweep else sys.argv[1:]
-    return resume_command(program, overrides, Path(cfg.run_dir))
+    return resume_command(train, overrides, Path(cfg.run_dir))
 
 
 def requeue() -> None:

@@ -2,13 +2,11 @@
 
 import contextlib
 import inspect
-import math
 import os
 import re
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
@@ -17,89 +15,11 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from latentfaces.config.compose import compose_config
-from latentfaces.config.overrides import key_of, leaves_of, overridden_keys
-from latentfaces.config.paths import GROUPS
+from latentfaces.config.overrides import key_of, overridden_keys
+from latentfaces.config.paths import CONF, GROUPS
 from latentfaces.config.schema import PositiveNumber, TrainConfig
+from latentfaces.config.type_checks import check_keys, check_types, check_value
 from latentfaces.errors import UserError, warn
-
-
-def check_types(node: Any, key: str = "", shared: Container[str] = ()) -> None:
-    """Compare each value of each `_target_` in the config with the type of the constructor's argument.
-
-    Args:
-        node: the config.
-        key: its own key.
-        shared: arguments that messages name without `key`, as the user gives them.
-
-    Raises:
-        UserError: naming key, value and what is expected.
-    """
-    if isinstance(node, Mapping):
-        hints = type_hints(node["_target_"]) if "_target_" in node else {}
-        for name, value in node.items():
-            path = f"{key}.{name}" if key and name not in shared else str(name)
-            if name in hints and not isinstance(value, Mapping):
-                check_value(path, value, hints[name])
-            else:
-                check_types(value, path)
-    elif isinstance(node, Sequence) and not isinstance(node, str):
-        for index, value in enumerate(node):
-            check_types(value, f"{key}[{index}]")
-
-
-def check_value(key: str, value: Any, valid: Any) -> None:
-    """Check one value against a pydantic type.
-
-    Raises:
-        UserError: naming key, value and what is expected.
-    """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-    try:
-        # In a tuple, since pydantic takes no config for a dataclass itself.
-        TypeAdapter(tuple[valid], config=ConfigDict(arbitrary_types_allowed=True)).validate_python((value,))
-    except ValidationError as error:
-        if any(problem["type"] == "sequence_str" for problem in error.errors()):
-            raise UserError(f"{key}={value} is not a list. Write '{key}=[{value}]'.") from None
-        first, *others = dict.fromkeys(problem["msg"] for problem in error.errors())
-        expected = ", or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
-        raise UserError(f"{key}={value} is invalid: {expected[0].lower()}{expected[1:]}.") from None
-
-
-def check_keys(cfg: DictConfig, schema: Any) -> None:
-    """Check the top-level and `trainer.*` keys against the valid values that the schema states.
-
-    Raises:
-        UserError: naming key, value and what is expected; or a key that was added with a plus; or a number that is
-            not finite.
-    """
-    check_fields(cfg, schema)
-    for key, value in leaves_of(cfg):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}={value} is invalid: a number must be finite.")
-
-
-def check_fields(cfg: DictConfig, schema: Any, prefix: str = "") -> None:
-    """Check the fields of a schema, and those of the schemas within it."""
-    fields = schema.__dataclass_fields__
-    for name in map(str, cfg):
-        if name not in fields and name != "hydra":
-            raise UserError(f"Unknown key {prefix}{name}.")
-    for name, field in fields.items():
-        if is_dataclass(field.default_factory):
-            check_fields(cfg[name], field.default_factory, f"{name}.")
-        elif "valid" in field.metadata:
-            check_value(prefix + name, cfg[name], field.metadata["valid"])
-
-
-def type_hints(target: str) -> dict[str, Any]:
-    """Return the types of the arguments of one of our classes or class methods; of others, none."""
-    if not target.startswith("latentfaces."):
-        return {}
-    made = get_object(target)
-    factory: Any = made.__self__ if inspect.ismethod(made) else made  # **options of a class method go to __init__
-    hints = get_type_hints(factory.__init__, include_extras=True)
-    return hints | get_type_hints(made, include_extras=True) if inspect.ismethod(made) else hints
 
 
 def check_training(cfg: DictConfig) -> None:
@@ -121,7 +41,7 @@ NETWORKS = {"model/autoencoder": "model.autoencoder", "model/denoiser": "model.d
 
 
 def check_groups(cfg: DictConfig, overridden: Sequence[str]) -> None:
-    """Reject a group that is written with dots, and a network whose values an experiment replaces.
+    """Reject a group that is written with dots, and an experiment that is not for this model or replaces a network.
 
     Raises:
         UserError: naming the override and the fix.
@@ -132,8 +52,12 @@ def check_groups(cfg: DictConfig, overridden: Sequence[str]) -> None:
         group = key.replace(".", "/")
         if "." in key and group in GROUPS and re.fullmatch(r"\w+", value) and value != "null":
             raise UserError(f"{key} is a group. Use {group}={value}")
+    experiment = choices.get("experiment")
+    models = [path.stem for path in sorted((CONF / "experiment" / f"{experiment}").glob("*.yaml"))]
+    if models and choices["model"] not in models:
+        raise UserError(f"experiment={experiment} is for model={' or model='.join(models)}. Use that, or leave it out.")
     for group, network in NETWORKS.items():
-        if group not in overridden or choices.get("experiment") is None:
+        if group not in overridden or experiment is None:
             continue
         chosen: Any = OmegaConf.to_container(OmegaConf.select(cfg, network))
         if network_without("experiment", network, overrides) == chosen:
@@ -141,7 +65,7 @@ def check_groups(cfg: DictConfig, overridden: Sequence[str]) -> None:
         without = network_without(group, network, overrides)
         if without == chosen or without.get("_target_") != chosen["_target_"]:
             raise UserError(
-                f"{group}={choices[group]} conflicts with experiment={choices['experiment']}, which sets the network "
+                f"{group}={choices[group]} conflicts with experiment={experiment}, which sets the network "
                 f"size. Leave one out, or set single values with {network}.KEY=..."
             )
 
@@ -176,6 +100,8 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
             check_value(key, rate, PositiveNumber)
     if cfg.logger.get("csv") is None:
         raise UserError("logger.csv is missing: the report of the run needs metrics.csv. Use logger=csv for it alone.")
+    if cfg.callbacks.get("best_weights") is None:
+        raise UserError("callbacks.best_weights is missing: without it a run leaves no weights to use. Restore it.")
     if "max_skipped_steps" in overridden and cfg.on_nonfinite == "fail":
         raise UserError("max_skipped_steps has no effect without on_nonfinite=skip")
     if cfg.requeue and cfg.resume.lower() != "auto":
@@ -258,6 +184,11 @@ def check_loss(cfg: DictConfig, overridden: Sequence[str], latent_size: int) -> 
             raise UserError(
                 f"The discriminator needs data.resolution={smallest} or more. Lower "
                 "model.adversary.discriminator.num_layers"
+            )
+        if 0 < cfg.trainer.max_steps <= model.adversary.start_step:
+            raise UserError(
+                f"model.adversary.start_step={model.adversary.start_step} is never reached with "
+                f"trainer.max_steps={cfg.trainer.max_steps}. Lower it, or train for longer."
             )
     for key in overridden:
         if "skip_dropout" in key and not model.autoencoder.get("skip_connections"):

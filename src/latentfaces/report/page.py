@@ -23,6 +23,11 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     return path
 
 
+def format_number(value: float, digits: int = 4) -> str:
+    """Return a count in full, and any other number with some significant digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+
+
 def embedded(figure: Figure) -> str:
     """Return a data URL of a figure."""
     buffer = io.BytesIO()

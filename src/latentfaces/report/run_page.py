@@ -14,8 +14,8 @@ from latentfaces.evaluation import TensorValues
 from latentfaces.evaluation.panels import SECTIONS, Best, Panel, best_validation, panels, read_curves, sheet
 from latentfaces.evaluation.protocol import comparability, newest_result
 from latentfaces.files import read_json
-from latentfaces.report.page import REPORT, as_data, embedded, write_page
-from latentfaces.run import CONFIG, Run, command, open_run, overrides_of, resume_command, train_program
+from latentfaces.report.page import REPORT, as_data, embedded, format_number, write_page
+from latentfaces.run import CONFIG, Run, command, open_run, overrides_of, program, resume_command
 
 KINDS = {"vae": "stage 1, a VAE", "ldm": "stage 2, a latent diffusion model"}
 NUM_PREVIEWS = 3
@@ -49,17 +49,19 @@ def write_report(folder: str | Path) -> Path:
     curves = read_curves(metrics) if metrics.exists() else {}
     best, shown = best_validation(curves), panels(curves)
     tensors, published = tensor_values(run.folder), newest_result(run.folder)
+    last = max((steps[-1] for steps, _ in curves.values()), default=0)
+    ended = run.finished and last <= result.get("steps", last)  # not one that is being trained further
     return write_page(
         run.folder / REPORT,
         "run.html.j2",
         name=run.folder.name,
         kind=KINDS.get(run.stage, run.stage),
-        state="finished" if run.finished else "not finished",
+        state="finished" if ended else "not finished",
         date=f"{datetime.now():%Y-%m-%d %H:%M}",
         verdict=verdict,
         healthy=healthy,
         command=command(run.folder),
-        figures=[(UNITS.get(k, k), f"{v:.4g}") for k, v in result.items() if not k.startswith("health/")],
+        figures=[(UNITS.get(k, k), format_number(v)) for k, v in result.items() if not k.startswith("health/")],
         health=[(key[7:], f"{value:.4g}") for key, value in result.items() if key.startswith("health/")],
         best=best,
         curves=[
@@ -74,7 +76,7 @@ def write_report(folder: str | Path) -> Path:
         published_state=comparability(published) if published else None,
         tensors=[(title, embedded(figure)) for title, figure in tensors.panels()] if tensors else [],
         tensor_table=tensors.table() if tensors else None,
-        next_commands=next_commands(run),
+        next_commands=next_commands(run, ended),
         config=(run.folder / CONFIG).read_text(),
         environment=f"torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}",
     )
@@ -90,11 +92,11 @@ def drawn(shown: list[Panel], best: Best | None) -> Pictures:
     return pictures
 
 
-def next_commands(run: Run) -> list[tuple[str, str]]:
+def next_commands(run: Run, ended: bool) -> list[tuple[str, str]]:
     """Return titles and commands: how to resume the run, and how to use it."""
-    here = shlex.quote(str(run.folder))
-    again = resume_command(train_program(), overrides_of(run.folder), run.folder)
-    if not run.finished:
+    train, sample, here = shlex.join(program("train")), shlex.join(program("sample")), shlex.quote(str(run.folder))
+    again = resume_command(program("train"), overrides_of(run.folder), run.folder)
+    if not ended:
         return [("Resume", again)]
     limits = [f"trainer.max_steps={2 * run.result().get('steps', 0)}"]
     for key, off in (("max_time", None), ("max_epochs", -1)):
@@ -103,14 +105,14 @@ def next_commands(run: Run) -> list[tuple[str, str]]:
     longer = ("Train for longer", " ".join([again, *limits]))
     if run.stage == "vae":
         return [
-            ("Reconstruct held-out images", f"python sample.py run={here} task=reconstruct"),
-            ("Train stage 2", f"python train.py model=ldm vae={here}"),
+            ("Reconstruct held-out images", f"{sample} run={here} task=reconstruct"),
+            ("Train stage 2", f"{train} model=ldm vae={here}"),
             longer,
         ]
     return [
-        ("Generate faces", f"python sample.py run={here} num_images=64"),
-        ("Tune the guidance", f"python sample.py run={here} task=tune"),
-        ("Evaluate", f"python sample.py run={here} task=evaluate"),
+        ("Generate faces", f"{sample} run={here} num_images=64"),
+        ("Tune the guidance", f"{sample} run={here} task=tune"),
+        ("Evaluate", f"{sample} run={here} task=evaluate"),
         longer,
     ]
 

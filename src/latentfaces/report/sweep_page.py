@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from latentfaces.errors import ERROR_LOG, UserError
 from latentfaces.evaluation.plots import read_curves
 from latentfaces.files import read_json
-from latentfaces.report.page import REPORT, embedded, write_page
+from latentfaces.report.page import REPORT, embedded, format_number, write_page
 from latentfaces.run import PRUNING, RESULT
 
 LOSS, PSNR = "val/best_loss", "test/psnr"
@@ -142,7 +142,7 @@ def write_sweep_report(folder: str | Path) -> Path:
             # Quoted, or a folder called javascript:... would be a link that runs.
             "link": quote(f"{job.name}/{REPORT}") if (job.folder / REPORT).exists() else None,
             "overrides": [job.overrides.get(key, "") for key in varied],
-            "results": [f"{job.result[name]:.5g}" if name in job.result else "" for name in shown],
+            "results": [format_number(job.result[name], 5) if name in job.result else "" for name in shown],
             "state": job.state,
             "reason": job.error or job.stopped,
         }

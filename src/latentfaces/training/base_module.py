@@ -120,10 +120,13 @@ class BaseModule(LightningModule, ABC):
         fractions += [callback.progress for callback in trainer.callbacks if isinstance(callback, TimeLimit)]  # type: ignore[attr-defined]
         return min(max(fractions), 1.0)
 
-    def on_train_start(self) -> None:
-        # The checkpoint restored the peak of the earlier session; that of this session counts.
+    def reset_rates(self) -> None:
+        """Set the learning rate of the next step by the peak and the limits of this session, not of the checkpoint."""
         for config in self.trainer.lr_scheduler_configs:
-            config.scheduler.base_lrs = [group["initial_lr"] for group in config.scheduler.optimizer.param_groups]
+            schedule, groups = config.scheduler, config.scheduler.optimizer.param_groups
+            schedule.base_lrs = [group["initial_lr"] for group in groups]
+            for group in groups:
+                group["lr"] = group["initial_lr"] * self.lr_schedule(schedule.last_epoch, self.progress())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Random numbers depend on (seed, rank, number of batches): ranks differ, and a resumed run repeats them.

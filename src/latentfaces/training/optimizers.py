@@ -1,6 +1,6 @@
 """Muon for hidden matrices, AdamW for all other weights."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,15 +29,10 @@ def adapt_state(optimizer: Optimizer, stored: dict[str, Any]) -> dict[str, Any]:
         for number, values in stored["state"].items()
     }
     groups = [
-        {**group, "params": before["params"], "lr": resumed_rate(group, before)}
+        {**group, "params": before["params"]}
         for group, before in zip(optimizer.param_groups, stored["param_groups"], strict=True)
     ]
     return {**stored, "state": state, "param_groups": groups}
-
-
-def resumed_rate(group: Mapping[str, Any], before: Mapping[str, Any]) -> float:
-    """Return the learning rate of a checkpoint's parameter group, scaled to the peak of the optimizer's group."""
-    return before["lr"] * (group["initial_lr"] / before["initial_lr"] if "initial_lr" in group else 1)
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -131,5 +126,3 @@ class MuonAdamW(Optimizer):
         }
         self.muon.load_state_dict(muon)
         self.adamw.load_state_dict(state_dict["adamw"])
-        for group, before in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group["lr"] = resumed_rate(group, before)

@@ -115,14 +115,6 @@ class VAEModule(BaseModule):
         if self.adversary is not None:
             self.adversary.begin(self.device)
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        if self.adversary is not None and 0 < self.trainer.max_steps <= self.adversary.start_step:
-            raise UserError(
-                f"model.adversary.start_step={self.adversary.start_step} is never reached with "
-                f"trainer.max_steps={self.trainer.max_steps}. Lower it, or train for longer."
-            )
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         adversary = self.adversary

@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from latentfaces.errors import UserError
+from latentfaces.files import read_json
+from latentfaces.run import RESULT
 from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks.ema import averaged_weights
 from latentfaces.training.checkpoint import full_disk_survived, save_weights
@@ -33,6 +35,13 @@ class BestWeights(Callback):
     def forget(self) -> None:
         """Write the next weights, whatever their loss."""
         self.best = math.inf
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A checkpoint of the last step does not know the validation after it, which may have written the files.
+        assert isinstance(pl_module, BaseModule)
+        result = read_json(self.folder.parent / RESULT)
+        if result.get("steps") == pl_module.resumed_at is not None:
+            self.best = min(self.best, result.get("val/best_loss", math.inf))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:

@@ -66,7 +66,8 @@ class Dashboard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.steps += 1
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if ends_step and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             images = self.steps * trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
             seconds = max(time.monotonic() - self.since, 1e-9)
             self.send(trainer, {"speed/images_per_second": images / seconds})

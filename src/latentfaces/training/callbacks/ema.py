@@ -70,8 +70,6 @@ class EMA(Callback):
             for width, average in self.averages.items()
         }
         if is_main_process():  # delete what was written in steps that were lost in a kill
-            for orphan in self.folder.glob("step_*.pth.partial"):
-                orphan.unlink()
             for step, path in snapshots_in(self.folder):
                 if step > self.num_updates:
                     path.unlink()

@@ -4,17 +4,21 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from latentfaces.training.base_module import BaseModule
+
 
 class ExactResume(Callback):
-    """Keep validations and step numbers of the log over a resume.
+    """Keep validations, step numbers of the log and learning rates right over a resume.
 
-    It is the first callback, so that step numbers are right for the others.
+    It is the first callback, so that step numbers and rates are right for the others.
 
     Lightning does not repeat a validation that was due, or running, when the checkpoint was written. This callback
     makes it repeat the full validation.
     """
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if isinstance(pl_module, BaseModule) and trainer.global_step == pl_module.resumed_at:
+            pl_module.reset_rates()
         # Lightning counts one step too many after a resume from a step with a completed validation.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 

@@ -40,10 +40,18 @@ class MedianStop(Callback):
         self.path = Path(folder) / PRUNING
         self.start, self.min_jobs = start, min_jobs
         self.record: Record = []
+        self.stopped: str | None = None
+        """Why this job was stopped. It stays stopped when it is resumed."""
 
     def forget(self) -> None:
         """Forget the losses so far."""
         self.record = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.stopped is not None:
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                print(f"This job was {self.stopped}. To continue it, use pruning=none.")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -52,15 +60,15 @@ class MedianStop(Callback):
         share = pl_module.progress()
         lowest = min([float(trainer.callback_metrics["val/loss"]), *(loss for _, loss in self.record)])
         self.record.append([share, lowest])
-        reason = None
         if trainer.is_global_zero:
-            reason = self.behind(share, lowest) if self.start <= share < 1 else None
+            self.stopped = self.behind(share, lowest) if self.start <= share < 1 else None
             # Other jobs may read the file at any time.
             with full_disk_survived(trainer, self.path), atomic_write(self.path) as file:
-                file.write(json.dumps({"validations": self.record, "stopped": reason}).encode())
-            if reason is not None:
-                print(reason)
-        if trainer.strategy.broadcast(reason is not None):
+                file.write(json.dumps({"validations": self.record, "stopped": self.stopped}).encode())
+            if self.stopped is not None:
+                print(self.stopped)
+        self.stopped = trainer.strategy.broadcast(self.stopped)
+        if self.stopped is not None:
             trainer.should_stop = True
 
     def behind(self, share: float, lowest: float) -> str | None:
@@ -76,10 +84,10 @@ class MedianStop(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"record": self.record}
+        return {"record": self.record, "stopped": self.stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.record = state_dict["record"]
+        self.record, self.stopped = state_dict["record"], state_dict.get("stopped")
 
 
 def lowest_until(share: float, record: Sequence[Sequence[float]]) -> float | None:
