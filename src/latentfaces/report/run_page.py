@@ -109,12 +109,14 @@ def next_commands(run: Run, ended: bool) -> list[tuple[str, str]]:
             ("Train stage 2", f"{train} model=ldm vae={here}"),
             longer,
         ]
-    return [
+    commands = [
         ("Generate faces", f"{sample} run={here} num_images=64"),
-        ("Tune the guidance", f"{sample} run={here} task=tune"),
         ("Evaluate", f"{sample} run={here} task=evaluate"),
         longer,
     ]
+    if not run.config.get("model", {}).get("denoiser", {}).get("network", {}).get("flow_map"):  # which has no guidance
+        commands.insert(1, ("Tune the guidance", f"{sample} run={here} task=tune"))
+    return commands
 
 
 def tensor_values(folder: Path) -> TensorValues | None:
