@@ -223,6 +223,7 @@ def test_a_choice_may_look_like_a_number(choice: str) -> None:
         ({"Hair": "red"}, r"labels\.Hair=red .*black, blond, gray, free"),
         ({"Age": 300}, r"labels\.Age=300 .*1 to 90, free"),
         ({"Age": "old"}, r"labels\.Age=old .*1 to 90"),
+        ({"Age": None}, r"labels\.Age=None .*1 to 90"),
     ],
 )
 def test_unknown_names_and_values_are_errors_with_the_choices(asked: dict[str, object], clue: str) -> None:
