@@ -189,9 +189,9 @@ def test_internal_guidance_and_augmentation_see_the_labels_last() -> None:
 
 
 def test_guidance_by_labels_needs_labels_and_its_guide_a_guide() -> None:
-    with pytest.raises(ValueError, match=r"guidance=labels needs a run that was trained with data\.labels"):
+    with pytest.raises(UserError, match=r"guidance=labels needs a run that was trained with data\.labels"):
         LabelGuidance(2.0)(LabeledMixture(), None)
-    with pytest.raises(ValueError, match=r"guidance\.auto_weight needs .* callbacks\.guide"):
+    with pytest.raises(UserError, match=r"guidance\.auto_weight needs .* callbacks\.guide"):
         LabelGuidance(2.0, auto_weight=1.5)(LabeledMixture().given(known(0)), None)
     with pytest.raises(ValueError, match=r"auto_weight=0.5"):
         LabelGuidance(2.0, auto_weight=0.5)
