@@ -57,7 +57,7 @@ def remembered(cfg: DictConfig) -> Recipe:
     try:
         text = read_recipe(Path(cfg.image)) or {}
     except (OSError, ValueError) as error:
-        raise UserError(f"image={cfg.image} cannot be read ({error})") from None
+        raise UserError(f"image={cfg.image} cannot be read ({error}). Give another file.") from None
     try:
         index = text.pop("index", None)
         text.pop(OWN_LABELS, None)  # they follow from the rest
@@ -79,7 +79,7 @@ def remembered(cfg: DictConfig) -> Recipe:
         for key, digest in recipe.files.items():
             if now.get(key) != digest:
                 state = "has changed since" if key in now else "is no longer there"
-                raise UserError(f"image={cfg.image} was made from {settings[key]}, which {state}")
+                raise UserError(f"image={cfg.image} was made from {settings[key]}, which {state}. Restore it.")
     except (AttributeError, KeyError, TypeError, ValidationError):
         raise UserError(f"image={cfg.image} has no complete metadata of this version. Choose another file.") from None
     return recipe
