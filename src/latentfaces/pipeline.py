@@ -193,10 +193,7 @@ class FacePipeline:
         """
         condition = self.condition() if condition is None else condition
         denoiser, guide = self.required_denoiser().given(condition), self.guide_in_use
-        try:
-            return self.guidance(denoiser, guide.given(condition) if guide else None)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        return self.guidance(denoiser, guide and guide.given(condition))
 
     def required_denoiser(self) -> Denoiser:
         """Return the denoiser.
@@ -304,11 +301,8 @@ class FacePipeline:
             UserError: the sampler adds noise, so it cannot be inverted.
         """
         latents = self.encode(images)
-        try:
-            with self.autocast():
-                return sampler.invert(self.predictor(condition), latents)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        with self.autocast():
+            return sampler.invert(self.predictor(condition), latents)
 
     def faces(
         self, names: Sequence[tuple[int, int]], sampler: Sampler, batch_size: int = 64, labels: Tensor | None = None

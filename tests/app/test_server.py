@@ -54,6 +54,11 @@ def test_a_page_with_a_token_asks_for_it() -> None:
         page.close(verbose=False)
 
 
+@pytest.mark.parametrize(("host", "status"), [("localhost:7860", 200), ("[::1]:7860", 200), ("evil.example", 400)])
+def test_a_website_cannot_reach_the_page_by_a_name_of_its_own(server: str, host: str, status: int) -> None:
+    assert httpx.get(server, headers={"Host": host}).status_code == status
+
+
 def test_a_port_in_use_is_one_line() -> None:
     with gr.Blocks(analytics_enabled=False) as page, socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -183,6 +188,9 @@ def test_results_of_an_earlier_page_with_the_same_output_are_kept(tmp_path: Path
     for _ in range(2):
         commands([], request, gr.Progress())
     assert outputs == [f"output={tmp_path}/0002", f"output={tmp_path}/0003"]
+    commands.folder = Path("of me (1)")
+    commands([], request, gr.Progress())
+    assert outputs[-1] == 'output="of me (1)/0004"'
 
 
 def test_a_run_in_the_current_folder_has_a_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,3 +207,8 @@ def test_a_run_in_the_current_folder_has_a_page(place: Path, monkeypatch: pytest
 )
 def test_values_are_quoted_for_hydra(value: object, shown: str) -> None:
     assert override("labels.hair", value) == f"labels.hair={shown}"
+
+
+def test_values_cannot_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(gr.Error, match="has an interpolation"):
+        override("labels.hair", "${oc.env:SECRET}")

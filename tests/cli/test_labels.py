@@ -146,6 +146,10 @@ MISTAKES = {
         "task=compare needs a run that was trained with data.labels",
     ),
     "nothing to compare": (["run=labeled", "task=compare"], "task=compare has nothing to compare"),
+    "one label twice": (
+        ["run=labeled", "task=compare", "task.rows={smile: [0]}", "task.columns={smile: [1]}"],
+        "smile is in task.rows and in task.columns",
+    ),
     "strength": (["run=labeled", "task=edit", "labels.smile=1", "task.strength=1"], "task.strength=... has no effect"),
     "no labels": (["run=labeled", "task=edit", "task.mask=hole.png"], "task.mask=... has no effect without labels"),
     "digit first": (["run=labeled", "labels.5_o_Clock_Shadow=1"], "Unknown label labels.5_o_Clock_Shadow."),

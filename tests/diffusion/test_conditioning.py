@@ -189,9 +189,9 @@ def test_internal_guidance_and_augmentation_see_the_labels_last() -> None:
 
 
 def test_guidance_by_labels_needs_labels_and_its_guide_a_guide() -> None:
-    with pytest.raises(ValueError, match=r"guidance=labels needs a run that was trained with data\.labels"):
+    with pytest.raises(UserError, match=r"guidance=labels needs a run that was trained with data\.labels"):
         LabelGuidance(2.0)(LabeledMixture(), None)
-    with pytest.raises(ValueError, match=r"guidance\.auto_weight needs .* callbacks\.guide"):
+    with pytest.raises(UserError, match=r"guidance\.auto_weight needs .* callbacks\.guide"):
         LabelGuidance(2.0, auto_weight=1.5)(LabeledMixture().given(known(0)), None)
     with pytest.raises(ValueError, match=r"auto_weight=0.5"):
         LabelGuidance(2.0, auto_weight=0.5)
@@ -223,6 +223,7 @@ def test_a_choice_may_look_like_a_number(choice: str) -> None:
         ({"Hair": "red"}, r"labels\.Hair=red .*black, blond, gray, free"),
         ({"Age": 300}, r"labels\.Age=300 .*1 to 90, free"),
         ({"Age": "old"}, r"labels\.Age=old .*1 to 90"),
+        ({"Age": None}, r"labels\.Age=None .*1 to 90"),
     ],
 )
 def test_unknown_names_and_values_are_errors_with_the_choices(asked: dict[str, object], clue: str) -> None:

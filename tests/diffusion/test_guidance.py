@@ -198,14 +198,14 @@ def test_guidance_is_the_same_in_every_target() -> None:
 
 
 def test_auto_guidance_without_a_guide_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"guidance=auto .* callbacks\.guide"):
+    with pytest.raises(UserError, match=r"guidance=auto .* callbacks\.guide"):
         AutoGuidance(2.0)(pair()[0], None)
 
 
 def test_internal_guidance_without_an_auxiliary_head_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"guidance=internal .* model\.denoiser\.network\.auxiliary_depth"):
+    with pytest.raises(UserError, match=r"guidance=internal .* model\.denoiser\.network\.auxiliary_depth"):
         InternalGuidance(2.0)(pair()[0], None)
-    with pytest.raises(ValueError, match="guidance=internal"):
+    with pytest.raises(UserError, match="guidance=internal"):
         InternalGuidance(2.0)(Denoiser(DiT(2, width=16, depth=1, num_heads=2), RectifiedFlow()), None)
 
 

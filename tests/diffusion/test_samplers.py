@@ -28,6 +28,7 @@ from latentfaces.diffusion import (
 )
 from latentfaces.diffusion.samplers import Auto, Trajectory
 from latentfaces.diffusion.schedule import Spacing
+from latentfaces.errors import UserError
 
 
 class SDEDPMpp2M(DPMpp2MSampler):
@@ -578,7 +579,7 @@ def test_sampling_from_the_inversion_of_a_mixture_comes_back() -> None:
 @pytest.mark.parametrize("sampler", [DDPMSampler(4), DDIMSampler(4, eta=0.1), DPMpp2MSampler(4, eta=0.1)])
 def test_samplers_that_add_noise_refuse_to_be_inverted(sampler: Sampler) -> None:
     assert sampler.is_random
-    with pytest.raises(ValueError, match="sampler=heun"):
+    with pytest.raises(UserError, match="sampler=heun"):
         sampler.invert(ideal(), NOISE)
 
 

@@ -60,6 +60,12 @@ WRONG = {
         "Unknown key sampler.eta for this choice of sampler. It belongs to sampler=ddim, ",
     ),
     "an unknown spacing": (["sampler.spacing=even"], "'karras' or 'log_snr', or 'auto'"),
+    "a pack other than the run's": (["task=neighbours", "task.pack=data/other"], "task.pack=... has no effect"),
+    "a face of a seed between photos": (
+        ["task=interpolate", "image=me.png", "task.to_image=you.png", "task.number=1"],
+        "task.number=... has no effect between photos",
+    ),
+    "an inversion by a VAE alone": (["run=outputs/vae/faces", "task=invert"], "This run is of stage 1"),
     "a key that does not exist": (["num_image=3"], "Unknown key num_image. Did you mean num_images?"),
 }
 
@@ -152,6 +158,31 @@ def test_case_39_a_photo_that_is_none_is_named(trained: Path, tmp_path: Path, mo
     assert "images.npy cannot be read (not one of" in refused(
         "sample.py", *options, "image=data/synthetic-48-16/images.npy"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "clue"),
+    [
+        ({}, "(no task, sampler or guidance)"),
+        ({"_target_": "latentfaces.tasks.Nothing"}, "latentfaces.tasks.Nothing may not be named by"),
+        ({"sampler": {"_target_": "latentfaces.diffusion.NoGuidance"}}, "(no task, sampler or guidance)"),
+        ({"seed": -1}, "task.seed=-1 is invalid"),
+    ],
+)
+def test_a_recipe_that_describes_no_task_is_one_line(
+    change: dict[str, object], clue: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    sampler = {"_target_": "latentfaces.diffusion.EulerSampler", "num_steps": 1}
+    task = {"_target_": "latentfaces.tasks.Generate", "sampler": sampler, "first": 0, "npz": False}
+    settings = {**task, "num_images": 1, "seed": 0, "batch_size": 1, **change} if change else {}
+    guidance = {"_target_": "latentfaces.diffusion.NoGuidance"}
+    recipe = {"run": "outputs/ldm/faces", "task": "generate", "settings": settings, "guidance": guidance}
+    text = PngInfo()
+    text.add_text("latentfaces", json.dumps({**recipe, "version": VERSION}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "odd.png", pnginfo=text)
+    said = refused("sample.py", "task=remake", f"image={tmp_path / 'odd.png'}", f"output={tmp_path / 'out'}")
+    assert clue in said
 
 
 def test_a_picture_cannot_make_remake_run_a_network_from_a_file(

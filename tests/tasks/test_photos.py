@@ -126,5 +126,7 @@ def test_what_is_no_photo_is_refused_by_name(album: Path, tmp_path: Path) -> Non
             read_photos(str(tmp_path / name), 16, 1, 0)
     with pytest.raises(UserError, match=r"task.to_image=nowhere.png does not exist"):
         read_photos("nowhere.png", 16, 1, 0, key="task.to_image")
+    with pytest.raises(UserError, match="image= does not exist"):
+        read_photos("", 16, 1, 0)
     with pytest.raises(UserError, match="image="):
         held_out_photos(None, 1, 0)

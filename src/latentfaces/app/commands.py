@@ -81,7 +81,7 @@ class Commands:
             folder = next(folder for folder in folders if not folder.exists())  # of an earlier page with this output
             arguments = [part for part in command if "=" in part]
             try:
-                text = self.execute([*arguments, f"output={folder}"], lambda task: watch(task, on_step))
+                text = self.execute([*arguments, override("output", folder)], lambda task: watch(task, on_step))
             except UserError as error:
                 raise one_line(error) from error
         return Result(shlex.join(command), overrides, folder, text)
@@ -115,8 +115,14 @@ def one_line(message: object) -> gr.Error:
 
 
 def override(key: str, value: object) -> str:
-    """Return `key=value`, quoted where Hydra needs it."""
+    """Return `key=value`, quoted where Hydra needs it.
+
+    Raises:
+        gr.Error: the value has an interpolation, which could read the environment of this machine.
+    """
     text = str(value)
+    if "${" in text:
+        raise one_line(f"{key}={text} has an interpolation. Give the value itself.")
     if PLAIN.fullmatch(text):
         return f"{key}={text}"
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')

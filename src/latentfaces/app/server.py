@@ -14,6 +14,8 @@ from typing import Annotated
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, which reads it
 import gradio as gr
 from annotated_types import Interval
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from latentfaces.errors import UserError
 from latentfaces.signals import Stopped, handle_signals, stop
@@ -92,6 +94,7 @@ class Server:
                 footer_links=[],
                 run_history=False,
                 enable_monitoring=False,
+                app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=self.hosts)]},
                 mcp_server=False,
                 ssr_mode=False,
                 pwa=False,
@@ -101,6 +104,11 @@ class Server:
             address = f"{self.host}:{self.port}"
             raise UserError(f"{address} cannot be used. Choose another task.port or task.host.") from error
         print(f"Open {page.local_url} in a browser. Ctrl-C stops the page.", flush=True)
+
+    @property
+    def hosts(self) -> list[str]:
+        """Accepted Host headers. Without a token, any other would let websites reach the page by DNS rebinding."""
+        return ["*"] if self.token else [self.host, "localhost", "127.0.0.1", "[::1]"]
 
     def is_allowed(self, user: str, password: str) -> bool:
         """Return whether the password is the token. The user name has no effect."""

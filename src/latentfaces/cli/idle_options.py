@@ -15,40 +15,47 @@ FROM_IMAGES = ("edit", "inpaint", "invert", "variations")
 AUDITS = ("dataset", "evaluate", "neighbours", "tune")
 """Tasks that compare samples with the run's training or held-out images."""
 
+OF_DENOISER = ("compile", "ema", "guidance", "sampler")
+FROM_RUN = ("task.directions", "task.folder", "task.pack")
+"""Settings that are filled in from the run."""
+OF_SEEDS = ("task.number", "task.to_number", "task.to_seed")
+"""Settings of task=interpolate between seeds."""
+
 
 def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
     """Reject the first option that the task on a run of this stage would not use."""
-    task = HydraConfig.get().runtime.choices["task"]
+    choices, overridden = HydraConfig.get().runtime.choices, overridden_keys()
+    task, has_image = choices["task"], cfg.image is not None
     if task in AUDITS and cfg.task.pack is None:
         raise UserError(f"task={task} needs the training images, which a model folder does not have. Give run=RUN.")
-    if cfg.image is not None and "image" not in cfg.task:
-        raise UserError(f"image=... has no effect with task={task}. Leave it out.")
-    if cfg.direction is not None and "direction" not in cfg.task:
-        raise UserError(f"direction=... has no effect with task={task}. Leave it out.")
-    if "align" in overridden_keys() and (cfg.image is None or "align" not in cfg.task):
+    for key in ("image", "direction"):
+        if cfg[key] is not None and key not in cfg.task:
+            raise UserError(f"{key}=... has no effect with task={task}. Leave it out.")
+    for key in overridden:
+        if key in FROM_RUN:
+            raise UserError(f"{key}=... has no effect, since it is filled in from the run. Leave it out.")
+        if key in OF_SEEDS and has_image:
+            raise UserError(f"{key}=... has no effect between photos. Leave it out, or leave out image.")
+    if "align" in overridden and not (has_image and "align" in cfg.task):
         raise UserError("align=... has no effect without a photo. Give image=... to a task that takes one.")
-    if cfg.image is not None and "task.to_seed" in overridden_keys():
-        raise UserError("task.to_seed=... has no effect between photos. Leave it out, or leave out image.")
     if cfg.labels and task in UNLABELED:
         raise UserError(f"labels.{next(iter(cfg.labels))}=... has no effect with task={task}. Leave it out.")
-    from_images = task in FROM_IMAGES or (task in ("interpolate", "slide") and cfg.image is not None)
-    if from_images and not cfg.labels and HydraConfig.get().runtime.choices.get("guidance") == "labels":
+    from_images = task in FROM_IMAGES or (task in ("interpolate", "slide") and has_image)
+    if from_images and not cfg.labels and choices.get("guidance") == "labels":
         raise UserError(f"guidance=labels has no effect with task={task} without labels.NAME=... Add it.")
     if task == "directions" and cfg.task.names:
         allow_only(("run", "output", "task", "task.names"), "with task.names, which only renames")
     if task == "edit":
         idle = ("num_images", "task.strength", "task.skips") if cfg.labels else ("task.photo_labels", "task.mask")
-        if given := [key for key in idle if key in overridden_keys()]:
+        if given := [key for key in idle if key in overridden]:
             where = "in an edit by labels" if cfg.labels else "without labels.NAME=..."
             raise UserError(f"{given[0]}=... has no effect {where}. Leave it out.")
     if cfg.ema is not None and task == "tune":
         raise UserError("ema=... has no effect with task=tune, which tries those of task.emas. Leave it out.")
-    if stage == "vae" or "sampler" not in cfg.task:
-        given = [key for key in ("ema", "guidance", "compile") if cfg[key] is not None and cfg[key] is not False]
-        given += [key for key in overridden_keys() if key.partition(".")[0] == "sampler"]
-        if given:
-            where = f"with task={task}" if "sampler" not in cfg.task else "on a run of stage 1"
-            raise UserError(f"{given[0]}=... has no effect {where}, which uses the VAE alone. Leave it out.")
+    given = [key for key in overridden if key.partition(".")[0] in OF_DENOISER]
+    if given and (stage == "vae" or "sampler" not in cfg.task):
+        where = f"with task={task}" if "sampler" not in cfg.task else "on a run of stage 1"
+        raise UserError(f"{given[0]}=... has no effect {where}, which uses the VAE alone. Leave it out.")
 
 
 def allow_only(keys: Sequence[str], where: str) -> None:

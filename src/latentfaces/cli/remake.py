@@ -10,12 +10,12 @@ from latentfaces.cli.recipe import VERSION, Recipe, named_files
 from latentfaces.config.overrides import overridden_keys
 from latentfaces.config.schema import Precision
 from latentfaces.config.type_checks import check_types
-from latentfaces.diffusion import NoGuidance
+from latentfaces.diffusion import NoGuidance, Sampler
 from latentfaces.diffusion.guidance import Extrapolation
 from latentfaces.errors import UserError
 from latentfaces.model_folder import find_model
 from latentfaces.pipeline import FacePipeline
-from latentfaces.run import DIRECTIONS, build
+from latentfaces.run import DIRECTIONS, build, check_targets
 
 REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size", "mark", "mark_certificate", "mark_key")
 """Overrides of task=remake. The metadata of the image has everything else."""
@@ -23,11 +23,14 @@ REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size", "mark"
 
 def remade(cfg: DictConfig) -> tuple[Any, Any, Recipe]:
     """Build the task and the pipeline of an image, and return them with its recipe."""
+    from latentfaces.tasks.base import Task
+
     recipe = remembered(cfg)
     try:
         task, guidance = build(recipe.settings), build(recipe.guidance)
-        if not isinstance(guidance, NoGuidance | Extrapolation):
-            raise TypeError("no guidance")
+        is_task = isinstance(task, Task) and isinstance(getattr(task, "sampler", None), Sampler | None)
+        if not is_task or not isinstance(guidance, NoGuidance | Extrapolation):
+            raise TypeError("no task, sampler or guidance")
     except (TypeError, ValueError) as error:
         raise UserError(f"The metadata of the image do not fit this version of latentfaces ({error}).") from error
     bfloat16 = recipe.precision == Precision.bf16.name
@@ -54,7 +57,7 @@ def remembered(cfg: DictConfig) -> Recipe:
     try:
         text = read_recipe(Path(cfg.image)) or {}
     except (OSError, ValueError) as error:
-        raise UserError(f"image={cfg.image} cannot be read ({error})") from None
+        raise UserError(f"image={cfg.image} cannot be read ({error}). Give another file.") from None
     try:
         index = text.pop("index", None)
         text.pop(OWN_LABELS, None)  # they follow from the rest
@@ -68,6 +71,7 @@ def remembered(cfg: DictConfig) -> Recipe:
                 settings["directions"] = str(Path(recipe.run) / DIRECTIONS)
         if recipe.task == "generate" and index is not None:  # this image alone
             settings |= {"first": settings.get("first", 0) + index, "num_images": 1}
+        check_targets(settings)
         check_types(settings, "task")
         if "batch_size" in overridden_keys():  # changes memory, not the image
             settings["batch_size"] = cfg.batch_size
@@ -75,7 +79,7 @@ def remembered(cfg: DictConfig) -> Recipe:
         for key, digest in recipe.files.items():
             if now.get(key) != digest:
                 state = "has changed since" if key in now else "is no longer there"
-                raise UserError(f"image={cfg.image} was made from {settings[key]}, which {state}")
+                raise UserError(f"image={cfg.image} was made from {settings[key]}, which {state}. Restore it.")
     except (AttributeError, KeyError, TypeError, ValidationError):
         raise UserError(f"image={cfg.image} has no complete metadata of this version. Choose another file.") from None
     return recipe

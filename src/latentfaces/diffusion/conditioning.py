@@ -76,8 +76,7 @@ class Conditioning:
                 guess = f" Did you mean {near[0]}?" if near else ""
                 raise UserError(f"Unknown label labels.{name}.{guess} Labels of this run: {', '.join(self.names)}.")
             index = self.names.index(name)
-            if value is not None:
-                values[index] = math.inf if value == FREE else parse_value(self.labels[index], value)
+            values[index] = math.inf if value == FREE else parse_value(self.labels[index], value)
         return values
 
     def draw(self, asked: Tensor, rows: Tensor, names: Sequence[tuple[int, int]]) -> Tensor:

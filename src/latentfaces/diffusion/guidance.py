@@ -23,7 +23,7 @@ class Guidance(Protocol):
         """Return the guided denoiser; `guide` is an early checkpoint of the same run, if there is one.
 
         Raises:
-            ValueError: the guide, the auxiliary head or the labels are missing.
+            UserError: the guide, the auxiliary head or the labels are missing.
         """
 
 
@@ -88,7 +88,7 @@ class InternalGuidance(Extrapolation):
 
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
         if not denoiser.has_auxiliary:
-            raise ValueError(
+            raise UserError(
                 "guidance=internal needs a denoiser with an auxiliary head. Train a DiT with "
                 "model.denoiser.network.auxiliary_depth=4, or use guidance=none."
             )
@@ -122,16 +122,16 @@ class LabelGuidance(Extrapolation):
 
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
         if denoiser.condition is None:
-            raise ValueError(
+            raise UserError(
                 "guidance=labels needs a run that was trained with data.labels. Train one, or use guidance=none."
             )
         return LabelGuided(denoiser, required(guide, "guidance.auto_weight") if self.uses_guide else None, self)
 
 
 def required(guide: Denoiser | None, key: str) -> Denoiser:
-    """Return the guide. Raise ValueError if the run has none."""
+    """Return the guide. Raise UserError if the run has none."""
     if guide is None:
-        raise ValueError(
+        raise UserError(
             f"{key} needs checkpoints/guide_denoiser.pth, which callbacks.guide saves during training. Train again, or "
             "use guidance=none."
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from latentfaces.diffusion.denoiser import Predictor
 from latentfaces.diffusion.schedule import NoiseSchedule, Spacing, shift_for
+from latentfaces.errors import UserError
 
 Auto = Literal["auto"]
 AfterStep = Callable[[Tensor, float], Tensor]
@@ -138,10 +139,10 @@ class Sampler(ABC):
         """Map latents (b, c, h, w) to the noise that generates them: solve the ODE backwards.
 
         Raises:
-            ValueError: this sampler adds noise, so it has no inverse.
+            UserError: this sampler adds noise, so it has no inverse.
         """
         if self.is_random:
-            raise ValueError("A sampler that adds noise cannot be inverted. Use sampler=heun.")
+            raise UserError("A sampler that adds noise cannot be inverted. Use sampler=heun.")
         schedule = denoiser.schedule
         cleanest = float(schedule.time_at(torch.tensor(CLEANEST, dtype=torch.float64)))
         times = sorted({cleanest, *(t for t in self.checked_times(denoiser, latents.shape) if t > cleanest)})

@@ -26,9 +26,9 @@ class Task:
         batch_size: images at once. It changes time and memory, and no pixel by more than one level of 255.
     """
 
-    num_images: int
-    seed: int
-    batch_size: int
+    num_images: Positive
+    seed: Natural
+    batch_size: Positive
 
 
 @dataclass(kw_only=True)

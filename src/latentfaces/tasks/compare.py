@@ -43,6 +43,8 @@ class Compare(SamplingTask):
             raise UserError("task=compare needs a run that was trained with data.labels. Choose another run=...")
         if not self.rows and not self.columns:
             raise UserError("task=compare has nothing to compare. Give values of a label: 'task.rows={NAME: [0, 1]}'.")
+        if twice := (self.rows or {}).keys() & (self.columns or {}).keys():
+            raise UserError(f"{min(twice)} is in task.rows and in task.columns. Leave one out.")
         cells = [pipeline.conditioning.parse({**row, **column}) for row in rows for column in columns]
         names = [(self.seed, number) for number in range(self.num_images)]
         own = pipeline.labels_for(names)

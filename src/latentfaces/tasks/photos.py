@@ -122,7 +122,7 @@ def held_out_photos(pack: str | None, num_photos: int, seed: int) -> OwnPhotos:
 def open_source(image: str, key: str) -> Photos:
     """Open the source that `image` names, which has at least one image."""
     path = Path(image)
-    if not path.exists():
+    if not image or not path.exists():  # Path("") is the current folder
         raise UserError(f"{key}={image} does not exist. Give an image, a folder or a .zip.")
     if path.suffix.lower() in HEIF and not HAS_HEIF:
         raise missing_extra(f"{key}={image}", "photos")
