@@ -37,6 +37,16 @@ def test_the_last_checkpoint_but_one_is_kept(tmp_path: Path) -> None:
     assert kept == {"last.ckpt": 3, "last.previous.ckpt": 2, "best.ckpt": 3}
 
 
+def test_a_checkpoint_of_a_gpu_is_loaded_to_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a machine without GPUs cannot resume it, and all ranks of another load it to the first GPU."""
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
+        AtomicCheckpointIO().save_checkpoint({"weight": torch.arange(3.0)}, tmp_path / "last.ckpt")
+    loaded = AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")["weight"]
+    assert loaded.device.type == "cpu"
+    assert loaded.tolist() == [0, 1, 2]
+
+
 def log_six_steps(folder: Path) -> None:
     """Log the loss of steps 0 to 5."""
     first = ResumableCSVLogger(folder)

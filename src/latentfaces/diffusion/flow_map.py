@@ -144,11 +144,13 @@ class FlowMapLoss(DenoisingLoss):
         """Return the loss of each step, (1, 7 b), for noise of the shape of x0 (b, c, h, w). x0 and t are not used."""
         states, times = self.trajectory(torch.randn_like(x0) if noise is None else noise, condition)
         starts, ends = zip(*((4 * i // n, 4 * (i + 1) // n) for n in NUM_STEPS for i in range(n)), strict=True)
-        x, x_next = states[list(starts)].flatten(0, 1), states[list(ends)].flatten(0, 1)
+        x, x_next = (torch.cat([states[index] for index in indices]) for indices in (starts, ends))
         grid = torch.tensor(times, dtype=torch.float64)
         start, end = (grid[list(indices)].repeat_interleave(len(x0)) for indices in (starts, ends))
-        a, b = (per_sample(c).to(x) for c in step_coefficients(denoiser, start, end))
+        # A GPU need not wait for the trajectory before it gets these small tensors.
+        a, b = (per_sample(c).to(x, non_blocking=True) for c in step_coefficients(denoiser, start, end))
         if condition is not None:
             condition = condition.repeat(len(starts), 1)
-        prediction = denoiser(x, start.to(x), condition, end.to(x))
+        start, end = (t.to(x, non_blocking=True) for t in (start, end))
+        prediction = denoiser(x, start, condition, end)
         return (prediction - (x_next - a * x) / b).square().flatten(1).mean(1)[None]

@@ -106,9 +106,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with self.full_disk_survived(target):
             atomic_save(checkpoint, target, target.with_stem("last.previous") if target.stem == "last" else None)
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        # Lightning passes no location, and with None every rank would load to the GPU that saved.
         try:
             return super().load_checkpoint(path, map_location, weights_only=True)  # whatever the caller passed
         except UnpicklingError as error:
