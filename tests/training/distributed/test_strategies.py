@@ -185,7 +185,10 @@ def test_fsdp_turns_off_channels_last_which_gpus_have_by_default(monkeypatch: py
 
 
 REFUSED = {
-    "an adversary in parts": (["strategy=fsdp", "data.resolution=32", "model/loss=adversarial"], "strategy=ddp"),
+    "an adversary in parts": (
+        ["strategy=fsdp", "data.resolution=32", "model/loss=adversarial", "model.adversary.start_step=1"],
+        "strategy=ddp",
+    ),
     "matrices in parts": (
         ["strategy=fsdp", "model.optimizer._target_=latentfaces.training.MuonAdamW"],
         "model/optimizer=muon needs complete matrices",
