@@ -115,7 +115,7 @@ class FacePipeline:
                 guidance = AutoGuidance(AUTO_WEIGHT)
             if sampler is None and tuned.get("sampler") is not None:  # earlier versions tuned none
                 sampler = build(tuned["sampler"])
-            elif sampler is None and run.config["model"]["denoiser"]["network"].get("flow_map"):
+            elif sampler is None and run.is_fast:
                 sampler = FlowMapSampler()
             elif sampler is None and run.config["model"]["loss"]["time_sampler"].get("mean") == "auto":
                 sampler = DPMpp2MSampler(20, "auto", eta=1.0)  # as in training

@@ -62,6 +62,11 @@ class Run:
         return self.config["stage"]
 
     @property
+    def is_fast(self) -> bool:
+        """Whether this is a run of model=fast."""
+        return self.stage == "ldm" and bool(self.config["model"]["denoiser"]["network"].get("flow_map"))
+
+    @property
     def finished(self) -> bool:
         """Whether a training has ended. It may be trained further since."""
         return bool(self.result())

@@ -22,13 +22,12 @@ def test_choices_are_applied_and_told_once(
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
     monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
     attention = "model.autoencoder.attention=true"
-    options = ["device.attention=sdpa", "device.channels_last=true", "device.compile=true"]
-    options += ["device.fused_optimizer=false", "trainer.precision=32-true"]
+    options = ["device.attention=sdpa", "device.channels_last=true", "device.compile=true", "trainer.precision=32-true"]
     train(*TINY_VAE, *ONE_STEP, attention, *options, "name=all")
     weights = torch.load("outputs/vae/all/checkpoints/best_vae.pth", weights_only=True)
     assert weights["encoder.stem.weight"].is_contiguous(memory_format=torch.channels_last)
     out = capsys.readouterr().out
-    words = "32-true, sdpa attention, channels last, optimizer not fused, compiled at the first step"
+    words = "32-true, sdpa attention, channels last, compiled at the first step"
     assert out.count(f"training on 1 CPU device(s), {words}\n") == 1
     assert len(compiled) == 2  # encoder and decoder
 
@@ -39,10 +38,6 @@ def test_choices_are_applied_and_told_once(
         (["device.attention=fast"], "device.attention=fast is invalid: input should be 'auto', 'sdpa' or 'plain'."),
         (["device.compile=perhaps"], "device.compile=perhaps is invalid: input should be 'auto', True or False."),
         (["device.attention=plain"], "device.attention has no effect on a network without attention"),
-        (
-            ["device.fused_optimizer=true", "model.optimizer.fused=true"],
-            "device.fused_optimizer has no effect on torch.optim.AdamW",
-        ),
     ],
 )
 def test_keys_without_effect_are_refused(
@@ -59,7 +54,7 @@ def test_a_transformer_has_no_channels_to_put_last(monkeypatch: pytest.MonkeyPat
     choices, cpu = DeviceChoices.fastest(torch.device("cpu")), torch.device("cpu")
     monkeypatch.setattr("latentfaces.cli.compute.overridden_keys", lambda: [])
     words = apply_choices(replace(choices, precision="bf16-mixed"), DiT(4, 16, 1, 2), cpu)
-    assert words == "bf16-mixed, plain attention, fused optimizer"
+    assert words == "bf16-mixed, plain attention"
     monkeypatch.setattr("latentfaces.cli.compute.overridden_keys", lambda: ["device.channels_last"])
     with pytest.raises(UserError, match=r"^device\.channels_last has no effect"):
         apply_choices(choices, DiT(4, 16, 1, 2), cpu)

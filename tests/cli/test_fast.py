@@ -49,6 +49,8 @@ def test_a_fast_run_has_the_network_of_its_run_and_samples_in_few_steps(place: P
     for options in ([], ["sampler.num_steps=1"], ["sampler=few", "sampler.num_steps=2"]):
         run_command("sample.py", *FEW, *options, f"output=few{len(options)}")
     assert len(list(Path().glob("few*/grid.png"))) == 3
+    run_command("sample.py", *FEW, "task=edit", "output=edited")  # which is heun's elsewhere
+    assert b"FlowMapSampler" in Path("edited/grid.png").read_bytes()  # its recipe
 
 
 def test_a_fast_run_is_resumed(place: Path) -> None:
@@ -71,6 +73,7 @@ REFUSED = {
         ["run=labeled", "sampler=few"],
         "needs a run of model=fast",
     ),
+    "an inversion": ("sample.py", [*FEW, "task=invert"], "has no inverse"),
     "other numbers of steps": ("sample.py", [*FEW, "sampler=few", "sampler.num_steps=3"], "must be 1, 2 or 4"),
 }
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from latentfaces.config.overrides import overridden_keys, plain
@@ -67,13 +67,7 @@ def training_device(trainer: DictConfig) -> torch.device:
 
 
 def device_choices(cfg: DictConfig) -> DeviceChoices:
-    """Return the device choices of the config, with `auto` resolved to the fastest.
-
-    Raises:
-        UserError: device.fused_optimizer has no effect with the chosen optimizer.
-    """
-    if "device.fused_optimizer" in overridden_keys() and not OmegaConf.is_interpolation(cfg.model.optimizer, "fused"):
-        raise UserError(f"device.fused_optimizer has no effect on {cfg.model.optimizer._target_}. Leave it out.")
+    """Return the device choices of the config, with `auto` resolved to the fastest."""
     keys = {**plain(cfg.device), "precision": str(cfg.trainer.precision)}
     chosen = {key: value for key, value in keys.items() if value != "auto"}
     return replace(DeviceChoices.fastest(training_device(cfg.trainer)), **chosen)
@@ -107,7 +101,6 @@ def apply_choices(choices: DeviceChoices, network: nn.Module, device: torch.devi
             network.to(memory_format=torch.channels_last)
     elif "device.channels_last" in overridden:
         raise UserError("device.channels_last has no effect on a network without convolutions. Leave it out.")
-    words.append("fused optimizer" if choices.fused_optimizer else "optimizer not fused")
     if choices.compile:
         network.compile()
         words.append("compiled at the first step")

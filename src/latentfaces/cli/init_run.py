@@ -71,7 +71,7 @@ def run_to_start_from(cfg: DictConfig) -> Run:
     run = find_run(cfg.init, cfg.stage, key=key)
     if run.stage != cfg.stage:
         raise UserError(f"{key}={cfg.init} is a run of model={run.stage}. Choose one of model={cfg.stage}.")
-    if run.stage == "ldm" and run.config["model"]["denoiser"]["network"].get("flow_map"):
+    if run.is_fast:
         raise UserError(f"{run.folder} is a run of model=fast. Use the run that it was learned from.")
     return run
 

@@ -82,7 +82,8 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     if cfg.guidance is not None:
         check_types(plain(cfg.guidance), "guidance")
         guidance = instantiate(OmegaConf.create({"guidance": plain(cfg.guidance)})).guidance  # errors then name the key
-    own = choices.get("sampler") == "tuned"
+    kind = choices.get("sampler")
+    own = kind == "tuned" or (kind is not None and run.is_fast and "sampler" not in overridden_keys())
     sampler = None if own and not from_noise else build(plain(OmegaConf.load(HEUN)))  # type: ignore[arg-type]
     bfloat16 = cfg.precision is Precision.bf16
     pipeline = FacePipeline.load(run, bfloat16=bfloat16, ema=cfg.ema, guidance=guidance, sampler=sampler)

@@ -63,7 +63,6 @@ class DeviceConfig:
     phased_upsampling: Any = key("auto", Literal["auto", True, False])
     channels_last: Any = key("auto", Literal["auto", True, False])
     compile: Any = key("auto", Literal["auto", True, False])
-    fused_optimizer: bool = True
 
 
 @dataclass

@@ -49,7 +49,6 @@ class DeviceChoices:
         channels_last: use the channels_last memory format, the native layout of GPU tensor cores. On CPUs, group
             norm loses more than convolutions gain.
         compile: use `torch.compile`, which takes minutes and pays off only in long trainings.
-        fused_optimizer: use the fused kernel of AdamW.
     """
 
     precision: str
@@ -57,7 +56,6 @@ class DeviceChoices:
     phased_upsampling: bool | None
     channels_last: bool
     compile: bool
-    fused_optimizer: bool
 
     @classmethod
     def fastest(cls, device: torch.device) -> "DeviceChoices":
@@ -68,7 +66,6 @@ class DeviceChoices:
             phased_upsampling=None,
             channels_last=device.type == "cuda",
             compile=False,
-            fused_optimizer=True,
         )
 
 

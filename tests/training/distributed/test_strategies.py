@@ -29,7 +29,7 @@ STAGES = {
     "vae": [*TINY_VAE, *FULL, "model.loss.equivariance_weight=0.1", "model.autoencoder.skip_connections=true"],
     "ldm": [*TINY_LDM, *FULL, "callbacks.ema.snapshots=4", "callbacks.guide.share=0.5"],
 }
-GPU = DeviceChoices("32-true", None, None, channels_last=True, compile=False, fused_optimizer=True)
+GPU = DeviceChoices("32-true", None, None, channels_last=True, compile=False)
 WATCH = ["+callbacks.probe._target_=helpers.device_probes.Weights"]
 
 
