@@ -22,9 +22,11 @@ def home(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return Path()
 
 
+RUN = "outputs/ldm/faces"
+
+
 def card(home: Path) -> str:
-    run = open_run("outputs/ldm/faces")
-    return model_card(run, FacePipeline.load(run, device="cpu"), ["config.json", "sample_onnx.py"])
+    return model_card(open_run(RUN), FacePipeline.load(RUN, device="cpu"), ["config.json", "sample_onnx.py"])
 
 
 def test_a_card_has_the_figures_of_the_run_and_no_others(home: Path) -> None:
@@ -38,13 +40,19 @@ def test_a_card_has_the_figures_of_the_run_and_no_others(home: Path) -> None:
     assert "python sample_onnx.py" in text
     evaluation = {
         **{"kind": "new faces", "features": "inception", "num_images": 5000, "num_photos": 50},
+        **{"weights": FacePipeline.load(RUN, device="cpu").weights},
         **{"fid": 12.345, "precision": 0.5, "memorized_fraction": 0.02, "duplicates": 0.01},
     }
     path = Path("outputs/ldm/faces/samples/fid/metrics.json")
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(evaluation))
     assert "as reported in papers" not in text
-    published = {"protocol": {"name": "fid10k"}, "reasons": [], "table": [["model", "FID"], ["faces", "9.5"]]}
+    published = {
+        "weights": evaluation["weights"],
+        "protocol": {"name": "fid10k"},
+        "reasons": [],
+        "table": [["model", "FID"], ["faces", "9.5"]],
+    }
     path.with_name("protocol.json").write_text(json.dumps(published))
     text = card(home)
     assert "| model | FID |\n| --- | --- |\n| faces | 9.5 |\n\nfid10k: comparable" in text
@@ -52,6 +60,8 @@ def test_a_card_has_the_figures_of_the_run_and_no_others(home: Path) -> None:
     assert "| compared | 5,000 new faces with 50 held-out images |" in text
     assert "than 99 % of held-out images are | 0.02 |" in text
     assert "recall" not in text
+    path.write_text(json.dumps(evaluation | {"weights": "of-earlier"}))
+    assert "## Memorization audit\n\nNot measured." in card(home)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 from latentfaces import __version__
 from latentfaces.autoencoder import PretrainedVAE, is_pretrained
 from latentfaces.errors import UserError
-from latentfaces.evaluation.protocol import as_markdown, newest_result
+from latentfaces.evaluation.protocol import RESULT, as_markdown
 from latentfaces.files import read_json
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import Run, config_of, open_run
@@ -33,15 +33,15 @@ RESULTS = {"test/loss": "loss of held-out images", "test/psnr": "PSNR, dB", "tes
 
 def model_card(run: Run, pipeline: FacePipeline, files: Sequence[str]) -> str:
     """Return the model card of a run as Markdown."""
-    data = data_of(run)
+    data, evaluation = data_of(run), newest(run, "metrics.json", pipeline)
     sections = {
         "": summary(run, pipeline),
         "Use": usage(pipeline, files),
         "Training data": training_data(data),
         "Training": table(recipe(run, pipeline)),
-        "Metrics": metrics(run),
-        **published(run),
-        "Memorization audit": audit(run),
+        "Metrics": metrics(run, evaluation),
+        **published(newest(run, RESULT, pipeline)),
+        "Memorization audit": audit(evaluation),
         "Intended use": INTENDED_USE,
         "Limits": limits(pipeline, data),
     }
@@ -179,15 +179,15 @@ def in_words(config: Mapping[str, Any]) -> str:
     return f"{kind}({arguments})" if kind else ""
 
 
-def evaluation_of(run: Run) -> dict[str, Any]:
-    """Return the newest result of task=evaluate in the run's folder; empty if there is none."""
-    paths = sorted(run.folder.glob("samples/*/metrics.json"), key=lambda path: path.stat().st_mtime)
-    return read_json(paths[-1]) if paths else {}
+def newest(run: Run, name: str, pipeline: FacePipeline) -> dict[str, Any]:
+    """Return the newest file `name` of task=evaluate that is of the pipeline's weights; empty if there is none."""
+    paths = sorted(run.folder.glob(f"samples/*/{name}"), key=lambda path: -path.stat().st_mtime)
+    return next((found for found in map(read_json, paths) if found.get("weights") == pipeline.weights), {})
 
 
-def metrics(run: Run) -> str:
-    """Return the metrics of training and of task=evaluate."""
-    result, found = run.result(), evaluation_of(run)
+def metrics(run: Run, found: Mapping[str, Any]) -> str:
+    """Return the metrics of training, and those of task=evaluate."""
+    result = run.result()
     rows = {name: f"{result[key]:.4g}" for key, name in RESULTS.items() if key in result}
     rows |= {name: f"{found[key]:.4g}" for key, name in METRICS.items() if key in found}
     if not rows:
@@ -198,15 +198,13 @@ def metrics(run: Run) -> str:
     return table(rows)
 
 
-def published(run: Run) -> dict[str, str]:
+def published(result: Mapping[str, Any]) -> dict[str, str]:
     """Return the section with the row of task.protocol; empty if it was not measured."""
-    result = newest_result(run.folder)
     return {"Numbers as reported in papers": as_markdown(result)} if result else {}
 
 
-def audit(run: Run) -> str:
+def audit(found: Mapping[str, Any]) -> str:
     """Return whether samples repeat training images."""
-    found = evaluation_of(run)
     rows = {name: f"{found[key]:.4g}" for key, name in AUDIT.items() if key in found}
     return table(rows) + "\n\nBoth are 0.01 for new real images." if rows else "Not measured."
 

@@ -139,6 +139,7 @@ class Evaluate(SamplingTask):
                 measured["fid"] = measured.pop("frechet_distance")
         metrics = {
             "kind": kind,
+            "weights": pipeline.weights,
             "features": features,
             "num_images": len(fake),
             "num_photos": len(held_out),
@@ -190,6 +191,7 @@ class Evaluate(SamplingTask):
         reasons = differences(protocol, reference, len(joined), names, pictures.origin["labels"])
         result = {
             "protocol": asdict(protocol),
+            "weights": pipeline.weights,
             "reasons": reasons,
             "rows": [asdict(row) for row in rows],
             "table": table(rows, reference),
