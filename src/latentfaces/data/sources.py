@@ -222,8 +222,11 @@ class Photos(Source):
             found = f"data.root={self.root} contains no images ({', '.join(SUFFIXES)})"
             if self.archive is None and ".zip" in others:
                 raise UserError(f"{found}. Use data.root={self.root / min(others['.zip'])}.")
-            left_out = "; ".join(self.left_out()) or "nothing else"
-            raise UserError(f"{found}, but {left_out}. Convert images to JPEG, or choose another folder.")
+            if not others:
+                raise UserError(f"{found}. Choose another folder.")
+            raise UserError(
+                f"{found}, but {'; '.join(self.left_out())}. Convert images to JPEG, or choose another folder."
+            )
         kinds = [kind for kind in FFHQ_FOLDERS if any(kind in Path(name).parts for name in images)]
         if len(kinds) > 1:
             both = " and ".join(kinds)
