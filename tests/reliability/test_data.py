@@ -238,7 +238,7 @@ def test_case_12_a_bomb_is_refused_naming_the_entry(pack: Prepare) -> None:
 
 LAYOUTS = {
     "nothing there": ({}, "nowhere", "nowhere does not exist"),
-    "an empty folder": ({"empty/": b""}, "empty", "contains no images (.jpg, .jpeg, "),
+    "an empty folder": ({"empty/": b""}, "empty", "). Choose another folder."),
     "other files": ({"set/a.npy": b"x", "set/b.npy": b"x"}, "set", "but 2 file(s) (.npy), such as a.npy"),
     "photos still in their .zip": ({"set/ffhq.zip": b"x"}, "set", "Use data.root=set/ffhq.zip"),
     "a file that is no .zip": ({"set.txt": b"x"}, "set.txt", "is neither a folder nor a .zip. Unpack or convert it."),

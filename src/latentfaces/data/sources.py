@@ -222,7 +222,9 @@ class Photos(Source):
             found = f"data.root={self.root} contains no images ({', '.join(SUFFIXES)})"
             if self.archive is None and ".zip" in others:
                 raise UserError(f"{found}. Use data.root={self.root / min(others['.zip'])}.")
-            left_out = "; ".join(self.left_out()) or "nothing else"
+            if not others:
+                raise UserError(f"{found}. Choose another folder.")
+            left_out = "; ".join(self.left_out())
             raise UserError(f"{found}, but {left_out}. Convert images to JPEG, or choose another folder.")
         kinds = [kind for kind in FFHQ_FOLDERS if any(kind in Path(name).parts for name in images)]
         if len(kinds) > 1:
