@@ -1,6 +1,6 @@
 """Quality of new faces against minutes of training, for latentfaces and its peers on the same photos.
 
-    python benchmarks/quality.py PHOTOS --vae RUN --minutes 3 6 12 --seeds 0 1 2 [--peers diffusers-flow DiT] \
+    python benchmarks/quality.py PHOTOS --vae RUN --minutes 3 6 12 --seeds 0 1 2 [--peers diffusers-flow DiT] \\
         [--json FILE] [--plot FILE]
 
 Each value is from a complete training of N minutes by `benchmarks/diffusion.py`, because the learning rate falls

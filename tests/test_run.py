@@ -88,7 +88,7 @@ def test_unknown_name_is_told_with_the_names_there_are(tmp_path: Path) -> None:
         write_run(tmp_path, name)
     with pytest.raises(UserError, match=r"vae=gamma is neither .*Available: alpha, beta\."):
         find_run("gamma", "vae", tmp_path)
-    with pytest.raises(UserError, match=r"run=gamma is neither .*Available: none\."):
+    with pytest.raises(UserError, match=rf"run=gamma is neither .*There are no runs in {tmp_path}/ldm\."):
         find_run("gamma", "ldm", tmp_path)
 
 

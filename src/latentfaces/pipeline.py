@@ -165,7 +165,7 @@ class FacePipeline:
         elif labels:
             raise UserError(
                 f"labels.{next(iter(labels))} has no effect: this run was trained without labels. Leave it out, or "
-                "train with data.labels=...."
+                "train with data.labels=FILE."
             )
 
     def labels_for(self, names: Sequence[tuple[int, int]]) -> Tensor:

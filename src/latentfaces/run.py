@@ -201,10 +201,9 @@ def find_run(
     for folder in folders_named(wanted, stage, outputs):
         if (folder / CONFIG).exists():
             return open_run(folder)
-    available = ", ".join(sorted(run.folder.name for run in runs_in(folder_of_stage))) or "none"
-    raise UserError(
-        f"{key}={wanted} is neither a run's folder nor a name in {folder_of_stage}. Available: {available}."
-    )
+    available = ", ".join(sorted(run.folder.name for run in runs_in(folder_of_stage)))
+    hint = f"Available: {available}." if available else f"There are no runs in {folder_of_stage.absolute()}."
+    raise UserError(f"{key}={wanted} is neither a run's folder nor a name in {folder_of_stage}. {hint}")
 
 
 def folders_named(wanted: str, stage: str, outputs: str | Path = "outputs") -> list[Path]:

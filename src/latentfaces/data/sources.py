@@ -224,9 +224,8 @@ class Photos(Source):
                 raise UserError(f"{found}. Use data.root={self.root / min(others['.zip'])}.")
             if not others:
                 raise UserError(f"{found}. Choose another folder.")
-            raise UserError(
-                f"{found}, but {'; '.join(self.left_out())}. Convert images to JPEG, or choose another folder."
-            )
+            left_out = "; ".join(self.left_out())
+            raise UserError(f"{found}, but {left_out}. Convert images to JPEG, or choose another folder.")
         kinds = [kind for kind in FFHQ_FOLDERS if any(kind in Path(name).parts for name in images)]
         if len(kinds) > 1:
             both = " and ".join(kinds)

@@ -114,7 +114,7 @@ def read_photos(
 def held_out_photos(pack: str | None, num_photos: int, seed: int) -> OwnPhotos:
     """Read held-out images of the run's pack."""
     if pack is None:
-        raise UserError("This run has no pack with held-out images. Give photos with image=....")
+        raise UserError("This run has no pack with held-out images. Give photos with image=FOLDER.")
     opened = open_pack(Path(pack))
     return OwnPhotos([], torch.from_numpy(opened.images[choose(opened.val_indices, num_photos, seed)]), [])
 
