@@ -89,6 +89,11 @@ def test_last_convolution_sees_normalized_features_through_silu() -> None:
         assert seen[-1].mean().item() == pytest.approx(expected, abs=1e-4)
 
 
+def test_dropout_is_in_every_block() -> None:
+    unet = UNet(3, width=8, multipliers=(1, 2), num_blocks=1, dropout=0.25)
+    assert [layer.p for layer in unet.modules() if isinstance(layer, nn.Dropout)] == [0.25] * (2 + 2 + 4)
+
+
 def test_attention_is_where_it_was_asked_for_and_in_the_middle() -> None:
     def num_attentions(levels: tuple[int, ...]) -> int:
         return sum(name.endswith("attention.qkv.weight") for name, _ in new_unet((1, 2), levels).named_parameters())

@@ -84,6 +84,19 @@ def test_validation_measures_the_latents_that_stage_2_will_see(
     assert seen["health/latent_std_2"] == pytest.approx(vae.latent_std[2].item())
 
 
+@torch.no_grad()
+def test_findings_of_a_test_are_of_its_own_images(vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged(vae_module, monkeypatch)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    validate(vae_module, images)
+    expected = vae_module.findings
+    validate(vae_module, torch.zeros(3, 3, 16, 16))
+    vae_module.on_test_epoch_start()
+    vae_module.test_step(images, 0)
+    vae_module.on_test_epoch_end()
+    assert vae_module.findings == expected
+
+
 def test_verdict_is_on_the_last_validation_and_says_nothing_before(
     vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +178,18 @@ def test_validation_weighs_the_kl_as_at_the_end_of_annealing(
     seen = logged(vae_module, monkeypatch)
     vae_module.evaluate(torch.rand(2, 3, 16, 16) * 2 - 1, "val")  # step 0, where the weight of training is 0
     assert seen["val/loss"] == pytest.approx(seen["val/reconstruction"] + 0.5 * seen["val/kl"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("step", "weight"), [(0, 0.0), (50, 0.25), (1000, 0.5)])
+def test_training_weighs_the_kl_of_its_step(
+    step: int, weight: float, vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = logged(vae_module, monkeypatch)
+    monkeypatch.setattr(type(vae_module), "global_step", step)
+    vae_module._trainer = SimpleNamespace(log_every_n_steps=1)  # type: ignore[assignment]
+    loss = vae_module.training_step(torch.rand(2, 3, 16, 16) * 2 - 1, 0).item()
+    assert loss == pytest.approx(seen["train/reconstruction"] + weight * seen["train/kl"], rel=1e-5)
+    assert seen["train/kl"] > 0
 
 
 def test_a_vae_without_a_variance_has_no_kl(vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch) -> None:
