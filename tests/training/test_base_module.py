@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from latentfaces.annealing import WarmupDecay
 from latentfaces.training import BaseModule, NonFiniteError
+from latentfaces.training.callbacks import ExactResume
 from latentfaces.training.checkpoint import AtomicCheckpointIO
 
 SGD = partial(torch.optim.SGD, lr=1.0)
@@ -100,6 +101,13 @@ def test_the_settings_of_a_resumed_optimizer_are_those_of_this_session(tmp_path:
     fit(Slope(partial(SGD, momentum=0.9)), max_steps=2, max_epochs=-1).save_checkpoint(tmp_path / "last.ckpt")
     trainer = fit(Slope(partial(SGD, momentum=0.5)), tmp_path / "last.ckpt", max_steps=3, max_epochs=-1)
     assert trainer.optimizers[0].param_groups[0]["momentum"] == 0.5
+
+
+def test_a_resumed_run_takes_steps_at_the_learning_rate_of_this_session(tmp_path: Path) -> None:
+    fit(Slope(), max_steps=2, max_epochs=-1).save_checkpoint(tmp_path / "last.ckpt")
+    module = Slope(partial(torch.optim.SGD, lr=0.1))
+    fit(module, tmp_path / "last.ckpt", [ExactResume()], max_steps=5, max_epochs=-1)
+    assert module.body.weight[0, 0].item() == pytest.approx(-3 * (2 * 1.0 + 3 * 0.1))
 
 
 def test_a_changed_meaning_of_the_loss_is_noticed() -> None:
