@@ -22,8 +22,10 @@ SGD = partial(torch.optim.SGD, lr=1.0)
 class Slope(BaseModule):
     """Module whose loss has the gradient (3, 4), plus a constant."""
 
-    def __init__(self, optimizer: Callable[..., torch.optim.Optimizer] = SGD, constant: float = 0.0) -> None:
-        super().__init__(optimizer, WarmupDecay(warmup_steps=0, decay_share=0.0), seed=0)
+    def __init__(
+        self, optimizer: Callable[..., torch.optim.Optimizer] = SGD, constant: float = 0.0, warmup_steps: int = 0
+    ) -> None:
+        super().__init__(optimizer, WarmupDecay(warmup_steps, decay_share=0.0), seed=0)
         self.body, self.constant = nn.Linear(2, 1), constant
         nn.init.zeros_(self.body.weight)
         self.body.bias.requires_grad_(False)
@@ -104,10 +106,19 @@ def test_the_settings_of_a_resumed_optimizer_are_those_of_this_session(tmp_path:
 
 
 def test_a_resumed_run_takes_steps_at_the_learning_rate_of_this_session(tmp_path: Path) -> None:
-    fit(Slope(), max_steps=2, max_epochs=-1).save_checkpoint(tmp_path / "last.ckpt")
-    module = Slope(partial(torch.optim.SGD, lr=0.1))
+    fit(Slope(warmup_steps=3), max_steps=2, max_epochs=-1).save_checkpoint(tmp_path / "last.ckpt")
+    module = Slope(partial(torch.optim.SGD, lr=0.1), warmup_steps=3)
     fit(module, tmp_path / "last.ckpt", [ExactResume()], max_steps=5, max_epochs=-1)
-    assert module.body.weight[0, 0].item() == pytest.approx(-3 * (2 * 1.0 + 3 * 0.1))
+    # The warm-up is 1/4, 1/2, 3/4, 1, 1.
+    assert module.body.weight[0, 0].item() == pytest.approx(-3 * (0.25 + 0.5 + 0.1 * (0.75 + 1 + 1)))
+
+
+def test_skipped_steps_are_counted_over_a_resume() -> None:
+    before, after, checkpoint = Slope(), Slope(), dict[str, Any]()
+    before.finite.num_skipped = 3
+    before.on_save_checkpoint(checkpoint)
+    after.on_load_checkpoint(checkpoint)
+    assert after.finite.num_skipped == 3
 
 
 def test_a_changed_meaning_of_the_loss_is_noticed() -> None:
