@@ -132,3 +132,7 @@ def test_learning_rate_comes_down_along_a_line_or_half_a_cosine() -> None:
     assert [line(0, progress) for progress in (0.0, 0.5, 0.625, 0.75, 1.0)] == pytest.approx([1, 1, 0.8, 0.6, 0.2])
     assert [cosine(0, progress) for progress in (0.5, 0.75, 1.0)] == pytest.approx([1, 0.6, 0.2])
     assert cosine(0, 0.625) == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_warm_up_and_decay_multiply() -> None:
+    assert WarmupDecay(warmup_steps=9, decay_share=1.0, shape="linear")(4, 0.5) == pytest.approx(0.5 * 0.5)

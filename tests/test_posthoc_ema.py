@@ -19,6 +19,7 @@ from latentfaces.posthoc_ema import (
     rebuild,
     snapshots_in,
     solve_weights,
+    weights_of,
 )
 
 KEPT = (0.05, 0.1)
@@ -118,6 +119,13 @@ def test_snapshots_of_nearly_the_same_step_are_not_played_off_against_each_other
         assert error < MAX_ERROR
 
 
+def test_snapshots_of_nearly_the_same_width_are_not_played_off_against_each_other() -> None:
+    averages = every(16, 100_000, (0.05, 0.06, 0.07, 0.1, 0.15))
+    weights, error = solve_weights(Profiles.of(*averages), Profiles.of((100_000, 0.03)))
+    assert weights.abs().sum() < 50  # 1,700 by least squares alone
+    assert error < MAX_ERROR
+
+
 @pytest.mark.parametrize(("sigma_rel", "few", "many"), [(0.04, 10, 20), (0.07, 8, 16), (0.15, 10, 20), (0.2, 16, 32)])
 def test_rebuilt_average_is_nearly_the_average_and_nearer_with_more_snapshots(
     tmp_path: Path, sigma_rel: float, few: int, many: int
@@ -184,11 +192,16 @@ def test_widths_that_the_snapshots_cannot_tell_are_refused_with_the_nearest_that
     assert 0 < abs(nearest - sigma_rel) < 0.06
 
 
+def test_a_width_that_was_kept_is_offered_where_no_other_is_near_enough() -> None:
+    with pytest.raises(UserError, match=r"^ema=0\.2 .*Use ema=0\.055, "):
+        weights_of([(10, 0.055), (1000, 0.055)], 0.2)
+
+
 def test_sixteen_snapshots_of_two_widths_give_what_the_documents_say(tmp_path: Path) -> None:
     kept = Profiles.of(*every(16, 100_000))
-    errors = {width: solve_weights(kept, Profiles.of((100_000, width)))[1] for width in (0.02, 0.03, 0.23, 0.26)}
+    errors = {width: solve_weights(kept, Profiles.of((100_000, width)))[1] for width in (0.025, 0.03, 0.23, 0.235)}
     assert errors[0.03] < MAX_ERROR > errors[0.23]
-    assert errors[0.02] > MAX_ERROR < errors[0.26]
+    assert errors[0.025] > MAX_ERROR < errors[0.235]
 
 
 @pytest.mark.parametrize("kept", [0, 100, -100])

@@ -111,6 +111,11 @@ def test_decoder_that_scales_with_its_latents_has_no_equivariance_error() -> Non
     assert VAELoss().equivariance(enlarge(latents), latents, enlarge).item() == 0.0
 
 
+def test_half_size_images_and_latents_are_means_of_squares() -> None:
+    images = torch.rand(2, 3, 4, 4)
+    assert VAELoss().equivariance(images, images, lambda latents: latents).item() == 0.0
+
+
 @pytest.mark.parametrize(("name", "expected"), [("l1", 1.0), ("mse", 1.25)])
 def test_equivariance_error_of_detail_in_the_latents_is_the_one_computed_by_hand(name: Any, expected: float) -> None:
     latents = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).expand(2, 3, 2, 2)

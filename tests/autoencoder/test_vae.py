@@ -282,3 +282,10 @@ def test_gradient_checkpointing_computes_levels_twice_and_changes_no_number() ->
     assert num_calls == [6, 12]
     assert torch.equal(*losses)
     assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-7) for name in gradients[0])
+
+
+def test_a_light_decoder_has_its_own_channels() -> None:
+    vae = VAE(3, channels=16, multipliers=[1, 2], num_blocks=1, attention=False, decoder_channels=8)
+    assert vae.encoder.stem.out_channels == 16
+    assert vae.decoder.stem.out_channels == 2 * 8
+    assert vae.decode(vae.encode(torch.zeros(1, 3, 8, 8)).mean).shape == (1, 3, 8, 8)

@@ -42,6 +42,14 @@ def test_square_of_an_upright_face_is_that_of_the_formula() -> None:
     assert square.corners == pytest.approx(np.array([[-4, -1], [104, -1], [104, 107], [-4, 107]]))
 
 
+def test_a_mouth_aside_turns_the_square_as_in_ffhq() -> None:
+    square = Square.of_landmarks(UPRIGHT + np.array([[0, 0]] * 3 + [[5, 0]] * 2))
+    # x = (20, 0) + (30, -5) points to the right, and the mouth is (5, 30) from the eyes.
+    assert square.center == pytest.approx((50.5, 53))
+    length = 1.8 * math.hypot(5, 30)
+    assert square.right == pytest.approx((50 / math.hypot(50, 5) * length, -5 / math.hypot(50, 5) * length))
+
+
 def test_wide_eyes_decide_the_side() -> None:
     wide = UPRIGHT * [3, 1]
     assert Square.of_landmarks(wide).side == pytest.approx(4 * 60)
@@ -127,6 +135,10 @@ def test_color_of_the_face_is_matched_at_the_border() -> None:
     photo, square = Image.new("RGB", (100, 100), (120, 100, 80)), Square((50, 50), (30, 0))
     face = Image.new("RGB", (64, 64), (150, 90, 80))
     assert np.array_equal(paste(photo, face, square, border_weight(64)), photo)
+    weight = np.zeros((64, 64))
+    weight[16:48, 16:48] = 1
+    face.paste((50, 50, 50), (16, 16, 48, 48))  # the center does not count
+    assert paste(photo, face, square, weight).getpixel((50, 50)) == (20, 60, 50)
 
 
 def test_weight_is_zero_at_the_border_and_one_inside() -> None:
@@ -134,6 +146,7 @@ def test_weight_is_zero_at_the_border_and_one_inside() -> None:
     assert weight[0].max() == weight[:, -1].max() == 0
     assert (weight[8:-8, 8:-8] == 1).all()
     assert (np.diff(weight[32, :10]) >= 0).all()
+    assert weight[32, [2, 4, 6]] == pytest.approx([5 / 32, 1 / 2, 27 / 32])  # of x^2 (3 - 2 x) at 1/4, 1/2 and 3/4
 
 
 def test_squares_are_near_within_the_tolerance() -> None:
@@ -146,8 +159,7 @@ def test_squares_are_near_within_the_tolerance() -> None:
 
 
 def test_warp_of_a_mask_stays_between_its_values() -> None:
-    mask = Image.new("L", (40, 40))
-    mask.paste(255, (10, 10, 30, 30))
-    values = np.asarray(warp(mask, Square((20, 20), (25, 10)).affine(32), (32, 32)))
-    assert values[0, 0] == 0  # outside the mask
-    assert values[16, 16] == 255
+    mask = Image.new("L", (40, 40), 50)
+    mask.paste(200, (10, 10, 30, 30))
+    values = np.asarray(warp(mask, Square((20, 20), (12, 5)).affine(64), (64, 64)))
+    assert (values.min(), values.max()) == (50, 200)  # bicubic weights would give less and more

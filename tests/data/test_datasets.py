@@ -91,6 +91,11 @@ def test_latent_batch_takes_the_view_that_is_asked_for() -> None:
     assert np.array_equal(batch.moments.numpy(), np.stack([moments[3, 1], moments[1, 0]]))
     assert batch.rows.tolist() == [3, 1]
     assert np.array_equal(dataset[1].numpy(), moments[1, 0])
+    assert batch.labels is None
+    labels = np.arange(len(moments), dtype=np.float32)[:, None]
+    labelled = LatentDataset(moments, np.array([3, 1]), labels).__getitems__(draws((0, True), (1, False)))
+    assert labelled.labels is not None
+    assert labelled.labels.tolist() == [[3.0], [1.0]]
 
 
 def test_epoch_takes_each_item_once() -> None:

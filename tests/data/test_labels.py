@@ -1,6 +1,7 @@
 """Labels: each format, kinds, missing values, and errors that name the place."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.photo_files import rewrite, write_zip
 
-from latentfaces.data.labels import LabelTable, infer_kind, read_labels
+from latentfaces.data.labels import LabelTable, as_number, infer_kind, read_labels
 from latentfaces.data.pack import Pack
 from latentfaces.data.sources import DrawnFaces, Photos
 from latentfaces.data.synthetic import known_labels, sample_face
@@ -357,3 +358,8 @@ def test_hair_under_a_hat_is_unknown() -> None:
     hats = [labels for labels in hats if labels["hat"] == "1"]
     assert hats
     assert all(labels["hair"] == labels["hair_color"] == "" for labels in hats)
+
+
+def test_numbers_are_finite_in_float32() -> None:
+    assert as_number("-1e37") == -1e37
+    assert all(math.isnan(as_number(text)) for text in ("1e39", "inf", "nan", "20_29", "x", ""))

@@ -143,6 +143,13 @@ def test_encoding_that_was_cut_goes_on_with_what_is_missing(pack: Pack, failing_
     assert resumed.read_bytes() == write_latents(pack, "straight", encode, CPU, batch_size=2).read_bytes()
 
 
+def test_another_batch_size_fills_batches_that_are_partly_encoded(pack: Pack) -> None:
+    with pytest.raises(RuntimeError):
+        write_latents(pack, "key", failing_at(4), CPU, batch_size=2)
+    resumed = write_latents(pack, "key", encode, CPU, batch_size=3)
+    assert resumed.read_bytes() == write_latents(pack, "straight", encode, CPU).read_bytes()
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_shares_of_the_ranks_together_are_what_one_rank_makes(pack: Pack, num_ranks: int, batch_size: int) -> None:

@@ -263,6 +263,7 @@ def test_rows_match_what_is_asked_unless_there_are_too_few(rows: Tensor) -> None
 def test_a_free_label_is_unknown_and_so_is_what_no_row_says(rows: Tensor) -> None:
     assert not drawn({"Smiling": "free"}, rows)[:, 0].isfinite().any()
     assert drawn({"Smiling": "free"}, rows)[:, 1].isfinite().all()
+    assert drawn({"Smiling": 1, "Age": "free"}, rows)[:, 1].eq(1).all()  # those who smile are blond
     alone = drawn({"Smiling": 1}, torch.empty(0))
     assert alone[:, 0].eq(1).all()
     assert alone[:, 1:].isnan().all()

@@ -1,5 +1,7 @@
 """A network as a denoiser: what its prediction says of the data and of the noise, in every schedule and target."""
 
+import math
+
 import pytest
 import torch
 from helpers.closed_forms import SCHEDULES, TARGETS, IdealDenoiser, Mixture, double, gaussian, normal
@@ -44,6 +46,15 @@ class TwoHeads(Spy):
 
     def heads(self, x_t: Tensor, *rest: Tensor) -> list[Tensor]:
         return [self(x_t, *rest), 0.5 * self(x_t, *rest)]
+
+
+class StepSpy(Spy):
+    """A network that also takes the length of a step."""
+
+    embed_step = True
+
+    def forward(self, x_t: Tensor, *rest: Tensor, step: Tensor) -> Tensor:
+        return super().forward(x_t, *rest, step)
 
 
 @PAIRS
@@ -141,6 +152,28 @@ def test_network_sees_the_time_and_the_condition_of_each_sample() -> None:
     assert network.seen[1].tolist() == pytest.approx([0.0, 0.5])
     denoiser(torch.ones(2, 1, 2, 2), t, condition)
     assert torch.equal(network.seen[2], condition)
+
+
+def test_a_flow_map_sees_the_length_of_each_step_on_the_even_scale() -> None:
+    network, t_next = StepSpy(), torch.tensor([0.0, math.tan(math.pi / 8) / 80])
+    Denoiser(network, EDM())(torch.ones(2, 1, 2, 2), torch.full((2,), 1 / 80), None, t_next)
+    assert network.seen[-1].tolist() == pytest.approx([0.5, 0.25])  # from 1/2 to 0 and to 1/4
+
+
+def test_a_denoiser_for_a_condition_is_a_copy_that_shares_the_network() -> None:
+    denoiser = Denoiser(Spy(), RectifiedFlow())
+    given = denoiser.given(torch.ones(1, 3))
+    assert denoiser.condition is None
+    assert given.network is denoiser.network
+    given.predict(torch.ones(2, 1, 2, 2), 0.5)
+    assert torch.equal(denoiser.network.seen[2], torch.ones(2, 3))
+
+
+def test_labels_without_parameters_of_the_augmentation_follow_zeros() -> None:
+    network = Spy()
+    network.label_channels = 5
+    Denoiser(network, RectifiedFlow())(torch.ones(1, 1, 2, 2), torch.ones(1), torch.tensor([[1.0, 2.0]]))
+    assert network.seen[2].tolist() == [[0, 0, 0, 1, 2]]
 
 
 def test_all_samples_of_a_prediction_have_the_time_that_is_asked_for() -> None:

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from latentfaces.config.compose import compose_config
 from latentfaces.diffusion import DiT
-from latentfaces.diffusion.dit import DiTBlock
-from latentfaces.nn import rotation_2d
+from latentfaces.diffusion.dit import DiTBlock, SwiGLU
+from latentfaces.nn import position_table_2d, rotation_2d
 
 
 def tiny_dit(
@@ -140,6 +140,42 @@ def test_position_table_distinguishes_tokens_of_equal_content(size: tuple[int, i
     assert torch.allclose(without, without[:1].expand_as(without), atol=1e-4)
     distances = torch.cdist(table, table) + torch.eye(len(table))
     assert distances.min() > 1e-2
+
+
+def test_blocks_see_the_places_of_a_wide_grid_and_the_time_through_silu() -> None:
+    dit = tiny_dit(position_table=True)
+    nn.init.zeros_(dit.embed_patch.weight)
+    nn.init.zeros_(dit.embed_patch.bias)
+    last = dit.embed_time.layers[-1]
+    nn.init.zeros_(last.weight)
+    nn.init.constant_(last.bias, -40.0)  # silu(-40) is 0
+    seen: list[tuple[Tensor, ...]] = []
+    dit.blocks[0].register_forward_pre_hook(lambda block, inputs: seen.append(inputs))
+    dit(torch.randn(1, 3, 4, 10), torch.rand(1))  # patches: 2 rows, 5 columns
+    ((tokens, embedding, rotation),) = seen
+    assert torch.equal(tokens[0], position_table_2d(2, 5, 16))
+    assert torch.equal(rotation, rotation_2d(2, 5, 8))
+    assert embedding.abs().max() < 1e-10
+
+
+def test_head_does_not_see_how_long_tokens_are() -> None:
+    head = tiny_dit().head
+    tokens, embedding = torch.randn(2, 6, 16), torch.randn(2, 16)
+    assert torch.allclose(head(3 * tokens, embedding), head(tokens, embedding), atol=1e-5)
+
+
+def test_dropout_of_everything_leaves_the_tokens_as_they_are() -> None:
+    torch.manual_seed(0)
+    block = DiTBlock(16, 2, qk_norm=True, dropout=1.0)
+    randomise(block)
+    inputs = torch.randn(2, 6, 16), torch.randn(2, 16), rotation_2d(2, 3, 8)
+    assert torch.equal(block.train()(*inputs), inputs[0])
+    assert not torch.allclose(block.eval()(*inputs), inputs[0])
+
+
+def test_feed_forward_has_the_parameters_of_an_ungated_layer_of_four_times_the_width() -> None:
+    num_weights = sum(p.numel() for p in SwiGLU(384).parameters() if p.ndim == 2)
+    assert num_weights == 2 * 4 * 384**2
 
 
 def test_position_table_adds_no_weights_and_older_configs_have_none() -> None:

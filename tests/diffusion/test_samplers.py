@@ -569,6 +569,12 @@ def test_inversion_asks_upwards_only_times_of_the_sampler_but_the_first() -> Non
     assert denoiser.asked == pytest.approx([1e-3 / 1.001, 0.25, 0.5, 0.75])
 
 
+def test_one_step_of_inversion_by_hand() -> None:
+    # It starts at t = 1e-3 / 1.001, where latents are multiplied by 1 - t = 1 / 1.001, and the velocity is 0.3.
+    noise = EulerSampler(1).invert(Linear(0.0, c=0.3), torch.ones(1, 1, 1, 1, dtype=torch.float64))
+    assert noise.item() == pytest.approx(1 / 1.001 + 0.3 / 1.001, abs=1e-9)
+
+
 def test_sampling_from_the_inversion_of_a_mixture_comes_back() -> None:
     denoiser = IdealDenoiser(Mixture(), RectifiedFlow())
     latents = Mixture().sample(50, torch.Generator().manual_seed(0))

@@ -79,6 +79,21 @@ def test_gradients_reach_every_parameter(label_channels: int) -> None:
     assert [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
+def test_last_convolution_sees_normalized_features_through_silu() -> None:
+    unet, seen = tiny_unet(), []
+    unet.out.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    nn.init.ones_(unet.norm.weight)
+    for bias, expected in ((40.0, 40.0), (-40.0, 0.0)):  # silu(40) is 40, and silu(-40) is 0
+        nn.init.constant_(unet.norm.bias, bias)
+        unet(torch.randn(2, 3, 8, 8), torch.rand(2))
+        assert seen[-1].mean().item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_dropout_is_in_every_block() -> None:
+    unet = UNet(3, width=8, multipliers=(1, 2), num_blocks=1, dropout=0.25)
+    assert [layer.p for layer in unet.modules() if isinstance(layer, nn.Dropout)] == [0.25] * (2 + 2 + 4)
+
+
 def test_attention_is_where_it_was_asked_for_and_in_the_middle() -> None:
     def num_attentions(levels: tuple[int, ...]) -> int:
         return sum(name.endswith("attention.qkv.weight") for name, _ in new_unet((1, 2), levels).named_parameters())

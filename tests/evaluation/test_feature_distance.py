@@ -60,6 +60,16 @@ def test_constant_features_do_not_count_even_if_most_are() -> None:
     assert abs(same) < 1
 
 
+def test_distance_does_not_depend_on_the_unit_of_the_features() -> None:
+    class Small(Raw):
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            return 1e-5 * super().__call__(images)
+
+    images = torch.randint(100, 130, (100, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    small, raw = (FeatureDistance(look, images[:50])(images[50:]) for look in (Small(), Raw()))  # type: ignore[arg-type]
+    assert small == pytest.approx(raw, rel=1e-3)
+
+
 def test_real_images_that_do_not_vary_are_an_error() -> None:
     with pytest.raises(UserError, match=r"2 held-out image\(s\) do not vary"):
         FeatureDistance(Raw(), torch.full((2, 3, 16, 16), 7, dtype=torch.uint8))  # type: ignore[arg-type]

@@ -143,6 +143,20 @@ def test_density_and_coverage_of_points_on_a_line() -> None:
     assert density_and_coverage(real, fake, k=1) == (6 / 4, 2 / 4)
 
 
+def test_neighbourhoods_of_few_samples_reach_to_the_farthest() -> None:
+    real, fake = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[2.0], [7.0]])
+    # Two neighbors instead of five: radii of 3, 2 and 3. The sample at 2 is in all balls, that at 7 in none.
+    assert density_and_coverage(real, fake) == (3 / (2 * 2), 1)
+    # Three become two. With one neighbor, the samples' radii are 5, within which are 1 and 3, but 0 as well.
+    assert precision_and_recall(real, fake) == (0.5, 1)
+
+
+def test_usual_numbers_of_neighbors_are_those_of_the_papers() -> None:
+    real, fake = torch.randn(2, 40, 2, generator=torch.Generator().manual_seed(0))
+    assert precision_and_recall(real, fake) == precision_and_recall(real, fake, k=3)
+    assert density_and_coverage(real, fake) == density_and_coverage(real, fake, k=5)
+
+
 def test_density_and_coverage_of_a_set_and_itself_and_of_sets_far_apart() -> None:
     real = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
     assert density_and_coverage(real, real) == (1, 1)
@@ -177,6 +191,11 @@ def test_precision_and_recall_of_points_on_a_line() -> None:
     # With k = 1 each real has radius 1, and so covers three fakes; the fakes' radii are 0.1, 0.1, 0.1 and 49.3,
     # within which three reals lie.
     assert precision_and_recall(real, fake, k=1) == (0.75, 0.75)
+
+
+def test_a_sample_at_the_radius_itself_is_in_the_manifold() -> None:
+    # As in equation 1 of the paper, unlike for density.
+    assert precision_and_recall(torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [9.0]]), k=1)[0] == 0.5
 
 
 def test_a_generator_of_one_good_face_has_precision_and_no_recall() -> None:
@@ -230,6 +249,12 @@ def test_duplicates_are_faces_that_come_twice() -> None:
     assert memorization(new, held_out, held_out).duplicates <= 0.05
     held_out[1] = held_out[0]  # a photo that the set holds twice hides no duplicates
     assert memorization(torch.cat([new[:50], new[:50] + 1e-5]), held_out, held_out).duplicates == 1
+
+
+def test_duplicates_are_sought_among_as_many_samples_as_held_out_images() -> None:
+    few, many = torch.tensor([[0.0], [10.0]]), torch.tensor([[0.0], [10.0], [0.1]])  # more samples lie closer
+    assert memorization(many, few, few).twins.distances.flatten().tolist() == [10, 10]
+    assert memorization(few, few, many).held_out_twins.tolist() == [10, 10]
 
 
 def test_nearest_distance_leaves_out_the_sample_itself() -> None:

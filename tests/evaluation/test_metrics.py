@@ -33,6 +33,12 @@ def test_equal_images_have_infinite_psnr_and_a_similarity_of_one(images: Tensor)
     assert metrics["ssim"] == pytest.approx(1.0, abs=1e-6)
 
 
+def test_similarity_of_constant_images_is_known() -> None:
+    # In [0, 1] they are 0.02 and 0.01. With equal variances SSIM is (2 a b + 0.01^2) / (a^2 + b^2 + 0.01^2).
+    images = torch.full((1, 3, 16, 16), -0.96)
+    assert calculate_metrics(images, images - 0.02)["ssim"] == pytest.approx(5 / 6, abs=1e-3)
+
+
 def test_similarity_falls_with_noise(images: Tensor) -> None:
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     little, much = (calculate_metrics(images, images + scale * noise)["ssim"] for scale in (0.05, 0.3))

@@ -33,6 +33,15 @@ def test_accuracy_of_two_gaussians_is_the_known_one_for_each_class_however_rare(
         assert right[test == value].float().mean() == pytest.approx(BEST, abs=0.03)
 
 
+def test_weights_are_those_of_the_least_loss_whatever_the_unit_of_a_feature() -> None:
+    classes = torch.arange(1000) % 2
+    probe = Probe((100.0 * classes - 50)[:, None], classes)
+    # Standardized, the feature is -1 or 1. The derivative of log(1 + exp(-2 w)) + 0.1 * 2 w^2 is 0 at the minimum.
+    low, high = probe.weight[0].tolist()
+    assert high == pytest.approx(-low, rel=1e-3)
+    assert high == pytest.approx(5 / (1 + math.exp(2 * high)), rel=1e-2)
+
+
 def test_three_classes_are_told_apart() -> None:
     classes = torch.arange(300) % 3
     features = torch.eye(3)[classes] + 0.1 * torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
@@ -62,6 +71,21 @@ def test_found_is_the_agreement_of_samples_with_their_labels() -> None:
     # Samples with the opposite label agree as often as the probe errs.
     contrary = (fake[0], 1 - fake[1])
     assert label_metrics([SMILE], train, held_out, contrary, 3)["smile"]["found"] == pytest.approx(1 - BEST, abs=0.03)
+
+
+def test_accuracy_counts_images_and_balanced_accuracy_counts_classes() -> None:
+    classes = torch.arange(200) % 2
+    train = 10.0 * classes[:, None], classes[:, None].float()
+    labels = (torch.arange(100) < 10)[:, None].float()
+    features = 10 * labels.clone()
+    features[:5] = 0  # half of the ten images of class 1 look like class 0
+    smile = label_metrics([SMILE], train, (features, labels), train, num_features=1)["smile"]
+    assert smile["accuracy"] == pytest.approx(0.95)
+    assert smile["balanced_accuracy"] == pytest.approx(0.75)
+    assert smile["values"]["1"]["accuracy"] == pytest.approx(0.5)
+    assert smile["found"] == smile["values"]["1"]["found"] == 1
+    hair = Label("hair", "category", ("black", "blond", "gray"))  # nobody in the training images is gray
+    assert label_metrics([hair], train, (features, labels), train, num_features=1) == {}
 
 
 def test_each_group_is_compared_with_the_images_of_that_group() -> None:

@@ -161,6 +161,13 @@ def test_a_row_has_the_published_names_and_only_frechet_distance_of_dinov2() -> 
     assert other[0][5:7] == ["frechet distance (own)", "kernel distance (own)"]
 
 
+def test_balls_of_density_and_coverage_are_those_of_the_real_images() -> None:
+    real, fake = torch.arange(10.0)[:, None], torch.full((30, 1), 0.5)
+    values = Row.measure("one face", {"pixels": (real, fake)}).values["pixels"]
+    assert values["coverage"] == pytest.approx(0.4)  # the balls to the 5th neighbor of 0, 1, 2 and 3 contain 0.5
+    assert values["density"] == 4 / 5
+
+
 def test_joined_features_are_those_of_each_network() -> None:
     images = torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8)
     joined = JoinedFeatures([Pixels(2), Pixels(5)])

@@ -70,6 +70,14 @@ def test_embedding_without_effect_leaves_the_plain_block() -> None:
     assert torch.allclose(with_embedding(x, torch.randn(2, 3)), plain(x), atol=1e-6)
 
 
+def test_embedding_passes_through_silu() -> None:
+    torch.manual_seed(0)
+    block = ResBlock(4, 4, embedding_width=3)
+    nn.init.normal_(block.conv2.weight)
+    x = torch.randn(1, 4, 3, 3)
+    assert torch.allclose(block(x, torch.full((1, 3), -40.0)), block(x, torch.zeros(1, 3)))  # silu(-40) is 0
+
+
 def test_each_sample_gets_its_own_embedding() -> None:
     torch.manual_seed(0)
     block = ResBlock(4, 4, embedding_width=3)

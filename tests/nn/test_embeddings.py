@@ -109,3 +109,9 @@ def test_embedding_has_the_asked_width_and_treats_samples_alone() -> None:
     together = embedding(t)
     assert together.shape == (3, 24)
     assert torch.allclose(together[1:2], embedding(t[1:2]), atol=1e-6)
+
+
+def test_embedding_of_a_new_input_starts_at_zero() -> None:
+    embedding = TimeEmbedding(24, zero=True)
+    assert not embedding(torch.rand(3)).any()
+    assert not any("frequencies" in name for name in embedding.state_dict())

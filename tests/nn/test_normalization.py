@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from latentfaces.nn import RMSNorm
+from latentfaces.nn import RMSNorm, zero_init
 
 EPSILON = 1e-6  # of the definition
 
@@ -68,3 +68,8 @@ def test_autocast_of_a_gpu_makes_no_copy_in_float32() -> None:
     finally:
         torch.set_autocast_enabled("cuda", enabled)
         torch.set_autocast_dtype("cuda", dtype)
+
+
+def test_layers_of_zeros_return_zeros() -> None:
+    assert not zero_init(nn.Linear(3, 4))(torch.ones(2, 3)).any()
+    assert not zero_init(nn.Conv2d(3, 4, 1))(torch.ones(2, 3, 5, 5)).any()

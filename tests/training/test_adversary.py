@@ -464,15 +464,16 @@ def test_restored_adversary_goes_on_bit_for_bit() -> None:
     assert torch.equal(weights(second), weights(first))
 
 
-def test_peak_of_a_restored_adversary_is_that_of_the_config_and_not_the_rate_that_was_saved() -> None:
+def test_settings_of_a_restored_adversary_are_those_of_the_config_and_not_those_that_were_saved() -> None:
     first = ready(an_adversary())
     learn_and_step(first, range(1), rate=0.125)
-    second = an_adversary(optimizer=partial(torch.optim.Adam, lr=3e-2))
+    second = an_adversary(optimizer=partial(torch.optim.Adam, lr=3e-2, betas=(0.5, 0.6)))
     second.load_state_dict(saved(first.state_dict()))
     second.begin(CPU)
     learn_and_step(second, range(1), rate=0.5)
     assert second.optimizer is not None
     assert second.optimizer.param_groups[0]["lr"] == 0.5 * 3e-2
+    assert second.optimizer.param_groups[0]["betas"] == (0.5, 0.6)
 
 
 def test_checkpoint_of_the_module_carries_the_adversary(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """LightningModules: statistics, seeds, guards."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -84,6 +85,19 @@ def test_validation_measures_the_latents_that_stage_2_will_see(
     assert seen["health/latent_std_2"] == pytest.approx(vae.latent_std[2].item())
 
 
+@torch.no_grad()
+def test_findings_of_a_test_are_of_its_own_images(vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged(vae_module, monkeypatch)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    validate(vae_module, images)
+    expected = vae_module.findings
+    validate(vae_module, torch.zeros(3, 3, 16, 16))
+    vae_module.on_test_epoch_start()
+    vae_module.test_step(images, 0)
+    vae_module.on_test_epoch_end()
+    assert vae_module.findings == expected
+
+
 def test_verdict_is_on_the_last_validation_and_says_nothing_before(
     vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +179,18 @@ def test_validation_weighs_the_kl_as_at_the_end_of_annealing(
     seen = logged(vae_module, monkeypatch)
     vae_module.evaluate(torch.rand(2, 3, 16, 16) * 2 - 1, "val")  # step 0, where the weight of training is 0
     assert seen["val/loss"] == pytest.approx(seen["val/reconstruction"] + 0.5 * seen["val/kl"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("step", "weight"), [(0, 0.0), (50, 0.25), (1000, 0.5)])
+def test_training_weighs_the_kl_of_its_step(
+    step: int, weight: float, vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = logged(vae_module, monkeypatch)
+    monkeypatch.setattr(type(vae_module), "global_step", step)
+    vae_module._trainer = SimpleNamespace(log_every_n_steps=1)  # type: ignore[assignment]
+    loss = vae_module.training_step(torch.rand(2, 3, 16, 16) * 2 - 1, 0).item()
+    assert loss == pytest.approx(seen["train/reconstruction"] + weight * seen["train/kl"], rel=1e-5)
+    assert seen["train/kl"] > 0
 
 
 def test_a_vae_without_a_variance_has_no_kl(vae_module: VAEModule, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +285,70 @@ def test_the_vae_of_stage_2_is_frozen_and_its_latents_are_normalised(monkeypatch
     assert all(p.requires_grad for p in network.parameters())
 
 
+@pytest.fixture
+def ldm_module() -> LatentDiffusionModule:
+    """A module whose latents have mean 10 and std 4, and whose augmentation adds 100."""
+    torch.manual_seed(0)
+    vae = VAE(latent_channels=2, channels=8, multipliers=[1, 2], num_blocks=1, attention=False)
+    vae.latent_mean.fill_(10.0)
+    vae.latent_std.fill_(4.0)
+    network = UNet(2, width=8, multipliers=[1, 2], num_blocks=1, attention_levels=[], label_channels=8)
+    module = LatentDiffusionModule(
+        vae, Denoiser(network, RectifiedFlow()), DenoisingLoss(LogitNormalTime("auto")), EulerSampler(2), None,
+        partial(torch.optim.AdamW, lr=1e-3), WarmupDecay(), seed=0,
+    )  # fmt: skip
+    module.augmentation = lambda x0: (x0 + 100, torch.ones(len(x0), 8))  # type: ignore[assignment]
+    return module
+
+
+def spied(module: LatentDiffusionModule, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Record x0, t, noise and condition of each call of the loss, which is 1 for the head and 5 for the auxiliary."""
+    calls: list[tuple[Any, ...]] = []
+
+    def forward(denoiser: Denoiser, x0: Tensor, t: Any = None, noise: Any = None, condition: Any = None) -> Tensor:
+        calls.append((x0, t, noise, condition))
+        return torch.tensor([1.0, 5.0])[:, None].expand(2, len(x0))
+
+    monkeypatch.setattr(module.loss, "forward", forward)
+    return calls
+
+
+def test_training_sees_augmented_samples_of_the_posterior(
+    ldm_module: LatentDiffusionModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, terms = spied(ldm_module, monkeypatch), {}
+    monkeypatch.setattr(ldm_module, "log_terms", terms.update)
+    moments = torch.stack([torch.full((64, 2, 4, 4), 14.0), torch.full((64, 2, 4, 4), 8.0)], dim=1)
+    assert ldm_module.training_step(moments, 0).item() == 1 + 0.25 * 5
+    ((x0, t, noise, condition),) = calls
+    assert x0.mean().item() == pytest.approx(100 + 1, abs=0.2)  # (14 - 10) / 4
+    assert x0.std().item() == pytest.approx(8 / 4, abs=0.1)
+    assert t is noise is None
+    assert condition.eq(1).all()
+    assert {name: float(value) for name, value in terms.items()} == {"train/loss": 1, "train/auxiliary_loss": 5}
+
+
+def test_every_validation_has_the_same_noise_and_times_and_other_batches_and_ranks_have_others(
+    ldm_module: LatentDiffusionModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, seen = spied(ldm_module, monkeypatch), logged(ldm_module, monkeypatch)
+    ldm_module._trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
+    moments = torch.stack([torch.full((16, 2, 64, 64), 14.0), torch.full((16, 2, 64, 64), 8.0)], dim=1)
+    for rank, batch in ((0, 0), (0, 0), (1, 0), (0, 1)):
+        monkeypatch.setattr(type(ldm_module), "global_rank", rank)
+        ldm_module.validation_step(moments, batch)
+    assert seen == {"val/loss": 1}  # of the first head
+    first, again, *others = calls
+    assert all(torch.equal(a, b) for a, b in zip(first[:3], again[:3], strict=True))
+    for _, t, noise, _ in others:
+        assert not torch.equal(t, first[1])
+        assert not torch.equal(noise, first[2])
+    assert first[0].eq(1).all()  # (14 - 10) / 4: the mean of the posterior, without augmentation
+    # Times are stratified. Latents of 2 x 64 x 64 values have a mean of log(sqrt(2)).
+    u = torch.special.ndtr(torch.logit(first[1]) - 0.5 * math.log(2))
+    assert (16 * u).floor().tolist() == list(range(16))
+
+
 def test_the_denoiser_sees_the_augmentation_then_the_labels_that_are_not_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -306,6 +396,8 @@ def test_previews_show_two_values_of_each_label_with_the_same_noise(monkeypatch:
     assert smiling[:, 0].tolist() == [0.0] * 4 + [1.0] * 4
     assert torch.equal(smiling[:, 2:], drawn[:4, 2:].repeat(2, 1))
     assert age[:, 2].tolist() == pytest.approx([-1.0] * 4 + [0.5] * 4)  # 30, and 45 instead of 50
+    module.preview()  # has the same noise and labels again
+    assert all(torch.equal(again, first) for again, first in zip(seen[3], (noise, drawn), strict=True))
 
 
 def test_previews_outlive_the_batch_whose_memory_is_used_again(

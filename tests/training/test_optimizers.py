@@ -110,8 +110,23 @@ def test_gradients_are_cleared() -> None:
     denoiser = tiny_denoiser()
     optimizer = MuonAdamW(denoiser.named_parameters())
     give_gradients(denoiser)
+    optimizer.step()
     optimizer.zero_grad()
-    assert all(p.grad is None for p in denoiser.parameters())
+    assert all(p.grad is None for p in [*denoiser.parameters(), *optimizer.flat])
+
+
+def test_a_closure_computes_the_gradients_of_the_step() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 4), torch.randn(8, 4)
+    optimizer = MuonAdamW(layer.named_parameters(), lr=1e-2)
+
+    def closure() -> torch.Tensor:
+        loss = layer(x).square().mean()
+        loss.backward()
+        return loss
+
+    before = optimizer.step(closure).item()
+    assert layer(x).square().mean().item() < before
 
 
 def test_a_network_without_matrices_is_refused() -> None:

@@ -14,6 +14,9 @@ class Augmentation:
     Vertical flip, scale, rotation, stretch and shift are applied independently. Horizontal flips are in the latent
     cache already. Values beyond the edge are reflected.
 
+    The parameters of a stretch have twice the angle of its axis. With the angle itself, as in the paper's code, a
+    stretch along an axis and a compression along its opposite would have the same parameters.
+
     Args:
         probability: probability of each transformation, in (0, 1]; 0.12 to 0.15 in the paper.
     """
@@ -42,7 +45,8 @@ class Augmentation:
             grid = F.affine_grid(affine, list(x0.shape), align_corners=False)
             moved = F.grid_sample(x0, grid.to(x0.dtype), padding_mode="reflection", align_corners=False)
         parameters = torch.stack(
-            [flip, scale, turn.cos() - 1, turn.sin(), stretch * axis.cos(), stretch * axis.sin(), *shift], dim=1
+            [flip, scale, turn.cos() - 1, turn.sin(), stretch * (2 * axis).cos(), stretch * (2 * axis).sin(), *shift],
+            dim=1,
         )
         untouched = (applied.sum(0) == 0)[:, None, None, None]
         return torch.where(untouched, x0, moved), parameters

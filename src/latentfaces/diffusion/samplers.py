@@ -96,7 +96,7 @@ class Sampler(ABC):
             # Stay below `last`, or several steps would start at the end of the schedule.
             t = schedule.time_at(shift * ratio / (1 + (shift - 1) * ratio / last))
         t[0] = first
-        return [*t.clamp(max=first).tolist(), 0.0]
+        return [*t.tolist(), 0.0]
 
     def checked_times(self, denoiser: Predictor, shape: Sequence[int]) -> list[float]:
         """Return the times for this denoiser and latents of a shape (..., c, h, w), after it has checked them.

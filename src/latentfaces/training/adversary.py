@@ -66,7 +66,7 @@ class Adversary:
         """Create the optimizer and move to the device, with equal weights on all ranks."""
         # `generator_loss` runs backward through a compiled decoder more than once. torch has no public name for it.
         torch._functorch.config.donated_buffer = False
-        self.discriminator.to(device).train()
+        self.discriminator.to(device)
         self.optimizer = self.make_optimizer(self.discriminator.named_parameters())
         self.optimizer.register_load_state_dict_pre_hook(adapt_state)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
