@@ -180,11 +180,12 @@ def test_teacher_guide_and_flow_map_see_the_condition_of_each_sample() -> None:
 
 
 def test_a_trajectory_starts_at_the_noise_of_its_time() -> None:
-    loss, noise = FlowMapLoss(num_steps=4), normal(3, 1, 2, 2)
+    loss, noise = FlowMapLoss(num_steps=4), normal(3, 1, 2, 2).requires_grad_()
     loss.learn_from(IdealDenoiser(gaussian(STD), SCHEDULES["edm"]), None, NoGuidance())
     states, times = loss.trajectory(noise, None)
     assert times[0] == pytest.approx(1)
     assert torch.allclose(states[0], 80 * noise)
+    assert not states.requires_grad
 
 
 def test_a_start_far_from_the_learned_times_is_refused() -> None:
