@@ -251,6 +251,19 @@ def test_labels_that_are_not_asked_come_from_one_row(rows: Tensor) -> None:
     assert float(values[:, 2].isnan().float().mean()) == pytest.approx(0.1, abs=0.06)
 
 
+def test_the_prediction_without_labels_sees_zeros() -> None:
+    seen: list[Tensor] = []
+
+    class Spy(nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+            seen.append(condition)
+            return x_t
+
+    denoiser = Denoiser(Spy(), RectifiedFlow()).given(torch.tensor([[1.0, 1.0]]))
+    LabelGuidance(2.0)(denoiser, None).predict(torch.zeros(2, 1, 2, 2), 0.5)
+    assert seen[0].tolist() == [[1, 1], [1, 1], [0, 0], [0, 0]]
+
+
 def test_rows_match_what_is_asked_unless_there_are_too_few(rows: Tensor) -> None:
     assert drawn({"Smiling": 1}, rows)[:, 1].eq(1).all()
     assert drawn({"Age": 30}, rows)[:, 2].eq(30).all()

@@ -162,6 +162,39 @@ def test_the_guidance_of_the_teacher_becomes_part_of_the_map() -> None:
     assert len(states) == 5
 
 
+class ConditionalPoint(IdealDenoiser):
+    """Denoiser of data that are what the condition says. On a rectified flow it is its own flow map."""
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None, t_next: Tensor | None = None) -> Tensor:
+        assert condition is not None
+        x0 = per_sample(condition[:, 0])
+        return (x_t - x0) / per_sample(t)
+
+
+def test_teacher_guide_and_flow_map_see_the_condition_of_each_sample() -> None:
+    denoiser, noise = ConditionalPoint(gaussian(STD), RectifiedFlow()), normal(3, 1, 2, 2)
+    loss, condition = FlowMapLoss(num_steps=8), torch.tensor([[1.0], [-2.0], [3.0]], dtype=torch.float64)
+    loss.learn_from(denoiser, denoiser, AutoGuidance(2.0))
+    assert loss(denoiser, noise, noise=noise, condition=condition).max() < 1e-9
+    assert loss(denoiser, noise, noise=noise, condition=condition.flip(0)).max() < 1e-9
+
+
+def test_a_trajectory_starts_at_the_noise_of_its_time() -> None:
+    loss, noise = FlowMapLoss(num_steps=4), normal(3, 1, 2, 2).requires_grad_()
+    loss.learn_from(IdealDenoiser(gaussian(STD), SCHEDULES["edm"]), None, NoGuidance())
+    states, times = loss.trajectory(noise, None)
+    assert times[0] == pytest.approx(1)
+    assert torch.allclose(states[0], 80 * noise)
+    assert not states.requires_grad
+
+
+def test_a_start_far_from_the_learned_times_is_refused() -> None:
+    denoiser, x = linear("edm", "v"), normal(1, 1, 2, 2)
+    start = even_times(denoiser.schedule, 4)[1]
+    with pytest.raises(UserError, match=r"start at task\.strength=0\.992, 0\.744, 0\.496, 0\.248\."):
+        FlowMapSampler(4).refine(denoiser, x, 1.2 * start)
+
+
 def test_a_start_near_a_learned_time_takes_no_step_in_between() -> None:
     denoiser, x = linear("edm", "v"), normal(1, 1, 2, 2)
     start = even_times(denoiser.schedule, 4)[1]

@@ -642,6 +642,7 @@ def test_latents_have_the_type_of_the_noise_which_is_left_as_it_was(kind: type[S
     assert latents.dtype == dtype
     assert not latents.requires_grad
     assert not kind(3).refine(ideal(), noise, 0.5).requires_grad
+    assert kind(3).is_random or not kind(3).invert(ideal(), noise).requires_grad
 
 
 @EVERY_ODE_SAMPLER

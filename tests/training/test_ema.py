@@ -96,6 +96,24 @@ def test_averages_are_the_power_profile_over_all_steps(tmp_path: Path, sigma_rel
         assert ema.averages[sigma_rel][0][0].item() == pytest.approx(float(expected), abs=1e-5)
 
 
+def test_a_skipped_step_does_not_change_the_averages(tmp_path: Path) -> None:
+    ema, module = keeping(tmp_path), Walk(share=0.0)
+    ema.on_fit_start(None, module)  # type: ignore[arg-type]
+    before = ema.average[0].clone()
+    nn.init.constant_(module.body.weight, 5.0)
+    module.finite.skipped = True
+    after(ema, module, 3)
+    assert torch.equal(ema.average[0], before)
+    module.finite.skipped = False
+    after(ema, module, 4)
+    assert not torch.equal(ema.average[0], before)
+
+
+def test_a_snapshot_is_due_where_its_fraction_of_training_is_rounded_down(tmp_path: Path) -> None:
+    assert 0.29 * 100 < 29
+    assert keeping(tmp_path, snapshots=100).due(Walk(share=0.29)) == 29
+
+
 @pytest.mark.parametrize("options", [{"tracks": [0.1]}, {"snapshots": 4}])
 def test_tracks_and_snapshots_need_each_other(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"tracks and snapshots need each other"):

@@ -47,7 +47,6 @@ class Probe:
         classes: class (n,) of each, from 0; every class occurs.
     """
 
-    @torch.enable_grad()
     def __init__(self, features: Tensor, classes: Tensor) -> None:
         std = features.std(0)
         self.mean, self.std = features.mean(0), torch.where(std > 0, std, 1.0)
