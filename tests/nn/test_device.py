@@ -26,7 +26,7 @@ def test_only_gpus_put_channels_last() -> None:
     assert not any(choice.channels_last or choice.compile for choice in choices)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-        assert DeviceChoices.fastest(cuda) == DeviceChoices("32-true", None, None, True, False, True)
+        assert DeviceChoices.fastest(cuda) == DeviceChoices("32-true", None, None, True, False)
 
 
 def test_the_kernel_chosen_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
