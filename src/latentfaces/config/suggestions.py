@@ -37,6 +37,7 @@ def format_error(error: Exception, config: str, overrides: Sequence[str]) -> str
     if wrong := re.match(r"Error merging override (.+)", said):
         reason = str(cause).splitlines()[0]
         return f"{wrong[1].strip()} is invalid: {reason[0].lower()}{reason[1:]}."
+    said = said.partition("To append to your default list")[0]  # the appended group would have no effect
     return " ".join((said or str(cause)).split())
 
 
