@@ -39,6 +39,7 @@ def test_case_01_a_key_that_does_not_exist_is_told_with_the_nearest_that_does(ty
 UNCOMPOSED = {
     "model=vea": "Unknown choice model=vea. Did you mean vae? Choices: fast, ldm, vae.",
     "~callbacks.previws": "Could not delete from config. 'callbacks.previws' does not exist.",
+    "+model=3": "+model=3 is not a choice of this group. Leave it out.",
     "experiment=null": "experiment=null is not a choice of this group. Leave it out.",
     "logger=NULL": "logger=NULL is not a choice of this group. Leave it out.",
     "model.autoencoder": "Cannot parse override model.autoencoder. Write KEY=VALUE",
@@ -91,6 +92,8 @@ WRONG = {
     "model.autoencoder.multipliers=[]": "model.autoencoder.multipliers=[] is invalid: value should have at least",
     "model.autoencoder.multipliers=[1,0]": "model.autoencoder.multipliers=[1, 0] is invalid: input should be greater",
     "trainer.min_steps=-5": "trainer.min_steps=-5 is invalid: input should be greater than or equal to 1",
+    "data.seed=-1": "data.seed=-1 is invalid: input should be greater than or equal to 0",
+    "callbacks.status=false": "callbacks.status=False is invalid. Use callbacks.status=null to leave it out.",
     "stage=ldm": "stage=... has no effect, since train.py sets it. Leave it out.",
     "pack=data": "pack=... has no effect, since train.py sets it. Leave it out.",
     "trainer.accumulate_grad_batches=0": "accumulate_grad_batches=0 is invalid: input should be greater than or equal",
@@ -157,6 +160,11 @@ def test_a_limit_below_one_batch_is_one_line(workplace: Path) -> None:
     said = refused("train.py", *TINY_VAE, *SHORT, "name=wrong", "trainer.limit_train_batches=0.01")
     assert "error: You requested to check 0.01 of the `train_dataloader`" in said
     assert said.count("\n") == 1
+
+
+def test_a_monitor_that_is_not_logged_is_one_line(workplace: Path) -> None:
+    said = refused("train.py", *TINY_VAE, *SHORT, "name=wrong", "callbacks.early_stopping.monitor=val/los")
+    assert "error: callbacks.early_stopping.monitor: Early stopping conditioned on metric `val/los`" in said
 
 
 def test_a_group_of_a_part_is_named_with_its_package(workplace: Path) -> None:

@@ -118,6 +118,8 @@ def explain(error: BaseException) -> str | None:
         return f"{error.full_key} is missing. Add {error.full_key}=..."
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}"
+    if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric"):
+        return f"callbacks.early_stopping.monitor: {' '.join(str(error).split())}"
     if type(error).__name__ == "MisconfigurationException":  # Lightning's class for wrong arguments
         return " ".join(str(error).split())
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):

@@ -110,6 +110,10 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
         for name, value in (OmegaConf.select(cfg, optimizer) or {}).items():
             if name in OPTIMIZER:
                 check_value(f"{optimizer}.{name}", value, OPTIMIZER[name])
+    for group in ("callbacks", "logger"):
+        for name, part in cfg[group].items():
+            if part is not None and not isinstance(part, DictConfig):
+                raise UserError(f"{group}.{name}={part} is invalid. Use {group}.{name}=null to leave it out.")
     if cfg.logger.get("csv") is None:
         raise UserError("logger.csv is missing: the report of the run needs metrics.csv. Use logger=csv for it alone.")
     if cfg.callbacks.get("best_weights") is None:
