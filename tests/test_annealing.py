@@ -44,7 +44,7 @@ def test_straight_shapes_only_ever_rise(schedule: AnnealingSchedule) -> None:
     assert all(later > earlier for earlier, later in itertools.pairwise(values))
 
 
-@pytest.mark.parametrize("steepness", [0.1, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize("steepness", [0.1, 1.0, 10.0, 100.0, 2000.0])
 def test_sigmoid_goes_exactly_through_both_ends_and_the_middle(steepness: float) -> None:
     schedule = Sigmoid(0.0, 1.0, 100, steepness=steepness)
     assert (schedule(0), schedule(100)) == (0.0, 1.0)

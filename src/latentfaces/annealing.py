@@ -72,7 +72,7 @@ class Sigmoid(AnnealingSchedule):
 
     def shape(self, x: float) -> float:
         def logistic(z: float) -> float:
-            return 1 / (1 + math.exp(-z))
+            return 0.5 + 0.5 * math.tanh(z / 2)  # 1 / (1 + exp(-z)), without overflow
 
         low, high = logistic(-self.steepness / 2), logistic(self.steepness / 2)
         return (logistic(self.steepness * (x - 0.5)) - low) / (high - low)

@@ -67,6 +67,18 @@ REFUSED = {
     ),
     "a fast run again": ("train.py", [*FAST, "run=fast", "name=x"], "is a run of model=fast. Use the run that"),
     "labels of a run without": ("train.py", [*FAST, "run=faces", "name=x"], "was trained with data.labels"),
+    "labels that the run does not have": (
+        "train.py",
+        ["model=fast", "run=faces", *SHORT, "data.labels=auto", "name=x"],
+        "was trained with other labels. Use its data.labels.",
+    ),
+    "another denoiser": (
+        "train.py",
+        ["model=fast", "run=faces", *SHORT, "model.denoiser.network.width=32", "name=x"],
+        "run=outputs/ldm/faces has model.denoiser.network.width=16",
+    ),
+    "another VAE": ("train.py", [*FAST, "vae=faces", "name=x"], "vae=... has no effect with model=fast"),
+    "weights of another run": ("train.py", [*FAST, "init=faces", "name=x"], "init=... has no effect with model=fast"),
     "another sampler": ("sample.py", [*FEW, "sampler=heun"], "Use sampler=few"),
     "few steps of a usual run": (
         "sample.py",
@@ -74,7 +86,7 @@ REFUSED = {
         "needs a run of model=fast",
     ),
     "an inversion": ("sample.py", [*FEW, "task=invert"], "has no inverse"),
-    "other numbers of steps": ("sample.py", [*FEW, "sampler=few", "sampler.num_steps=3"], "must be 1, 2 or 4"),
+    "other numbers of steps": ("sample.py", [*FEW, "sampler=few", "sampler.num_steps=3"], "should be 1, 2 or 4"),
 }
 
 

@@ -153,6 +153,14 @@ MISTAKES = {
     "strength": (["run=labeled", "task=edit", "labels.smile=1", "task.strength=1"], "task.strength=... has no effect"),
     "no labels": (["run=labeled", "task=edit", "task.mask=hole.png"], "task.mask=... has no effect without labels"),
     "digit first": (["run=labeled", "labels.5_o_Clock_Shadow=1"], "Unknown label labels.5_o_Clock_Shadow."),
+    "a label that the grid varies": (
+        ["run=labeled", "task=compare", "task.rows={smile: [0, 1]}", "labels.smile=1"],
+        "labels.smile=... has no effect, since task.rows sets it. Leave one out.",
+    ),
+    "a label that the set varies": (
+        ["run=labeled", "task=dataset", "task.labels={smile: [0, 1]}", "labels.smile=1"],
+        "labels.smile=... has no effect, since task.labels sets it. Leave one out.",
+    ),
     "no list": (["run=labeled", "task=compare", "task.rows={smile: 1}"], "task.rows has no list for smile"),
 }
 

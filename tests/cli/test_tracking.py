@@ -172,6 +172,13 @@ def test_jobs_of_a_sweep_are_runs_of_one_group(train: Command, workplace: Path) 
     assert [run["run_group"] for run in runs] == ["both"] * 2
     assert [run["tags"] for run in runs] == [["vae", "sweep"]] * 2
     assert runs[0]["run_id"] != runs[1]["run_id"]
+    alone = ["name=both", "hydra.run.dir=outputs/sweeps/both/1", "annealing=cosine", "resume=auto"]
+    train(*TINY_VAE, *WATCHED, "trainer.max_steps=3", *alone)
+    paths = sorted(Path("outputs/sweeps/both/1").glob("wandb/offline-run-*/*.wandb"))
+    resumed = [Record.read(path).of("run")[0] for path in paths]
+    assert len(resumed) == 2
+    assert {run["display_name"] for run in resumed} == {"both/1"}
+    assert {run["run_id"] for run in resumed} == {runs[1]["run_id"]}
 
 
 def test_checkpoints_for_a_server_that_is_not_there_are_refused(

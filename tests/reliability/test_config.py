@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, refused
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, refused, run_command
 
 
 def refused_training(*arguments: str) -> str:
@@ -39,6 +39,7 @@ def test_case_01_a_key_that_does_not_exist_is_told_with_the_nearest_that_does(ty
 UNCOMPOSED = {
     "model=vea": "Unknown choice model=vea. Did you mean vae? Choices: fast, ldm, vae.",
     "~callbacks.previws": "Could not delete from config. 'callbacks.previws' does not exist.",
+    "+model=3": "+model=3 is not a choice of this group. Leave it out.",
     "experiment=null": "experiment=null is not a choice of this group. Leave it out.",
     "logger=NULL": "logger=NULL is not a choice of this group. Leave it out.",
     "model.autoencoder": "Cannot parse override model.autoencoder. Write KEY=VALUE",
@@ -75,12 +76,29 @@ WRONG = {
     "data.resolution=18": "data.resolution=18 is no multiple of the VAE's factor 4. Use 16",
     "seed=-1": "seed=-1 is invalid: input should be greater than or equal to 0",
     "model.optimizer.lr=-1": "model.optimizer.lr=-1 is invalid: input should be greater than 0",
-    "model.optimizer.betas=[0.9,1.5]": "model.optimizer: Invalid beta",
+    "model.optimizer.betas=[0.9,1.5]": "model.optimizer.betas=[0.9, 1.5] is invalid: input should be less than 1",
+    "model.optimizer.betas=[0.9]": "model.optimizer.betas=[0.9] is invalid: list should have at least 2 items",
+    "model.optimizer.betas=0.9": "model.optimizer.betas=0.9 is invalid: input should be a valid list",
+    "model.optimizer.lr=null": "model.optimizer.lr=None is invalid: input should be a valid number",
+    "model.optimizer.weight_decay=-1": "model.optimizer.weight_decay=-1 is invalid: input should be greater than or",
+    "model.optimizer.fused=maybe": "model.optimizer.fused=maybe is invalid: input should be a valid boolean",
     "model.lr_schedule.final=-1": "final=-1",
     "model.kl_weight.end=-1": "model.kl_weight.end=-1 must be from 0 to inf",
     "model.optimizer.lr=0": "model.optimizer.lr=0 is invalid: input should be greater than 0",
+    "model.autoencoder.channels=0": "model.autoencoder.channels=0 is invalid: input should be greater than or equal",
+    "model.autoencoder.latent_channels=0": "model.autoencoder.latent_channels=0 is invalid: input should be greater",
+    "model.autoencoder.decoder_channels=0": "model.autoencoder.decoder_channels=0 is invalid: input should be greater",
+    "model.autoencoder.patch_size=0": "model.autoencoder.patch_size=0 is invalid: input should be greater than or",
+    "model.autoencoder.multipliers=[]": "model.autoencoder.multipliers=[] is invalid: value should have at least",
+    "model.autoencoder.multipliers=[1,0]": "model.autoencoder.multipliers=[1, 0] is invalid: input should be greater",
+    "trainer.min_steps=-5": "trainer.min_steps=-5 is invalid: input should be greater than or equal to 1",
+    "data.seed=-1": "data.seed=-1 is invalid: input should be greater than or equal to 0",
+    "callbacks.status=false": "callbacks.status=False is invalid. Use callbacks.status=null to leave it out.",
+    "stage=ldm": "stage=... has no effect, since train.py sets it. Leave it out.",
+    "pack=data": "pack=... has no effect, since train.py sets it. Leave it out.",
     "trainer.accumulate_grad_batches=0": "accumulate_grad_batches=0 is invalid: input should be greater than or equal",
-    "trainer.precision=7": "trainer.precision=7 is invalid: input should be None, 'auto', '32-true',",
+    "trainer.precision=7": "trainer.precision=7 is invalid: input should be 'auto', '32-true',",
+    "trainer.precision=null": "trainer.precision=None is invalid: input should be 'auto', '32-true',",
     "trainer.max_steps=0": "trainer.max_steps=0 is invalid: input should be -1, or greater than or equal to 1",
     "trainer.max_time=00:00:00:00": "trainer.max_time=00:00:00:00 is invalid: use days:hours:minutes:seconds",
     "trainer.val_check_interval=0": "trainer.val_check_interval=0 is invalid: input should be greater than 0",
@@ -110,6 +128,53 @@ def test_case_02_a_value_of_the_wrong_type_or_range_is_told_with_its_key_and_wha
 ) -> None:
     assert WRONG[typed] in refused_training("model=vae", "model/autoencoder=tiny", "data=synthetic", typed)
     assert list(workplace.iterdir()) == []
+
+
+ADVERSARIES = ("start_step=-1", "weight=-1", "max_adaptive_weight=0", "discriminator.channels=0")
+
+
+@pytest.mark.parametrize("value", ADVERSARIES)
+def test_case_02_a_value_of_the_adversary_out_of_range_is_rejected_with_its_key(value: str, workplace: Path) -> None:
+    said = refused_training("model=vae", "data=synthetic", "model/loss=adversarial", f"model.adversary.{value}")
+    assert f"error: model.adversary.{value} is invalid: input should be greater than " in said
+
+
+LDM_VALUES = {
+    "network.width=0": "network.width=0 is invalid: input should be greater than or equal to 1",
+    "network.multipliers=[]": "network.multipliers=[] is invalid: value should have at least 1 item",
+    "network.num_blocks=0": "network.num_blocks=0 is invalid: input should be greater than or equal to 1",
+    "network.head_width=0": "network.head_width=0 is invalid: input should be greater than or equal to 1",
+    "network.dropout=1": "network.dropout=1 is invalid: input should be less than 1",
+    "network.attention_levels=[7]": "network.attention_levels=[7]: with 2 multipliers levels are 0 to 1",
+}
+
+
+@pytest.mark.parametrize("typed", LDM_VALUES)
+@pytest.mark.usefixtures("trained_vae")
+def test_case_02_a_value_of_the_denoiser_out_of_range_is_rejected_with_its_key(typed: str) -> None:
+    said = refused("train.py", *TINY_LDM, *SHORT, "vae=faces", "name=wrong", f"model.denoiser.{typed}")
+    assert f"error: model.denoiser.{LDM_VALUES[typed]}" in said
+
+
+def test_a_limit_below_one_batch_is_one_line(workplace: Path) -> None:
+    said = refused("train.py", *TINY_VAE, *SHORT, "name=wrong", "trainer.limit_train_batches=0.01")
+    assert "error: You requested to check 0.01 of the `train_dataloader`" in said
+    assert said.count("\n") == 1
+
+
+def test_a_monitor_that_is_not_logged_is_one_line(workplace: Path) -> None:
+    said = refused("train.py", *TINY_VAE, *SHORT, "name=wrong", "callbacks.early_stopping.monitor=val/los")
+    assert "error: callbacks.early_stopping.monitor: Early stopping conditioned on metric `val/los`" in said
+
+
+def test_a_group_of_a_part_is_named_with_its_package(workplace: Path) -> None:
+    said = refused("train.py", *TINY_LDM, "sampler=euler")
+    assert said == "error: Could not override 'sampler'. Did you mean to override sampler@model.sampler?\n"
+
+
+def test_the_report_of_a_profiler_is_printed(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run_command("train.py", *TINY_VAE, *SHORT, "name=profiled", "trainer.profiler=simple")
+    assert "FIT Profiler Report" in capfd.readouterr().out
 
 
 def test_case_02_an_adversary_that_never_begins_is_rejected(workplace: Path) -> None:

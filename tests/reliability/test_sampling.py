@@ -37,7 +37,10 @@ WRONG = {
         ["seed=99999999999999999999"],
         "seed=99999999999999999999 is invalid: input should be less than 4294967296",
     ),
-    "no steps": (["sampler.num_steps=0"], "num_steps=0 must be at least 1"),
+    "no steps": (
+        ["sampler.num_steps=0"],
+        "error: sampler.num_steps=0 is invalid: input should be greater",
+    ),
     "an unknown task": (["task=paint"], "paint"),
     "an unknown precision": (["precision=fp8"], "precision"),
     "a photo where none is taken": (["image=me.png"], "image=... has no effect with task=generate"),

@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Len
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +23,7 @@ from latentfaces.nn import (
     zero_init,
 )
 
+Positive = Annotated[int, Ge(1)]
 Output = Literal["tanh", "linear"]
 Skips = list[Tensor]
 """Features of the encoder, finest first: (b, channels, R / p, R / p), p = patch_size, then each half as large."""
@@ -197,19 +199,19 @@ class VAE(nn.Module):
 
     def __init__(
         self,
-        latent_channels: int = 4,
-        channels: int = 64,
-        multipliers: Sequence[int] = (1, 2, 4),
+        latent_channels: Positive = 4,
+        channels: Positive = 64,
+        multipliers: Annotated[Sequence[Positive], Len(1)] = (1, 2, 4),
         num_blocks: int | Sequence[int] = 2,
         attention: bool = True,
         attention_levels: Collection[int] = (),
-        patch_size: int = 1,
+        patch_size: Positive = 1,
         downsample: Downsampling = "strided",
         upsample: Upsampling = "nearest",
         output: Output = "tanh",
         skip_connections: bool = False,
         gradient_checkpointing: bool = False,
-        decoder_channels: int | None = None,
+        decoder_channels: Positive | None = None,
     ) -> None:
         super().__init__()
         shape = Shape(

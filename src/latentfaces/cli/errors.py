@@ -118,6 +118,10 @@ def explain(error: BaseException) -> str | None:
         return f"{error.full_key} is missing. Add {error.full_key}=..."
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}"
+    if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric"):
+        return f"callbacks.early_stopping.monitor: {' '.join(str(error).split())}"
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's class for wrong arguments
+        return " ".join(str(error).split())
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         return (
             f"The checkpoint does not fit the network ({str(error).splitlines()[1].strip()}). Restore the config and "
@@ -125,7 +129,6 @@ def explain(error: BaseException) -> str | None:
         )
     if isinstance(error, InstantiationException):
         cause = error.__cause__ or error
-        # MisconfigurationException is Lightning's class for wrong arguments.
         wrong_argument = isinstance(cause, ValueError | TypeError | ImportError | HydraException)
         if not wrong_argument and type(cause).__name__ != "MisconfigurationException":
             return explain(cause)

@@ -1,6 +1,7 @@
 """Options of sample.py that would have no effect."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -56,6 +57,13 @@ def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
     if given and (stage == "vae" or "sampler" not in cfg.task):
         where = f"with task={task}" if "sampler" not in cfg.task else "on a run of stage 1"
         raise UserError(f"{given[0]}=... has no effect {where}, which uses the VAE alone. Leave it out.")
+
+
+def refuse_varied_labels(settings: Mapping[str, Any], labels: Mapping[str, Any]) -> None:
+    """Reject a requested label that the task varies."""
+    for key in ("rows", "columns", "labels"):
+        if twice := labels.keys() & (settings.get(key) or {}).keys():
+            raise UserError(f"labels.{min(twice)}=... has no effect, since task.{key} sets it. Leave one out.")
 
 
 def allow_only(keys: Sequence[str], where: str) -> None:

@@ -83,8 +83,12 @@ def add_config(cfg: DictConfig, run: Run) -> None:
     nodes = ["autoencoder"] if cfg.stage == "vae" else ["denoiser", "loss"]
     if cfg.run is not None:
         nodes = ["denoiser"]  # a flow map has another loss
-        cfg.model.labels = run.config["model"].get("labels")
-        cfg.data.update({key: run.config["data"].get(key) for key in ("labels", "label_types")})
+        overridden = overridden_keys()
+        if "model.labels" not in overridden:
+            cfg.model.labels = run.config["model"].get("labels")
+        for key in ("labels", "label_types"):
+            if not any(f"{override}.".startswith(f"data.{key}.") for override in overridden):
+                cfg.data[key] = run.config["data"].get(key)
     usual = compose_config("train", [f"model={cfg.stage}"])
     places = [GROUPS.get(key, key) for key in overridden_keys() if key != "model"]
     for node in nodes:
@@ -104,13 +108,16 @@ def check_fast(cfg: DictConfig) -> None:
     """Check that model=fast has a run to learn from.
 
     Raises:
-        UserError: model=fast and run=RUN come without the other.
+        UserError: model=fast and run=RUN come without the other, or with init=... or vae=...
     """
     is_fast = OmegaConf.select(cfg, "model.denoiser.network.flow_map") is not None
     if is_fast and cfg.run is None:
         raise UserError("model=fast needs a trained run of stage 2. Add run=RUN.")
     if cfg.run is not None and not is_fast:
         raise UserError("run=... has no effect without model=fast. Use init=RUN to start from its weights.")
+    for key in ("init", "vae"):
+        if is_fast and key in overridden_keys():
+            raise UserError(f"{key}=... has no effect with model=fast, which takes that of run=RUN. Leave it out.")
 
 
 def add_pretrained(cfg: DictConfig, run: Run | None) -> VAE | None:
@@ -157,12 +164,12 @@ def check_network(cfg: DictConfig, run: Run) -> None:
     Raises:
         UserError: naming the first difference.
     """
-    node = "autoencoder" if cfg.stage == "vae" else "denoiser"
+    node, named = "autoencoder" if cfg.stage == "vae" else "denoiser", "init" if cfg.run is None else "run"
     theirs, own = dict(values_of(run.config, node)), dict(values_of(cfg, node, resolve=True))
     for key in {**own, **theirs}:
         if key.rpartition(".")[2] not in FREE and own.get(key) != theirs.get(key):
             raise UserError(
-                f"init={run.folder} has {key}={theirs.get(key)}, and this run {own.get(key)}. Set it equal."
+                f"{named}={run.folder} has {key}={theirs.get(key)}, and this run {own.get(key)}. Set it equal."
             )
 
 

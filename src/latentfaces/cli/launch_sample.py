@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from latentfaces.cli.compute import keep_freed_memory
 from latentfaces.cli.devices import interactive, variable
-from latentfaces.cli.idle_options import allow_only, refuse_idle_options
+from latentfaces.cli.idle_options import allow_only, refuse_idle_options, refuse_varied_labels
 from latentfaces.cli.recipe import Recipe, described, named_files
 from latentfaces.cli.remake import remade
 from latentfaces.config.overrides import overridden_keys, plain
@@ -95,6 +95,7 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
             cfg.sampler = defaults | sampler_overrides(plain(cfg.sampler), defaults)
     settings = plain(cfg.task)
     check_types(settings, "task", shared=cfg)
+    refuse_varied_labels(settings, labels)
     recipe = Recipe(
         str(run.folder),
         choices["task"],

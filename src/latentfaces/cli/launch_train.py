@@ -25,7 +25,7 @@ from latentfaces.cli.resume import claim_run, command_to_resume, requeue, resume
 from latentfaces.cli.vae_run import add_trained_vae
 from latentfaces.config.overrides import leaves_of, plain
 from latentfaces.config.secrets import refuse_unsafe
-from latentfaces.config.validation import check_optimizers, check_training
+from latentfaces.config.validation import check_optimizers, check_training, refuse_filled_in
 from latentfaces.diffusion import FlowMapLoss
 from latentfaces.errors import UserError
 from latentfaces.evaluation.reconstructions import show_reconstructions
@@ -46,6 +46,7 @@ def prepared_training(cfg: DictConfig) -> Iterator[tuple[Any, Any, Any, Path | N
     keep_freed_memory()
     drop_stale_ranks(cfg)
     try:
+        refuse_filled_in()
         refuse_unsafe(cfg)
         init = add_init_run(cfg)
         trained_vae = add_trained_vae(cfg) if cfg.stage == "ldm" else None
@@ -164,6 +165,7 @@ def build_training(
 def quiet_libraries() -> None:
     """Silence notices of libraries that do not apply here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report of trainer.profiler
     for message in (
         ".*isinstance.treespec, LeafSpec.*",  # a deprecation within Lightning
         ".*is smaller than the logging interval.*",

@@ -6,14 +6,14 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from latentfaces.cli.resume import resumed_run
+from latentfaces.config.validation import is_sweep_job
 from latentfaces.ranks import is_main_process
 
 SECONDS = {"WANDB_INIT_TIMEOUT": "10", "WANDB_FINISH_TIMEOUT": "60"}
@@ -22,10 +22,10 @@ SECONDS = {"WANDB_INIT_TIMEOUT": "10", "WANDB_FINISH_TIMEOUT": "60"}
 
 def prepare_wandb(cfg: DictConfig) -> None:
     """Decide whether W&B is online, how it names a job of a sweep, and which W&B run a resume continues."""
-    wandb, hydra = cfg.logger.wandb, HydraConfig.get()
+    wandb = cfg.logger.wandb
     wandb.offline = is_offline() if wandb.offline == "auto" else bool(wandb.offline)
-    if hydra.mode == RunMode.MULTIRUN:
-        wandb.name, wandb.tags = f"{cfg.name}/{hydra.job.num}", [*wandb.tags, "sweep"]
+    if is_sweep_job(cfg):
+        wandb.name, wandb.tags = f"{cfg.name}/{Path(cfg.run_dir).name}", [*wandb.tags, "sweep"]
     if wandb.id is None and "WANDB_RUN_ID" not in os.environ:  # which an agent of W&B sets
         run = resumed_run(cfg)
         earlier = run.config["logger"].get("wandb", {}).get("id") if run is not None else None

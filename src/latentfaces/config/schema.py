@@ -13,6 +13,15 @@ from latentfaces import __version__
 Positive = Annotated[int, Field(ge=1)]
 PositiveNumber = Annotated[float, Field(gt=0)]
 PositiveOrUnlimited = Literal[-1] | Positive
+Beta = Annotated[float, Field(ge=0, lt=1)]
+OPTIMIZER = {
+    "lr": PositiveNumber,
+    "betas": Annotated[list[Beta], Field(min_length=2, max_length=2)],
+    "momentum": Beta,
+    "weight_decay": Annotated[float, Field(ge=0)],
+    "fused": bool | None,
+}
+"""Valid values of an optimizer."""
 Batches = Positive | Annotated[float, Field(gt=0, le=1)] | None
 """A number of batches, or a fraction of them."""
 
@@ -31,11 +40,11 @@ class TrainerConfig:
     strategy: Any = "auto"
     devices: Any = "auto"
     num_nodes: int = 1
-    precision: Any = key(None, Literal[None, "auto", "32-true", "32", "bf16-mixed", "bf16", 32])
+    precision: Any = key("auto", Literal["auto", "32-true", "32", "bf16-mixed", "bf16", 32])
     max_epochs: int | None = key(None, PositiveOrUnlimited | None)
-    min_epochs: int | None = None
+    min_epochs: int | None = key(None, Positive | None)
     max_steps: int = key(-1, PositiveOrUnlimited)
-    min_steps: int | None = None
+    min_steps: int | None = key(None, Positive | None)
     max_time: str | None = None
     limit_train_batches: Any = key(None, Batches)  # 1 is one batch, 1.0 all
     limit_val_batches: Any = key(None, Batches)

@@ -8,7 +8,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from latentfaces.config.compose import compose_config
-from latentfaces.config.overrides import key_of, leaves_of
+from latentfaces.config.overrides import NOT_TEXT, key_of, leaves_of
 from latentfaces.config.paths import CONF, GROUPS
 
 
@@ -22,8 +22,9 @@ def format_error(error: Exception, config: str, overrides: Sequence[str]) -> str
     """
     said, cause = str(error).strip(), error.__cause__
     if said.startswith("Config group override must be"):
-        null = next((override for override in overrides if override.lower().endswith("=null")), "A number")
-        return f"{null} is not a choice of this group. Leave it out."
+        groups = [override for override in overrides if key_of(override) in GROUPS]
+        first = next(o for o in groups if NOT_TEXT.fullmatch(o.partition("=")[2]) or o.lower().endswith("=null"))
+        return f"{first} is not a choice of this group. Leave it out."
     if isinstance(error, OverrideParseException):
         return f"Cannot parse override {error.override}. Write KEY=VALUE, or 'KEY=\"VALUE\"' for special characters."
     if isinstance(error, MissingConfigException) and (missing := re.search(r"Could not find '(.+?)'", said)):
@@ -37,6 +38,7 @@ def format_error(error: Exception, config: str, overrides: Sequence[str]) -> str
     if wrong := re.match(r"Error merging override (.+)", said):
         reason = str(cause).splitlines()[0]
         return f"{wrong[1].strip()} is invalid: {reason[0].lower()}{reason[1:]}."
+    said = said.partition("To append to your default list")[0]  # the appended group would have no effect
     return " ".join((said or str(cause)).split())
 
 

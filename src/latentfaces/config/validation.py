@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from latentfaces.config.compose import compose_config
 from latentfaces.config.overrides import key_of, overridden_keys
 from latentfaces.config.paths import CONF, GROUPS
-from latentfaces.config.schema import PositiveNumber, TrainConfig
+from latentfaces.config.schema import OPTIMIZER, TrainConfig
 from latentfaces.config.type_checks import check_keys, check_types, check_value
 from latentfaces.errors import UserError, warn
 
@@ -38,6 +38,17 @@ def check_training(cfg: DictConfig) -> None:
 
 NETWORKS = {"model/autoencoder": "model.autoencoder", "model/denoiser": "model.denoiser.network"}
 """Groups of networks, and where their values are in the config."""
+
+
+FILLED_IN = ("pack", "stage", "version")
+"""Keys that train.py sets."""
+
+
+def refuse_filled_in() -> None:
+    """Reject an override of a key that train.py sets."""
+    for key in overridden_keys():
+        if key in FILLED_IN:
+            raise UserError(f"{key}=... has no effect, since train.py sets it. Leave it out.")
 
 
 def check_groups(cfg: DictConfig, overridden: Sequence[str]) -> None:
@@ -95,9 +106,14 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
     for key in overridden:
         if key.startswith("annealing."):
             raise UserError(f"{key} has no effect. Use model.kl_weight.{key.removeprefix('annealing.')}=...")
-    for key in ("model.optimizer.lr", "model.adversary.optimizer.lr"):
-        if (rate := OmegaConf.select(cfg, key)) is not None:
-            check_value(key, rate, PositiveNumber)
+    for optimizer in ("model.optimizer", "model.adversary.optimizer"):
+        for name, value in (OmegaConf.select(cfg, optimizer) or {}).items():
+            if name in OPTIMIZER:
+                check_value(f"{optimizer}.{name}", value, OPTIMIZER[name])
+    for group in ("callbacks", "logger"):
+        for name, part in cfg[group].items():
+            if part is not None and not isinstance(part, DictConfig):
+                raise UserError(f"{group}.{name}={part} is invalid. Use {group}.{name}=null to leave it out.")
     if cfg.logger.get("csv") is None:
         raise UserError("logger.csv is missing: the report of the run needs metrics.csv. Use logger=csv for it alone.")
     if cfg.callbacks.get("best_weights") is None:
@@ -108,12 +124,16 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
         raise UserError("requeue=true repeats the command. It needs name=... and resume=auto")
     if cfg.requeue and "SLURM_JOB_ID" not in os.environ:
         raise UserError("requeue=true needs a SLURM job. Leave it out.")
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN or (Path(cfg.run_dir).parent / "multirun.yaml").exists()
-    if "median_stop" in cfg.callbacks and not in_sweep:
+    if "median_stop" in cfg.callbacks and not is_sweep_job(cfg):
         raise UserError("pruning=median compares the jobs of a sweep. Start one with -m, or leave it out.")
     time = cfg.trainer.max_time
     if time is not None and not (re.fullmatch(r"\d+(:\d+){3}", time) and re.search("[1-9]", time)):
         raise UserError(f"trainer.max_time={time} is invalid: use days:hours:minutes:seconds, e.g. 00:01:30:00")
+
+
+def is_sweep_job(cfg: DictConfig) -> bool:
+    """Return whether this training is a job of a sweep, or resumes one."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN or (Path(cfg.run_dir).parent / "multirun.yaml").exists()
 
 
 def check_optimizers(module: Any) -> None:
@@ -214,6 +234,12 @@ def check_denoiser(cfg: DictConfig, overridden: Sequence[str], latent_size: int)
         raise UserError(
             f"Latents of {latent_size}x{latent_size} are no multiple of {factor}, which model.denoiser.network needs. "
             f"Use {fix}, or a VAE of another data.resolution"
+        )
+    beyond = [level for level in network.get("attention_levels", ()) if not 0 <= level < len(network.multipliers)]
+    if beyond and "model.denoiser.network.attention_levels" in overridden:
+        raise UserError(
+            f"model.denoiser.network.attention_levels={beyond}: with {len(network.multipliers)} multipliers levels are "
+            f"0 to {len(network.multipliers) - 1}"
         )
     if "model.loss.auxiliary_weight" in overridden and not network.get("auxiliary_depth", 0):
         raise UserError(

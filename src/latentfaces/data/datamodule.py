@@ -69,7 +69,7 @@ class FFHQDataModule(LightningDataModule):
         folder: str | Path,
         resolution: Annotated[int, Ge(8)],
         batch_size: Annotated[int, Ge(1)],
-        seed: int = 0,
+        seed: Annotated[int, Ge(0)] = 0,
         horizontal_flip: bool = True,
         on_bad_image: Literal["fail", "skip"] = "fail",
         val_every: Annotated[int, Ge(2)] = 10,

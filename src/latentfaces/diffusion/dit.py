@@ -1,10 +1,15 @@
 """Diffusion transformer (DiT: Peebles & Xie 2023) with the components of later work."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
 
 from latentfaces.nn import RMSNorm, SelfAttention, TimeEmbedding, position_table_2d, rotation_2d, zero_init
+
+Positive = Annotated[int, Ge(1)]
 
 
 class SwiGLU(nn.Module):
@@ -85,12 +90,12 @@ class DiT(nn.Module):
     def __init__(
         self,
         channels: int,
-        width: int = 384,
-        depth: int = 12,
-        num_heads: int = 6,
-        patch_size: int = 2,
+        width: Positive = 384,
+        depth: Positive = 12,
+        num_heads: Positive = 6,
+        patch_size: Positive = 2,
         qk_norm: bool = True,
-        dropout: float = 0.0,
+        dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
         auxiliary_depth: int = 0,
         label_channels: int = 0,
         position_table: bool = False,

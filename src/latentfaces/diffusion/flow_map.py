@@ -8,6 +8,7 @@ as a third input.
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class FlowMapSampler(Sampler):
         num_steps: 1, 2 or 4.
     """
 
-    def __init__(self, num_steps: int = 4) -> None:
+    def __init__(self, num_steps: Literal[1, 2, 4] = 4) -> None:
         if num_steps not in NUM_STEPS:
             raise ValueError(f"num_steps={num_steps} must be 1, 2 or 4")
         super().__init__(num_steps)

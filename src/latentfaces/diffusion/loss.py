@@ -1,8 +1,10 @@
 """Training loss of stage 2."""
 
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from latentfaces.diffusion.denoiser import Denoiser
@@ -90,7 +92,10 @@ class DenoisingLoss(nn.Module):
     """
 
     def __init__(
-        self, time_sampler: TimeSampler, weighting: Weighting | None = None, auxiliary_weight: float = 0.25
+        self,
+        time_sampler: TimeSampler,
+        weighting: Weighting | None = None,
+        auxiliary_weight: Annotated[float, Ge(0)] = 0.25,
     ) -> None:
         super().__init__()
         self.time_sampler, self.weighting = time_sampler, weighting or UniformWeighting()

@@ -1,12 +1,16 @@
 """U-Net for diffusion (Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, section 3)."""
 
 from collections.abc import Collection, Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Interval, Len
 from torch import Tensor, nn
 
 from latentfaces.nn import Downsample, ResBlock, SelfAttention2d, TimeEmbedding, Upsample, group_norm, zero_init
+
+Positive = Annotated[int, Ge(1)]
 
 
 class Stage(nn.Module):
@@ -43,12 +47,12 @@ class UNet(nn.Module):
     def __init__(
         self,
         channels: int,
-        width: int = 128,
-        multipliers: Sequence[int] = (1, 2, 2),
-        num_blocks: int = 2,
+        width: Positive = 128,
+        multipliers: Annotated[Sequence[Positive], Len(1)] = (1, 2, 2),
+        num_blocks: Positive = 2,
         attention_levels: Collection[int] = (1, 2),
-        head_width: int = 64,
-        dropout: float = 0.0,
+        head_width: Positive = 64,
+        dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
         label_channels: int = 0,
         flow_map: bool = False,
     ) -> None:
