@@ -4,9 +4,9 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
 from torch import Tensor, nn
 
+from latentfaces.bounds import Ge
 from latentfaces.nn import group_norm
 
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Len
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from latentfaces.autoencoder.posterior import DiagonalGaussian
+from latentfaces.bounds import Ge, Len
 from latentfaces.nn import (
     Downsample,
     Downsampling,

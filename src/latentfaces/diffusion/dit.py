@@ -4,9 +4,9 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Interval
 from torch import Tensor, nn
 
+from latentfaces.bounds import Ge, Interval
 from latentfaces.nn import RMSNorm, SelfAttention, TimeEmbedding, position_table_2d, rotation_2d, zero_init
 
 Positive = Annotated[int, Ge(1)]

@@ -4,9 +4,9 @@ from abc import ABC, abstractmethod
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
 from torch import Tensor, nn
 
+from latentfaces.bounds import Ge
 from latentfaces.diffusion.denoiser import Denoiser
 from latentfaces.diffusion.time_sampler import TimeSampler
 

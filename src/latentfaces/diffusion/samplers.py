@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
+from latentfaces.bounds import Ge, Gt, Interval
 from latentfaces.diffusion.denoiser import Predictor
 from latentfaces.diffusion.schedule import NoiseSchedule, Spacing, shift_for
 from latentfaces.errors import UserError

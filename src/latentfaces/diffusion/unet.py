@@ -5,9 +5,9 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Interval, Len
 from torch import Tensor, nn
 
+from latentfaces.bounds import Ge, Interval, Len
 from latentfaces.nn import Downsample, ResBlock, SelfAttention2d, TimeEmbedding, Upsample, group_norm, zero_init
 
 Positive = Annotated[int, Ge(1)]
