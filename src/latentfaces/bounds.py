@@ -1,6 +1,6 @@
 """Bounds of arguments, which the checks of configs read."""
 
-from typing import Any
+from typing import Annotated, Any
 
 try:
     from annotated_types import Ge, Gt, Interval, Len
@@ -11,4 +11,10 @@ except ModuleNotFoundError:  # a model folder loads with four packages, and with
 
     Ge = Gt = Interval = Len = no_bound  # type: ignore[assignment, misc]
 
-__all__ = ["Ge", "Gt", "Interval", "Len"]
+__all__ = ["Fraction", "Ge", "Gt", "Interval", "Len", "Natural", "Positive", "Probability"]
+
+Natural = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+Probability = Annotated[float, Interval(ge=0, lt=1)]
+"""Probability of dropout, at which something is left."""

@@ -1,12 +1,10 @@
 """Patch discriminator and adversarial losses of stage 1."""
 
-from typing import Annotated
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentfaces.bounds import Ge
+from latentfaces.bounds import Natural, Positive
 from latentfaces.nn import group_norm
 
 
@@ -21,7 +19,7 @@ class PatchDiscriminator(nn.Module):
         num_layers: layers with stride 2; the receptive field of 3 is 70 x 70 pixels.
     """
 
-    def __init__(self, channels: Annotated[int, Ge(1)] = 64, num_layers: Annotated[int, Ge(0)] = 3) -> None:
+    def __init__(self, channels: Positive = 64, num_layers: Natural = 3) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         in_channels = channels

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from latentfaces.autoencoder.posterior import DiagonalGaussian
-from latentfaces.bounds import Ge, Len
+from latentfaces.bounds import Len, Positive
 from latentfaces.nn import (
     Downsample,
     Downsampling,
@@ -23,7 +23,6 @@ from latentfaces.nn import (
     zero_init,
 )
 
-Positive = Annotated[int, Ge(1)]
 Output = Literal["tanh", "linear"]
 Skips = list[Tensor]
 """Features of the encoder, finest first: (b, channels, R / p, R / p), p = patch_size, then each half as large."""

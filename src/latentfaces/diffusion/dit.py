@@ -1,15 +1,11 @@
 """Diffusion transformer (DiT: Peebles & Xie 2023) with the components of later work."""
 
-from typing import Annotated
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentfaces.bounds import Ge, Interval
+from latentfaces.bounds import Positive, Probability
 from latentfaces.nn import RMSNorm, SelfAttention, TimeEmbedding, position_table_2d, rotation_2d, zero_init
-
-Positive = Annotated[int, Ge(1)]
 
 
 class SwiGLU(nn.Module):
@@ -95,7 +91,7 @@ class DiT(nn.Module):
         num_heads: Positive = 6,
         patch_size: Positive = 2,
         qk_norm: bool = True,
-        dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+        dropout: Probability = 0.0,
         auxiliary_depth: int = 0,
         label_channels: int = 0,
         position_table: bool = False,

@@ -13,15 +13,13 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from latentfaces.bounds import Ge, Gt, Interval
+from latentfaces.bounds import Fraction, Gt, Positive
 from latentfaces.diffusion.denoiser import Predictor
 from latentfaces.diffusion.schedule import NoiseSchedule, Spacing, shift_for
 from latentfaces.errors import UserError
 
 Auto = Literal["auto"]
-NumSteps = Annotated[int, Ge(1)]
 Shift = Annotated[float, Gt(0)] | Auto
-Eta = Annotated[float, Interval(ge=0, le=1)]
 AfterStep = Callable[[Tensor, float], Tensor]
 """Callback (x at t, t) -> x, applied after each step."""
 
@@ -72,7 +70,7 @@ class Sampler(ABC):
             eq. 5); "log_snr" in log(sigma / alpha) (Lu et al. 2022); "auto" uses the schedule's default.
     """
 
-    def __init__(self, num_steps: NumSteps, shift: Shift = 1.0, spacing: Spacing | Auto = "auto") -> None:
+    def __init__(self, num_steps: Positive, shift: Shift = 1.0, spacing: Spacing | Auto = "auto") -> None:
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps} must be at least 1")
         if shift != "auto" and shift <= 0:
@@ -230,7 +228,7 @@ class NoisySampler(Sampler):
     """
 
     def __init__(
-        self, num_steps: NumSteps, shift: Shift = 1.0, spacing: Spacing | Auto = "auto", eta: Eta = 0.0
+        self, num_steps: Positive, shift: Shift = 1.0, spacing: Spacing | Auto = "auto", eta: Fraction = 0.0
     ) -> None:
         super().__init__(num_steps, shift, spacing)
         if not 0 <= eta <= 1:
@@ -276,7 +274,7 @@ class DDPMSampler(DDIMSampler):
         num_steps, shift, spacing: see `Sampler`.
     """
 
-    def __init__(self, num_steps: NumSteps, shift: Shift = 1.0, spacing: Spacing | Auto = "auto") -> None:
+    def __init__(self, num_steps: Positive, shift: Shift = 1.0, spacing: Spacing | Auto = "auto") -> None:
         super().__init__(num_steps, shift, spacing, eta=1.0)
 
 

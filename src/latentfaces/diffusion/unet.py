@@ -7,10 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentfaces.bounds import Ge, Interval, Len
+from latentfaces.bounds import Len, Positive, Probability
 from latentfaces.nn import Downsample, ResBlock, SelfAttention2d, TimeEmbedding, Upsample, group_norm, zero_init
-
-Positive = Annotated[int, Ge(1)]
 
 
 class Stage(nn.Module):
@@ -52,7 +50,7 @@ class UNet(nn.Module):
         num_blocks: Positive = 2,
         attention_levels: Collection[int] = (1, 2),
         head_width: Positive = 64,
-        dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+        dropout: Probability = 0.0,
         label_channels: int = 0,
         flow_map: bool = False,
     ) -> None:

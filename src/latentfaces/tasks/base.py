@@ -1,19 +1,13 @@
 """Base classes of the tasks of sample.py."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
-from annotated_types import Ge, Interval
-
+from latentfaces.bounds import Natural, Positive
 from latentfaces.diffusion import Sampler
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.paste import Alignment
 from latentfaces.tasks.photos import OwnPhotos, held_out_photos, read_photos
-
-Natural = Annotated[int, Ge(0)]
-Positive = Annotated[int, Ge(1)]
-Fraction = Annotated[float, Interval(ge=0, le=1)]
 
 
 @dataclass(kw_only=True)

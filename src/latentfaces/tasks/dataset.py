@@ -9,6 +9,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from latentfaces.bounds import Positive
 from latentfaces.data.pack import Pack, open_pack
 from latentfaces.errors import UserError
 from latentfaces.evaluation.feature_cache import image_features
@@ -19,7 +20,7 @@ from latentfaces.files import atomic_write
 from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import Ranks
 from latentfaces.run import config_of, open_run
-from latentfaces.tasks.base import Positive, SamplingTask
+from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.compare import combinations, title
 from latentfaces.tasks.evaluate import device_for_pairs
 from latentfaces.tasks.face_set import IMAGES, LABELS, Batch, FaceSet

@@ -10,6 +10,7 @@ from rich.progress import track
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from latentfaces.bounds import Positive
 from latentfaces.data.pack import Pack, pack_if_here
 from latentfaces.diffusion.directions import (
     FeatureDirections,
@@ -24,7 +25,7 @@ from latentfaces.evaluation.probe import Probe, WithPixels, known_rows
 from latentfaces.files import atomic_write
 from latentfaces.pipeline import FacePipeline
 from latentfaces.run import DIRECTIONS
-from latentfaces.tasks.base import Positive, SamplingTask
+from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.relabel import usual_distance
 from latentfaces.tasks.slide import slid

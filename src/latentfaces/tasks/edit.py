@@ -8,12 +8,13 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
+from latentfaces.bounds import Fraction, Positive
 from latentfaces.data.images import to_uint8
 from latentfaces.data.pack import pack_if_here
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import Fraction, PackTask, Positive, SamplingTask
+from latentfaces.tasks.base import PackTask, SamplingTask
 from latentfaces.tasks.inpaint import composed
 from latentfaces.tasks.masks import feathered, read_mask
 from latentfaces.tasks.output import PictureFolder, beside

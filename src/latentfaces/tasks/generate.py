@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
+from latentfaces.bounds import Natural
 from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import Natural, SamplingTask
+from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.output import PictureFolder, npz_writer
 
 MAX_IN_GRID = 400

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentfaces.bounds import Fraction, Natural, Positive
 from latentfaces.data.images import to_uint8
 from latentfaces.diffusion import NoiseSchedule, Predictor
 from latentfaces.diffusion.samplers import Trajectory
@@ -16,7 +17,7 @@ from latentfaces.diffusion.schedule import per_sample
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import Fraction, Natural, PhotoTask, Positive, SamplingTask
+from latentfaces.tasks.base import PhotoTask, SamplingTask
 from latentfaces.tasks.masks import feathered, read_mask, shrunk
 from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.variants import Name, check_skips, encode, variants

@@ -9,11 +9,11 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from latentfaces.bounds import Natural
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.animation import RowTask
-from latentfaces.tasks.base import Natural
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
 

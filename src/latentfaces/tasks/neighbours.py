@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentfaces.autoencoder import VAE
+from latentfaces.bounds import Natural, Positive
 from latentfaces.data.images import to_float
 from latentfaces.data.latents import LatentCache
 from latentfaces.data.pack import Pack, open_pack
@@ -18,7 +19,7 @@ from latentfaces.evaluation.generation import Nearest, nearest, usual_limit
 from latentfaces.evaluation.plots import plot_neighbours
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import Natural, Positive, SamplingTask
+from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.suspects import train_images
 

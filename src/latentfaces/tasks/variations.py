@@ -7,9 +7,10 @@ from typing import Annotated
 import torch
 from annotated_types import Interval
 
+from latentfaces.bounds import Positive
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.base import PackTask, Positive, SamplingTask
+from latentfaces.tasks.base import PackTask, SamplingTask
 from latentfaces.tasks.interpolate import slerp
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder, beside
