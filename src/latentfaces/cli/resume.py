@@ -39,7 +39,10 @@ NOT_COMPARED = (
     *("trainer.fast_dev_run", "trainer.overfit_batches", "trainer.gradient_clip_algorithm"),
 )
 """Keys that do not affect training, or that are compared elsewhere."""
-HARMLESS = ("on_nonfinite", "max_skipped_*", "data.folder", "callbacks.*", "device.*", "model.sampler.*", "trainer.*")
+HARMLESS = (
+    *("on_nonfinite", "max_skipped_*", "data.folder", "callbacks.*", "device.*", "model.sampler.*", "trainer.*"),
+    "model.*optimizer.fused",
+)
 """Keys that may change at a resume, except `HARMFUL`. All others affect the trained weights."""
 HARMFUL = ("trainer.accumulate_*", "trainer.gradient_clip_*", "trainer.limit_train_*", "trainer.limit_val_*")
 FIXED = ("trainable", "model.optimizer._target_")
