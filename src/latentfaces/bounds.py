@@ -17,4 +17,4 @@ Natural = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 Probability = Annotated[float, Interval(ge=0, lt=1)]
-"""Probability of dropout, at which something is left."""
+"""Probability of dropout, below 1."""

@@ -41,7 +41,7 @@ NOT_COMPARED = (
 """Keys that do not affect training, or that are compared elsewhere."""
 HARMLESS = (
     *("on_nonfinite", "max_skipped_*", "data.folder", "callbacks.*", "device.*", "model.sampler.*", "trainer.*"),
-    "model.*optimizer.fused",
+    "model.*optimizer.fused",  # changes rounding alone
 )
 """Keys that may change at a resume, except `HARMFUL`. All others affect the trained weights."""
 HARMFUL = ("trainer.accumulate_*", "trainer.gradient_clip_*", "trainer.limit_train_*", "trainer.limit_val_*")

@@ -23,7 +23,8 @@ def format_error(error: Exception, config: str, overrides: Sequence[str]) -> str
     said, cause = str(error).strip(), error.__cause__
     if said.startswith("Config group override must be"):
         groups = [override for override in overrides if key_of(override) in GROUPS]
-        first = next(o for o in groups if NOT_TEXT.fullmatch(o.partition("=")[2]) or o.lower().endswith("=null"))
+        wrong_type = (o for o in groups if NOT_TEXT.fullmatch(o.partition("=")[2]) or o.lower().endswith("=null"))
+        first = next(wrong_type, "A number")
         return f"{first} is not a choice of this group. Leave it out."
     if isinstance(error, OverrideParseException):
         return f"Cannot parse override {error.override}. Write KEY=VALUE, or 'KEY=\"VALUE\"' for special characters."

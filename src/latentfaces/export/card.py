@@ -33,14 +33,15 @@ RESULTS = {"test/loss": "loss of held-out images", "test/psnr": "PSNR, dB", "tes
 
 def model_card(run: Run, pipeline: FacePipeline, files: Sequence[str]) -> str:
     """Return the model card of a run as Markdown."""
-    data, evaluation = data_of(run), newest(run, "metrics.json", pipeline)
+    data, weights = data_of(run), pipeline.weights
+    evaluation = newest(run, "metrics.json", weights)
     sections = {
         "": summary(run, pipeline),
         "Use": usage(pipeline, files),
         "Training data": training_data(data),
         "Training": table(recipe(run, pipeline)),
         "Metrics": metrics(run, evaluation),
-        **published(newest(run, RESULT, pipeline)),
+        **published(newest(run, RESULT, weights)),
         "Memorization audit": audit(evaluation),
         "Intended use": INTENDED_USE,
         "Limits": limits(pipeline, data),
@@ -179,10 +180,10 @@ def in_words(config: Mapping[str, Any]) -> str:
     return f"{kind}({arguments})" if kind else ""
 
 
-def newest(run: Run, name: str, pipeline: FacePipeline) -> dict[str, Any]:
-    """Return the newest file `name` of task=evaluate that is of the pipeline's weights; empty if there is none."""
+def newest(run: Run, name: str, weights: str) -> dict[str, Any]:
+    """Return the newest file `name` of task=evaluate that measured these weights; empty if there is none."""
     paths = sorted(run.folder.glob(f"samples/*/{name}"), key=lambda path: -path.stat().st_mtime)
-    return next((found for found in map(read_json, paths) if found.get("weights") == pipeline.weights), {})
+    return next((found for found in map(read_json, paths) if found.get("weights") == weights), {})
 
 
 def metrics(run: Run, found: Mapping[str, Any]) -> str:
