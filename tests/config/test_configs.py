@@ -152,7 +152,21 @@ def recipe_commands() -> list[str]:
     return re.findall(r"^#   (python (?:train|sample)\.py .*)$", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", [*documented_commands(), *recipe_commands()])
+def help_commands() -> list[str]:
+    """Every train.py and sample.py line that --help prints."""
+    text = "".join((CONF / name).read_text() for name in ("train.yaml", "sample.yaml"))
+    return re.findall(r"^ +(python (?:train|sample)\.py .*)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("group", ["task", "sampler", "guidance"])
+def test_the_help_of_sample_lists_every_option(group: str) -> None:
+    template = OmegaConf.load(CONF / "sample.yaml").hydra.help.template
+    listed = re.search(rf"^{group}=(.*?)^(?=\w|$)", template, re.MULTILINE | re.DOTALL)
+    assert listed
+    assert re.findall(r"\w+", listed[1]) == sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("command", [*documented_commands(), *recipe_commands(), *help_commands()])
 def test_each_documented_command_composes(command: str) -> None:
     script, *overrides = shlex.split(command)[1:]
     assert composed(script.removesuffix(".py"), first_job([as_text(o) for o in overrides if o != "-m"])) is not None
