@@ -54,7 +54,7 @@ class FaceControls:
         with gr.Row():
             self.labels = LabelControls(run)
         fits["labels"] = bool(self.labels.inputs)
-        with gr.Accordion("Guidance, sampler, average of the weights", open=False):
+        with gr.Accordion("Guidance and sampler", open=False):
             guidances = [name for name in choices["guidance"] if fits.get(name, True)]
             self.guidance = gr.Dropdown([OWN, *guidances], label="Guidance", value=OWN)
             self.weight = gr.Slider(1, 5, 1.5, step=0.1, label="Guidance weight", info="1 is no guidance")
