@@ -28,7 +28,7 @@ class Early(LatentDiffusionModule):
 
 def trainer(*callbacks: Any) -> Any:
     strategy = SimpleNamespace(checkpoint_io=AtomicCheckpointIO())
-    return SimpleNamespace(callbacks=list(callbacks), strategy=strategy)
+    return SimpleNamespace(callbacks=list(callbacks), strategy=strategy, global_step=1000)
 
 
 def begin(guide: GuideWeights, share: float = 0.0) -> Early:
@@ -59,6 +59,22 @@ def test_weights_of_the_first_step_past_the_share_are_written_and_later_ones_not
         step(guide, module, share)
     assert written(tmp_path) == 0.375
     assert [path.name for path in tmp_path.iterdir()] == ["guide_denoiser.pth"]
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "of", "share", "first"),
+    [
+        (12_000, "long", 1 / 12, 1000),
+        (1200, "short", 1 / 12, 200),
+        (400, "very short", 1 / 12, 100),
+        (400, "a late guide", 0.5, 200),
+    ],
+)
+def test_the_guide_has_200_steps_or_a_quarter_of_a_short_training(
+    num_steps: int, of: str, share: float, first: int, tmp_path: Path
+) -> None:
+    guide = GuideWeights(tmp_path, share)
+    assert next(step for step in range(num_steps) if guide.is_due(step, step / num_steps)) == first
 
 
 def test_no_guide_of_a_step_whose_gradient_is_nan(tmp_path: Path) -> None:

@@ -55,8 +55,6 @@ def png(face: np.ndarray, folder: Path) -> bytes:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
     here, (num_images, seed) = Path(__file__).parent, map(int, sys.argv[1:])
     for number in range(num_images):
         Path(f"{number:05d}.png").write_bytes(png(sample(here, [(seed, number)])[0], here))

@@ -12,11 +12,15 @@ from latentfaces.training.callbacks.ema import averaged_weights
 from latentfaces.training.checkpoint import full_disk_survived, save_weights
 from latentfaces.training.latent_diffusion_module import LatentDiffusionModule
 
+MIN_STEPS = 200
+"""Age of the youngest guide, or a quarter of the training. After 67 of 800 steps kid_effnet was 223, after 200 142."""
+
 
 class GuideWeights(Callback):
     """Write `guide_denoiser.pth`, the averaged weights at a fraction of training (Karras et al. 2024b).
 
-    It is written once: a run that is resumed with a later limit, or stopped early, keeps its guide.
+    A short training writes it later: after `MIN_STEPS` steps or a quarter of its length, whichever is first. It is
+    written once: a run that is resumed with a later limit, or stopped early, keeps its guide.
 
     Args:
         folder: folder of the file.
@@ -33,11 +37,15 @@ class GuideWeights(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, LatentDiffusionModule)
-        if not self.written and pl_module.progress() >= self.share:
+        if not self.written and self.is_due(trainer.global_step, pl_module.progress()):
             pl_module.finite.check()
             self.written = True
             with averaged_weights(trainer, pl_module), full_disk_survived(trainer, self.path):
                 save_weights(pl_module.denoiser, self.path)
+
+    def is_due(self, num_steps: int, progress: float) -> bool:
+        """Return whether the network is old enough after `num_steps` steps, a fraction `progress` of the training."""
+        return progress >= self.share and (num_steps >= MIN_STEPS or progress >= 0.25)
 
     def state_dict(self) -> dict[str, Any]:
         return {"written": self.written}
