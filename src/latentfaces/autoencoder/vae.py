@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,16 +46,11 @@ class Shape:
     gradient_checkpointing: bool
 
     def __post_init__(self) -> None:
-        for name, kind in (("downsample", Downsampling), ("upsample", Upsampling), ("output", Output)):
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
         levels = len(self.multipliers)
         if not isinstance(self.num_blocks, int) and len(self.num_blocks) != levels:
             raise ValueError(
                 f"num_blocks={list(self.num_blocks)} must be one number, or one for each of {levels} levels"
             )
-        if min([self.num_blocks] if isinstance(self.num_blocks, int) else self.num_blocks, default=0) < 1:
-            raise ValueError(f"num_blocks={self.num_blocks} must be at least 1 in each level")
         beyond = [level for level in self.attention_levels if not 0 <= level < levels]
         if beyond:
             raise ValueError(f"attention_levels={beyond}: with {levels} multipliers levels are 0 to {levels - 1}")
@@ -201,7 +196,7 @@ class VAE(nn.Module):
         latent_channels: Positive = 4,
         channels: Positive = 64,
         multipliers: Annotated[Sequence[Positive], Len(1)] = (1, 2, 4),
-        num_blocks: int | Sequence[int] = 2,
+        num_blocks: Positive | Sequence[Positive] = 2,
         attention: bool = True,
         attention_levels: Collection[int] = (),
         patch_size: Positive = 1,

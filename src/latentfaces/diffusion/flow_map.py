@@ -8,11 +8,12 @@ as a third input.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from latentfaces.bounds import Ge, MultipleOf
 from latentfaces.diffusion.denoiser import Denoiser, Predictor
 from latentfaces.diffusion.guidance import Guidance
 from latentfaces.diffusion.loss import DenoisingLoss
@@ -46,8 +47,6 @@ class FlowMapSampler(Sampler):
     """
 
     def __init__(self, num_steps: Literal[1, 2, 4] = 4) -> None:
-        if num_steps not in NUM_STEPS:
-            raise ValueError(f"num_steps={num_steps} must be 1, 2 or 4")
         super().__init__(num_steps)
 
     def times(self, schedule: NoiseSchedule, first: float = 1.0, shape: Sequence[int] = ()) -> list[float]:
@@ -98,10 +97,8 @@ class FlowMapLoss(DenoisingLoss):
         num_steps: steps of the teacher, a multiple of 4.
     """
 
-    def __init__(self, guidance: Guidance | None = None, num_steps: int = 8) -> None:
+    def __init__(self, guidance: Guidance | None = None, num_steps: Annotated[int, Ge(4), MultipleOf(4)] = 8) -> None:
         super().__init__(UniformTime())
-        if num_steps < 4 or num_steps % 4:
-            raise ValueError(f"num_steps={num_steps} must be a multiple of 4")
         self.guidance, self.num_steps = guidance, num_steps
         self.teacher: tuple[Denoiser, Denoiser | None] | None = None
 

@@ -2,14 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
+from latentfaces.bounds import Ge
 from latentfaces.diffusion.denoiser import Denoiser, Predictor
 from latentfaces.diffusion.schedule import NoiseSchedule
 from latentfaces.errors import UserError
+
+Weight = Annotated[float, Ge(1)]
+"""Guidance weight; 1 disables guidance."""
 
 
 class Guidance(Protocol):
@@ -50,9 +54,7 @@ class Extrapolation(ABC):
 
     uses_guide = False
 
-    def __init__(self, weight: float, start: float = 1.0, end: float = 0.0) -> None:
-        if weight < 1:
-            raise ValueError(f"weight={weight} must be at least 1 (1 disables guidance)")
+    def __init__(self, weight: Weight, start: float = 1.0, end: float = 0.0) -> None:
         if not 0 <= end < start <= 1:
             raise ValueError(f"start={start}, end={end} must satisfy 0 <= end < start <= 1")
         self.weight, self.start, self.end = weight, start, end
@@ -120,10 +122,8 @@ class LabelGuidance(Extrapolation):
         auto_weight: weight of the guide as in `AutoGuidance`; at 1 it is not evaluated.
     """
 
-    def __init__(self, weight: float, start: float = 1.0, end: float = 0.0, auto_weight: float = 1.0) -> None:
+    def __init__(self, weight: Weight, start: float = 1.0, end: float = 0.0, auto_weight: Weight = 1.0) -> None:
         super().__init__(weight, start, end)
-        if auto_weight < 1:
-            raise ValueError(f"auto_weight={auto_weight} must be at least 1 (1 disables the guide)")
         self.auto_weight = auto_weight
         self.uses_guide = auto_weight != 1
 

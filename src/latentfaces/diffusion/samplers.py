@@ -8,18 +8,18 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from latentfaces.bounds import Fraction, Gt, Positive
+from latentfaces.bounds import Fraction, Positive, PositiveFloat
 from latentfaces.diffusion.denoiser import Predictor
 from latentfaces.diffusion.schedule import NoiseSchedule, Spacing, shift_for
 from latentfaces.errors import UserError
 
 Auto = Literal["auto"]
-Shift = Annotated[float, Gt(0)] | Auto
+Shift = PositiveFloat | Auto
 AfterStep = Callable[[Tensor, float], Tensor]
 """Callback (x at t, t) -> x, applied after each step."""
 
@@ -71,10 +71,6 @@ class Sampler(ABC):
     """
 
     def __init__(self, num_steps: Positive, shift: Shift = 1.0, spacing: Spacing | Auto = "auto") -> None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps={num_steps} must be at least 1")
-        if shift != "auto" and shift <= 0:
-            raise ValueError(f"shift={shift} must be above 0")
         self.num_steps, self.shift, self.spacing = num_steps, shift, spacing
 
     def times(self, schedule: NoiseSchedule, first: float = 1.0, shape: Sequence[int] = ()) -> list[float]:
@@ -231,8 +227,6 @@ class NoisySampler(Sampler):
         self, num_steps: Positive, shift: Shift = 1.0, spacing: Spacing | Auto = "auto", eta: Fraction = 0.0
     ) -> None:
         super().__init__(num_steps, shift, spacing)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta={eta} must be between 0 and 1")
         self.eta = eta
 
     @property

@@ -8,10 +8,12 @@ Times t are tensors (b,). Latents are (b, c, h, w) with mean 0 and std 1.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
+
+from latentfaces.bounds import Gt
 
 Spacing = Literal["uniform", "karras", "log_snr"]
 
@@ -194,9 +196,7 @@ class EDM(NoiseSchedule):
 
     spacing: Spacing = "karras"
 
-    def __init__(self, sigma_max: float = 80.0) -> None:
-        if sigma_max <= 1:
-            raise ValueError(f"sigma_max={sigma_max} must be well above 1, the std of the data")
+    def __init__(self, sigma_max: Annotated[float, Gt(1)] = 80.0) -> None:
         self.sigma_max = sigma_max
 
     def alpha(self, t: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from annotated_types import Ge, Interval
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from latentfaces.bounds import Fraction, Ge, NonNegativeFloat, Positive
 from latentfaces.data.pack import Pack
 from latentfaces.errors import UserError
 from latentfaces.evaluation import FeatureDistance
@@ -49,10 +49,10 @@ class FaceMetrics(Callback):
         features: str = "encoder",
         weights: str | None = None,
         num_images: Annotated[int, Ge(FEWEST)] = 256,
-        batch_size: int = 64,
-        every_n_minutes: float = 20.0,
-        num_photos: int = 1000,
-        max_memorized: Annotated[float, Interval(ge=0, le=1)] | None = None,
+        batch_size: Positive = 64,
+        every_n_minutes: NonNegativeFloat = 20.0,
+        num_photos: Positive = 1000,
+        max_memorized: Fraction | None = None,
     ) -> None:
         self.features, self.weights, self.num_images, self.batch_size = features, weights, num_images, batch_size
         self.every_n_minutes, self.num_photos = every_n_minutes, num_photos
