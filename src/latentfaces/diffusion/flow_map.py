@@ -17,8 +17,8 @@ from latentfaces.bounds import Ge, MultipleOf
 from latentfaces.diffusion.denoiser import Denoiser, Predictor
 from latentfaces.diffusion.guidance import Guidance
 from latentfaces.diffusion.loss import DenoisingLoss
-from latentfaces.diffusion.samplers import AfterStep, DPMpp2MSampler, Sampler, Trajectory
-from latentfaces.diffusion.schedule import NoiseSchedule, per_sample
+from latentfaces.diffusion.samplers import AfterStep, DPMpp2MSampler, Sampler, Trajectory, combination
+from latentfaces.diffusion.schedule import NoiseSchedule, at, per_sample
 from latentfaces.diffusion.time_sampler import UniformTime
 from latentfaces.errors import UserError
 
@@ -29,14 +29,12 @@ NUM_STEPS = (1, 2, 4)
 def even_times(schedule: NoiseSchedule, num_steps: int, first: float = 1.0) -> list[float]:
     """Return num_steps + 1 times from `first` down to 0, evenly spaced on the schedule's even scale."""
     fractions = torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
-    return schedule.time_of(fractions * schedule.condition(torch.tensor(first, dtype=torch.float64))).tolist()
+    return schedule.time_of(fractions * at(schedule.condition, first)).tolist()
 
 
 def step_coefficients(denoiser: Predictor, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
     """Return (a, b) with x at t_next = a * x_t + b * prediction (Song et al. 2021, DDIM, eq. 12 with eta = 0)."""
-    alpha, sigma = denoiser.schedule.alpha(t_next), denoiser.schedule.sigma(t_next)
-    (x0_x, x0_f), (noise_x, noise_f) = denoiser.x0_coefficients(t), denoiser.noise_coefficients(t)
-    return alpha * x0_x + sigma * noise_x, alpha * x0_f + sigma * noise_f
+    return combination(denoiser, t, denoiser.schedule.alpha(t_next), denoiser.schedule.sigma(t_next))
 
 
 class FlowMapSampler(Sampler):
@@ -120,8 +118,7 @@ class FlowMapLoss(DenoisingLoss):
         """Return the states (5, b, c, h, w) of trajectories from noise (b, c, h, w), and their times."""
         teacher = self.guided(noise, condition)
         times = even_times(teacher.schedule, self.num_steps, teacher.first_time)
-        sigma = float(teacher.schedule.sigma(torch.tensor(times[0], dtype=torch.float64)))
-        states = [sigma * noise]
+        states = [at(teacher.schedule.sigma, times[0]) * noise]
 
         def keep(x: Tensor, t: float) -> Tensor:
             states.append(x)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentfaces.bounds import Ge
 from latentfaces.diffusion.denoiser import Denoiser, Predictor
-from latentfaces.diffusion.schedule import NoiseSchedule
+from latentfaces.diffusion.schedule import NoiseSchedule, at
 from latentfaces.errors import UserError
 
 Weight = Annotated[float, Ge(1)]
@@ -78,8 +78,7 @@ class Extrapolation(ABC):
 
     def applies(self, t: float, schedule: NoiseSchedule) -> bool:
         """Return whether guidance changes the prediction at t."""
-        position = float(schedule.condition(torch.tensor(t, dtype=torch.float64)))
-        return self.is_enabled and self.end <= position <= self.start
+        return self.is_enabled and self.end <= at(schedule.condition, t) <= self.start
 
 
 class AutoGuidance(Extrapolation):

@@ -7,7 +7,7 @@ Times t are tensors (b,). Latents are (b, c, h, w) with mean 0 and std 1.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -21,6 +21,11 @@ Spacing = Literal["uniform", "karras", "log_snr"]
 def per_sample(t: Tensor) -> Tensor:
     """Reshape (b,) to (b, 1, 1, 1) for multiplication with latents."""
     return t[:, None, None, None]
+
+
+def at(function: Callable[[Tensor], Tensor], t: float) -> float:
+    """Return a function of a `NoiseSchedule` at one value, in float64."""
+    return float(function(torch.tensor(t, dtype=torch.float64)))
 
 
 def shift_for(shape: Sequence[int]) -> float:
