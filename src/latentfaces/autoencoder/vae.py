@@ -149,18 +149,15 @@ class Decoder(nn.Module):
         """Decode latents; `skips` from `Encoder.with_skips` add detail that the latents lack."""
         if skips is not None and not self.shape.skip_connections:
             raise ValueError("This VAE was built without skip connections (model.autoencoder.skip_connections=false).")
-        x = self.shape.run(self.levels[0], self.shape.run(self.middle, self.stem(latents)))
-        for number in range(1, len(self.levels)):
-            x = self.finer(number, x, None if skips is None else skips[-number])
+        x = self.shape.run(self.middle, self.stem(latents))
+        for number, level in enumerate(self.levels):
+            if number > 0:
+                x = self.ups[number - 1](x)
+                if skips is not None:
+                    x = x + self.skips[number - 1](skips[-number])
+            x = self.shape.run(level, x)
         images = F.pixel_shuffle(self.head(x), self.shape.patch_size).float()
         return torch.tanh(images) if self.shape.output == "tanh" else images
-
-    def finer(self, number: int, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Upsample by 2 and run the blocks of level `number`."""
-        x = self.ups[number - 1](x)
-        if skip is not None:
-            x = x + self.skips[number - 1](skip)
-        return self.shape.run(self.levels[number], x)
 
 
 class VAE(nn.Module):

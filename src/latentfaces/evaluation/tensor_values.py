@@ -137,13 +137,13 @@ def statistics(tensor: Tensor) -> Tensor:
     return torch.stack([mean, std, *bounds, 1 - finite.float().mean(), (values == 0).float().mean(), saturated])
 
 
-def module_tensors(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return the weights of a module and their gradients, if any, by name."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
-        tensors[f"{prefix}{name}"] = parameter
+        tensors[name] = parameter
         if parameter.grad is not None:
-            tensors[f"{prefix}{name}.grad"] = parameter.grad
+            tensors[f"{name}.grad"] = parameter.grad
     return tensors
 
 

@@ -134,8 +134,7 @@ class FaceMetrics(Callback):
         values = {} if self.distance is None else {"val/feature_distance": self.distance(faces)}
         if self.max_memorized is not None:
             assert self.extract is not None
-            features = torch.cat([self.extract(batch) for batch in faces.split(self.batch_size)])
-            found = memorization(features, self.train_features, self.held_out_features)
+            found = memorization(self.extract(faces), self.train_features, self.held_out_features)
             values["val/memorized_fraction"] = found.memorized_fraction
         return values
 
