@@ -139,12 +139,6 @@ class Decoder(nn.Module):
         into = list(zip(reversed(skip_widths), reversed(widths[1:]), strict=True)) if shape.skip_connections else []
         self.skips = nn.ModuleList(zero_init(nn.Conv2d(fine, coarse, 1, bias=False)) for fine, coarse in into)
 
-    @property
-    def last_layer(self) -> Tensor:
-        """Weight of the last convolution."""
-        weight: Tensor = self.head[-1].weight  # type: ignore[assignment]
-        return weight
-
     def forward(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
         """Decode latents; `skips` from `Encoder.with_skips` add detail that the latents lack."""
         if skips is not None and not self.shape.skip_connections:
@@ -243,7 +237,8 @@ class VAE(nn.Module):
     @property
     def last_layer(self) -> Tensor:
         """Weight of the decoder's last convolution."""
-        return self.decoder.last_layer
+        weight: Tensor = self.decoder.head[-1].weight  # type: ignore[assignment]
+        return weight
 
     def check_size(self, images: Tensor) -> None:
         """Raise a ValueError if the size of images is not a multiple of `downsampling`."""

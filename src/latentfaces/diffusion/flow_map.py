@@ -138,10 +138,11 @@ class FlowMapLoss(DenoisingLoss):
     ) -> Tensor:
         """Return the loss of each step, (1, 7 b), for noise of the shape of x0 (b, c, h, w). x0 and t are not used."""
         states, times = self.trajectory(torch.randn_like(x0) if noise is None else noise, condition)
-        starts, ends = zip(*((4 * i // n, 4 * (i + 1) // n) for n in NUM_STEPS for i in range(n)), strict=True)
-        x, x_next = (torch.cat([states[index] for index in indices]) for indices in (starts, ends))
+        starts = [4 * i // n for n in NUM_STEPS for i in range(n)]  # 0, 0, 2, 0, 1, 2, 3
+        ends = [4 * (i + 1) // n for n in NUM_STEPS for i in range(n)]  # 4, 2, 4, 1, 2, 3, 4
+        x, x_next = torch.cat([states[i] for i in starts]), torch.cat([states[i] for i in ends])
         grid = torch.tensor(times, dtype=torch.float64)
-        start, end = (grid[list(indices)].repeat_interleave(len(x0)) for indices in (starts, ends))
+        start, end = grid[starts].repeat_interleave(len(x0)), grid[ends].repeat_interleave(len(x0))
         # A GPU need not wait for the trajectory before it gets these small tensors.
         a, b = (per_sample(c).to(x, non_blocking=True) for c in step_coefficients(denoiser, start, end))
         if condition is not None:

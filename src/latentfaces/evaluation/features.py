@@ -152,7 +152,7 @@ def lite0(weights: str | None = None) -> nn.Module:
 
 NETWORKS = {"inception": inception, "dinov2": dinov2, "clip": clip, "efficientnet_lite0": lite0}
 INCEPTION = "inception-original"
-"""Name of the features of the FID. Cached ones of earlier versions, which resized differently, are "inception"."""
+"""Name of the features of the FID. A file of `saved_network` may be called "inception"."""
 
 
 def known_features(

@@ -9,7 +9,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from latentfaces.bounds import Fraction, Ge, NonNegativeFloat, Positive
-from latentfaces.data.pack import Pack
 from latentfaces.errors import UserError
 from latentfaces.evaluation import FeatureDistance
 from latentfaces.evaluation.feature_cache import image_features
@@ -86,18 +85,14 @@ class FaceMetrics(Callback):
                 f"of them and needs at least {2 * FEWEST}."
             )
         if self.max_memorized is not None:
-            self.remember(self.extract, pack)
+            views = [image_features(self.extract, pack, self.batch_size, Ranks(), flip) for flip in (False, True)]
+            self.train_features = torch.stack([view[pack.train_indices] for view in views], dim=1)
+            self.held_out_features = views[0][pack.val_indices[: self.num_photos]]
             if self.limit > self.max_memorized:
                 print(
                     f"With {num_held_out} held-out images val/memorized_fraction is coarse: training stops above "
                     f"{self.limit:.2f}. Hold out more for a smaller limit, as with data.val_every=2."
                 )
-
-    def remember(self, extract: Features, pack: Pack) -> None:
-        """Extract features of the training images, as they are and mirrored, and of held-out images."""
-        views = [image_features(extract, pack, self.batch_size, Ranks(), mirrored) for mirrored in (False, True)]
-        self.train_features = torch.stack([view[pack.train_indices] for view in views], dim=1)
-        self.held_out_features = views[0][pack.val_indices[: self.num_photos]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.memorized > self.limit:
