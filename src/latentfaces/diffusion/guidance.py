@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ Weight = Annotated[float, Ge(1)]
 """Guidance weight; 1 disables guidance."""
 
 
-class Guidance(Protocol):
+class Guidance(ABC):
     """Guidance method, which wraps a denoiser."""
 
-    @property
-    def uses_guide(self) -> bool:
-        """Whether the guide is evaluated."""
+    uses_guide = False
+    """Whether the guide is evaluated."""
 
+    @abstractmethod
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
         """Return the guided denoiser; `guide` is an early checkpoint of the same run, if there is one.
 
@@ -31,16 +31,14 @@ class Guidance(Protocol):
         """
 
 
-class NoGuidance:
+class NoGuidance(Guidance):
     """No guidance: returns the denoiser itself."""
-
-    uses_guide = False
 
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
         return denoiser
 
 
-class Extrapolation(ABC):
+class Extrapolation(Guidance):
     """Guidance by extrapolation: weaker + weight * (stronger - weaker), within an interval of times.
 
     The interval is on the schedule's even scale (`NoiseSchedule.condition`), so it means the same for every schedule.
@@ -51,8 +49,6 @@ class Extrapolation(ABC):
         start: noisiest time that is guided, in [0, 1].
         end: cleanest time that is guided, in [0, 1].
     """
-
-    uses_guide = False
 
     def __init__(self, weight: Weight, start: float = 1.0, end: float = 0.0) -> None:
         if not 0 <= end < start <= 1:

@@ -47,11 +47,6 @@ class Panel:
     section: str
     curves: dict[str, Curve] = field(default_factory=dict)
 
-    @property
-    def values(self) -> list[float]:
-        """Values of all curves."""
-        return [value for _, values in self.curves.values() for value in values]
-
     def draw(self, axes: Axes, best: Best | None) -> None:
         """Draw the curves, with a logarithmic axis if values are positive and span more than a factor of 20."""
         colors = cycle(COLORS)
@@ -64,7 +59,7 @@ class Panel:
                 axes.plot(
                     steps, values, color=color, marker="." if len(values) < 30 else "", linewidth=1.4, label=label
                 )
-        finite = [value for value in self.values if np.isfinite(value)]
+        finite = [value for _, values in self.curves.values() for value in values if np.isfinite(value)]
         if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
             axes.set_yscale("log")
         if best is not None and any(best.step <= steps[-1] for steps, _ in self.curves.values()):

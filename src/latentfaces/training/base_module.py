@@ -20,7 +20,6 @@ from latentfaces.training.nan_guard import ImageNames, NonFiniteGuard
 from latentfaces.training.optimizers import adapt_state
 from latentfaces.training.time_limit import TimeLimit
 
-GRADIENT = "the gradient's norm"
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 
 
@@ -141,7 +140,7 @@ class BaseModule(LightningModule, ABC):
         # The list of the optimizer: iterating over the modules of a small network takes longer than the norm.
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = full_tensor(nn.utils.get_total_norm([p.grad for p in parameters]))
-        self.finite.close(self.global_step, {GRADIENT: norm, **self.other_norms()}, self.device)
+        self.finite.close(self.global_step, {"the gradient's norm": norm, **self.other_norms()}, self.device)
         if self.is_logged:
             self.log("train/gradient_norm", norm)
         if self.finite.skipped:
