@@ -1,4 +1,7 @@
-"""Bounds of single arguments. The checks of configs read them; constructors check only how arguments fit together."""
+"""Bounds of arguments, which the checks of configs read.
+
+Samplers and guidance also check their own, because a model folder is opened without these checks.
+"""
 
 from typing import Annotated, Any
 

@@ -193,6 +193,8 @@ def test_guidance_by_labels_needs_labels_and_its_guide_a_guide() -> None:
         LabelGuidance(2.0)(LabeledMixture(), None)
     with pytest.raises(UserError, match=r"guidance\.auto_weight needs .* callbacks\.guide"):
         LabelGuidance(2.0, auto_weight=1.5)(LabeledMixture().given(known(0)), None)
+    with pytest.raises(ValueError, match=r"auto_weight=0.5"):
+        LabelGuidance(2.0, auto_weight=0.5)
 
 
 def test_a_user_asks_by_name_and_value() -> None:

@@ -212,3 +212,5 @@ def test_a_flow_map_and_other_samplers_refuse_one_another() -> None:
         FlowMapSampler(2)(plain, noise)
     with pytest.raises(UserError, match="no inverse"):
         FlowMapSampler(2).invert(flow_map, noise)
+    with pytest.raises(ValueError, match="num_steps=3 must be 1, 2 or 4"):
+        FlowMapSampler(3)

@@ -209,6 +209,13 @@ def test_internal_guidance_without_an_auxiliary_head_is_refused() -> None:
         InternalGuidance(2.0)(Denoiser(DiT(2, width=16, depth=1, num_heads=2), RectifiedFlow()), None)
 
 
+@pytest.mark.parametrize("kind", [AutoGuidance, InternalGuidance])
+@pytest.mark.parametrize("weight", [0.9, 0.0, -1.0])
+def test_weight_that_is_less_than_none_is_refused(kind: type[AutoGuidance | InternalGuidance], weight: float) -> None:
+    with pytest.raises(ValueError, match=f"weight={weight}"):
+        kind(weight)
+
+
 @pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (0.2, 0.7), (1.1, 0.0), (0.5, -0.1)])
 def test_interval_that_is_none_is_refused(start: float, end: float) -> None:
     with pytest.raises(ValueError, match=f"start={start}, end={end}"):

@@ -5,6 +5,7 @@ For data N(0, s^2), the equation dx / dt of every schedule only rescales: x at t
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -651,3 +652,26 @@ def test_single_precision_is_enough(kind: type[Sampler], name: str, target: Targ
     denoiser, sampler = ideal(name, target), kind(20)
     off = sampler(denoiser, NOISE.float()).double() - sampler(denoiser, NOISE)
     assert off.abs().max() < 2e-5
+
+
+@EVERY_SAMPLER
+@pytest.mark.parametrize("num_steps", [0, -2])
+def test_no_steps_are_refused(kind: Callable[..., Sampler], num_steps: int) -> None:
+    with pytest.raises(ValueError, match=f"num_steps={num_steps}"):
+        kind(num_steps)
+
+
+@EVERY_SAMPLER
+@pytest.mark.parametrize("shift", [0.0, -1.0])
+def test_shift_that_is_not_above_zero_is_refused(kind: Callable[..., Sampler], shift: float) -> None:
+    with pytest.raises(ValueError, match=f"shift={shift}"):
+        kind(4, shift)
+
+
+@pytest.mark.parametrize("kind", [DDIMSampler, DPMpp2MSampler])
+@pytest.mark.parametrize("eta", [-0.1, 1.1])
+def test_shares_of_fresh_noise_beyond_all_and_none_are_refused(
+    kind: type[DDIMSampler | DPMpp2MSampler], eta: float
+) -> None:
+    with pytest.raises(ValueError, match=f"eta={eta}"):
+        kind(4, eta=eta)

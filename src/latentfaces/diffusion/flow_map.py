@@ -45,6 +45,8 @@ class FlowMapSampler(Sampler):
     """
 
     def __init__(self, num_steps: Literal[1, 2, 4] = 4) -> None:
+        if num_steps not in NUM_STEPS:
+            raise ValueError(f"num_steps={num_steps} must be 1, 2 or 4")
         super().__init__(num_steps)
 
     def times(self, schedule: NoiseSchedule, first: float = 1.0, shape: Sequence[int] = ()) -> list[float]:

@@ -51,6 +51,8 @@ class Extrapolation(Guidance):
     """
 
     def __init__(self, weight: Weight, start: float = 1.0, end: float = 0.0) -> None:
+        if weight < 1:
+            raise ValueError(f"weight={weight} must be at least 1 (1 disables guidance)")
         if not 0 <= end < start <= 1:
             raise ValueError(f"start={start}, end={end} must satisfy 0 <= end < start <= 1")
         self.weight, self.start, self.end = weight, start, end
@@ -119,6 +121,8 @@ class LabelGuidance(Extrapolation):
 
     def __init__(self, weight: Weight, start: float = 1.0, end: float = 0.0, auto_weight: Weight = 1.0) -> None:
         super().__init__(weight, start, end)
+        if auto_weight < 1:
+            raise ValueError(f"auto_weight={auto_weight} must be at least 1 (1 disables the guide)")
         self.auto_weight = auto_weight
         self.uses_guide = auto_weight != 1
 

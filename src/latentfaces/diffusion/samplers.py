@@ -71,6 +71,10 @@ class Sampler(ABC):
     """
 
     def __init__(self, num_steps: Positive, shift: Shift = 1.0, spacing: Spacing | Auto = "auto") -> None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps={num_steps} must be at least 1")
+        if shift != "auto" and shift <= 0:
+            raise ValueError(f"shift={shift} must be above 0")
         self.num_steps, self.shift, self.spacing = num_steps, shift, spacing
 
     def times(self, schedule: NoiseSchedule, first: float = 1.0, shape: Sequence[int] = ()) -> list[float]:
@@ -225,6 +229,8 @@ class NoisySampler(Sampler):
         self, num_steps: Positive, shift: Shift = 1.0, spacing: Spacing | Auto = "auto", eta: Fraction = 0.0
     ) -> None:
         super().__init__(num_steps, shift, spacing)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta={eta} must be between 0 and 1")
         self.eta = eta
 
     @property
