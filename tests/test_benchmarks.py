@@ -172,7 +172,7 @@ def test_two_forwards_give_the_gradient_that_ours_gives_with_one(benchmark: Any)
 
     kl_weight = module.kl_weight(step.module.global_step) / images[0].numel()
     theirs = peers.TwoForwards(
-        module.network, reconstruct, module.network.decoder.last_layer,
+        module.network, reconstruct, module.network.last_layer,
         lambda photos, made: module.loss.distortion(photos, made).total, module.adversary.discriminator, kl_weight,
     )  # fmt: skip
     found = []

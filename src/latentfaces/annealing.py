@@ -3,7 +3,9 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from latentfaces.bounds import Fraction, Interval, Natural, NonNegativeFloat, Positive, PositiveFloat
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,7 @@ class AnnealingSchedule(ABC):
 
     start: float = 0.0
     end: float = 1.0
-    num_steps: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps={self.num_steps} must be at least 1")
+    num_steps: Positive = 1000
 
     def __call__(self, step: int) -> float:
         """Return the value at training step `step` >= 0."""
@@ -63,12 +61,7 @@ class Sigmoid(AnnealingSchedule):
         steepness: range of the argument of the logistic function; 10 is nearly flat at both ends.
     """
 
-    steepness: float = 10.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steepness <= 0:
-            raise ValueError(f"steepness={self.steepness} must be above 0")
+    steepness: PositiveFloat = 10.0
 
     def shape(self, x: float) -> float:
         def logistic(z: float) -> float:
@@ -87,13 +80,8 @@ class Cyclical(AnnealingSchedule):
         ramp: fraction of a cycle that rises; the rest stays at `end`.
     """
 
-    num_cycles: int = 4
-    ramp: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_cycles < 1 or not 0 < self.ramp <= 1:
-            raise ValueError(f"num_cycles={self.num_cycles} must be at least 1 and ramp={self.ramp} in (0, 1]")
+    num_cycles: Positive = 4
+    ramp: Annotated[float, Interval(gt=0, le=1)] = 0.5
 
     def shape(self, x: float) -> float:
         if x >= 1:
@@ -118,17 +106,10 @@ class WarmupDecay:
         shape: shape of the decay.
     """
 
-    warmup_steps: int = 200
-    decay_share: float = 0.5
-    final: float = 0.0
+    warmup_steps: Natural = 200
+    decay_share: Fraction = 0.5
+    final: NonNegativeFloat = 0.0
     shape: Literal["cosine", "linear"] = "cosine"
-
-    def __post_init__(self) -> None:
-        if self.warmup_steps < 0 or self.final < 0 or not 0 <= self.decay_share <= 1:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps} and final={self.final} must be at least 0, "
-                f"decay_share={self.decay_share} in [0, 1]"
-            )
 
     def __call__(self, step: int, progress: float) -> float:
         """Return the factor at training step `step`, with `progress` in [0, 1] of training done."""

@@ -142,14 +142,3 @@ def test_gradient_of_the_equivariance_error_reaches_latents_and_decoder() -> Non
     assert latents.grad.abs().min() > 0
     assert decode.weight.grad is not None
     assert decode.weight.grad.abs().min() > 0
-
-
-def test_unknown_distance_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="reconstruction='l3' is not one of l1, mse"):
-        VAELoss("l3")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", ["kl_target", "equivariance_weight"])
-def test_negative_number_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name}=-0.5 must not be negative"):
-        VAELoss(**{name: -0.5})

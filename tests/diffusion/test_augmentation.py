@@ -139,9 +139,3 @@ def test_rotation_is_counter_clockwise() -> None:
 def test_label_has_the_width_it_announces() -> None:
     _, label = Augmentation(1.0)(torch.randn(2, 4, 8, 8))
     assert label.shape == (2, Augmentation.label_channels)
-
-
-@pytest.mark.parametrize("probability", [0.0, -0.1, 1.1])
-def test_impossible_probabilities_are_refused(probability: float) -> None:
-    with pytest.raises(ValueError, match=f"probability={probability}"):
-        Augmentation(probability)

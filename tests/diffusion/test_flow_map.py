@@ -214,5 +214,3 @@ def test_a_flow_map_and_other_samplers_refuse_one_another() -> None:
         FlowMapSampler(2).invert(flow_map, noise)
     with pytest.raises(ValueError, match="num_steps=3 must be 1, 2 or 4"):
         FlowMapSampler(3)
-    with pytest.raises(ValueError, match="num_steps=6 must be a multiple of 4"):
-        FlowMapLoss(num_steps=6)

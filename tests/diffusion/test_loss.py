@@ -326,17 +326,6 @@ def test_weighted_loss_of_the_same_data_is_the_same_in_every_target(name: str, w
     assert torch.allclose(losses[0], losses[2])
 
 
-@pytest.mark.parametrize("gamma", [0.0, -5.0])
-def test_gamma_that_is_not_above_zero_is_refused(gamma: float) -> None:
-    with pytest.raises(ValueError, match=f"gamma={gamma}"):
-        MinSNRWeighting(gamma)
-
-
-def test_bound_of_v_weights_that_is_not_above_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_x0_weight=0"):
-        VWeighting(0)
-
-
 def test_edm_loss_is_that_of_karras_et_al() -> None:
     # Eq. 8 of Karras et al. 2022 with lambda = (sigma^2 + 1) / sigma^2, for a network that says half its input.
     class Half(nn.Module):

@@ -213,9 +213,3 @@ def test_shares_and_their_derivatives_are_exact_in_float32_also_near_the_data(na
 def test_betas_that_do_not_rise_from_above_zero_are_refused(betas: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=f"beta_min={betas[0]} .* beta_max={betas[1]}"):
         VPLinear(*betas)
-
-
-@pytest.mark.parametrize("sigma_max", [1.0, 0.5, -80.0])
-def test_noise_that_leaves_the_data_to_be_seen_is_refused(sigma_max: float) -> None:
-    with pytest.raises(ValueError, match=f"sigma_max={sigma_max}"):
-        EDM(sigma_max)

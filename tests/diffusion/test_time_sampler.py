@@ -137,10 +137,3 @@ def test_drawn_times_differ_and_stay_within_the_ends(name: str, sampler: TimeSam
 def test_the_ends_are_never_drawn(name: str, sampler: TimeSampler) -> None:
     first, last = sampler.inside(torch.tensor([0.0, 1.0]), SCHEDULES[name]).tolist()
     assert 0 < first < last < 1
-
-
-@pytest.mark.parametrize("kind", [LogitNormalTime, LogNormalNoise])
-@pytest.mark.parametrize("std", [0.0, -1.0])
-def test_width_that_is_not_above_zero_is_refused(kind: type[LogitNormalTime | LogNormalNoise], std: float) -> None:
-    with pytest.raises(ValueError, match=f"std={std}"):
-        kind(std=std)

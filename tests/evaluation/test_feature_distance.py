@@ -25,7 +25,7 @@ def test_distance_does_not_depend_on_the_batch() -> None:
     vae = VAE(2, channels=8, multipliers=(1, 2), num_blocks=1, attention=False).eval()
     images = to_uint8(torch.randn(70, 3, 16, 16))
     distance = FeatureDistance(EncoderFeatures(vae), images)
-    assert torch.allclose(distance.features(images)[64:], distance.features(images[64:]), atol=1e-5)
+    assert torch.allclose(distance.extract(images)[64:], distance.extract(images[64:]), atol=1e-5)
 
 
 class Raw:

@@ -79,7 +79,7 @@ def test_position_table_holds_sines_and_cosines_of_row_and_column() -> None:
 
 
 def test_position_table_rejects_channels_that_do_not_split_in_four() -> None:
-    with pytest.raises(ValueError, match="got 6"):
+    with pytest.raises(ValueError, match="not 6"):
         position_table_2d(2, 2, 6)
 
 

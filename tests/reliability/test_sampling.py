@@ -53,7 +53,7 @@ WRONG = {
     "no photos": (["task=edit", "task.num_photos=0"], "task.num_photos=0 is invalid: input should be greater"),
     "a row of one": (["task=interpolate", "num_images=1"], "num_images=1 is invalid: input should be greater"),
     "a strength beyond all": (["task=edit", "task.strength=2"], "task.strength=2 is invalid: input should be less"),
-    "a weight below one": (["guidance=auto", "guidance.weight=0.5"], "guidance: weight=0.5 must be at least 1"),
+    "a weight below one": (["guidance=auto", "guidance.weight=0.5"], "guidance.weight=0.5 is invalid: input should be"),
     "a weight of no guidance": (
         ["guidance.weight=2"],
         "Unknown key guidance.weight for this choice of guidance. It belongs to guidance=auto, internal, labels.",

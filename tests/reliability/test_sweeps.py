@@ -20,7 +20,7 @@ def test_case_06_failed_jobs_are_told_in_their_folders_and_at_the_end_and_the_ot
     assert not (SWEEP / "1" / "error.log").exists()
 
     (mistake,) = (SWEEP / "0" / "error.log").read_text().splitlines()
-    assert "num_steps=0 must be at least 1" in mistake
+    assert "model.kl_weight.num_steps=0 is invalid: input should be greater" in mistake
     assert (SWEEP / "2" / "error.log").read_text() == (SWEEP / "0" / "error.log").read_text()
     fault = (SWEEP / "3" / "error.log").read_text()
     assert fault.splitlines()[0] == "RuntimeError: the planned fault"
@@ -31,5 +31,5 @@ def test_case_06_failed_jobs_are_told_in_their_folders_and_at_the_end_and_the_ot
     assert end[3].startswith("3 jobs failed")
     page = (SWEEP / "report.html").read_text()
     assert "4 jobs, 3 failed" in page
-    assert page.count("num_steps=0 must be at least 1") == 2
+    assert page.count("model.kl_weight.num_steps=0 is invalid: input should be greater") == 2
     assert page.count("RuntimeError: the planned fault") == 1

@@ -161,7 +161,7 @@ def test_value_and_gradient_of_a_step_are_those_of_the_textbooks_objective(
 def test_adversarial_gradient_is_as_long_as_the_others_at_the_last_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     module, images = a_module(adversary=an_adversary(start_step=START, weight=1.0)), pictures(0)
     begin(module, monkeypatch)
-    last = module.autoencoder.decoder.last_layer
+    last = module.autoencoder.last_layer
     torch.manual_seed(2)
     reconstructions, *_ = module.autoencoder(images, 0.5)
     (others,) = torch.autograd.grad(module.loss.distortion(images, reconstructions).total, last)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from latentfaces.autoencoder.perceptual import FeatureDistance
 from latentfaces.autoencoder.posterior import DiagonalGaussian
+from latentfaces.bounds import NonNegativeFloat
 
 
 class Distortion(NamedTuple):
@@ -49,25 +50,13 @@ class VAELoss(nn.Module):
         self,
         reconstruction: Literal["l1", "mse"] = "l1",
         kl_reduction: Literal["image", "latent", "sum"] = "image",
-        kl_target: float = 0.0,
-        equivariance_weight: float = 0.0,
+        kl_target: NonNegativeFloat = 0.0,
+        equivariance_weight: NonNegativeFloat = 0.0,
         perceptual: FeatureDistance | None = None,
-        perceptual_weight: float = 1.0,
+        perceptual_weight: NonNegativeFloat = 1.0,
     ) -> None:
         super().__init__()
-        distances = {"l1": F.l1_loss, "mse": F.mse_loss}
-        if reconstruction not in distances:
-            raise ValueError(f"reconstruction={reconstruction!r} is not one of {', '.join(distances)}")
-        if kl_reduction not in ("image", "latent", "sum"):
-            raise ValueError(f"kl_reduction={kl_reduction!r} is not one of image, latent, sum")
-        for name, value in (
-            ("kl_target", kl_target),
-            ("equivariance_weight", equivariance_weight),
-            ("perceptual_weight", perceptual_weight),
-        ):
-            if value < 0:
-                raise ValueError(f"{name}={value} must not be negative")
-        self.distance = distances[reconstruction]
+        self.distance = {"l1": F.l1_loss, "mse": F.mse_loss}[reconstruction]
         self.kl_reduction, self.kl_target = kl_reduction, kl_target
         self.equivariance_weight = equivariance_weight
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight

@@ -46,12 +46,9 @@ class PretrainedVAE(VAE):
         """Encode images (b, 3, R, R) in [-1, 1]; R is a multiple of `downsampling`."""
         raise NotImplementedError
 
-    def encode(self, images: Tensor) -> DiagonalGaussian:
-        self.check_size(images)
-        return self.posterior(images)
-
     def encode_with_skips(self, images: Tensor) -> tuple[DiagonalGaussian, Skips]:
-        return self.encode(images), []
+        self.check_size(images)
+        return self.posterior(images), []
 
     def encode_with_features(self, images: Tensor) -> tuple[DiagonalGaussian, Skips]:
         """Encode images to the posterior and the inputs of the strided convolutions."""

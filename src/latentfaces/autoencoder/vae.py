@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,16 +46,11 @@ class Shape:
     gradient_checkpointing: bool
 
     def __post_init__(self) -> None:
-        for name, kind in (("downsample", Downsampling), ("upsample", Upsampling), ("output", Output)):
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
         levels = len(self.multipliers)
         if not isinstance(self.num_blocks, int) and len(self.num_blocks) != levels:
             raise ValueError(
                 f"num_blocks={list(self.num_blocks)} must be one number, or one for each of {levels} levels"
             )
-        if min([self.num_blocks] if isinstance(self.num_blocks, int) else self.num_blocks, default=0) < 1:
-            raise ValueError(f"num_blocks={self.num_blocks} must be at least 1 in each level")
         beyond = [level for level in self.attention_levels if not 0 <= level < levels]
         if beyond:
             raise ValueError(f"attention_levels={beyond}: with {levels} multipliers levels are 0 to {levels - 1}")
@@ -144,28 +139,19 @@ class Decoder(nn.Module):
         into = list(zip(reversed(skip_widths), reversed(widths[1:]), strict=True)) if shape.skip_connections else []
         self.skips = nn.ModuleList(zero_init(nn.Conv2d(fine, coarse, 1, bias=False)) for fine, coarse in into)
 
-    @property
-    def last_layer(self) -> Tensor:
-        """Weight of the last convolution."""
-        weight: Tensor = self.head[-1].weight  # type: ignore[assignment]
-        return weight
-
     def forward(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
         """Decode latents; `skips` from `Encoder.with_skips` add detail that the latents lack."""
         if skips is not None and not self.shape.skip_connections:
             raise ValueError("This VAE was built without skip connections (model.autoencoder.skip_connections=false).")
-        x = self.shape.run(self.levels[0], self.shape.run(self.middle, self.stem(latents)))
-        for number in range(1, len(self.levels)):
-            x = self.finer(number, x, None if skips is None else skips[-number])
+        x = self.shape.run(self.middle, self.stem(latents))
+        for number, level in enumerate(self.levels):
+            if number > 0:
+                x = self.ups[number - 1](x)
+                if skips is not None:
+                    x = x + self.skips[number - 1](skips[-number])
+            x = self.shape.run(level, x)
         images = F.pixel_shuffle(self.head(x), self.shape.patch_size).float()
         return torch.tanh(images) if self.shape.output == "tanh" else images
-
-    def finer(self, number: int, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Upsample by 2 and run the blocks of level `number`."""
-        x = self.ups[number - 1](x)
-        if skip is not None:
-            x = x + self.skips[number - 1](skip)
-        return self.shape.run(self.levels[number], x)
 
 
 class VAE(nn.Module):
@@ -201,7 +187,7 @@ class VAE(nn.Module):
         latent_channels: Positive = 4,
         channels: Positive = 64,
         multipliers: Annotated[Sequence[Positive], Len(1)] = (1, 2, 4),
-        num_blocks: int | Sequence[int] = 2,
+        num_blocks: Positive | Sequence[Positive] = 2,
         attention: bool = True,
         attention_levels: Collection[int] = (),
         patch_size: Positive = 1,
@@ -251,7 +237,8 @@ class VAE(nn.Module):
     @property
     def last_layer(self) -> Tensor:
         """Weight of the decoder's last convolution."""
-        return self.decoder.last_layer
+        weight: Tensor = self.decoder.head[-1].weight  # type: ignore[assignment]
+        return weight
 
     def check_size(self, images: Tensor) -> None:
         """Raise a ValueError if the size of images is not a multiple of `downsampling`."""

@@ -1,10 +1,13 @@
 """Augmentation of latents that does not leak into samples."""
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from latentfaces.bounds import Interval
 
 
 class Augmentation:
@@ -23,9 +26,7 @@ class Augmentation:
 
     label_channels = 8
 
-    def __init__(self, probability: float) -> None:
-        if not 0 < probability <= 1:
-            raise ValueError(f"probability={probability} must be above 0 and at most 1")
+    def __init__(self, probability: Annotated[float, Interval(gt=0, le=1)]) -> None:
         self.probability = probability
 
     def __call__(self, x0: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,16 +8,17 @@ as a third input.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from latentfaces.bounds import Ge, MultipleOf
 from latentfaces.diffusion.denoiser import Denoiser, Predictor
 from latentfaces.diffusion.guidance import Guidance
 from latentfaces.diffusion.loss import DenoisingLoss
-from latentfaces.diffusion.samplers import AfterStep, DPMpp2MSampler, Sampler, Trajectory
-from latentfaces.diffusion.schedule import NoiseSchedule, per_sample
+from latentfaces.diffusion.samplers import AfterStep, DPMpp2MSampler, Sampler, Trajectory, combination
+from latentfaces.diffusion.schedule import NoiseSchedule, at, per_sample
 from latentfaces.diffusion.time_sampler import UniformTime
 from latentfaces.errors import UserError
 
@@ -28,14 +29,12 @@ NUM_STEPS = (1, 2, 4)
 def even_times(schedule: NoiseSchedule, num_steps: int, first: float = 1.0) -> list[float]:
     """Return num_steps + 1 times from `first` down to 0, evenly spaced on the schedule's even scale."""
     fractions = torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
-    return schedule.time_of(fractions * schedule.condition(torch.tensor(first, dtype=torch.float64))).tolist()
+    return schedule.time_of(fractions * at(schedule.condition, first)).tolist()
 
 
 def step_coefficients(denoiser: Predictor, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
     """Return (a, b) with x at t_next = a * x_t + b * prediction (Song et al. 2021, DDIM, eq. 12 with eta = 0)."""
-    alpha, sigma = denoiser.schedule.alpha(t_next), denoiser.schedule.sigma(t_next)
-    (x0_x, x0_f), (noise_x, noise_f) = denoiser.x0_coefficients(t), denoiser.noise_coefficients(t)
-    return alpha * x0_x + sigma * noise_x, alpha * x0_f + sigma * noise_f
+    return combination(denoiser, t, denoiser.schedule.alpha(t_next), denoiser.schedule.sigma(t_next))
 
 
 class FlowMapSampler(Sampler):
@@ -98,10 +97,8 @@ class FlowMapLoss(DenoisingLoss):
         num_steps: steps of the teacher, a multiple of 4.
     """
 
-    def __init__(self, guidance: Guidance | None = None, num_steps: int = 8) -> None:
+    def __init__(self, guidance: Guidance | None = None, num_steps: Annotated[int, Ge(4), MultipleOf(4)] = 8) -> None:
         super().__init__(UniformTime())
-        if num_steps < 4 or num_steps % 4:
-            raise ValueError(f"num_steps={num_steps} must be a multiple of 4")
         self.guidance, self.num_steps = guidance, num_steps
         self.teacher: tuple[Denoiser, Denoiser | None] | None = None
 
@@ -123,8 +120,7 @@ class FlowMapLoss(DenoisingLoss):
         """Return the states (5, b, c, h, w) of trajectories from noise (b, c, h, w), and their times."""
         teacher = self.guided(noise, condition)
         times = even_times(teacher.schedule, self.num_steps, teacher.first_time)
-        sigma = float(teacher.schedule.sigma(torch.tensor(times[0], dtype=torch.float64)))
-        states = [sigma * noise]
+        states = [at(teacher.schedule.sigma, times[0]) * noise]
 
         def keep(x: Tensor, t: float) -> Tensor:
             states.append(x)
@@ -144,10 +140,11 @@ class FlowMapLoss(DenoisingLoss):
     ) -> Tensor:
         """Return the loss of each step, (1, 7 b), for noise of the shape of x0 (b, c, h, w). x0 and t are not used."""
         states, times = self.trajectory(torch.randn_like(x0) if noise is None else noise, condition)
-        starts, ends = zip(*((4 * i // n, 4 * (i + 1) // n) for n in NUM_STEPS for i in range(n)), strict=True)
-        x, x_next = (torch.cat([states[index] for index in indices]) for indices in (starts, ends))
+        starts = [4 * i // n for n in NUM_STEPS for i in range(n)]  # 0, 0, 2, 0, 1, 2, 3
+        ends = [4 * (i + 1) // n for n in NUM_STEPS for i in range(n)]  # 4, 2, 4, 1, 2, 3, 4
+        x, x_next = torch.cat([states[i] for i in starts]), torch.cat([states[i] for i in ends])
         grid = torch.tensor(times, dtype=torch.float64)
-        start, end = (grid[list(indices)].repeat_interleave(len(x0)) for indices in (starts, ends))
+        start, end = grid[starts].repeat_interleave(len(x0)), grid[ends].repeat_interleave(len(x0))
         # A GPU need not wait for the trajectory before it gets these small tensors.
         a, b = (per_sample(c).to(x, non_blocking=True) for c in step_coefficients(denoiser, start, end))
         if condition is not None:

@@ -2,23 +2,27 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from latentfaces.bounds import Ge
 from latentfaces.diffusion.denoiser import Denoiser, Predictor
-from latentfaces.diffusion.schedule import NoiseSchedule
+from latentfaces.diffusion.schedule import NoiseSchedule, at
 from latentfaces.errors import UserError
 
+Weight = Annotated[float, Ge(1)]
+"""Guidance weight; 1 disables guidance."""
 
-class Guidance(Protocol):
+
+class Guidance(ABC):
     """Guidance method, which wraps a denoiser."""
 
-    @property
-    def uses_guide(self) -> bool:
-        """Whether the guide is evaluated."""
+    uses_guide = False
+    """Whether the guide is evaluated."""
 
+    @abstractmethod
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
         """Return the guided denoiser; `guide` is an early checkpoint of the same run, if there is one.
 
@@ -27,16 +31,14 @@ class Guidance(Protocol):
         """
 
 
-class NoGuidance:
+class NoGuidance(Guidance):
     """No guidance: returns the denoiser itself."""
-
-    uses_guide = False
 
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
         return denoiser
 
 
-class Extrapolation(ABC):
+class Extrapolation(Guidance):
     """Guidance by extrapolation: weaker + weight * (stronger - weaker), within an interval of times.
 
     The interval is on the schedule's even scale (`NoiseSchedule.condition`), so it means the same for every schedule.
@@ -48,20 +50,24 @@ class Extrapolation(ABC):
         end: cleanest time that is guided, in [0, 1].
     """
 
-    def __init__(self, weight: float, start: float = 1.0, end: float = 0.0) -> None:
+    def __init__(self, weight: Weight, start: float = 1.0, end: float = 0.0) -> None:
         if weight < 1:
             raise ValueError(f"weight={weight} must be at least 1 (1 disables guidance)")
         if not 0 <= end < start <= 1:
             raise ValueError(f"start={start}, end={end} must satisfy 0 <= end < start <= 1")
         self.weight, self.start, self.end = weight, start, end
 
-    @abstractmethod
     def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
-        """See `Guidance`."""
+        self.check(denoiser, guide)
+        return Guided(denoiser, guide, self)
 
-    @property
-    def uses_guide(self) -> bool:
-        return False
+    @abstractmethod
+    def check(self, denoiser: Denoiser, guide: Denoiser | None) -> None:
+        """Raise a UserError if the guide, the auxiliary head or the labels are missing."""
+
+    @abstractmethod
+    def predict(self, denoiser: Denoiser, guide: Denoiser | None, x_t: Tensor, t: float) -> Tensor:
+        """Return the guided prediction for x_t (b, c, h, w), all at the time t."""
 
     @property
     def is_enabled(self) -> bool:
@@ -70,8 +76,7 @@ class Extrapolation(ABC):
 
     def applies(self, t: float, schedule: NoiseSchedule) -> bool:
         """Return whether guidance changes the prediction at t."""
-        position = float(schedule.condition(torch.tensor(t, dtype=torch.float64)))
-        return self.is_enabled and self.end <= position <= self.start
+        return self.is_enabled and self.end <= at(schedule.condition, t) <= self.start
 
 
 class AutoGuidance(Extrapolation):
@@ -79,20 +84,28 @@ class AutoGuidance(Extrapolation):
 
     uses_guide = True
 
-    def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
-        return AutoGuided(denoiser, required(guide, "guidance=auto"), self)
+    def check(self, denoiser: Denoiser, guide: Denoiser | None) -> None:
+        check_guide(guide, "guidance=auto")
+
+    def predict(self, denoiser: Denoiser, guide: Denoiser | None, x_t: Tensor, t: float) -> Tensor:
+        assert guide is not None
+        stronger, weaker = denoiser.predict(x_t, t), guide.predict(x_t, t)
+        return weaker.lerp(stronger, self.weight)
 
 
 class InternalGuidance(Extrapolation):
     """Guidance by the auxiliary head of the denoiser, without additional evaluations (arXiv 2512.24176)."""
 
-    def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
+    def check(self, denoiser: Denoiser, guide: Denoiser | None) -> None:
         if not denoiser.has_auxiliary:
             raise UserError(
                 "guidance=internal needs a denoiser with an auxiliary head. Train a DiT with "
                 "model.denoiser.network.auxiliary_depth=4, or use guidance=none."
             )
-        return InternallyGuided(denoiser, self)
+
+    def predict(self, denoiser: Denoiser, guide: Denoiser | None, x_t: Tensor, t: float) -> Tensor:
+        stronger, weaker = denoiser.heads(x_t, x_t.new_full((len(x_t),), t), denoiser.condition_of(x_t))
+        return weaker.lerp(stronger, self.weight)
 
 
 class LabelGuidance(Extrapolation):
@@ -106,62 +119,59 @@ class LabelGuidance(Extrapolation):
         auto_weight: weight of the guide as in `AutoGuidance`; at 1 it is not evaluated.
     """
 
-    def __init__(self, weight: float, start: float = 1.0, end: float = 0.0, auto_weight: float = 1.0) -> None:
+    def __init__(self, weight: Weight, start: float = 1.0, end: float = 0.0, auto_weight: Weight = 1.0) -> None:
         super().__init__(weight, start, end)
         if auto_weight < 1:
             raise ValueError(f"auto_weight={auto_weight} must be at least 1 (1 disables the guide)")
         self.auto_weight = auto_weight
-
-    @property
-    def uses_guide(self) -> bool:
-        return self.auto_weight != 1
+        self.uses_guide = auto_weight != 1
 
     @property
     def is_enabled(self) -> bool:
         return self.weight != 1 or self.uses_guide
 
-    def __call__(self, denoiser: Denoiser, guide: Denoiser | None) -> Predictor:
+    def check(self, denoiser: Denoiser, guide: Denoiser | None) -> None:
         if denoiser.condition is None:
             raise UserError(
                 "guidance=labels needs a run that was trained with data.labels. Train one, or use guidance=none."
             )
-        return LabelGuided(denoiser, required(guide, "guidance.auto_weight") if self.uses_guide else None, self)
+        if self.uses_guide:
+            check_guide(guide, "guidance.auto_weight")
+
+    def predict(self, denoiser: Denoiser, guide: Denoiser | None, x_t: Tensor, t: float) -> Tensor:
+        condition = denoiser.condition_of(x_t)
+        assert condition is not None
+        both = torch.cat([condition, torch.zeros_like(condition)])  # one call of the network; 0 is unknown
+        given, unknown = denoiser(torch.cat([x_t, x_t]), x_t.new_full((len(both),), t), both).chunk(2)
+        guided = unknown.lerp(given, self.weight)
+        if self.uses_guide:
+            assert guide is not None
+            guided = guided + (self.auto_weight - 1) * (given - guide.predict(x_t, t))
+        return guided
 
 
-def required(guide: Denoiser | None, key: str) -> Denoiser:
-    """Return the guide. Raise UserError if the run has none."""
+def check_guide(guide: Denoiser | None, key: str) -> None:
+    """Raise a UserError, which names `key`, if the run has no guide."""
     if guide is None:
         raise UserError(
             f"{key} needs checkpoints/guide_denoiser.pth, which callbacks.guide saves during training. Train again, or "
             "use guidance=none."
         )
-    return guide
 
 
-class Guided(ABC):
+class Guided:
     """Denoiser under guidance.
 
     Args:
         denoiser: stronger denoiser, whose schedule and target the guided one has.
-        guidance: weight and interval.
+        guide: weaker denoiser of the same target, or None.
+        guidance: method, weight and interval.
     """
 
-    def __init__(self, denoiser: Denoiser, guidance: Extrapolation) -> None:
-        self.denoiser, self.guidance = denoiser, guidance
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return self.denoiser.schedule
-
-    @property
-    def first_time(self) -> float:
-        return self.denoiser.first_time
-
-    def x0_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.denoiser.x0_coefficients(t)
-
-    def noise_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.denoiser.noise_coefficients(t)
+    def __init__(self, denoiser: Denoiser, guide: Denoiser | None, guidance: Extrapolation) -> None:
+        self.denoiser, self.guide, self.guidance = denoiser, guide, guidance
+        self.schedule, self.first_time = denoiser.schedule, denoiser.first_time
+        self.x0_coefficients, self.noise_coefficients = denoiser.x0_coefficients, denoiser.noise_coefficients
 
     def check_times(self, times: Sequence[float]) -> None:
         guidance = self.guidance
@@ -174,46 +184,4 @@ class Guided(ABC):
     def predict(self, x_t: Tensor, t: float) -> Tensor:
         if not self.guidance.applies(t, self.schedule):
             return self.denoiser.predict(x_t, t)
-        return self.extrapolate(x_t, t)
-
-    @abstractmethod
-    def extrapolate(self, x_t: Tensor, t: float) -> Tensor:
-        """Return the guided prediction."""
-
-
-class AutoGuided(Guided):
-    """Denoiser guided by a weaker denoiser of the same target."""
-
-    def __init__(self, denoiser: Denoiser, guide: Denoiser, guidance: Extrapolation) -> None:
-        super().__init__(denoiser, guidance)
-        self.guide = guide
-
-    def extrapolate(self, x_t: Tensor, t: float) -> Tensor:
-        stronger, weaker = self.denoiser.predict(x_t, t), self.guide.predict(x_t, t)
-        return weaker.lerp(stronger, self.guidance.weight)
-
-
-class InternallyGuided(Guided):
-    """Denoiser guided by its auxiliary head."""
-
-    def extrapolate(self, x_t: Tensor, t: float) -> Tensor:
-        stronger, weaker = self.denoiser.heads(x_t, x_t.new_full((len(x_t),), t), self.denoiser.condition_of(x_t))
-        return weaker.lerp(stronger, self.guidance.weight)
-
-
-class LabelGuided(Guided):
-    """Denoiser guided by its labels and, if there is a guide, by that too."""
-
-    def __init__(self, denoiser: Denoiser, guide: Denoiser | None, guidance: LabelGuidance) -> None:
-        super().__init__(denoiser, guidance)
-        self.guide, self.auto_weight = guide, guidance.auto_weight
-
-    def extrapolate(self, x_t: Tensor, t: float) -> Tensor:
-        condition = self.denoiser.condition_of(x_t)
-        assert condition is not None
-        both = torch.cat([condition, torch.zeros_like(condition)])  # one call of the network; 0 is unknown
-        given, unknown = self.denoiser(torch.cat([x_t, x_t]), x_t.new_full((len(both),), t), both).chunk(2)
-        guided = unknown.lerp(given, self.guidance.weight)
-        if self.guide is not None:
-            guided = guided + (self.auto_weight - 1) * (given - self.guide.predict(x_t, t))
-        return guided
+        return self.guidance.predict(self.denoiser, self.guide, x_t, t)

@@ -1,12 +1,11 @@
 """Training loss of stage 2."""
 
 from abc import ABC, abstractmethod
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from latentfaces.bounds import Ge
+from latentfaces.bounds import NonNegativeFloat, PositiveFloat
 from latentfaces.diffusion.denoiser import Denoiser
 from latentfaces.diffusion.time_sampler import TimeSampler
 
@@ -46,9 +45,7 @@ class MinSNRWeighting(SNRWeighting):
         gamma: upper bound of the weight, above 0.
     """
 
-    def __init__(self, gamma: float = 5.0) -> None:
-        if gamma <= 0:
-            raise ValueError(f"gamma={gamma} must be above 0")
+    def __init__(self, gamma: PositiveFloat = 5.0) -> None:
         self.gamma = gamma
 
     def of_x0(self, snr: Tensor) -> Tensor:
@@ -70,9 +67,7 @@ class VWeighting(Weighting):
             bounds it where t is below 0.05, as in the paper.
     """
 
-    def __init__(self, max_x0_weight: float = 400.0) -> None:
-        if max_x0_weight <= 0:
-            raise ValueError(f"max_x0_weight={max_x0_weight} must be above 0")
+    def __init__(self, max_x0_weight: PositiveFloat = 400.0) -> None:
         self.max_x0_weight = max_x0_weight
 
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
@@ -95,7 +90,7 @@ class DenoisingLoss(nn.Module):
         self,
         time_sampler: TimeSampler,
         weighting: Weighting | None = None,
-        auxiliary_weight: Annotated[float, Ge(0)] = 0.25,
+        auxiliary_weight: NonNegativeFloat = 0.25,
     ) -> None:
         super().__init__()
         self.time_sampler, self.weighting = time_sampler, weighting or UniformWeighting()

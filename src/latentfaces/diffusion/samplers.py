@@ -8,18 +8,18 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from latentfaces.bounds import Fraction, Gt, Positive
+from latentfaces.bounds import Fraction, Positive, PositiveFloat
 from latentfaces.diffusion.denoiser import Predictor
-from latentfaces.diffusion.schedule import NoiseSchedule, Spacing, shift_for
+from latentfaces.diffusion.schedule import NoiseSchedule, Spacing, at, shift_for
 from latentfaces.errors import UserError
 
 Auto = Literal["auto"]
-Shift = Annotated[float, Gt(0)] | Auto
+Shift = PositiveFloat | Auto
 AfterStep = Callable[[Tensor, float], Tensor]
 """Callback (x at t, t) -> x, applied after each step."""
 
@@ -85,7 +85,7 @@ class Sampler(ABC):
             t = first * (1 - fraction)
         else:
             low, high = RATIO_RANGE
-            high = min(high, float(schedule.ratio(torch.tensor(first, dtype=torch.float64))))
+            high = min(high, at(schedule.ratio, first))
             fraction = fraction * self.num_steps / max(self.num_steps - 1, 1)
             if spacing == "karras":
                 ratio = (high ** (1 / RHO) + fraction * (low ** (1 / RHO) - high ** (1 / RHO))) ** RHO
@@ -94,7 +94,7 @@ class Sampler(ABC):
             t = schedule.time_at(ratio)
         shift = shift_for(shape) if self.shift == "auto" else self.shift
         if shift != 1:
-            ratio, last = schedule.ratio(t), schedule.ratio(torch.tensor(first, dtype=torch.float64))
+            ratio, last = schedule.ratio(t), at(schedule.ratio, first)
             # Stay below `last`, or several steps would start at the end of the schedule.
             t = schedule.time_at(shift * ratio / (1 + (shift - 1) * ratio / last))
         t[0] = first
@@ -146,7 +146,7 @@ class Sampler(ABC):
         if self.is_random:
             raise UserError("A sampler that adds noise cannot be inverted. Use sampler=heun.")
         schedule = denoiser.schedule
-        cleanest = float(schedule.time_at(torch.tensor(CLEANEST, dtype=torch.float64)))
+        cleanest = at(schedule.time_at, CLEANEST)
         times = sorted({cleanest, *(t for t in self.checked_times(denoiser, latents.shape) if t > cleanest)})
         x = self.solve(denoiser, at(schedule.alpha, cleanest) * latents, Trajectory(times))
         return x / at(schedule.sigma, times[-1])
@@ -161,17 +161,15 @@ class Sampler(ABC):
         """Map x at the first time of the trajectory to x at the last."""
 
 
-def at(function: Callable[[Tensor], Tensor], t: float) -> float:
-    """Evaluate alpha or sigma at one time."""
-    return float(function(torch.tensor(t, dtype=torch.float64)))
+def combination(denoiser: Predictor, t: Tensor, on_x0: Tensor, on_noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (a, b) with on_x0 * x0 + on_noise * noise = a * x_t + b * prediction at the times t (n,)."""
+    (x0_x, x0_f), (noise_x, noise_f) = denoiser.x0_coefficients(t), denoiser.noise_coefficients(t)
+    return on_x0 * x0_x + on_noise * noise_x, on_x0 * x0_f + on_noise * noise_f
 
 
 def velocity_coefficients(denoiser: Predictor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Return (a, b) with dx / dt = alpha' x0 + sigma' eps = a * x_t + b * prediction (Song et al. 2021, eq. 13)."""
-    schedule = denoiser.schedule
-    alpha, sigma = schedule.alpha_derivative(t), schedule.sigma_derivative(t)
-    (x0_x, x0_f), (noise_x, noise_f) = denoiser.x0_coefficients(t), denoiser.noise_coefficients(t)
-    return alpha * x0_x + sigma * noise_x, alpha * x0_f + sigma * noise_f
+    return combination(denoiser, t, denoiser.schedule.alpha_derivative(t), denoiser.schedule.sigma_derivative(t))
 
 
 class EulerSampler(Sampler):
@@ -257,8 +255,7 @@ class DDIMSampler(NoisySampler):
             shrunk = denoiser.schedule.snr(t) * (sigma / alpha).square()  # 0 where the next time is 0
             added = self.eta * sigma * (1 - shrunk).clamp(min=0).sqrt()
             kept = (sigma.square() - added.square()).clamp(min=0).sqrt()
-        (x0_x, x0_f), (noise_x, noise_f) = denoiser.x0_coefficients(t), denoiser.noise_coefficients(t)
-        steps = torch.stack([alpha * x0_x + kept * noise_x, alpha * x0_f + kept * noise_f, added], dim=1).tolist()
+        steps = torch.stack([*combination(denoiser, t, alpha, kept), added], dim=1).tolist()
         for (a, b, c), (t_now, t_next) in zip(steps, itertools.pairwise(trajectory.times), strict=True):
             x = torch.add(a * x, denoiser.predict(x, t_now), alpha=b)
             if c > 0:

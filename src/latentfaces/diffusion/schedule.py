@@ -7,11 +7,13 @@ Times t are tensors (b,). Latents are (b, c, h, w) with mean 0 and std 1.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
+
+from latentfaces.bounds import Gt
 
 Spacing = Literal["uniform", "karras", "log_snr"]
 
@@ -19,6 +21,11 @@ Spacing = Literal["uniform", "karras", "log_snr"]
 def per_sample(t: Tensor) -> Tensor:
     """Reshape (b,) to (b, 1, 1, 1) for multiplication with latents."""
     return t[:, None, None, None]
+
+
+def at(function: Callable[[Tensor], Tensor], t: float) -> float:
+    """Return a function of a `NoiseSchedule` at one value, in float64."""
+    return float(function(torch.tensor(t, dtype=torch.float64)))
 
 
 def shift_for(shape: Sequence[int]) -> float:
@@ -194,9 +201,7 @@ class EDM(NoiseSchedule):
 
     spacing: Spacing = "karras"
 
-    def __init__(self, sigma_max: float = 80.0) -> None:
-        if sigma_max <= 1:
-            raise ValueError(f"sigma_max={sigma_max} must be well above 1, the std of the data")
+    def __init__(self, sigma_max: Annotated[float, Gt(1)] = 80.0) -> None:
         self.sigma_max = sigma_max
 
     def alpha(self, t: Tensor) -> Tensor:

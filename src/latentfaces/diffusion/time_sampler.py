@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from latentfaces.bounds import PositiveFloat
 from latentfaces.diffusion.schedule import NoiseSchedule, shift_for
 
 
@@ -50,8 +51,7 @@ class LogitNormalTime(TimeSampler):
         std: std of logit(t), above 0.
     """
 
-    def __init__(self, mean: float | Literal["auto"] = 0.0, std: float = 1.0) -> None:
-        check_std(std)
+    def __init__(self, mean: float | Literal["auto"] = 0.0, std: PositiveFloat = 1.0) -> None:
         self.mean, self.std = mean, std
 
     def sized(self, shape: Sequence[int]) -> TimeSampler:
@@ -73,8 +73,7 @@ class LogNormalNoise(TimeSampler):
         std: P_std of EDM2, above 0.
     """
 
-    def __init__(self, mean: float = 0.29, std: float = 1.0) -> None:
-        check_std(std)
+    def __init__(self, mean: float = 0.29, std: PositiveFloat = 1.0) -> None:
         self.mean, self.std = mean, std
 
     def from_uniform(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
@@ -92,9 +91,3 @@ def time_at_fraction(fraction: Tensor, schedule: NoiseSchedule) -> Tensor:
 def normal_quantile(u: Tensor) -> Tensor:
     """Return the quantiles of N(0, 1); on the CPU for MPS devices, where PyTorch lacks `ndtri`."""
     return torch.special.ndtri(u.cpu()).to(u) if u.device.type == "mps" else torch.special.ndtri(u)
-
-
-def check_std(std: float) -> None:
-    """Raise ValueError unless std is above 0."""
-    if std <= 0:
-        raise ValueError(f"std={std} must be above 0")

@@ -1,9 +1,7 @@
 """Distance between samples and real images, to compare sampling settings of a run."""
 
-import torch
 from torch import Tensor
 
-from latentfaces.data.latents import images_at_once
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import Features
 from latentfaces.evaluation.generation import kernel_distance
@@ -27,7 +25,7 @@ class FeatureDistance:
 
     def __init__(self, extract: Features, real: Tensor) -> None:
         self.extract = extract
-        features = self.features(real)
+        features = extract(real)
         std = features.std(0)
         varying = std[std > 0]
         if not len(varying):
@@ -40,10 +38,6 @@ class FeatureDistance:
         """Scale features (n, d) by mean and std of the real ones, and drop those that are constant there."""
         return ((features[:, self.kept] - self.mean) / self.std).clamp(-MAX_Z, MAX_Z)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return features (n, d) of images (n, 3, R, R) uint8."""
-        return torch.cat([self.extract(batch) for batch in images.split(images_at_once(images.shape[-1]))])
-
     def __call__(self, fake: Tensor) -> float:
         """Return the distance of images (m, 3, R, R) uint8: about 0 for real images, without upper bound."""
-        return kernel_distance(self.real, self.scaled(self.features(fake)))
+        return kernel_distance(self.real, self.scaled(self.extract(fake)))

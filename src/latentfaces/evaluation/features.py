@@ -1,6 +1,7 @@
 """Feature networks of the metrics."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ class Features(Protocol):
         """Name for files of features. It changes with the features."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Map images (n, 3, H, W) uint8 to features (n, d) float32 on the CPU."""
+        """Map images (n, 3, H, W) uint8, any number of them, to features (n, d) float32 on the CPU."""
 
 
 class EncoderFeatures:
@@ -41,9 +42,8 @@ class EncoderFeatures:
         return f"encoder-{weights_hash(self.vae)}"
 
     def __call__(self, images: Tensor) -> Tensor:
-        return torch.cat([self.of_batch(batch) for batch in images.split(images_at_once(images.shape[-1]))])
+        return in_batches(self.of_batch, images)
 
-    @torch.no_grad()
     def of_batch(self, images: Tensor) -> Tensor:
         """Return features of images that fit in memory at once."""
         posterior, maps = self.vae.encode_with_features(to_float(images.to(self.vae.latent_mean.device)))
@@ -65,10 +65,14 @@ class NetworkFeatures:
         self.network = network.eval().to(self.device)
         self.key = f"{name}-{weights_hash(network)}"
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network(images.to(self.device))
-        return features.flatten(1).float().cpu()
+        return in_batches(lambda batch: self.network(batch.to(self.device)).flatten(1).float().cpu(), images)
+
+
+@torch.no_grad()
+def in_batches(extract: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return the features (n, d) of images (n, 3, H, W), in batches that fit in memory."""
+    return torch.cat([extract(batch) for batch in images.split(images_at_once(images.shape[-1]))])
 
 
 class Resized(nn.Module):
@@ -148,7 +152,7 @@ def lite0(weights: str | None = None) -> nn.Module:
 
 NETWORKS = {"inception": inception, "dinov2": dinov2, "clip": clip, "efficientnet_lite0": lite0}
 INCEPTION = "inception-original"
-"""Name of the features of the FID. Cached ones of earlier versions, which resized differently, are "inception"."""
+"""Name of the features of the FID. A file of `saved_network` may be called "inception"."""
 
 
 def known_features(

@@ -8,13 +8,18 @@ from torch import Tensor
 
 from latentfaces.autoencoder import DiagonalGaussian
 
-ACTIVE_VARIANCE = 0.01  # variance over images of an active latent value's mean (Burda et al. 2016, section 5)
-COLLAPSED_FRACTION = 0.05  # of active values: a channel below it, and below ...
-COLLAPSED_NATS = 0.05  # ... this KL per value, has collapsed. A channel of small scale may carry more.
-NOISE_FRACTION = 0.5  # of a channel's variance that is the posterior's noise
-LARGE_STD = 50.0  # of a channel; the autoencoders of Rombach et al. 2022 have about 5
-HIGH_FREQUENCY_FRACTION = 0.5  # of the energy; white noise has 0.6 to 0.75, face images of 16 and 64 pixels 0.07, 0.02
-FINE_DETAIL = 0.1  # high-frequency energy of reconstructions relative to that of the images
+ACTIVE_VARIANCE = 0.01
+"""A latent value is active if its mean varies more than this over images (Burda et al. 2016, section 5)."""
+COLLAPSED_FRACTION, COLLAPSED_NATS = 0.05, 0.05
+"""A channel has collapsed if its fraction of active values and its KL per value are both below these."""
+NOISE_FRACTION = 0.5
+"""A channel is mostly noise if the posterior's noise is more than this fraction of its variance."""
+LARGE_STD = 50.0
+"""Largest healthy std of a channel. The autoencoders of Rombach et al. 2022 have about 5."""
+HIGH_FREQUENCY_FRACTION = 0.5
+"""Largest healthy fraction of energy in high frequencies. White noise has 0.6 to 0.75, faces of 64 pixels 0.02."""
+FINE_DETAIL = 0.1
+"""Smallest healthy high-frequency energy of reconstructions, relative to that of the images."""
 
 HEALTHY = "latents are healthy; sampling this VAE's prior gives noise by design: train model=ldm for new faces"
 

@@ -45,8 +45,7 @@ def calculate_metrics(
     if features is not None:
         if isinstance(features, str):
             features = known_features(features, device=images.device, key="weights")
-        sets = (torch.cat([features(to_uint8(batch)) for batch in part.split(AT_ONCE)]) for part in (images, others))
-        values |= generator_metrics(*sets)
+        values |= generator_metrics(features(to_uint8(images)), features(to_uint8(others)))
         if features.key.startswith(f"{INCEPTION}-"):
             values["fid"] = values.pop("frechet_distance")
     return values

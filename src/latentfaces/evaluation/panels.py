@@ -47,11 +47,6 @@ class Panel:
     section: str
     curves: dict[str, Curve] = field(default_factory=dict)
 
-    @property
-    def values(self) -> list[float]:
-        """Values of all curves."""
-        return [value for _, values in self.curves.values() for value in values]
-
     def draw(self, axes: Axes, best: Best | None) -> None:
         """Draw the curves, with a logarithmic axis if values are positive and span more than a factor of 20."""
         colors = cycle(COLORS)
@@ -64,7 +59,7 @@ class Panel:
                 axes.plot(
                     steps, values, color=color, marker="." if len(values) < 30 else "", linewidth=1.4, label=label
                 )
-        finite = [value for value in self.values if np.isfinite(value)]
+        finite = [value for _, values in self.curves.values() for value in values if np.isfinite(value)]
         if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
             axes.set_yscale("log")
         if best is not None and any(best.step <= steps[-1] for steps, _ in self.curves.values()):
@@ -76,11 +71,9 @@ class Panel:
             axes.legend(fontsize=8, frameon=False, ncols=1 + (len(self.curves) > 5))
 
 
-def sheet(rows: int = 1, columns: int = 1, width: float = 4.6, height: float = 3.0) -> tuple[Figure, np.ndarray]:
-    """Return a figure and its axes (rows, columns), each width x height inches with labels.
-
-    Fixed margins take half the time of a layout engine.
-    """
+def sheet(rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+    """Return a figure and its axes (rows, columns). Fixed margins take half the time of a layout engine."""
+    width, height = 4.6, 3.0  # in inches, with margins
     left, right, top, bottom = 0.68, 0.14, 0.34, 0.5
     figure = Figure(figsize=(columns * width, rows * height))
     figure.subplots_adjust(

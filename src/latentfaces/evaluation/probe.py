@@ -99,27 +99,31 @@ def label_metrics(
     for index, label in enumerate(labels):
         if label.kind == "number":
             continue
-        (x, y), real, samples = (known_rows(*rows, index) for rows in (train, held_out, fake))
-        if len(y.unique()) < max(2, len(label.choices)) or not len(real[1]) or not len(samples[1]):
+        x, classes = known_rows(*train, index)
+        real, real_classes = known_rows(*held_out, index)
+        samples, asked = known_rows(*fake, index)
+        if len(classes.unique()) < max(2, len(label.choices)) or not len(real) or not len(samples):
             continue  # constant, or not asked for
-        probe = Probe(x, y)
-        hits = [(probe(features) == classes, classes) for features, classes in (real, samples)]
+        probe = Probe(x, classes)
+        right, found = probe(real) == real_classes, probe(samples) == asked
         values = {}
         for value, name in enumerate(label.choices or ("0", "1")):
-            chosen = [classes == value for _, classes in hits]
-            group: dict[str, float | int] = {"num_photos": int(chosen[0].sum()), "num_images": int(chosen[1].sum())}
-            for key, (right, _), rows in zip(("accuracy", "found"), hits, chosen, strict=True):
-                if rows.any():
-                    group[key] = mean(right[rows])
+            of_real, of_samples = real_classes == value, asked == value
+            group: dict[str, float | int] = {"num_photos": int(of_real.sum()), "num_images": int(of_samples.sum())}
+            if group["num_photos"]:
+                group["accuracy"] = fraction(right[of_real])
+            if group["num_images"]:
+                group["found"] = fraction(found[of_samples])
             if min(group["num_photos"], group["num_images"]) >= FEWEST:
-                groups = (rows[mask, :num_features] for (rows, _), mask in zip((real, samples), chosen, strict=True))
-                group["kernel_distance"] = kernel_distance(*groups)
+                group["kernel_distance"] = kernel_distance(
+                    real[of_real, :num_features], samples[of_samples, :num_features]
+                )
             values[name] = group
         recalls = [group["accuracy"] for group in values.values() if "accuracy" in group]
         metrics[label.name] = {
-            "accuracy": mean(hits[0][0]),
+            "accuracy": fraction(right),
             "balanced_accuracy": sum(recalls) / max(len(recalls), 1),
-            "found": mean(hits[1][0]),
+            "found": fraction(found),
             "values": values,
         }
     return metrics
@@ -132,6 +136,6 @@ def known_rows(features: Tensor, labels: Tensor, index: int) -> tuple[Tensor, Te
     return features[known], column[known].long()
 
 
-def mean(flags: Tensor) -> float:
+def fraction(flags: Tensor) -> float:
     """Return the fraction of flags that are set."""
     return float(flags.float().mean())

@@ -17,8 +17,7 @@ from latentfaces.files import read_csv
 
 STATISTICS = ("mean", "std", "min", "max", "nan", "zero", "saturated")
 Row = dict[str, float | str]
-KINDS = {"weights": "", "gradients": ".grad", "activations": ".output"}
-"""Kinds of tensors, with the suffix of their names."""
+KINDS = ("weights", "gradients", "activations")
 FRACTIONS = ("zero", "saturated", "nan")
 PLOTTED = {
     "mean": "mean",
@@ -30,6 +29,13 @@ PLOTTED = {
 }
 MAX_LEGEND = 6
 """Largest number of tensors with a legend."""
+
+
+def kind_of(name: str) -> str:
+    """Return which of `KINDS` a tensor is, by the suffix of its name."""
+    if name.endswith(".grad"):
+        return "gradients"
+    return "activations" if name.endswith(".output") else "weights"
 
 
 @dataclass
@@ -75,7 +81,7 @@ class TensorValues:
         found: dict[str, list[Row]] = {}
         for row in self.rows:
             name = str(row["tensor"])
-            if kind == next((k for k, ending in KINDS.items() if ending and name.endswith(ending)), "weights"):
+            if kind == kind_of(name):
                 found.setdefault(name, []).append(row)
         return found
 
@@ -137,13 +143,13 @@ def statistics(tensor: Tensor) -> Tensor:
     return torch.stack([mean, std, *bounds, 1 - finite.float().mean(), (values == 0).float().mean(), saturated])
 
 
-def module_tensors(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return the weights of a module and their gradients, if any, by name."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
-        tensors[f"{prefix}{name}"] = parameter
+        tensors[name] = parameter
         if parameter.grad is not None:
-            tensors[f"{prefix}{name}.grad"] = parameter.grad
+            tensors[f"{name}.grad"] = parameter.grad
     return tensors
 
 

@@ -63,7 +63,7 @@ class SelfAttention(nn.Module):
         b, n, _ = tokens.shape
         query, key, value = self.qkv(tokens).view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         query, key = rotate(self.query_norm(query), rotation), rotate(self.key_norm(key), rotation)
-        mixed = attention(query.to(value.dtype), key.to(value.dtype), value, self.kernel)
+        mixed = attention(query, key, value, self.kernel)
         return self.out(mixed.transpose(1, 2).reshape(b, n, -1))
 
 

@@ -26,6 +26,17 @@ class TimeEmbedding(nn.Module):
         return self.layers(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
 
+def grid_angles(
+    height: int, width: int, channels: int, base: float, device: torch.device | None
+) -> tuple[Tensor, Tensor]:
+    """Return position / base^(i / n), i < n = channels / 4, of rows (height, n) and columns (width, n)."""
+    if channels % 4:
+        raise ValueError(f"2-D position embeddings need a multiple of 4 channels, not {channels}")
+    frequencies = base ** -(torch.arange(channels // 4, device=device) / (channels // 4))
+    rows, columns = (torch.arange(size, device=device)[:, None] * frequencies for size in (height, width))
+    return rows, columns
+
+
 def position_table_2d(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
     """Return fixed 2-D sin-cos position embeddings of a (height, width) grid: (height * width, channels).
 
@@ -38,11 +49,7 @@ def position_table_2d(height: int, width: int, channels: int, device: torch.devi
         channels: channels of a token, a multiple of 4.
         device: device of the result.
     """
-    if channels % 4:
-        raise ValueError(f"2-D position embeddings need a multiple of 4 channels, got {channels}")
-    frequencies = 10_000.0 ** -(torch.arange(channels // 4, device=device) / (channels // 4))
-    rows = torch.arange(height, device=device)[:, None] * frequencies
-    columns = torch.arange(width, device=device)[:, None] * frequencies
+    rows, columns = grid_angles(height, width, channels, 10_000.0, device)
     row_features = torch.cat([rows.sin(), rows.cos()], dim=-1)[:, None].expand(-1, width, -1)
     column_features = torch.cat([columns.sin(), columns.cos()], dim=-1)[None].expand(height, -1, -1)
     return torch.cat([row_features, column_features], dim=-1).flatten(0, 1)
@@ -54,12 +61,8 @@ def rotation_2d(height: int, width: int, channels: int, device: torch.device | N
     Half of the channel pairs encode the row, half the column (RoPE: Su et al. 2021, eq. 15; axial 2-D RoPE: Heo et al.
     2024). `channels` is a multiple of 4.
     """
-    if channels % 4:
-        raise ValueError(f"2-D rotary embeddings need a multiple of 4 channels per head, not {channels}")
     # Grids are tens of tokens wide, not thousands, so a base of 100 suffices.
-    frequencies = 100.0 ** -(torch.arange(channels // 4, device=device) / (channels // 4))
-    rows = torch.arange(height, device=device)[:, None] * frequencies
-    columns = torch.arange(width, device=device)[:, None] * frequencies
+    rows, columns = grid_angles(height, width, channels, 100.0, device)
     angles = torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1)
     angles = torch.cat([angles, angles], dim=-1).flatten(0, 1)
     return torch.stack([angles.cos(), angles.sin()])

@@ -11,6 +11,7 @@ from torch import Tensor
 from latentfaces.bounds import Fraction, Positive
 from latentfaces.data.images import to_uint8
 from latentfaces.data.pack import pack_if_here
+from latentfaces.diffusion.schedule import at
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
@@ -84,7 +85,7 @@ class Edit(PackTask, SamplingTask):
     def edited(self, pipeline: FacePipeline, x0: Tensor, names: list[Name]) -> Tensor:
         """Return latents (b, c, h, w) for the latents x0 of photos, each with the noise of its name."""
         draw, predictor = pipeline.draws(names), pipeline.predictor()
-        start = float(predictor.schedule.time_of(torch.tensor(self.strength, dtype=torch.float64)))
+        start = at(predictor.schedule.time_of, self.strength)
         noise = draw()
         if start >= predictor.first_time:  # some schedules keep a trace of the photo even there
             return pipeline.sample(noise, self.sampler, draw)

@@ -1,14 +1,14 @@
 """Discriminator of stage 1 and its training."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latentfaces.autoencoder import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
+from latentfaces.bounds import Natural, NonNegativeFloat, PositiveFloat
 from latentfaces.training.base_module import OptimizerFactory
 from latentfaces.training.optimizers import adapt_state
 
@@ -49,9 +49,9 @@ class Adversary:
         self,
         discriminator: PatchDiscriminator,
         optimizer: OptimizerFactory,
-        start_step: Annotated[int, Ge(0)] = 5000,
-        weight: Annotated[float, Ge(0)] = 0.5,
-        max_adaptive_weight: Annotated[float, Gt(0)] = 1e4,
+        start_step: Natural = 5000,
+        weight: NonNegativeFloat = 0.5,
+        max_adaptive_weight: PositiveFloat = 1e4,
     ) -> None:
         self.discriminator, self.make_optimizer = discriminator, optimizer
         self.start_step, self.weight, self.max_adaptive_weight = start_step, weight, max_adaptive_weight

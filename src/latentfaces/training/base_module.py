@@ -20,15 +20,7 @@ from latentfaces.training.nan_guard import ImageNames, NonFiniteGuard
 from latentfaces.training.optimizers import adapt_state
 from latentfaces.training.time_limit import TimeLimit
 
-GRADIENT = "the gradient's norm"
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
-
-
-def seed_draws(seed: int, device: torch.device) -> None:
-    """Seed the generators of the CPU and the device. `torch.manual_seed` is slower: it looks for every device."""
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
 
 
 class BaseModule(LightningModule, ABC):
@@ -132,7 +124,7 @@ class BaseModule(LightningModule, ABC):
         # Random numbers depend on (seed, rank, number of batches): ranks differ, and a resumed run repeats them.
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         mixed = (self.seed * 1_000_003 + self.global_rank) * 1_000_000_007 + batches
-        seed_draws(mixed % 2**63, self.device)
+        torch.manual_seed(mixed % 2**63)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         # The gradient of the loss is 1, or NaN if the loss is not finite. Then all gradients are NaN on every rank.
@@ -148,7 +140,7 @@ class BaseModule(LightningModule, ABC):
         # The list of the optimizer: iterating over the modules of a small network takes longer than the norm.
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = full_tensor(nn.utils.get_total_norm([p.grad for p in parameters]))
-        self.finite.close(self.global_step, {GRADIENT: norm, **self.other_norms()}, self.device)
+        self.finite.close(self.global_step, {"the gradient's norm": norm, **self.other_norms()}, self.device)
         if self.is_logged:
             self.log("train/gradient_norm", norm)
         if self.finite.skipped:

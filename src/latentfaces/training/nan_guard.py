@@ -13,7 +13,6 @@ from latentfaces.errors import UserError
 from latentfaces.ranks import deferred_read, is_main_process
 
 NUM_NAMED = 8
-SKIP = ", or skip such steps with on_nonfinite=skip"
 Terms = Mapping[str, Tensor | float]
 ImageNames = Callable[[], Sequence[str]]
 """Returns the names of a batch's images. It is called only for an error message."""
@@ -91,7 +90,7 @@ class NonFiniteGuard:
             return
         what = describe(norms, number, bad_batches(batches))
         if self.on_nonfinite == "fail":
-            raise NonFiniteError(what, SKIP)
+            raise NonFiniteError(what, ", or skip such steps with on_nonfinite=skip")
         if self.num_skipped >= self.max_skipped_steps:
             raise NonFiniteError(f"{what}, after max_skipped_steps={self.max_skipped_steps} skipped steps")
         self.num_skipped += 1

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latentfaces.annealing import AnnealingSchedule, Constant, WarmupDecay
-from latentfaces.autoencoder import VAE, DiagonalGaussian, Distortion, PretrainedVAE, VAELoss
+from latentfaces.autoencoder import VAE, Distortion, PretrainedVAE, VAELoss
 from latentfaces.errors import UserError, warn
 from latentfaces.evaluation import HEALTHY, LatentHealth, reconstruction_metrics, verdict
 from latentfaces.marks import EDITED
@@ -168,16 +168,16 @@ class VAEModule(BaseModule):
     def validation_step(self, images: Tensor, batch_idx: int) -> None:
         if self.previews is None:
             self.previews = images[:NUM_PREVIEWS].clone()  # the data module reuses the memory of the batch
-        self.health.update(*self.evaluate(images, "val"))
+        self.evaluate(images, "val")
 
     def on_test_epoch_start(self) -> None:
         self.health.reset()
 
     def test_step(self, images: Tensor, batch_idx: int) -> None:
-        self.health.update(*self.evaluate(images, "test"))
+        self.evaluate(images, "test")
 
-    def evaluate(self, images: Tensor, stage: str) -> tuple[DiagonalGaussian, Tensor, Tensor]:
-        """Log loss, PSNR (dB) and SSIM of reconstructions. Return the posterior, the images and the reconstructions."""
+    def evaluate(self, images: Tensor, stage: str) -> None:
+        """Log loss, PSNR (dB) and SSIM of reconstructions, and add them to the statistics of the latents."""
         posterior, skips = self.autoencoder.encode_with_skips(images)
         reconstructions = self.autoencoder.decode(posterior.mode())
         distortion = self.loss.distortion(images, reconstructions)
@@ -194,7 +194,7 @@ class VAEModule(BaseModule):
         self.log_dict(
             {f"{stage}/{name}": value for name, value in values.items()}, batch_size=len(images), sync_dist=True
         )
-        return posterior, images, reconstructions
+        self.health.update(posterior, images, reconstructions)
 
     def on_validation_epoch_end(self) -> None:
         self.health.reduce(self.device, self.trainer.strategy.reduce)

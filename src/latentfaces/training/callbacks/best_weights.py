@@ -50,15 +50,11 @@ class BestWeights(Callback):
         if not math.isfinite(value):
             raise NonFiniteError(f"val/loss is {value} at step {trainer.global_step}")
         if value < self.best and not self.closed:
+            assert isinstance(pl_module, BaseModule)
             with averaged_weights(trainer, pl_module), full_disk_survived(trainer, self.folder):
-                self.write(pl_module)
+                for name, module in pl_module.exports().items():
+                    save_weights(module, self.folder / f"{name}.pth")
                 self.best = value
-
-    def write(self, pl_module: LightningModule) -> None:
-        """Write all files. For sharded weights, every rank must call it."""
-        assert isinstance(pl_module, BaseModule)
-        for name, module in pl_module.exports().items():
-            save_weights(module, self.folder / f"{name}.pth")
 
     def load(self, pl_module: LightningModule) -> None:
         """Load the best weights into the module.

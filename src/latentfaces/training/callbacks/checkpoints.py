@@ -2,11 +2,12 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Ge, Gt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from latentfaces.bounds import Positive, PositiveFloat
 
 
 class LastCheckpoint(Checkpoint):
@@ -16,15 +17,15 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         dirpath: folder of the checkpoint.
-        every_n_train_steps: interval in steps, at least 1.
-        every_n_minutes: interval in minutes, above 0, or None.
+        every_n_train_steps: interval in steps.
+        every_n_minutes: interval in minutes, or None.
     """
 
     def __init__(
         self,
         dirpath: str | Path,
-        every_n_train_steps: Annotated[int, Ge(1)] = 500,
-        every_n_minutes: Annotated[float, Gt(0)] | None = 15.0,
+        every_n_train_steps: Positive = 500,
+        every_n_minutes: PositiveFloat | None = 15.0,
     ) -> None:
         self.path = Path(dirpath) / "last.ckpt"
         self.every_n_train_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes

@@ -5,11 +5,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Interval
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from latentfaces.bounds import Interval, Natural
 from latentfaces.errors import UserError
 from latentfaces.posthoc_ema import WIDEST, Snapshot, decay, power_of_width, snapshots_in
 from latentfaces.ranks import is_main_process, local_tensor
@@ -41,7 +41,7 @@ class EMA(Callback):
         self,
         sigma_rel: Width = 0.1,
         tracks: Sequence[Width] = (),
-        snapshots: Annotated[int, Ge(0)] = 0,
+        snapshots: Natural = 0,
         folder: str | Path = "ema",
     ) -> None:
         if bool(tracks) != bool(snapshots):

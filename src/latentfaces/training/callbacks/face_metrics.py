@@ -5,11 +5,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from annotated_types import Ge, Interval
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from latentfaces.data.pack import Pack
+from latentfaces.bounds import Fraction, Ge, NonNegativeFloat, Positive
 from latentfaces.errors import UserError
 from latentfaces.evaluation import FeatureDistance
 from latentfaces.evaluation.feature_cache import image_features
@@ -49,10 +48,10 @@ class FaceMetrics(Callback):
         features: str = "encoder",
         weights: str | None = None,
         num_images: Annotated[int, Ge(FEWEST)] = 256,
-        batch_size: int = 64,
-        every_n_minutes: float = 20.0,
-        num_photos: int = 1000,
-        max_memorized: Annotated[float, Interval(ge=0, le=1)] | None = None,
+        batch_size: Positive = 64,
+        every_n_minutes: NonNegativeFloat = 20.0,
+        num_photos: Positive = 1000,
+        max_memorized: Fraction | None = None,
     ) -> None:
         self.features, self.weights, self.num_images, self.batch_size = features, weights, num_images, batch_size
         self.every_n_minutes, self.num_photos = every_n_minutes, num_photos
@@ -86,18 +85,14 @@ class FaceMetrics(Callback):
                 f"of them and needs at least {2 * FEWEST}."
             )
         if self.max_memorized is not None:
-            self.remember(self.extract, pack)
+            views = [image_features(self.extract, pack, self.batch_size, Ranks(), flip) for flip in (False, True)]
+            self.train_features = torch.stack([view[pack.train_indices] for view in views], dim=1)
+            self.held_out_features = views[0][pack.val_indices[: self.num_photos]]
             if self.limit > self.max_memorized:
                 print(
                     f"With {num_held_out} held-out images val/memorized_fraction is coarse: training stops above "
                     f"{self.limit:.2f}. Hold out more for a smaller limit, as with data.val_every=2."
                 )
-
-    def remember(self, extract: Features, pack: Pack) -> None:
-        """Extract features of the training images, as they are and mirrored, and of held-out images."""
-        views = [image_features(extract, pack, self.batch_size, Ranks(), mirrored) for mirrored in (False, True)]
-        self.train_features = torch.stack([view[pack.train_indices] for view in views], dim=1)
-        self.held_out_features = views[0][pack.val_indices[: self.num_photos]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.memorized > self.limit:
@@ -134,8 +129,7 @@ class FaceMetrics(Callback):
         values = {} if self.distance is None else {"val/feature_distance": self.distance(faces)}
         if self.max_memorized is not None:
             assert self.extract is not None
-            features = torch.cat([self.extract(batch) for batch in faces.split(self.batch_size)])
-            found = memorization(features, self.train_features, self.held_out_features)
+            found = memorization(self.extract(faces), self.train_features, self.held_out_features)
             values["val/memorized_fraction"] = found.memorized_fraction
         return values
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Interval
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from latentfaces.bounds import Interval
 from latentfaces.errors import UserError
 from latentfaces.run import GUIDE
 from latentfaces.training.callbacks.ema import averaged_weights

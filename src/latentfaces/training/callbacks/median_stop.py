@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Interval
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from latentfaces.bounds import Interval, Positive
 from latentfaces.files import atomic_write
 from latentfaces.run import PRUNING
 from latentfaces.training.base_module import BaseModule
@@ -35,7 +35,7 @@ class MedianStop(Callback):
         self,
         folder: str | Path,
         start: Annotated[float, Interval(ge=0, lt=1)] = 0.25,
-        min_jobs: Annotated[int, Ge(1)] = 2,
+        min_jobs: Positive = 2,
     ) -> None:
         self.path = Path(folder) / PRUNING
         self.start, self.min_jobs = start, min_jobs

@@ -3,12 +3,11 @@
 import contextlib
 import time
 from pathlib import Path
-from typing import Annotated
 
-from annotated_types import Ge
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from latentfaces.bounds import NonNegativeFloat
 from latentfaces.errors import UserError
 from latentfaces.report import write_report
 from latentfaces.run import CONFIG
@@ -23,10 +22,10 @@ class Report(Callback):
 
     Args:
         folder: folder of the run.
-        every_n_minutes: shortest interval, at least 0. A page takes some seconds.
+        every_n_minutes: shortest interval, 0 for each validation. A page takes some seconds.
     """
 
-    def __init__(self, folder: str | Path, every_n_minutes: Annotated[float, Ge(0)] = 5.0) -> None:
+    def __init__(self, folder: str | Path, every_n_minutes: NonNegativeFloat = 5.0) -> None:
         self.folder, self.every_n_minutes = Path(folder), every_n_minutes
         self.written = time.monotonic()
 

@@ -2,14 +2,14 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Ge
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from latentfaces.bounds import Positive
 from latentfaces.evaluation.tensor_values import TensorValues, activations, module_tensors, track_tensor_values
 from latentfaces.ranks import full_tensor
 from latentfaces.training.base_module import BaseModule
@@ -27,10 +27,10 @@ class TensorStats(Callback):
 
     Args:
         folder: folder of the run, for tensors.csv.
-        every_n_steps: interval in steps, at least 1.
+        every_n_steps: interval in steps.
     """
 
-    def __init__(self, folder: str | Path, every_n_steps: Annotated[int, Ge(1)] = 500) -> None:
+    def __init__(self, folder: str | Path, every_n_steps: Positive = 500) -> None:
         self.table, self.every_n_steps = StepLog(Path(folder) / "tensors.csv"), every_n_steps
         self.hooks = ExitStack()
         self.seen: dict[str, Tensor] = {}

@@ -36,7 +36,7 @@ def gathered(node: Any) -> Any:
     return node
 
 
-def shard(module: nn.Module, mesh: DeviceMesh, methods: tuple[str, ...] = ()) -> None:
+def shard(module: nn.Module, mesh: DeviceMesh, methods: tuple[str, ...]) -> None:
     """Shard a module's weights over ranks. Each layer is gathered when it is used, and freed afterwards (FSDP2).
 
     Args:

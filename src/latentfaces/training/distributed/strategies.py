@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Gt
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from latentfaces.bounds import PositiveFloat
 from latentfaces.training.distributed.sharding import gathered, placed_like
 from latentfaces.training.distributed.watchdog import RankWatch
 
@@ -34,10 +34,10 @@ class Watched(ParallelStrategy):
     """Strategy whose ranks wait for a limited time, and not at all after a failure.
 
     Args:
-        timeout_minutes: longest wait at a collective, above 0.
+        timeout_minutes: longest wait at a collective.
     """
 
-    def __init__(self, timeout_minutes: Annotated[float, Gt(0)] = 10.0) -> None:
+    def __init__(self, timeout_minutes: PositiveFloat = 10.0) -> None:
         super().__init__(timeout=timedelta(minutes=timeout_minutes))  # type: ignore[call-arg]
 
     def _configure_launcher(self) -> None:

@@ -32,7 +32,7 @@ class RankWatch(threading.Thread):
         children: ranks that this process started, from local rank 1 on.
     """
 
-    def __init__(self, children: Sequence["subprocess.Popen[Any]"] = ()) -> None:
+    def __init__(self, children: Sequence["subprocess.Popen[Any]"]) -> None:
         super().__init__(daemon=True, name="rank-watch")
         self.children = children
         self.over = threading.Event()
