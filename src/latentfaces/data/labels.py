@@ -135,14 +135,6 @@ class Cells:
                     self.columns[column] = [""] * len(names)
                 self.columns[column][index] = text
 
-    def unreadable(self, name: str, index: int, expected: str) -> UserError:
-        """Return the error for the text of a label that is not what is expected."""
-        text = self.columns[name][index][:40]
-        return UserError(
-            f"{self.places[index]}: {name} is {text!r}, not {expected}. Correct it, leave the cell empty, or set "
-            f"data.label_types.{name}=category"
-        )
-
 
 def without_suffix(name: str) -> str:
     """Return the name of an image without its suffix."""
@@ -202,7 +194,11 @@ def parse_column(
     values = np.array([numbers[text] for text in texts])
     wrong = next((index for index, text in enumerate(texts) if text and math.isnan(numbers[text])), None)
     if wrong is not None:
-        raise cells.unreadable(name, wrong, "a number" if kind == "number" else "0 or 1")
+        expected = "a number" if kind == "number" else "0 or 1"
+        raise UserError(
+            f"{cells.places[wrong]}: {name} is {texts[wrong][:40]!r}, not {expected}. Correct it, leave the cell "
+            f"empty, or set data.label_types.{name}=category"
+        )
     if kind == "binary":
         return Label(name, "binary"), values.astype(np.float32)
     trained = values[train][~np.isnan(values[train])]
