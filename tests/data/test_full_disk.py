@@ -38,7 +38,6 @@ def latents_in(folder: Path) -> Path:
         return mean, 1 + mean.abs()
 
     cache = LatentCache(find_or_write_pack(DrawnFaces(40), folder / "faces-16", 16), "key", encode, batch_size=3)
-    cache.begin(torch.device("cpu"))
     cache.fill(torch.device("cpu"))
     cache.finish()
     return cache.path

@@ -186,10 +186,8 @@ class FFHQDataModule(LightningDataModule):
             )
 
     def prepare_data(self) -> None:
-        """Pack and create the latent cache, on one process of each machine."""
-        pack = self.pack()
-        if self.encoder is not None:
-            self.cache(pack).begin(self.device)
+        """Pack the images, on one process of each machine."""
+        self.pack()
 
     def setup(self, stage: str | None = None) -> None:
         """Open the pack or, with an encoder, the latent cache."""
