@@ -58,7 +58,7 @@ def read_labels(
         UserError: naming file and line, or the key.
     """
     names, train, kinds = pack.manifest["names"], pack.train_indices, kinds or {}
-    cells = Cells(names, label_rows(wanted, source, pack))
+    cells = Cells(names, label_rows(wanted, source, names))
     if not cells.places:
         example = f"{cells.unmatched} is none of the images" if cells.unmatched else "it has no rows"
         raise UserError(
