@@ -61,7 +61,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_file_that_a_full_disk_interrupted_is_completed_without_damage(
     small_disk: Path, tmp_path: Path, write: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("packing", "latents"):  # as if another process filled the disk meanwhile
+    for module in ("packing", "arrays"):  # as if another process filled the disk meanwhile
         monkeypatch.setattr(f"latentfaces.data.{module}.require_space", lambda *_: None)
     expected = write(tmp_path / "straight").read_bytes()
     outcomes: list[bool] = []

@@ -68,7 +68,7 @@ def leaves_of(config: Any, key: str = "", resolve: bool = False) -> Iterator[tup
         key: key of `config` itself.
         resolve: resolve the interpolations of OmegaConf.
     """
-    node = OmegaConf.to_container(config, resolve=resolve) if isinstance(config, DictConfig) else config
+    node: Any = OmegaConf.to_container(config, resolve=resolve) if isinstance(config, DictConfig) else config
     if not isinstance(node, Mapping):
         yield key, node
         return
