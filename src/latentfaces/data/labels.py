@@ -117,9 +117,9 @@ class Cells:
                 indices[key] = None if key in indices else number
         indices |= {key: number for number, key in enumerate(keys)}
         for row in rows:
-            name = image_key(row.image)
-            # Aligned faces are PNG, whatever the suffix of their photos.
-            key = name if name in indices else without_suffix(name)
+            key = name = image_key(row.image)
+            if key not in indices and Photos.is_picture(name):  # aligned faces are PNG, their photos may not be
+                key = str(PurePosixPath(name).with_suffix(""))
             if key not in indices:
                 self.num_unmatched, self.unmatched = self.num_unmatched + 1, self.unmatched or one_line(name)[:200]
                 continue
@@ -134,11 +134,6 @@ class Cells:
                 if column not in self.columns:
                     self.columns[column] = [""] * len(names)
                 self.columns[column][index] = text
-
-
-def without_suffix(name: str) -> str:
-    """Return the name of an image without its suffix."""
-    return str(PurePosixPath(name).with_suffix("")) if Photos.is_picture(name) else name
 
 
 def check_names(wanted: str, cells: Cells, chosen: Sequence[str] | None, kinds: Mapping[str, str]) -> None:
