@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from latentfaces.cli.compute import keep_freed_memory
 from latentfaces.cli.devices import interactive, variable
 from latentfaces.cli.idle_options import allow_only, refuse_idle_options, refuse_varied_labels
-from latentfaces.cli.recipe import Recipe, described, named_files
-from latentfaces.cli.remake import remade
+from latentfaces.cli.recipe import Recipe, describe, named_files
+from latentfaces.cli.remake import rebuild_task
 from latentfaces.config.overrides import overridden_keys, plain
 from latentfaces.config.schema import Precision, SampleConfig
 from latentfaces.config.secrets import refuse_unsafe
@@ -44,9 +44,9 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
         raise UserError(f"task={task_name} runs in one process. Use python instead of torchrun.")
     credentials = credentials_of(cfg)
     if task_name == "remake":
-        task, pipeline, recipe = remade(cfg)
+        task, pipeline, recipe = rebuild_task(cfg)
     else:
-        task, pipeline, recipe = composed(cfg, find_model(cfg.run))
+        task, pipeline, recipe = build_task(cfg, find_model(cfg.run))
     from latentfaces.tasks.output import PictureFolder, new_folder
 
     if cfg.compile and recipe.task in HOOKED:
@@ -59,7 +59,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     return task, pipeline, PictureFolder(folder, asdict(recipe), ranks, credentials)
 
 
-def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
+def build_task(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     """Build the task and the pipeline of a command, and the recipe of their images."""
     fill_in(cfg, run)
     refuse_idle_options(cfg, run.stage)
@@ -97,7 +97,7 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     )
     task = instantiate(cfg.task)
     if (own_sampler or guidance is None) and pipeline.denoiser is not None and is_main_process():
-        print(described(recipe))
+        print(describe(recipe))
     return task, pipeline, recipe
 
 
@@ -164,7 +164,7 @@ def credentials_of(cfg: DictConfig) -> Any:
     return Credentials(*given)
 
 
-def identified(cfg: DictConfig) -> list[str]:
+def identify(cfg: DictConfig) -> list[str]:
     """Return what task=identify prints."""
     from latentfaces.tasks import Identify
 

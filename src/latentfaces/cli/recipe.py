@@ -58,7 +58,7 @@ def named_files(settings: dict[str, Any]) -> dict[str, str]:
     return {key: digest[:12] for key, digest in hashes.items()}
 
 
-def described(recipe: Recipe) -> str:
+def describe(recipe: Recipe) -> str:
     """Return guidance, average and sampler as text."""
     sampler = recipe.settings["sampler"]
     guidance, solver = (str(config["_target_"]).rpartition(".")[2] for config in (recipe.guidance, sampler))
