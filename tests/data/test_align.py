@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from latentfaces.data import align
-from latentfaces.data.align import Face, detect, distinct, find_faces, overlap, reason_against, sharpness
+from latentfaces.data.align import Face, detect, distinct, find_faces, reason_against, sharpness
 from latentfaces.data.crops import Square, crop, inverse, points_in
 from latentfaces.errors import UserError
 
@@ -35,16 +35,10 @@ def astronaut() -> Image.Image:
     return Image.open(Path(spec.origin).with_name("data") / "astronaut.png").convert("RGB")
 
 
-def test_overlap_is_intersection_over_union() -> None:
-    box = np.array([0.0, 0, 10, 10])
-    assert overlap(box, box) == 1
-    assert overlap(box, np.array([5.0, 0, 15, 10])) == pytest.approx(1 / 3)
-    assert overlap(box, np.array([20.0, 20, 30, 30])) == 0
-
-
 def test_best_of_overlapping_faces_is_kept() -> None:
     faces = [face_at(100, 100, 0.6), face_at(103, 101, 0.9), face_at(300, 100, 0.7)]
     assert [face.score for face in distinct(faces)] == [0.9, 0.7]
+    assert distinct([]) == []
 
 
 def test_turn_is_the_shift_of_the_nose_in_eye_distances() -> None:

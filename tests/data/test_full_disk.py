@@ -38,7 +38,6 @@ def latents_in(folder: Path) -> Path:
         return mean, 1 + mean.abs()
 
     cache = LatentCache(find_or_write_pack(DrawnFaces(40), folder / "faces-16", 16), "key", encode, batch_size=3)
-    cache.begin(torch.device("cpu"))
     cache.fill(torch.device("cpu"))
     cache.finish()
     return cache.path
@@ -62,7 +61,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_file_that_a_full_disk_interrupted_is_completed_without_damage(
     small_disk: Path, tmp_path: Path, write: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("packing", "latents"):  # as if another process filled the disk meanwhile
+    for module in ("packing", "arrays"):  # as if another process filled the disk meanwhile
         monkeypatch.setattr(f"latentfaces.data.{module}.require_space", lambda *_: None)
     expected = write(tmp_path / "straight").read_bytes()
     outcomes: list[bool] = []

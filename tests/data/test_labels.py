@@ -337,17 +337,6 @@ def test_a_color_between_two_names_has_no_label() -> None:
     assert grays == {0.0: "black", 0.2: "black", 0.31: "", 0.4: "", 0.7: "white", 0.95: "white", 1.0: "white"}
 
 
-def test_labels_of_drawn_faces_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = DrawnFaces(60)
-    pack = pack_of(tmp_path, source.names, 54)
-    first = read_labels("auto", source, pack)
-    assert [path.name for path in tmp_path.glob("*.csv")] == ["labels-1-01234567.csv"]
-    monkeypatch.setattr("latentfaces.data.label_files.known_labels", None)
-    again = read_labels("auto", source, pack)
-    assert again.labels == first.labels
-    assert np.array_equal(again.values, first.values, equal_nan=True)
-
-
 def test_labels_of_drawn_faces_need_no_writable_pack() -> None:
     source = DrawnFaces(60)
     assert len(read_labels("auto", source, pack_of(Path("/dev/null"), source.names, 54)).values) == 60

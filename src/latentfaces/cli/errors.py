@@ -38,7 +38,7 @@ def run(task: Callable[[DictConfig], Any], config: str) -> None:
     escape_stdout()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
     register()
-    command = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(one_sentence(task))
+    command = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(with_one_line_errors(task))
     # -m comes first, since argparse would not know an override that follows it.
     arguments = sorted(map(as_text, sys.argv[1:]), key=lambda argument: argument not in ("-m", "--multirun"))
     with one_line_errors(config, arguments):
@@ -82,7 +82,7 @@ def check_arguments(config: str) -> None:
             )
 
 
-def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+def with_one_line_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Decorate a command: an error that the user can fix is printed as one line and exits with status 2."""
 
     @functools.wraps(main)

@@ -1,6 +1,5 @@
 """Start of a training from the weights of an earlier run or of a pretrained VAE."""
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -11,7 +10,7 @@ from latentfaces.autoencoder import VAE, is_pretrained, load_pretrained
 from latentfaces.cli.resume import check_same, resumed_run
 from latentfaces.cli.vae_run import is_chosen_resolution
 from latentfaces.config.compose import compose_config
-from latentfaces.config.overrides import overridden_keys
+from latentfaces.config.overrides import leaves_of, overridden_keys
 from latentfaces.config.validation import NETWORKS
 from latentfaces.diffusion import Conditioning
 from latentfaces.errors import UserError
@@ -94,11 +93,11 @@ def add_config(cfg: DictConfig, run: Run) -> None:
     for node in nodes:
         values = run.config["model"][node]
         check_targets(values, PARTS | {f"latentfaces.diffusion.{name}" for name in diffusion.__all__})
-        defaults, merged = dict(values_of(usual, node)), OmegaConf.create(values)
-        for key, value in values_of(cfg, node):
-            is_set = any(f"{key}.".startswith(f"{place}.") for place in places)
-            if is_set or key in OF_THIS_RUN or defaults.get(key) != value:
-                OmegaConf.update(merged, key.removeprefix(f"model.{node}."), value)
+        defaults, merged = dict(leaves_of(usual.model[node])), OmegaConf.create(values)
+        for key, value in leaves_of(cfg.model[node]):
+            is_set = any(f"model.{node}.{key}.".startswith(f"{place}.") for place in places)
+            if is_set or f"model.{node}.{key}" in OF_THIS_RUN or defaults.get(key) != value:
+                OmegaConf.update(merged, key, value)
         cfg.model[node] = merged
     if cfg.run is not None and "auxiliary_depth" in cfg.model.denoiser.network:
         cfg.model.denoiser.network.auxiliary_depth = 0  # a flow map does not train that head
@@ -147,17 +146,6 @@ def add_pretrained(cfg: DictConfig, run: Run | None) -> VAE | None:
     return vae
 
 
-def values_of(config: Any, node: str, resolve: bool = False) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and the value of each part of `model.<node>`. A list is one value."""
-    container: Any = OmegaConf.to_container(config, resolve=resolve) if isinstance(config, DictConfig) else config
-    nodes = [(f"model.{node}", container["model"][node])]
-    for key, value in nodes:
-        if isinstance(value, Mapping):
-            nodes += [(f"{key}.{name}", below) for name, below in value.items()]
-        else:
-            yield key, value
-
-
 def check_network(cfg: DictConfig, run: Run) -> None:
     """Check that the networks of this run and of the earlier one compute the same function.
 
@@ -165,7 +153,8 @@ def check_network(cfg: DictConfig, run: Run) -> None:
         UserError: naming the first difference.
     """
     node, named = "autoencoder" if cfg.stage == "vae" else "denoiser", "init" if cfg.run is None else "run"
-    theirs, own = dict(values_of(run.config, node)), dict(values_of(cfg, node, resolve=True))
+    theirs = dict(leaves_of(run.config["model"][node], f"model.{node}"))
+    own = dict(leaves_of(cfg.model[node], f"model.{node}", resolve=True))
     for key in {**own, **theirs}:
         if key.rpartition(".")[2] not in FREE and own.get(key) != theirs.get(key):
             raise UserError(

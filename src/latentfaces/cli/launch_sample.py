@@ -12,25 +12,23 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from latentfaces.cli.compute import keep_freed_memory
 from latentfaces.cli.devices import interactive, variable
 from latentfaces.cli.idle_options import allow_only, refuse_idle_options, refuse_varied_labels
-from latentfaces.cli.recipe import Recipe, described, named_files
-from latentfaces.cli.remake import remade
+from latentfaces.cli.recipe import Recipe, describe, named_files
+from latentfaces.cli.remake import rebuild_task
 from latentfaces.config.overrides import overridden_keys, plain
-from latentfaces.config.paths import CONF
 from latentfaces.config.schema import Precision, SampleConfig
 from latentfaces.config.secrets import refuse_unsafe
 from latentfaces.config.type_checks import check_keys, check_types
-from latentfaces.diffusion import NoGuidance
+from latentfaces.diffusion import HeunSampler, NoGuidance
 from latentfaces.errors import UserError
 from latentfaces.model_folder import find_model
 from latentfaces.pipeline import FacePipeline
 from latentfaces.ranks import Ranks, is_main_process
-from latentfaces.run import DIRECTIONS, Run, build, config_of
+from latentfaces.run import DIRECTIONS, Run, config_of
 
 SHARED = ("generate", "evaluate")
 """Tasks that several ranks can share."""
 HOOKED = ("directions", "slide")
 """Tasks that hook a layer of the network, which a compiled network may ignore."""
-HEUN = CONF / "sampler" / "heun.yaml"
 
 
 def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
@@ -46,9 +44,9 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
         raise UserError(f"task={task_name} runs in one process. Use python instead of torchrun.")
     credentials = credentials_of(cfg)
     if task_name == "remake":
-        task, pipeline, recipe = remade(cfg)
+        task, pipeline, recipe = rebuild_task(cfg)
     else:
-        task, pipeline, recipe = composed(cfg, find_model(cfg.run))
+        task, pipeline, recipe = build_task(cfg, find_model(cfg.run))
     from latentfaces.tasks.output import PictureFolder, new_folder
 
     if cfg.compile and recipe.task in HOOKED:
@@ -61,35 +59,26 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
     return task, pipeline, PictureFolder(folder, asdict(recipe), ranks, credentials)
 
 
-def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
+def build_task(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     """Build the task and the pipeline of a command, and the recipe of their images."""
-    from latentfaces.evaluation.protocol import protocol_named
-
-    if cfg.task.get("protocol") is not None and "num_images" not in overridden_keys():
-        cfg.num_images = protocol_named(cfg.task.protocol).num_samples
-    paths = {"folder": str(run.folder), "directions": str(run.folder / DIRECTIONS)}
-    for key, value in ({"pack": run.config.get("pack")} | paths).items():
-        if key in cfg.task:
-            cfg.task[key] = value
+    fill_in(cfg, run)
     refuse_idle_options(cfg, run.stage)
     if "align" in cfg.task:
         cfg.task.align = resolved_alignment(cfg)
-    choices = HydraConfig.get().runtime.choices
-    # Inverted noise is wider than N(0, 1) under guidance, and a random sampler cannot be inverted.
+    choices, labels = HydraConfig.get().runtime.choices, plain(cfg.labels)
+    kind = choices.get("sampler")  # None for a task that uses the VAE alone
     from_noise = cfg.image is not None and choices["task"] in ("interpolate", "slide")
-    by_labels = choices["task"] == "edit" and bool(cfg.labels)
-    guidance: Any = NoGuidance() if from_noise or by_labels or "guidance" not in choices else None
-    if cfg.guidance is not None:
-        check_types(plain(cfg.guidance), "guidance")
-        guidance = instantiate(OmegaConf.create({"guidance": plain(cfg.guidance)})).guidance  # errors then name the key
-    kind = choices.get("sampler")
-    own = kind == "tuned" or (kind is not None and run.is_fast and "sampler" not in overridden_keys())
-    sampler = None if own and not from_noise else build(plain(OmegaConf.load(HEUN)))  # type: ignore[arg-type]
-    bfloat16 = cfg.precision is Precision.bf16
-    pipeline = FacePipeline.load(run, bfloat16=bfloat16, ema=cfg.ema, guidance=guidance, sampler=sampler)
-    labels = plain(cfg.labels)
+    guidance = chosen_guidance(cfg, from_noise)
+    pipeline = FacePipeline.load(
+        run,
+        bfloat16=cfg.precision is Precision.bf16,
+        ema=cfg.ema,
+        guidance=guidance,
+        sampler=HeunSampler(18) if from_noise else None,  # a random sampler cannot be inverted
+    )
     pipeline.ask(labels)
-    if own:
+    own_sampler = kind == "tuned" or (kind is not None and run.is_fast and "sampler" not in overridden_keys())
+    if own_sampler:
         defaults = config_of(pipeline.sampler)
         with open_dict(cfg):
             cfg.sampler = defaults | sampler_overrides(plain(cfg.sampler), defaults)
@@ -107,9 +96,35 @@ def composed(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
         labels,
     )
     task = instantiate(cfg.task)
-    if (own or guidance is None) and pipeline.denoiser is not None and is_main_process():
-        print(described(recipe))
+    if (own_sampler or guidance is None) and pipeline.denoiser is not None and is_main_process():
+        print(describe(recipe))
     return task, pipeline, recipe
+
+
+def fill_in(cfg: DictConfig, run: Run) -> None:
+    """Set what the protocol and the run determine: the number of images, the pack and the folder."""
+    from latentfaces.evaluation.protocol import protocol_named
+
+    if cfg.task.get("protocol") is not None and "num_images" not in overridden_keys():
+        cfg.num_images = protocol_named(cfg.task.protocol).num_samples
+    paths = {"pack": run.config.get("pack"), "folder": str(run.folder), "directions": str(run.folder / DIRECTIONS)}
+    for key in paths.keys() & cfg.task.keys():
+        cfg.task[key] = paths[key]
+
+
+def chosen_guidance(cfg: DictConfig, from_noise: bool) -> Any:
+    """Return the guidance of the command; None for the run's own.
+
+    Args:
+        cfg: the config.
+        from_noise: whether the task inverts photos. The noise of a photo is wider than N(0, 1) under guidance.
+    """
+    if cfg.guidance is not None:
+        check_types(plain(cfg.guidance), "guidance")
+        return instantiate(OmegaConf.create({"guidance": plain(cfg.guidance)})).guidance  # errors then name the key
+    choices = HydraConfig.get().runtime.choices
+    by_labels = choices["task"] == "edit" and bool(cfg.labels)
+    return NoGuidance() if from_noise or by_labels or "guidance" not in choices else None
 
 
 def resolved_alignment(cfg: DictConfig) -> str:
@@ -149,7 +164,7 @@ def credentials_of(cfg: DictConfig) -> Any:
     return Credentials(*given)
 
 
-def identified(cfg: DictConfig) -> list[str]:
+def identify(cfg: DictConfig) -> list[str]:
     """Return what task=identify prints."""
     from latentfaces.tasks import Identify
 

@@ -267,11 +267,9 @@ def save_config(cfg: DictConfig) -> None:
     """Write the config and the overrides into the run folder, on rank 0."""
     if not is_main_process():
         return
-    folder, hydra = Path(cfg.run_dir), HydraConfig.get()
-    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    folder = Path(cfg.run_dir)
     save_yaml(cfg, folder / ".hydra" / "config.yaml")
-    save_yaml(OmegaConf.create({"hydra": hydra}), folder / ".hydra" / "hydra.yaml")
-    save_yaml(OmegaConf.create(list(hydra.overrides.task)), folder / ".hydra" / "overrides.yaml")
+    save_yaml(HydraConfig.get().overrides.task, folder / ".hydra" / "overrides.yaml")
     save_yaml(cfg, folder / CONFIG, resolve=True)
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentfaces.cli.errors import explain, fail
+from latentfaces.cli.errors import one_line_errors
 from latentfaces.errors import UserError, escape_stdout
 from latentfaces.signals import Stopped, handle_signals, stop
 
@@ -53,6 +53,13 @@ def prepare(arguments: argparse.Namespace) -> None:
     print(f"{folder}: {pack.manifest['num_images']} images, {len(split['val'])} held out ({split['rule']})")
 
 
+def align(arguments: argparse.Namespace) -> None:
+    """Write the aligned faces."""
+    from latentfaces.data.aligning import align_photos
+
+    align_photos(source_of(arguments), arguments.align, arguments.resolution)
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="latentfaces-prepare", description=__doc__)
@@ -73,20 +80,16 @@ def main() -> None:
     if arguments.resolution < 1 or arguments.val_every < 2:
         parser.error("--resolution must be at least 1, and --val-every at least 2")
     escape_stdout()
-    try:
-        with handle_signals(stop):
-            if arguments.align is not None:
-                from latentfaces.data.aligning import align_photos
-
-                align_photos(source_of(arguments), arguments.align, arguments.resolution)
-            else:
-                prepare(arguments)
-    except Stopped as stopped:
-        print(f"Stopped by {stopped.signal.name}. Run the same command to resume.", file=sys.stderr)
-        raise
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:  # of a file that was open already
-            error.filename = arguments.align or arguments.folder
-        if (message := explain(error)) is None:
+    with one_line_errors("train", []):
+        try:
+            with handle_signals(stop):
+                if arguments.align is None:
+                    prepare(arguments)
+                else:
+                    align(arguments)
+        except Stopped as stopped:
+            print(f"Stopped by {stopped.signal.name}. Run the same command to resume.", file=sys.stderr)
             raise
-        fail(message)
+        except OSError as error:
+            error.filename = error.filename or arguments.align or arguments.folder  # none: it was open already
+            raise

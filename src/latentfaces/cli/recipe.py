@@ -1,7 +1,6 @@
 """Recipe of an image: what its PNG metadata has, so that it can be made again."""
 
 import contextlib
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,20 +45,20 @@ class Recipe:
 def named_files(settings: dict[str, Any]) -> dict[str, str]:
     """Return the hash of each photo and mask in the settings, and of the names and sizes in a folder."""
     from latentfaces.data.sources import Photos
+    from latentfaces.data.verify import file_sha256
 
     paths = {key: Path(settings[key]) for key in FILE_KEYS if settings.get(key) is not None}
     hashes: dict[str, str] = {}
     for key, path in paths.items():
         if path.is_file():
-            with path.open("rb") as file:  # a .zip may be larger than memory
-                hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            hashes[key] = file_sha256(path)
         elif path.is_dir():
             with contextlib.suppress(UserError):  # the task reports it with its key
                 hashes[key] = Photos(path).fingerprint
     return {key: digest[:12] for key, digest in hashes.items()}
 
 
-def described(recipe: Recipe) -> str:
+def describe(recipe: Recipe) -> str:
     """Return guidance, average and sampler as text."""
     sampler = recipe.settings["sampler"]
     guidance, solver = (str(config["_target_"]).rpartition(".")[2] for config in (recipe.guidance, sampler))

@@ -21,11 +21,11 @@ REMAKE_KEYS = ("task", "image", "run", "output", "compile", "batch_size", "mark"
 """Overrides of task=remake. The metadata of the image has everything else."""
 
 
-def remade(cfg: DictConfig) -> tuple[Any, Any, Recipe]:
+def rebuild_task(cfg: DictConfig) -> tuple[Any, Any, Recipe]:
     """Build the task and the pipeline of an image, and return them with its recipe."""
     from latentfaces.tasks.base import Task
 
-    recipe = remembered(cfg)
+    recipe = stored_recipe(cfg)
     try:
         task, guidance = build(recipe.settings), build(recipe.guidance)
         is_task = isinstance(task, Task) and isinstance(getattr(task, "sampler", None), Sampler | None)
@@ -44,7 +44,7 @@ def remade(cfg: DictConfig) -> tuple[Any, Any, Recipe]:
     return task, pipeline, recipe
 
 
-def remembered(cfg: DictConfig) -> Recipe:
+def stored_recipe(cfg: DictConfig) -> Recipe:
     """Return the recipe in the metadata of an image. `build` later rejects what is not a part of latentfaces."""
     from pydantic import TypeAdapter, ValidationError
 

@@ -178,7 +178,7 @@ def compare_configs(cfg: DictConfig, force: bool) -> None:
         return
     # Interpolations are not resolved: of two linked keys, only the one that was changed is reported.
     before, now = (
-        {key: str(MOVED.get(value, value)) for key, value in leaves_of(config)}
+        {key: MOVED.get(str(value), str(value)) for key, value in leaves_of(config)}
         for config in (OmegaConf.load(path), cfg)
     )
     changes = {

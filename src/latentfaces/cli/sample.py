@@ -8,10 +8,10 @@ from latentfaces.cli.errors import run
 
 def sample(cfg: DictConfig) -> None:
     """Load a run, run one task with it, and print where the outputs are."""
-    from latentfaces.cli.launch_sample import identified, prepared_task  # imports torch: only once the config composes
+    from latentfaces.cli.launch_sample import identify, prepared_task  # imports torch: only once the config composes
 
     if HydraConfig.get().runtime.choices["task"] == "identify":
-        print(*identified(cfg), sep="\n")
+        print(*identify(cfg), sep="\n")
         return
     if HydraConfig.get().runtime.choices["task"] == "app":
         from latentfaces.cli.launch_app import serve

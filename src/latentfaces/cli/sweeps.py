@@ -39,7 +39,7 @@ class SweepReport(Callback):
             return
         if job_return.status == JobStatus.FAILED:
             error = job_return._return_value  # the property raises it
-            leave_error(error, config)
+            write_error_log(error, config)
             # Reported to Hydra as completed: it would otherwise end the sweep and drop all results.
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
         with contextlib.suppress(UserError, FileNotFoundError):  # another job writes it at the same time
@@ -68,20 +68,20 @@ def write_page(config: DictConfig) -> Path:
     return write_sweep_report(Path(config.hydra.sweep.dir))
 
 
-def leave_error(error: BaseException, config: DictConfig) -> None:
+def write_error_log(error: BaseException, config: DictConfig) -> None:
     """Write an error into the job's folder: one line, and a traceback if it is a bug."""
     folder = Path(config.hydra.runtime.output_dir)
-    sentence = explain(error)
-    if sentence is None:
+    message = explain(error)
+    if message is None:
         first = f"{type(error).__name__}: {error}".splitlines()[0]
-        sentence = f"{first}\n\n{''.join(traceback.format_exception(error))}".rstrip()
+        message = f"{first}\n\n{''.join(traceback.format_exception(error))}".rstrip()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ERROR_LOG).write_text(sentence + "\n")
+    (folder / ERROR_LOG).write_text(message + "\n")
     overrides = folder / ".hydra" / "overrides.yaml"
     if not overrides.exists():  # it failed before its training started
         overrides.parent.mkdir(exist_ok=True)
         OmegaConf.save(config.hydra.overrides.task, overrides)
-    print(f"Job {folder.name} failed: {sentence.splitlines()[0]}", file=sys.stderr)
+    print(f"Job {folder.name} failed: {message.splitlines()[0]}", file=sys.stderr)
 
 
 def check_plugins(config: DictConfig) -> None:

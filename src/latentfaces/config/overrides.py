@@ -1,7 +1,7 @@
 """Overrides of the command line."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +60,17 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return container
 
 
-def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and the value of each leaf of nested containers."""
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            yield from leaves(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, Sequence) and not isinstance(node, str):
-        for index, value in enumerate(node):
-            yield from leaves(value, f"{key}[{index}]")
-    else:
+def leaves_of(config: Any, key: str = "", resolve: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of each leaf of a config. A list is one value.
+
+    Args:
+        config: a config of OmegaConf, or nested dicts.
+        key: key of `config` itself.
+        resolve: resolve the interpolations of OmegaConf.
+    """
+    node: Any = OmegaConf.to_container(config, resolve=resolve) if isinstance(config, DictConfig) else config
+    if not isinstance(node, Mapping):
         yield key, node
-
-
-def leaves_of(cfg: Any, resolve: bool = False) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and the value of each leaf of a config, with interpolations kept or resolved."""
-    return leaves(OmegaConf.to_container(cfg, resolve=resolve))
+        return
+    for name, value in node.items():
+        yield from leaves_of(value, f"{key}.{name}" if key else str(name))

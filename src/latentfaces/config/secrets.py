@@ -25,7 +25,8 @@ def refuse_unsafe(cfg: DictConfig) -> None:
         UserError: naming the key, and not the secret.
     """
     for key, value in leaves_of(cfg):
-        if isinstance(value, str) and LINK.match(value) and not key.startswith("logger."):
+        texts = value if isinstance(value, list) else [value]
+        if any(LINK.match(str(text)) for text in texts) and not key.startswith("logger."):
             raise UserError(f"{key} is a link, and links are not loaded. Download the file and give its path.")
         refuse_secret(key, value)
 

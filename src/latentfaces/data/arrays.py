@@ -1,6 +1,7 @@
 """Arrays on disk, mapped for reading, and written row by row so that a killed process can be resumed."""
 
 import json
+import math
 import os
 from io import FileIO
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
 from latentfaces.errors import UserError
-from latentfaces.files import atomic_write, file_lock
+from latentfaces.files import atomic_write, file_lock, require_space
 
 
 def open_array(path: Path) -> "np.memmap[Any, Any]":
@@ -80,7 +81,13 @@ class ResumableArray:
         return state.dtype == self.record and len(state) <= len(rows) and self.has_origin
 
     def create(self, row_shape: tuple[int, ...], dtype: DTypeLike) -> None:
-        """Create the empty file; only one process may call this."""
+        """Create the empty file; only one process may call this.
+
+        Raises:
+            UserError: the disk has too little space.
+        """
+        num_bytes = self.num_rows * math.prod(row_shape) * np.dtype(dtype).itemsize
+        require_space(self.path, num_bytes, self.path.name)
         self.state_path.unlink(missing_ok=True)
         npy.open_memmap(self.partial, mode="w+", dtype=np.dtype(dtype), shape=(self.num_rows, *row_shape))
         if self.origin is not None:

@@ -102,9 +102,11 @@ def warp(image: Image.Image, affine: Floats, size: tuple[int, int]) -> Image.Ima
 
 def crop(photo: Image.Image, square: Square, size: int) -> Image.Image:
     """Return a square of an RGB photo, (size, size). Outside the photo it is mirrored and blurred, as in FFHQ."""
+    # The box around the square, with a margin for the filter of `warp`. It may extend beyond the photo.
     shrink = max(1, int(square.side / size / 2))  # leaves two to four samples per pixel
     low = np.floor(square.corners.min(0)).astype(int) - 2 * shrink
     high = np.ceil(square.corners.max(0)).astype(int) + 2 * shrink
+    # Its part inside the photo, reduced, and mirrored at the edges of the photo.
     start, end = low.clip(0), np.minimum(high, photo.size)
     region = photo.crop((*start, *end))
     region = region.reduce(shrink) if shrink > 1 else region
@@ -112,6 +114,7 @@ def crop(photo: Image.Image, square: Square, size: int) -> Image.Image:
     if any(before + after):
         borders = ((before[1], after[1]), (before[0], after[0]), (0, 0))
         region = Image.fromarray(np.pad(np.asarray(region), borders, "symmetric"))
+    # The map from the crop to the photo, in pixels of that region.
     affine = square.affine(size)
     local = np.column_stack([affine[:, :2], affine[:, 2] - start]) / shrink
     local[:, 2] += before

@@ -186,10 +186,8 @@ class FFHQDataModule(LightningDataModule):
             )
 
     def prepare_data(self) -> None:
-        """Pack and create the latent cache, on one process of each machine."""
-        pack = self.pack()
-        if self.encoder is not None:
-            self.cache(pack).begin(self.device)
+        """Pack the images, on one process of each machine."""
+        self.pack()
 
     def setup(self, stage: str | None = None) -> None:
         """Open the pack or, with an encoder, the latent cache."""
@@ -197,7 +195,7 @@ class FFHQDataModule(LightningDataModule):
         held_out, self.names = pack.val_indices, pack.manifest["names"]
         num_val = min(self.num_val_images, len(held_out))
         spaced = held_out[np.linspace(0, len(held_out) - 1, num_val).round().astype(int)]
-        moments = self.encoded(self.cache(pack)) if self.encoder is not None else None
+        moments = self.latents(pack) if self.encoder is not None else None
         labels = self.label_table.values if self.label_table is not None else None
 
         def dataset(indices: NDArray[np.int64]) -> Dataset[Tensor]:
@@ -206,27 +204,20 @@ class FFHQDataModule(LightningDataModule):
         self.train_dataset, self.val_dataset = dataset(pack.train_indices), dataset(spaced)
         self.test_dataset = dataset(held_out)
 
-    def cache(self, pack: Pack) -> LatentCache:
-        """Return the latent cache of the encoder."""
+    def latents(self, pack: Pack) -> NDArray[np.float16]:
+        """Return the complete latent cache of the encoder; each rank encodes its part of what is missing."""
         assert self.encoder is not None
-        return LatentCache(pack, *self.encoder, mirrored=self.horizontal_flip)
-
-    def encoded(self, cache: LatentCache) -> NDArray[np.float16]:
-        """Return the complete cache; each rank encodes its part of what is missing."""
+        cache = LatentCache(pack, *self.encoder, mirrored=self.horizontal_flip)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         # In the precision of the training, as the VAE was trained: on a CPU with bfloat16 several times as fast.
         with self.trainer.precision_plugin.forward_context() if self.trainer else contextlib.nullcontext():
-            cache.fill(self.device, self.rank, self.num_ranks)
+            cache.fill(device, self.rank, self.num_ranks)
         barrier = self.trainer.strategy.barrier if self.trainer else lambda: None
         barrier()
         if self.rank == 0:
             cache.finish()
         barrier()
         return cache.open()
-
-    @property
-    def device(self) -> torch.device:
-        """Return the device of this process."""
-        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     @property
     def rank(self) -> int:

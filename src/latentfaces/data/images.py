@@ -59,16 +59,14 @@ def readable_formats() -> tuple[str, ...]:
     return (*FORMATS, "HEIF")
 
 
-def open_image(file: str | Path | IO[bytes], formats: tuple[str, ...] | None = None) -> Image.Image:
-    """Open an image in one of the formats, by default `readable_formats`.
-
-    For others, such as PostScript, Pillow may start a program.
+def open_image(file: str | Path | IO[bytes]) -> Image.Image:
+    """Open an image in one of `readable_formats`. For others, such as PostScript, Pillow may start a program.
 
     Raises:
         OSError: the file is not an image of these formats.
         ValueError: the image has too many pixels, or pixels without a known range.
     """
-    formats = formats or readable_formats()
+    formats = readable_formats()
     try:
         image = Image.open(file, formats=formats)
     except UnidentifiedImageError:

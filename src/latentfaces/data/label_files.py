@@ -1,19 +1,16 @@
 """Files with labels: one `Row` per image. They are untrusted; nothing in them is run."""
 
-import contextlib
 import csv
 import io
 import json
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from latentfaces.data.pack import Pack
 from latentfaces.data.sources import MAX_FILE_BYTES, DrawnFaces, Photos, Source
-from latentfaces.data.synthetic import LABELS_VERSION, known_labels
+from latentfaces.data.synthetic import known_labels
 from latentfaces.errors import UserError, one_line
-from latentfaces.files import atomic_write, file_lock
 
 AUTO, FOLDERS = "auto", "folders"
 CLASS = "class"
@@ -31,21 +28,23 @@ class Row(NamedTuple):
     """Where the row is, for messages."""
 
 
-def label_rows(wanted: str, source: Source, pack: Pack) -> Iterator[Row]:
+def label_rows(wanted: str, source: Source, names: Sequence[str]) -> Iterator[Row]:
     """Yield the rows of a file or a rule.
 
     Args:
         wanted: value of `data.labels`: a CSV, a JSON, a folder of JSONs, or one of "auto" and "folders".
         source: the images. The file may be in their folder or .zip.
-        pack: the pack of the images, which keeps the labels of drawn faces.
+        names: names of the images in the pack.
 
     Raises:
         UserError: the file is missing or damaged, or there are no such labels.
     """
     if wanted == AUTO:
-        return drawn_rows(source, pack)
+        if not isinstance(source, DrawnFaces):
+            raise UserError("data.labels=auto is for data=synthetic. Give a file of labels.")
+        return (Row(name, known_labels(index), name) for index, name in enumerate(names))
     if wanted == FOLDERS:
-        return (Row(name, {CLASS: PurePosixPath(name).parent.name}, name) for name in pack.manifest["names"])
+        return (Row(name, {CLASS: PurePosixPath(name).parent.name}, name) for name in names)
     path = Path(wanted).expanduser()
     if path.is_dir():
         return features_rows(path)
@@ -65,23 +64,6 @@ def read_text(path: Path, wanted: str, source: Source) -> str:
     except UnicodeDecodeError:
         raise UserError(f"data.labels={wanted} is not a text in UTF-8. Unpack or convert it.") from None
     raise UserError(f"data.labels={wanted} does not exist. Give a file, a folder of JSONs, auto or folders.")
-
-
-def drawn_rows(source: Source, pack: Pack) -> Iterator[Row]:
-    """Yield the labels of drawn faces, which are known. A file in the pack keeps them, as 10,000 take seconds."""
-    if not isinstance(source, DrawnFaces):
-        raise UserError("data.labels=auto is for data=synthetic. Give a file of labels.")
-    path = pack.folder / f"labels-{LABELS_VERSION}-{pack.sha256[:8]}.csv"
-    if path.exists():
-        return csv_rows(path.read_text(), str(path))
-    rows = [Row(name, known_labels(index), name) for index, name in enumerate(pack.manifest["names"])]
-    lines = io.StringIO()
-    table = csv.DictWriter(lines, ["name", *rows[0].cells])
-    table.writeheader()
-    table.writerows({"name": row.image, **row.cells} for row in rows)
-    with contextlib.suppress(OSError), file_lock(path), atomic_write(path) as file:  # a pack may be read-only
-        file.write(lines.getvalue().encode())
-    return iter(rows)
 
 
 def csv_rows(text: str, path: str) -> Iterator[Row]:

@@ -58,7 +58,7 @@ def read_labels(
         UserError: naming file and line, or the key.
     """
     names, train, kinds = pack.manifest["names"], pack.train_indices, kinds or {}
-    cells = Cells(names, label_rows(wanted, source, pack))
+    cells = Cells(names, label_rows(wanted, source, names))
     if not cells.places:
         example = f"{cells.unmatched} is none of the images" if cells.unmatched else "it has no rows"
         raise UserError(
@@ -117,9 +117,9 @@ class Cells:
                 indices[key] = None if key in indices else number
         indices |= {key: number for number, key in enumerate(keys)}
         for row in rows:
-            name = image_key(row.image)
-            # Aligned faces are PNG, whatever the suffix of their photos.
-            key = name if name in indices else without_suffix(name)
+            key = name = image_key(row.image)
+            if key not in indices and Photos.is_picture(name):  # aligned faces are PNG, their photos may not be
+                key = str(PurePosixPath(name).with_suffix(""))
             if key not in indices:
                 self.num_unmatched, self.unmatched = self.num_unmatched + 1, self.unmatched or one_line(name)[:200]
                 continue
@@ -134,19 +134,6 @@ class Cells:
                 if column not in self.columns:
                     self.columns[column] = [""] * len(names)
                 self.columns[column][index] = text
-
-    def unreadable(self, name: str, index: int, expected: str) -> UserError:
-        """Return the error for the text of a label that is not what is expected."""
-        text = self.columns[name][index][:40]
-        return UserError(
-            f"{self.places[index]}: {name} is {text!r}, not {expected}. Correct it, leave the cell empty, or set "
-            f"data.label_types.{name}=category"
-        )
-
-
-def without_suffix(name: str) -> str:
-    """Return the name of an image without its suffix."""
-    return str(PurePosixPath(name).with_suffix("")) if Photos.is_picture(name) else name
 
 
 def check_names(wanted: str, cells: Cells, chosen: Sequence[str] | None, kinds: Mapping[str, str]) -> None:
@@ -202,7 +189,11 @@ def parse_column(
     values = np.array([numbers[text] for text in texts])
     wrong = next((index for index, text in enumerate(texts) if text and math.isnan(numbers[text])), None)
     if wrong is not None:
-        raise cells.unreadable(name, wrong, "a number" if kind == "number" else "0 or 1")
+        expected = "a number" if kind == "number" else "0 or 1"
+        raise UserError(
+            f"{cells.places[wrong]}: {name} is {texts[wrong][:40]!r}, not {expected}. Correct it, leave the cell "
+            f"empty, or set data.label_types.{name}=category"
+        )
     if kind == "binary":
         return Label(name, "binary"), values.astype(np.float32)
     trained = values[train][~np.isnan(values[train])]

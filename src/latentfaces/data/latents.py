@@ -12,7 +12,7 @@ from latentfaces.data.arrays import ResumableArray, open_array
 from latentfaces.data.images import to_float
 from latentfaces.data.pack import Pack
 from latentfaces.errors import UserError
-from latentfaces.files import file_lock, require_space
+from latentfaces.files import file_lock
 
 PIXELS_AT_ONCE = 64 * 256**2
 
@@ -51,28 +51,11 @@ class LatentCache:
             self.path, self.views = self.path.with_stem(f"{self.path.stem}-unmirrored"), (False,)
         self.array = ResumableArray(self.path, len(pack.images))
 
-    def begin(self, device: torch.device) -> None:
-        """Create the empty file if there is none; only one process calls this."""
-        if self.path.exists():  # perhaps in a read-only folder, where a lock fails
-            return
-        with file_lock(self.path):
-            if not self.path.exists() and not self.array.is_begun:
-                shape = self.encode_batch(slice(0, 1), device).shape[1:]
-                num_rows = self.array.num_rows
-                require_space(self.path, 2.0 * num_rows * np.prod(shape), f"the cache of {num_rows} latents")
-                self.array.create(shape, np.float16)
-
     def fill(self, device: torch.device, rank: int = 0, num_ranks: int = 1) -> None:
-        """Encode this rank's part of the missing images."""
-        try:
-            if self.path.exists():
-                return
-            self.array.open()
-            done = self.array.done
-        except UserError:
-            if self.path.exists():  # another training has just finished the same cache
-                return
-            raise
+        """Encode this rank's part of the missing images. The first rank to write creates the file."""
+        if self.path.exists():  # perhaps in a read-only folder
+            return
+        done = self.array.done if self.array.is_begun else np.zeros(self.array.num_rows, bool)
         starts = list(range(rank * self.batch_size, len(done), num_ranks * self.batch_size))
         for start in track(starts, f"Encoding {self.pack.folder.name}", disable=rank > 0):
             batch = slice(start, start + self.batch_size)

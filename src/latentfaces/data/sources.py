@@ -23,8 +23,10 @@ FFHQ_JSON = "ffhq-dataset-v2.json"
 FFHQ_FOLDERS = ("images1024x1024", "thumbnails128x128", "in-the-wild-images")
 HEIF = (".heic", ".heif")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", *HEIF * HAS_HEIF)
-SYSTEM_FOLDERS = {"__macosx", "$recycle.bin", "system volume information", "lost+found", "thumbnails", "thumbs"}
-SYSTEM_FOLDERS |= {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}  # of network storages
+SYSTEM_FOLDERS = {
+    *("__macosx", "$recycle.bin", "system volume information", "lost+found", "thumbnails", "thumbs"),
+    *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # of network storages
+}
 """Folders that other programs add next to images, in lower case. Hidden ones begin with a dot."""
 ALIGNMENT, FACES_CSV, CONTACT_SHEET = "alignment.json", "faces.csv", "contact_sheet.png"
 """Files next to aligned faces: settings, what was done with each face, and a picture of them."""

@@ -17,7 +17,6 @@ from latentfaces.export.credentials import read_credentials
 from latentfaces.marks import NEWSCODES, RECIPE
 
 SOURCE = re.compile(rb"DigitalSourceType(?:=[\"']|>)" + re.escape(NEWSCODES).encode() + rb"(\w{1,64})")
-FORMATS = ("GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MAX_TEXT = 2**20
 """Bytes of a text that is read from an .npz."""
 
@@ -69,7 +68,7 @@ def read_recipe(path: Path) -> dict[str, Any] | None:
     elif path.suffix.lower() == ".mp4":
         text = text_of_mp4(path.read_bytes())
     else:
-        with open_image(path, FORMATS) as image:
+        with open_image(path) as image:
             text = image.info.get(RECIPE) or image.info.get("comment", "")
     try:
         recipe = json.loads(text)

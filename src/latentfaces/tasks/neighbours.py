@@ -131,7 +131,6 @@ def cached_moments(pipeline: FacePipeline, pack: Pack, batch_size: int) -> NDArr
 
     cache = LatentCache(pack, pipeline.vae.cache_key, encode, batch_size)
     try:
-        cache.begin(pipeline.device)
         cache.fill(pipeline.device)
         cache.finish()
     except OSError as error:

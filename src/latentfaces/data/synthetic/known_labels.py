@@ -7,8 +7,6 @@ import numpy as np
 
 from latentfaces.data.synthetic.traits import HAIR_RAMP, HAIR_STYLES, SKIN_RAMP, Color, Face, sample_face
 
-LABELS_VERSION = 1
-"""Part of the name of the file that keeps these labels. Change it whenever `known_labels` changes."""
 STYLES = {"cropped": "short", "fringe": "bob"}
 """Haircuts that look alike at 64 pixels have one name."""
 HAIR_COLORS = (

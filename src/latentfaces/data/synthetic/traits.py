@@ -115,8 +115,8 @@ def ramp(colors: tuple[Color, ...], t: float) -> Color:
 def sample_face(rng: np.random.Generator) -> Face:
     """Sample the parameters of a face, with correlated traits."""
 
-    def normal(mean: float, deviation: float) -> float:
-        return mean + deviation * float(np.clip(rng.normal(), -2.2, 2.2))
+    def normal(mean: float, std: float) -> float:
+        return mean + std * min(max(rng.normal(), -2.2), 2.2)
 
     def chance(probability: float) -> bool:
         return bool(rng.random() < probability)
