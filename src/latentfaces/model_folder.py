@@ -44,8 +44,9 @@ class ModelFolder(Run):
             return self.folder / DIFFUSERS_WEIGHTS
         return self.folder / f"{WEIGHTS[name]}.safetensors"
 
-    def has_weights(self, name: str) -> bool:
-        return self.path_of(name).exists()
+    @property
+    def has_guide(self) -> bool:
+        return self.path_of(GUIDE).exists()
 
     def module(self, node: str, weights: str) -> Any:
         """Build `model.<node>` with its weights, in evaluation mode.

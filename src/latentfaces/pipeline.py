@@ -32,6 +32,8 @@ from latentfaces.run import GUIDE, LABELS, Run, build, open_run
 
 PIXELS_AT_ONCE = {"cuda": 2**20, "cpu": 2**18}
 """Pixels per call of encoder or decoder: on a CPU 4 images of 256 x 256. More take memory and are hardly faster."""
+Name = tuple[int, int]
+"""Seed and number of a sample."""
 AUTO_WEIGHT = 1.5
 """Default guidance weight of a run with a guide, as in conf/guidance/auto.yaml."""
 
@@ -105,28 +107,23 @@ class FacePipeline:
             UserError: the run has no weights for these arguments.
         """
         run = run if isinstance(run, Run) else open_run(run)
-        vae = run.module("autoencoder", "best_vae")
-        denoiser = guide = conditioning = rows = None
-        if run.stage == "ldm":
-            tuned = (run.tuned() or {}) if guidance is None or sampler is None else {}
-            if guidance is None and tuned:
-                guidance, ema = build(tuned["guidance"]), tuned["ema"] if ema is None else ema
-            elif guidance is None and run.has_weights(GUIDE):
-                guidance = AutoGuidance(AUTO_WEIGHT)
-            if sampler is None and tuned.get("sampler") is not None:  # earlier versions tuned none
-                sampler = build(tuned["sampler"])
-            elif sampler is None and run.is_fast:
-                sampler = FlowMapSampler()
-            elif sampler is None and run.config["model"]["loss"]["time_sampler"].get("mean") == "auto":
-                sampler = DPMpp2MSampler(20, "auto", eta=1.0)  # as in training
-            denoiser = run.module("denoiser", "best_denoiser") if ema is None else run.averaged("denoiser", ema)
-            guide = partial(run.module, "denoiser", GUIDE) if run.has_weights(GUIDE) else None
-            conditioning = build(run.config["model"].get("conditioning"))
-            rows = label_rows(run.folder / LABELS, conditioning)
-        elif ema is not None:
-            raise UserError(f"ema={ema} has no effect on a run of stage 1. Leave it out.")
-        resolution = run.config["data"]["resolution"]
-        parts = (guide, guidance, sampler, ema, conditioning, rows)
+        vae, resolution = run.module("autoencoder", "best_vae"), run.config["data"]["resolution"]
+        if run.stage == "vae":
+            if ema is not None:
+                raise UserError(f"ema={ema} has no effect on a run of stage 1. Leave it out.")
+            return cls(vae, None, resolution, device, bfloat16)
+        tuned = run.tuned() if guidance is None or sampler is None else None
+        if guidance is None and tuned:
+            guidance, ema = build(tuned["guidance"]), tuned["ema"] if ema is None else ema
+        elif guidance is None and run.has_guide:
+            guidance = AutoGuidance(AUTO_WEIGHT)
+        if sampler is None:
+            sampler = build(tuned["sampler"]) if tuned else untuned_sampler(run)
+        denoiser = run.module("denoiser", "best_denoiser") if ema is None else run.averaged("denoiser", ema)
+        find_guide = partial(run.module, "denoiser", GUIDE) if run.has_guide else None
+        conditioning = build(run.config["model"].get("conditioning"))
+        rows = label_rows(run.folder / LABELS, conditioning)
+        parts = (find_guide, guidance, sampler, ema, conditioning, rows)
         return cls(vae, denoiser, resolution, device, bfloat16, *parts)
 
     @classmethod
@@ -168,14 +165,14 @@ class FacePipeline:
                 "train with data.labels=FILE."
             )
 
-    def labels_for(self, names: Sequence[tuple[int, int]]) -> Tensor:
-        """Return the labels (n, L) of the samples with names (seed, number); not finite where unknown."""
+    def labels_for(self, names: Sequence[Name]) -> Tensor:
+        """Return the labels (n, L) of the samples with these names; not finite where unknown."""
         if self.conditioning is None:
             return torch.empty(len(names), 0)
         rows = torch.empty(0) if self.label_rows is None else self.label_rows
         return self.conditioning.draw(self.asked, rows, names)
 
-    def described_labels(self, names: Sequence[tuple[int, int]]) -> list[dict[str, float | str]]:
+    def described_labels(self, names: Sequence[Name]) -> list[dict[str, float | str]]:
         """Return the known labels of the samples with these names, by the names of the labels."""
         return [self.conditioning.describe(row) if self.conditioning else {} for row in self.labels_for(names)]
 
@@ -226,12 +223,12 @@ class FacePipeline:
         side = self.resolution // self.vae.downsampling
         return self.vae.latent_channels, side, side
 
-    def draws(self, names: Sequence[tuple[int, int]]) -> Callable[[], Tensor]:
-        """Return a source of noise (n, c, h, w) for names (seed, number): each row depends on its own name alone."""
+    def draws(self, names: Sequence[Name]) -> Callable[[], Tensor]:
+        """Return a source of noise (n, c, h, w) for these names: each row depends on its own name alone."""
         return PerSampleNoise([generator_of(*name) for name in names], self.latent_shape, self.device)
 
-    def noise(self, names: Sequence[tuple[int, int]]) -> Tensor:
-        """Return initial noise (n, c, h, w) for names (seed, number)."""
+    def noise(self, names: Sequence[Name]) -> Tensor:
+        """Return initial noise (n, c, h, w) for these names."""
         return self.draws(names)()
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -304,18 +301,18 @@ class FacePipeline:
         with self.autocast():
             return sampler.invert(self.predictor(condition), latents)
 
-    def faces(
-        self, names: Sequence[tuple[int, int]], sampler: Sampler, batch_size: int = 64, labels: Tensor | None = None
-    ) -> Iterator[Tensor]:
-        """Yield the samples with names (seed, number) in batches (b, 3, R, R) uint8 on the CPU.
+    def faces(self, names: Sequence[Name], sampler: Sampler, batch_size: int, labels: Tensor | None = None) -> Tensor:
+        """Return the samples (n, 3, R, R) uint8 with these names, on the CPU.
 
         Their labels (n, L) are those of `labels_for` by default.
         """
         condition = self.condition(self.labels_for(names) if labels is None else labels)
+        faces = []
         for start in range(0, len(names), batch_size):
             batch = slice(start, start + batch_size)
             draw = self.draws(names[batch])
-            yield self.images(draw(), sampler, draw, None if condition is None else condition[batch])
+            faces.append(self.images(draw(), sampler, draw, None if condition is None else condition[batch]))
+        return torch.cat(faces)
 
     def images(
         self,
@@ -356,7 +353,16 @@ class FacePipeline:
         if labels is not None:
             self.ask(labels)
         names = [(seed, number) for number in range(num_images)]
-        return torch.cat(list(self.faces(names, sampler or self.sampler, batch_size)))
+        return self.faces(names, sampler or self.sampler, batch_size)
+
+
+def untuned_sampler(run: Run) -> Sampler | None:
+    """Return the sampler of a run without tuning; None for that of the class."""
+    if run.is_fast:
+        return FlowMapSampler()
+    if run.config["model"]["loss"]["time_sampler"].get("mean") == "auto":
+        return DPMpp2MSampler(20, "auto", eta=1.0)  # shifted as in training
+    return None
 
 
 def label_rows(path: Path, conditioning: Conditioning | None) -> Tensor | None:

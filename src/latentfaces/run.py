@@ -75,19 +75,26 @@ class Run:
         """Return the metrics and the verdict of a finished run, else an empty dict."""
         return read_json(self.folder / RESULT)
 
+    def evaluations(self, name: str) -> list[tuple[Path, dict[str, Any]]]:
+        """Return path and content of each file `name` that task=evaluate wrote below the folder, newest first."""
+        paths = sorted(self.folder.glob(f"samples/*/{name}"), key=lambda path: -path.stat().st_mtime)
+        return [(path, read_json(path)) for path in paths]
+
     def tuned(self) -> dict[str, Any] | None:
         """Return what task=tune found for the present best weights ("guidance", "ema", "sampler"), or None."""
         found = read_json(self.folder / TUNED)
         check_targets(found)
-        return found if found and found["of"] == self.stamp("best_denoiser") else None
+        return found if found and found["of"] == self.denoiser_hash else None
 
-    def stamp(self, name: str) -> str:
-        """Return 12 hexadecimal digits of the SHA-256 of `checkpoints/<name>.pth`."""
-        return hashlib.sha256((self.folder / "checkpoints" / f"{name}.pth").read_bytes()).hexdigest()[:12]
+    @property
+    def denoiser_hash(self) -> str:
+        """12 hexadecimal digits of the SHA-256 of the best denoiser's file."""
+        return hashlib.sha256((self.folder / "checkpoints" / "best_denoiser.pth").read_bytes()).hexdigest()[:12]
 
-    def has_weights(self, name: str) -> bool:
-        """Return whether `checkpoints/<name>.pth` exists."""
-        return (self.folder / "checkpoints" / f"{name}.pth").exists()
+    @property
+    def has_guide(self) -> bool:
+        """Whether there is an early checkpoint of the denoiser, for `AutoGuidance`."""
+        return (self.folder / "checkpoints" / f"{GUIDE}.pth").exists()
 
     @property
     def has_snapshots(self) -> bool:

@@ -76,9 +76,8 @@ def give_photos(monkeypatch: pytest.MonkeyPatch, which: np.ndarray, mirrored: bo
     images = open_pack(next(Path("data").glob("*-16"))).images
     images = images[..., ::-1].copy() if mirrored else images
 
-    def faces(self: FacePipeline, names: list[tuple[int, int]], sampler: object, batch_size: int) -> object:
-        for start in range(0, len(names), batch_size):
-            yield torch.from_numpy(images[[which[n] for _, n in names[start : start + batch_size]]])
+    def faces(self: FacePipeline, names: list[tuple[int, int]], sampler: object, batch_size: int) -> Tensor:
+        return torch.from_numpy(images[[which[n] for _, n in names]])
 
     monkeypatch.setattr(FacePipeline, "faces", faces)
 

@@ -8,7 +8,7 @@ import gradio as gr
 from latentfaces.app.commands import Commands, Result, override
 from latentfaces.diffusion import Conditioning
 from latentfaces.labels import Label
-from latentfaces.run import GUIDE, Run, build
+from latentfaces.run import Run, build
 
 OWN = "run's own"
 BUTTONS: Any = ["download", "fullscreen"]
@@ -50,7 +50,7 @@ class FaceControls:
 
     def __init__(self, run: Run, choices: Mapping[str, Sequence[str]]) -> None:
         network = run.config["model"]["denoiser"]["network"]
-        fits = {"auto": run.has_weights(GUIDE), "internal": bool(network.get("auxiliary_depth"))}
+        fits = {"auto": run.has_guide, "internal": bool(network.get("auxiliary_depth"))}
         with gr.Row():
             self.labels = LabelControls(run)
         fits["labels"] = bool(self.labels.inputs)

@@ -182,8 +182,7 @@ def in_words(config: Mapping[str, Any]) -> str:
 
 def newest(run: Run, name: str, weights: str) -> dict[str, Any]:
     """Return the newest file `name` of task=evaluate that measured these weights; empty if there is none."""
-    paths = sorted(run.folder.glob(f"samples/*/{name}"), key=lambda path: -path.stat().st_mtime)
-    return next((found for found in map(read_json, paths) if found.get("weights") == weights), {})
+    return next((found for _, found in run.evaluations(name) if found.get("weights") == weights), {})
 
 
 def metrics(run: Run, found: Mapping[str, Any]) -> str:

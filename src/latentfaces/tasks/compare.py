@@ -49,7 +49,7 @@ class Compare(SamplingTask):
         names = [(self.seed, number) for number in range(self.num_images)]
         own = pipeline.labels_for(names)
         labels = torch.cat([torch.where(cell.isnan(), own, cell) for cell in cells])
-        faces = torch.cat(list(pipeline.faces(len(cells) * names, self.sampler, self.batch_size, labels)))
+        faces = pipeline.faces(len(cells) * names, self.sampler, self.batch_size, labels)
         pictures.add(faces, [pipeline.conditioning.describe(row) for row in labels])
         side = math.ceil(math.sqrt(self.num_images))
         tiles = torch.stack([make_grid(cell, side, padding=0) for cell in faces.split(self.num_images)])

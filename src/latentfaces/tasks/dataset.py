@@ -89,7 +89,7 @@ class Dataset(SamplingTask):
     def batch(self, pipeline: FacePipeline, audit: "Audit", made: FaceSet, count: int) -> Batch:
         """Return the next `count` samples."""
         names = [(self.seed, made.next + number) for number in range(count)]
-        faces = torch.cat(list(pipeline.faces(names, self.sampler, self.batch_size)))
+        faces = pipeline.faces(names, self.sampler, self.batch_size)
         features = audit.extract(faces)
         new, copies = audit(features, made.known)
         return Batch(made.next, faces, features, pipeline.described_labels(names), new, copies)

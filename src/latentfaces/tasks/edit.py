@@ -13,14 +13,14 @@ from latentfaces.data.images import to_uint8
 from latentfaces.data.pack import pack_if_here
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
-from latentfaces.pipeline import FacePipeline
+from latentfaces.pipeline import FacePipeline, Name
 from latentfaces.tasks.base import PackTask, SamplingTask
 from latentfaces.tasks.inpaint import composed
 from latentfaces.tasks.masks import feathered, read_mask
 from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.reconstruct import report
 from latentfaces.tasks.relabel import print_moved, relabeled
-from latentfaces.tasks.variants import Name, check_skips, encode, variants
+from latentfaces.tasks.variants import check_skips, encode, variants
 
 
 @dataclass(kw_only=True)

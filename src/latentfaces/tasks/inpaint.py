@@ -16,11 +16,11 @@ from latentfaces.diffusion.samplers import Trajectory
 from latentfaces.diffusion.schedule import per_sample
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
-from latentfaces.pipeline import FacePipeline
+from latentfaces.pipeline import FacePipeline, Name
 from latentfaces.tasks.base import PhotoTask, SamplingTask
 from latentfaces.tasks.masks import feathered, read_mask, shrunk
 from latentfaces.tasks.output import PictureFolder, beside
-from latentfaces.tasks.variants import Name, check_skips, encode, variants
+from latentfaces.tasks.variants import check_skips, encode, variants
 
 GRAY = 127
 

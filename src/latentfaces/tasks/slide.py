@@ -12,11 +12,10 @@ from torch import Tensor
 from latentfaces.diffusion import Sampler
 from latentfaces.diffusion.directions import FeatureDirections
 from latentfaces.marks import EDITED
-from latentfaces.pipeline import FacePipeline
+from latentfaces.pipeline import FacePipeline, Name
 from latentfaces.tasks.animation import RowTask
 from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
-from latentfaces.tasks.variants import Name
 
 
 @dataclass(kw_only=True)
@@ -75,10 +74,9 @@ def slid(
     network, faces = pipeline.required_denoiser().network, []
     for start in range(0, len(names), batch_size):
         batch = names[start : start + batch_size]
-        draw = pipeline.draws(batch)
-        initial, condition = draw(), pipeline.condition(pipeline.labels_for(batch))
-        if noise is not None:
-            initial, condition = noise.expand(len(batch), -1, -1, -1), None
         with directions.applied(network, direction, strengths[start : start + batch_size]):
-            faces.append(pipeline.images(initial, sampler, draw, condition))
+            if noise is None:
+                faces.append(pipeline.faces(batch, sampler, batch_size))
+            else:
+                faces.append(pipeline.images(noise.expand(len(batch), -1, -1, -1), sampler))
     return torch.cat(faces)

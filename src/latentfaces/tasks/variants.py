@@ -9,10 +9,7 @@ from torch import Tensor
 from latentfaces.autoencoder import Skips
 from latentfaces.data.images import to_float
 from latentfaces.errors import UserError
-from latentfaces.pipeline import FacePipeline
-
-Name = tuple[int, int]
-"""Seed and number of a sample."""
+from latentfaces.pipeline import FacePipeline, Name
 
 
 def variants(num_photos: int, num_images: int, seed: int, batch_size: int) -> Iterator[tuple[list[int], list[Name]]]:
