@@ -59,7 +59,6 @@ class Commands:
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopped: set[str] = field(default_factory=set)
     """Sessions whose command is to stop."""
-    numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
     def __call__(self, overrides: list[str], request: gr.Request, progress: gr.Progress) -> Result:
         """Run a command.
@@ -77,8 +76,8 @@ class Commands:
 
         with self.lock:
             self.stopped.discard(session)
-            folders = (self.folder / f"{number:04d}" for number in self.numbers)
-            folder = next(folder for folder in folders if not folder.exists())  # of an earlier page with this output
+            folders = (self.folder / f"{number:04d}" for number in itertools.count(1))
+            folder = next(folder for folder in folders if not folder.exists())
             arguments = [part for part in command if "=" in part]
             try:
                 text = self.execute([*arguments, override("output", folder)], lambda task: watch(task, on_step))
