@@ -51,6 +51,8 @@ def write_report(folder: str | Path) -> Path:
     published = next((found for _, found in run.evaluations(RESULT) if "table" in found), {})
     last = max((steps[-1] for steps, _ in curves.values()), default=0)
     ended = run.finished and last <= result.get("steps", last)  # not one that is being trained further
+    drawings = {name: drawn([panel for panel in shown if panel.section == name], best) for name in SECTIONS}
+    of_latents = drawings.pop(SECTIONS[-1])
     return write_page(
         run.folder / REPORT,
         "run.html.j2",
@@ -64,12 +66,8 @@ def write_report(folder: str | Path) -> Path:
         figures=[(UNITS.get(k, k), format_number(v)) for k, v in result.items() if not k.startswith("health/")],
         health=[(key[7:], f"{value:.4g}") for key, value in result.items() if key.startswith("health/")],
         best=best,
-        curves=[
-            (section, drawn([panel for panel in shown if panel.section == section], best))
-            for section in SECTIONS[:-1]
-            if any(panel.section == section for panel in shown)
-        ],
-        health_curves=drawn([panel for panel in shown if panel.section == SECTIONS[-1]], best),
+        curves=[(section, pictures) for section, pictures in drawings.items() if pictures],
+        health_curves=of_latents,
         previews=[(f"step {int(path.stem[5:]):,}", as_data(path.read_bytes())) for path in previews(run.folder)],
         evaluations=evaluations(run),
         published=published.get("table"),

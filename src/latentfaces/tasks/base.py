@@ -59,8 +59,9 @@ class PhotoTask(Task):
         key: str = "image",
     ) -> OwnPhotos:
         """Read at most `num_photos` photos of an image, folder or .zip, by default `image`; `key` names it."""
-        place, alignment = image or self.image, Alignment(self.align, self.face, pictures.folder)
+        place = image or self.image
         assert place is not None
+        alignment = None if self.align == "false" else Alignment(self.align, self.face, pictures.folder)
         return read_photos(place, pipeline.resolution, num_photos, self.seed, alignment, key)
 
 

@@ -97,8 +97,13 @@ class Dataset(SamplingTask):
     def recipe(self, pictures: PictureFolder, cell: dict[str, Any]) -> dict[str, Any]:
         """Return the metadata with which task=generate makes a face of a combination of labels."""
         settings = {
-            **{"_target_": "latentfaces.tasks.Generate", "sampler": config_of(self.sampler), "num_images": 1},
-            **{"seed": self.seed, "batch_size": self.batch_size, "first": 0, "npz": False},
+            "_target_": "latentfaces.tasks.Generate",
+            "sampler": config_of(self.sampler),
+            "num_images": 1,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "first": 0,
+            "npz": False,
         }
         return {"task": "generate", "settings": settings, "labels": {**pictures.origin.get("labels", {}), **cell}}
 

@@ -20,7 +20,7 @@ class Alignment:
     """Choice of a face in each photo.
 
     Args:
-        mode: "true", "false", or "auto", which leaves photos as they are that have no face or are framed like FFHQ.
+        mode: "true", or "auto", which leaves photos as they are that have no face or are framed like FFHQ.
         face: number of the face, from 1, the largest.
         folder: gets a picture of the numbered faces of each photo that shows several.
     """
@@ -35,8 +35,6 @@ class Alignment:
         Raises:
             UserError: the photo has no such face, or the extra `align` is missing.
         """
-        if self.mode == "false":
-            return None
         faces = find_faces(photo)
         if not faces and self.mode == "auto" and self.face == 1:
             warn(f"No face was found in {name}: its central square is used.")
