@@ -94,6 +94,8 @@ class Evaluate(SamplingTask):
             for key in ("reference", "per_label"):
                 if getattr(self, key):
                     raise UserError(f"task.{key}={getattr(self, key)} has no effect without task.protocol=...")
+        elif self.weights is not None and self.features is None:
+            raise UserError(f"task.weights={self.weights} is for one network. Add task.features=inception.")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write and print the metrics. Return the path of the grid."""
@@ -168,8 +170,11 @@ class Evaluate(SamplingTask):
         self, protocol: Protocol, pipeline: FacePipeline, pictures: PictureFolder, pack: Pack, make: Make
     ) -> None:
         """Write and print the row of a protocol."""
-        names = self.networks_of(protocol, pipeline)
+        pipeline.required_denoiser()
+        names = (self.features,) if self.features else protocol.features
         conditioning, run = pipeline.conditioning, open_run(self.folder)
+        if self.per_label and conditioning is None:
+            raise UserError("task.per_label needs a run that was trained with data.labels. Choose another run=...")
         size = source_size(run.config["data"], pack.manifest["names"])
         reference = Reference(pack, self.reference or protocol.reference, size)
         chosen = reference.indices
@@ -203,20 +208,6 @@ class Evaluate(SamplingTask):
         text = as_markdown(result)
         print(text)
         (pictures.folder / "row.md").write_text(f"{text}\n")
-
-    def networks_of(self, protocol: Protocol, pipeline: FacePipeline) -> tuple[str, ...]:
-        """Return the names of the networks of a protocol, after a check of the options.
-
-        Raises:
-            UserError: an option does not fit the run or the protocol.
-        """
-        names = (self.features,) if self.features else protocol.features
-        pipeline.required_denoiser()
-        if self.per_label and pipeline.conditioning is None:
-            raise UserError("task.per_label needs a run that was trained with data.labels. Choose another run=...")
-        if self.weights is not None and len(names) > 1:
-            raise UserError(f"task.weights={self.weights} is for one network. Add task.features={names[0]}.")
-        return names
 
     def images(self, pipeline: FacePipeline, pack: Pack, numbers: Sequence[int]) -> Tensor:
         """Return the samples or reconstructions (n, 3, R, R) uint8 with these numbers."""

@@ -68,25 +68,22 @@ class PictureFolder:
         self.count = 0
         self.source: Source = GENERATED
         """Source type of the next images. A task that changes photos sets `EDITED`."""
+        if any(self.folder.glob("*.png")) or (self.folder / "images.npz").exists():
+            raise UserError(f"output={self.folder} already contains images. Choose another folder.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()  # fail now, not after sampling
             self.lock = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"output={self.folder} cannot be written ({error.strerror})") from error
-        problem = None
-        if any(self.folder.glob("*.png")) or (self.folder / "images.npz").exists():
-            problem = "already contains images"
-        elif self.ranks.rank == 0:
+        if self.ranks.rank == 0:
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                problem = "is in use by another command"
+                os.close(self.lock)
+                raise UserError(f"output={self.folder} is in use by another command. Choose another folder.") from None
             except OSError:
                 pass  # a file system without locks
-        if problem is not None:
-            os.close(self.lock)
-            raise UserError(f"output={self.folder} {problem}. Choose another folder.")
         self.ranks.wait()  # all have checked
 
     def __enter__(self) -> Self:
