@@ -86,15 +86,19 @@ class Run:
         check_targets(found)
         return found if found and found["of"] == self.denoiser_hash else None
 
+    def path_of(self, weights: str) -> Path:
+        """Return the file of the weights, such as "best_denoiser"."""
+        return self.folder / "checkpoints" / f"{weights}.pth"
+
     @property
     def denoiser_hash(self) -> str:
         """12 hexadecimal digits of the SHA-256 of the best denoiser's file."""
-        return hashlib.sha256((self.folder / "checkpoints" / "best_denoiser.pth").read_bytes()).hexdigest()[:12]
+        return hashlib.sha256(self.path_of("best_denoiser").read_bytes()).hexdigest()[:12]
 
     @property
     def has_guide(self) -> bool:
         """Whether there is an early checkpoint of the denoiser, for `AutoGuidance`."""
-        return (self.folder / "checkpoints" / f"{GUIDE}.pth").exists()
+        return self.path_of(GUIDE).exists()
 
     @property
     def has_snapshots(self) -> bool:
@@ -107,7 +111,7 @@ class Run:
         Raises:
             UserError: the weights are missing, damaged or of another shape.
         """
-        path = self.folder / "checkpoints" / f"{weights}.pth"
+        path = self.path_of(weights)
         if not path.exists():
             raise UserError(f"{path} is missing: the run stopped before its first validation. Train it again.")
         return self.filled(node, path, lambda: torch.load(path, weights_only=True, map_location="cpu"))
