@@ -1,6 +1,6 @@
 """FacePipeline: a trained run as an object."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -235,19 +235,21 @@ class FacePipeline:
         """Return a context with autocast to bfloat16 if the pipeline uses it."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
 
-    def parts(self, count: int) -> Iterator[slice]:
-        """Yield slices of `count` images, small enough for memory."""
-        at_once = max(1, PIXELS_AT_ONCE.get(self.device.type, 2**18) // self.resolution**2)
-        return (slice(start, start + at_once) for start in range(0, count, at_once))
-
     @torch.no_grad()
+    def in_parts(self, function: Callable[[slice], Tensor], count: int) -> Tensor:
+        """Concatenate the results of a function of slices of `count` images, which are small enough for memory."""
+        at_once = max(1, PIXELS_AT_ONCE.get(self.device.type, 2**18) // self.resolution**2)
+        with self.autocast():
+            return torch.cat([function(slice(start, start + at_once)) for start in range(0, count, at_once)])
+
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (n, 3, R, R) in [-1, 1] to normalized latents (n, c, h, w), the mode of the posterior."""
-        with self.autocast():
-            parts = [self.vae.encode(images[part].to(self.device)).mode() for part in self.parts(len(images))]
-        return self.vae.normalize(torch.cat(parts))
 
-    @torch.no_grad()
+        def encoded(part: slice) -> Tensor:
+            return self.vae.encode(images[part].to(self.device)).mode()
+
+        return self.vae.normalize(self.in_parts(encoded, len(images)))
+
     def decode(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
         """Decode normalized latents (n, c, h, w) to images (n, 3, R, R) in [-1, 1].
 
@@ -255,14 +257,13 @@ class FacePipeline:
             latents: latents of samples or photos.
             skips: encoder features for the skip connections, see `VAE.decode`.
         """
-        images = []
-        with self.autocast():
-            for part in self.parts(len(latents)):
-                features = None if skips is None else [skip[part] for skip in skips]
-                images.append(self.vae.decode(self.vae.denormalize(latents[part]), features))
-        return torch.cat(images)
 
-    @torch.no_grad()
+        def decoded(part: slice) -> Tensor:
+            features = None if skips is None else [skip[part] for skip in skips]
+            return self.vae.decode(self.vae.denormalize(latents[part]), features)
+
+        return self.in_parts(decoded, len(latents))
+
     def reconstruct(self, images: Tensor, skips: float = 0.0) -> Tensor:
         """Encode and decode images (n, 3, R, R) in [-1, 1].
 
@@ -270,13 +271,12 @@ class FacePipeline:
             images: the images.
             skips: strength, in [0, 1], of the VAE's skip connections; at 0 the decoder sees the latents alone.
         """
-        reconstructed = []
-        with self.autocast():
-            for part in self.parts(len(images)):
-                posterior, features = self.vae.encode_with_skips(images[part].to(self.device))
-                scaled = [skips * feature for feature in features] if skips else None
-                reconstructed.append(self.vae.decode(posterior.mode(), scaled))
-        return torch.cat(reconstructed)
+
+        def reconstructed(part: slice) -> Tensor:
+            posterior, features = self.vae.encode_with_skips(images[part].to(self.device))
+            return self.vae.decode(posterior.mode(), [skips * feature for feature in features] if skips else None)
+
+        return self.in_parts(reconstructed, len(images))
 
     def sample(
         self,

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
@@ -27,6 +26,7 @@ from latentfaces.config.type_checks import check_types
 from latentfaces.errors import UserError, missing_extra
 from latentfaces.files import drop_if_empty
 from latentfaces.model_folder import find_model
+from latentfaces.run import program
 
 SHARED = ("precision", "mark", "mark_certificate", "mark_key")
 """Overrides of task=app that apply to each command of the page."""
@@ -53,8 +53,7 @@ def serve(cfg: DictConfig) -> None:
 
     shared = [override for override in HydraConfig.get().overrides.task if key_of(override) in SHARED]
     folder = Path(cfg.output or new_folder(run.folder / "samples" / f"app_{datetime.now():%Y-%m-%d_%H-%M-%S}"))
-    program = ["latentfaces-sample"] if Path(sys.argv[0]).name.startswith("latentfaces-") else ["python", "sample.py"]
-    commands = Commands([*program, override("run", run.folder), *shared], folder.resolve(), execute)
+    commands = Commands([*program("sample"), override("run", run.folder), *shared], folder.resolve(), execute)
     try:
         server(partial(build_page, run, commands, CHOICES))
     finally:

@@ -31,16 +31,16 @@ OWN_LABELS = "labels_of_image"
 
 def new_folder(wanted: Path) -> Path:
     """Create `wanted` or, where it exists, the same with a suffix, so that no two commands share a folder."""
-    for number in itertools.count(1):
-        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
+    folder, number = wanted, 1
+    while True:
         try:
             folder.mkdir(parents=True)
+            return folder
         except FileExistsError:
-            continue
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}_{number}")
         except OSError as error:
             raise UserError(f"output={folder} cannot be written ({error.strerror})") from error
-        return folder
-    raise AssertionError
 
 
 class PictureFolder:
