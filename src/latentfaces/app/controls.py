@@ -124,11 +124,11 @@ class Actions:
         """Run a command on a click, one at a time for all browser tabs.
 
         Args:
-            button: is clicked.
-            overrides: returns those of the command.
-            inputs: controls whose values `overrides` and `show` get.
-            show: returns the values of the outputs.
-            outputs: components.
+            button: the button.
+            overrides: function of the values of the inputs; returns the overrides of the command.
+            inputs: controls.
+            show: function of the result and the values of the inputs; returns the values of the outputs.
+            outputs: components that show the result.
             name: name of the command for gradio's clients.
         """
 

@@ -74,10 +74,12 @@ class Runs:
             f'<img src="{data}" alt="{escape(title)}" style="width: 420px; max-width: 100%">'
             for title, data in drawn(losses, best_validation(curves))
         )
-        link = f'<a href="/gradio_api/file={quote(str(report.resolve()))}" target="_blank">report.html</a>'
+        link = ""
+        if report.exists():
+            link = f'<a href="/gradio_api/file={quote(str(report.resolve()))}" target="_blank">report.html</a>'
         previews = sorted(images.glob("step_*.png"))
         return (
-            f'{link * report.exists()}<div style="display: flex; flex-wrap: wrap">{drawings}</div>',
+            f'{link}<div style="display: flex; flex-wrap: wrap">{drawings}</div>',
             [(str(path), f"step {int(path.stem[5:]):,}") for path in reversed(previews)],
             gr.Timer(active=not run.finished),
         )

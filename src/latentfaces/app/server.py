@@ -50,9 +50,9 @@ class Server:
     token: str | None
 
     def __post_init__(self) -> None:
-        open_to_others = "task.share=true" if self.share else f"task.host={self.host}" * (not is_loopback(self.host))
-        if open_to_others and not self.token:
-            raise UserError(f"{open_to_others} opens the page to others. Add task.token=PASSWORD.")
+        if not self.token and (self.share or not is_loopback(self.host)):
+            key = "task.share=true" if self.share else f"task.host={self.host}"
+            raise UserError(f"{key} opens the page to others. Add task.token=PASSWORD.")
 
     def __call__(self, build_page: Callable[[], gr.Blocks]) -> None:
         """Build a page and serve it until Ctrl-C.

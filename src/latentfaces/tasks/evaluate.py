@@ -41,7 +41,6 @@ from latentfaces.run import open_run
 from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.labels import evaluate_labels, labels_of_run
 from latentfaces.tasks.output import PictureFolder
-from latentfaces.tasks.reconstruct import reconstructions
 from latentfaces.tasks.suspects import NUM_NEIGHBORS, suspicious
 
 SHOWN = 32
@@ -215,7 +214,7 @@ class Evaluate(SamplingTask):
             names = [(self.seed, number) for number in numbers]
             return pipeline.faces(names, self.sampler, self.batch_size)
         photos = torch.from_numpy(pack.images[pack.test_indices[list(numbers)]])
-        return reconstructions(pipeline, photos, 0.0, self.batch_size)
+        return self.reconstructed(pipeline, photos)
 
     def sample_features(self, extract: Features, make: Make, count: int, pictures: PictureFolder) -> Tensor:
         """Return features (count, d) of the images that `make` returns, from a resumable file; empty above rank 0."""

@@ -17,9 +17,9 @@ from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline, Name
 from latentfaces.tasks.base import PhotoTask, SamplingTask
+from latentfaces.tasks.encoding import check_skips, encode
 from latentfaces.tasks.masks import feathered, read_mask, shrunk
 from latentfaces.tasks.output import PictureFolder, beside
-from latentfaces.tasks.variants import check_skips, encode, variants
 
 GRAY = 127
 
@@ -136,7 +136,7 @@ class Inpaint(PhotoTask, Inpainting):
         photos = self.own_photos(pipeline, pictures, self.num_photos)
         hole, mask = read_mask(self.mask, photos, pipeline.resolution)
         shown = []
-        for which, names in variants(len(hole), self.num_images, self.seed, self.batch_size):
+        for which, names in self.variants(len(hole)):
             faces = self.faces(pipeline, photos.images, hole, which, names)
             photos.save(faces, which, pictures, hole[which], mask)
             shown.append(faces)

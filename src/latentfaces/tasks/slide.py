@@ -14,7 +14,6 @@ from latentfaces.diffusion.directions import FeatureDirections
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline, Name
 from latentfaces.tasks.animation import RowTask
-from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
 
 
@@ -42,7 +41,7 @@ class Slide(RowTask):
         noise = None
         if self.image is not None:
             photo = self.own_photos(pipeline, pictures)
-            noise = found_noise(pipeline, photo.images, self.sampler, self.batch_size)
+            noise = self.noise_of(pipeline, photo.images)
             pictures.source = EDITED
         low, high = self.range
         strengths, names = torch.linspace(low, high, self.num_images), [(self.seed, 0)] * self.num_images

@@ -126,9 +126,13 @@ class Tune(SamplingTask):
             return scores[choice]
 
         plain = Choice(usual)
-        kinds = ["auto"] * (pipeline.guide is not None) + ["internal"] * best_weights.has_auxiliary
-        kinds += ["labels"] * (pipeline.conditioning is not None)
-        best = min([plain, *(Choice(usual, kind, weight) for kind in kinds for weight in self.weights)], key=score)
+        fits = {
+            "auto": pipeline.guide is not None,
+            "internal": best_weights.has_auxiliary,
+            "labels": pipeline.conditioning is not None,
+        }
+        guided = [Choice(usual, kind, weight) for kind in fits if fits[kind] for weight in self.weights]
+        best = min([plain, *guided], key=score)
         if run.has_snapshots:
             best = min([best, *(replace(best, ema=ema) for ema in self.emas)], key=score)
         best = min([best, *(replace(best, sampler=other) for other in others)], key=score)

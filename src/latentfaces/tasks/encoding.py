@@ -1,26 +1,12 @@
-"""Several results per photo: their noise, and the latents of the photos."""
-
-from collections.abc import Iterator
+"""Encoding of photos, several results of which are wanted."""
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from latentfaces.autoencoder import Skips
 from latentfaces.data.images import to_float
 from latentfaces.errors import UserError
-from latentfaces.pipeline import FacePipeline, Name
-
-
-def variants(num_photos: int, num_images: int, seed: int, batch_size: int) -> Iterator[tuple[list[int], list[Name]]]:
-    """Yield batches of (photo, name), `num_images` of each photo in turn.
-
-    Result i of any photo has the noise of sample i of the seed.
-    """
-    pairs = [(photo, (seed, number)) for photo in range(num_photos) for number in range(num_images)]
-    for start in track(range(0, len(pairs), batch_size), "Sampling"):
-        batch = pairs[start : start + batch_size]
-        yield [photo for photo, _ in batch], [name for _, name in batch]
+from latentfaces.pipeline import FacePipeline
 
 
 @torch.no_grad()
