@@ -180,26 +180,19 @@ def has_interpolation(node: Any) -> bool:
     return isinstance(node, str) and "${" in node
 
 
-def find_run(
-    wanted: str,
-    stage: str,
-    outputs: str | Path = "outputs",
-    suits: Callable[[Run], bool] = lambda run: True,
-    key: str | None = None,
-) -> Run:
+def find_run(wanted: str, stage: str, suits: Callable[[Run], bool] = lambda run: True, key: str | None = None) -> Run:
     """Find a run by its folder, its name in `outputs/<stage>`, or as "latest".
 
     Args:
         wanted: value of the option `vae`, `run` or `init`.
         stage: "vae" or "ldm", where names are looked up.
-        outputs: folder of all runs.
         suits: condition on "latest", besides that it is finished.
         key: the option, for messages.
 
     Raises:
         UserError: there is none.
     """
-    folder_of_stage = Path(outputs) / stage
+    folder_of_stage = Path("outputs") / stage
     key = key or ("vae" if stage == "vae" else "run")
     if wanted == "latest":
         runs = [run for run in runs_in(folder_of_stage) if run.finished and suits(run)]
@@ -209,7 +202,7 @@ def find_run(
                 f"or name a folder with {key}=FOLDER."
             )
         return max(runs, key=lambda run: (run.folder / RESULT).stat().st_mtime)
-    for folder in folders_named(wanted, stage, outputs):
+    for folder in folders_named(wanted, stage):
         if (folder / CONFIG).exists():
             return open_run(folder)
     available = ", ".join(sorted(run.folder.name for run in runs_in(folder_of_stage)))
@@ -217,9 +210,9 @@ def find_run(
     raise UserError(f"{key}={wanted} is neither a run's folder nor a name in {folder_of_stage}. {hint}")
 
 
-def folders_named(wanted: str, stage: str, outputs: str | Path = "outputs") -> list[Path]:
+def folders_named(wanted: str, stage: str) -> list[Path]:
     """Return the candidates for a run: the folder itself, then the run of this name below `outputs/<stage>`."""
-    return [Path(wanted), Path(outputs) / stage / wanted]
+    return [Path(wanted), Path("outputs") / stage / wanted]
 
 
 def runs_in(folder: Path) -> Iterator[Run]:
