@@ -27,10 +27,10 @@ class Result:
     """Files of a command.
 
     Args:
-        command: reproduces them.
-        overrides: of the command, beyond those of all commands.
-        folder: the files are here.
-        text: output of the command.
+        command: command that made the files.
+        overrides: its overrides, without those that all commands of the page share.
+        folder: folder of the files.
+        text: what the command printed.
     """
 
     command: str
@@ -48,9 +48,9 @@ class Commands:
     """Runs the commands of all browser tabs, one at a time.
 
     Args:
-        program: start of each command.
-        folder: gets a folder for each command, and the uploaded photos.
-        execute: runs a command.
+        program: words that each command begins with.
+        folder: folder of all results and of the uploaded photos.
+        execute: function that runs a command.
     """
 
     program: list[str]

@@ -1,4 +1,4 @@
-"""Encoding of photos, several results of which are wanted."""
+"""Latents and skip features of photos."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,10 @@ from latentfaces.pipeline import FacePipeline
 
 @torch.no_grad()
 def encode(pipeline: FacePipeline, images: Tensor, photos: list[int]) -> tuple[Tensor, Skips]:
-    """Return normalized latents (b, c, h, w) and encoder features of `photos` among images (n, 3, R, R) uint8."""
+    """Return normalized latents (b, c, h, w) and encoder features of images (n, 3, R, R) uint8.
+
+    Row i is that of image `photos[i]`. An image is encoded once, however often it occurs.
+    """
     unique, where = torch.unique(torch.tensor(photos), return_inverse=True)
     with pipeline.autocast():
         posterior, features = pipeline.vae.encode_with_skips(to_float(images[unique]).to(pipeline.device))

@@ -20,7 +20,7 @@ IMAGES, LABELS, STATE = "images", "labels.csv", "set.json"
 
 
 class FaceSet:
-    """Faces that are being written. A batch counts once set.json has it. What a kill left of another is overwritten.
+    """Set of faces on disk. set.json counts the complete batches. Files of an incomplete one are overwritten.
 
     Args:
         pictures: the folder.
@@ -67,7 +67,7 @@ class FaceSet:
         copies: int,
         recipe: Mapping[str, Any],
     ) -> None:
-        """Write the new ones of the next samples.
+        """Write those of the next samples that are new.
 
         Args:
             faces: samples (n, 3, R, R) uint8.
