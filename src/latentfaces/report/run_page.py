@@ -143,7 +143,7 @@ def evaluations(run: Run) -> list[dict[str, Any]]:
         ]
         if rows:
             shown = {"rows": rows, "labels": label_rows(result), "folder": path.parent.relative_to(run.folder)}
-            found.append({"kind": "samples", **result, **shown})
+            found.append({**result, **shown})
     return found
 
 
