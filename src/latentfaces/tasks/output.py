@@ -68,10 +68,10 @@ class PictureFolder:
         self.count = 0
         self.source: Source = GENERATED
         """Source type of the next images. A task that changes photos sets `EDITED`."""
-        if any(self.folder.glob("*.png")) or (self.folder / "images.npz").exists():
-            raise UserError(f"output={self.folder} already contains images. Choose another folder.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if any(self.folder.glob("*.png")) or (self.folder / "images.npz").exists():
+                raise UserError(f"output={self.folder} already contains images. Choose another folder.")
             tempfile.TemporaryFile(dir=self.folder).close()  # fail now, not after sampling
             self.lock = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
