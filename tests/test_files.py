@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from latentfaces.errors import UserError
 from latentfaces.files import append, atomic_write, file_lock, read_csv
 
 
@@ -105,10 +104,3 @@ def test_wait_for_a_lock_is_printed(
     with file_lock(locked):
         pass
     assert f"Waiting for another process that writes {locked}" in capsys.readouterr().out
-
-
-def test_wait_for_a_lock_is_limited(locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentfaces.files.LOCK_NOTICE", 0.1)
-    monkeypatch.setattr("latentfaces.files.LOCK_LIMIT", 0.1)
-    with pytest.raises(UserError, match=r"\.faces-64\.lock was held for .*End the process"), file_lock(locked):
-        pass

@@ -35,61 +35,68 @@ def write_run(outputs: Path, name: str, finished_at: int | None = 1, stage: str 
     return folder
 
 
-def test_latest_is_the_run_that_finished_last(tmp_path: Path) -> None:
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of all runs."""
+    monkeypatch.chdir(tmp_path)
+    return Path("outputs")
+
+
+def test_latest_is_the_run_that_finished_last(outputs: Path) -> None:
     for name, finished_at in [("a", 100), ("b", 300), ("c", 200)]:
-        write_run(tmp_path, name, finished_at)
-    assert find_run("latest", "vae", tmp_path).folder.name == "b"
+        write_run(outputs, name, finished_at)
+    assert find_run("latest", "vae").folder.name == "b"
 
 
-def test_latest_passes_over_runs_that_stopped(tmp_path: Path) -> None:
-    write_run(tmp_path, "finished", 100)
-    write_run(tmp_path, "stopped", None)
-    assert find_run("latest", "vae", tmp_path).folder.name == "finished"
+def test_latest_passes_over_runs_that_stopped(outputs: Path) -> None:
+    write_run(outputs, "finished", 100)
+    write_run(outputs, "stopped", None)
+    assert find_run("latest", "vae").folder.name == "finished"
 
 
-def test_latest_passes_over_runs_that_do_not_suit(tmp_path: Path) -> None:
-    write_run(tmp_path, "wanted", 100, data={"resolution": 64})
-    write_run(tmp_path, "newer", 200, data={"resolution": 32})
-    found = find_run("latest", "vae", tmp_path, suits=lambda run: run.config["data"]["resolution"] == 64)
+def test_latest_passes_over_runs_that_do_not_suit(outputs: Path) -> None:
+    write_run(outputs, "wanted", 100, data={"resolution": 64})
+    write_run(outputs, "newer", 200, data={"resolution": 32})
+    found = find_run("latest", "vae", suits=lambda run: run.config["data"]["resolution"] == 64)
     assert found.folder.name == "wanted"
 
 
-def test_latest_looks_only_at_its_stage(tmp_path: Path) -> None:
-    write_run(tmp_path, "first", 100, stage="vae")
-    write_run(tmp_path, "second", 200, stage="ldm")
-    assert find_run("latest", "vae", tmp_path).folder.name == "first"
-    assert find_run("latest", "ldm", tmp_path).stage == "ldm"
+def test_latest_looks_only_at_its_stage(outputs: Path) -> None:
+    write_run(outputs, "first", 100, stage="vae")
+    write_run(outputs, "second", 200, stage="ldm")
+    assert find_run("latest", "vae").folder.name == "first"
+    assert find_run("latest", "ldm").stage == "ldm"
 
 
 @pytest.mark.parametrize(("stage", "key"), [("vae", "vae"), ("ldm", "run")])
-def test_no_finished_run_is_told_with_the_remedy(tmp_path: Path, stage: str, key: str) -> None:
-    write_run(tmp_path, "stopped", None, stage=stage)
+def test_no_finished_run_is_told_with_the_remedy(outputs: Path, stage: str, key: str) -> None:
+    write_run(outputs, "stopped", None, stage=stage)
     with pytest.raises(UserError, match=rf"no finished run .*train\.py model={stage}.* {key}=FOLDER"):
-        find_run("latest", stage, tmp_path)
+        find_run("latest", stage)
 
 
-def test_run_is_found_by_its_name_even_unfinished(tmp_path: Path) -> None:
-    folder = write_run(tmp_path, "faces", None)
-    run = find_run("faces", "vae", tmp_path)
+def test_run_is_found_by_its_name_even_unfinished(outputs: Path) -> None:
+    folder = write_run(outputs, "faces", None)
+    run = find_run("faces", "vae")
     assert run.folder == folder
     assert not run.finished
 
 
-def test_run_is_found_by_its_folder_anywhere(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "elsewhere", "moved", 5)
-    run = find_run(str(folder), "vae", tmp_path / "outputs")
+def test_run_is_found_by_its_folder_anywhere(outputs: Path) -> None:
+    folder = write_run(outputs / "elsewhere", "moved", 5)
+    run = find_run(str(folder), "vae")
     assert run.folder == folder
     assert run.finished
     assert run.result() == {"val/loss": 0.25}
 
 
-def test_unknown_name_is_told_with_the_names_there_are(tmp_path: Path) -> None:
+def test_unknown_name_is_told_with_the_names_there_are(outputs: Path) -> None:
     for name in ("beta", "alpha"):
-        write_run(tmp_path, name)
+        write_run(outputs, name)
     with pytest.raises(UserError, match=r"vae=gamma is neither .*Available: alpha, beta\."):
-        find_run("gamma", "vae", tmp_path)
-    with pytest.raises(UserError, match=rf"run=gamma is neither .*There are no runs in {tmp_path}/ldm\."):
-        find_run("gamma", "ldm", tmp_path)
+        find_run("gamma", "vae")
+    with pytest.raises(UserError, match=r"run=gamma is neither .*There are no runs in .*/outputs/ldm\."):
+        find_run("gamma", "ldm")
 
 
 def test_folders_without_a_config_are_no_runs(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from latentfaces.errors import UserError
 
-LOCK_NOTICE, LOCK_LIMIT = 5, 24 * 60 * 60
-"""Seconds after which a wait for a lock is printed, and ended."""
+LOCK_NOTICE = 5
+"""Seconds after which a wait for a lock is printed."""
 
 
 @contextmanager
@@ -74,26 +74,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Let one process at a time write the file or folder `path`. A process that ends releases its lock.
-
-    Raises:
-        UserError: another process has held the lock for `LOCK_LIMIT`.
-    """
+    """Let one process at a time write the file or folder `path`. A process that ends releases its lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        lock.acquire(LOCK_NOTICE)
+        held = lock.acquire(LOCK_NOTICE)
     except Timeout:
         print(f"Waiting for another process that writes {path} (it holds {lock.lock_file})", flush=True)
-        try:
-            lock.acquire(LOCK_LIMIT)
-        except Timeout:
-            hours = LOCK_LIMIT / 3600
-            raise UserError(f"{lock.lock_file} was held for {hours:g} h. End the process that writes {path}.") from None
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def require_space(path: Path, num_bytes: float, purpose: str, remedy: str = "make room") -> None:

@@ -38,14 +38,10 @@ class ModelFolder(Run):
         sampling = self.config.get("sampling")
         return {"guidance": sampling["guidance"], "sampler": sampling["sampler"], "ema": None} if sampling else None
 
-    def path_of(self, name: str) -> Path:
-        """Return the file of the weights `name` of a run."""
-        if name == "best_vae" and (self.folder / DIFFUSERS_WEIGHTS).exists():
+    def path_of(self, weights: str) -> Path:
+        if weights == "best_vae" and (self.folder / DIFFUSERS_WEIGHTS).exists():
             return self.folder / DIFFUSERS_WEIGHTS
-        return self.folder / f"{WEIGHTS[name]}.safetensors"
-
-    def has_weights(self, name: str) -> bool:
-        return self.path_of(name).exists()
+        return self.folder / f"{WEIGHTS[weights]}.safetensors"
 
     def module(self, node: str, weights: str) -> Any:
         """Build `model.<node>` with its weights, in evaluation mode.

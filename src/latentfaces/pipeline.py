@@ -1,6 +1,6 @@
 """FacePipeline: a trained run as an object."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,6 +32,8 @@ from latentfaces.run import GUIDE, LABELS, Run, build, open_run
 
 PIXELS_AT_ONCE = {"cuda": 2**20, "cpu": 2**18}
 """Pixels per call of encoder or decoder: on a CPU 4 images of 256 x 256. More take memory and are hardly faster."""
+Name = tuple[int, int]
+"""Seed and number of a sample."""
 AUTO_WEIGHT = 1.5
 """Default guidance weight of a run with a guide, as in conf/guidance/auto.yaml."""
 
@@ -105,28 +107,23 @@ class FacePipeline:
             UserError: the run has no weights for these arguments.
         """
         run = run if isinstance(run, Run) else open_run(run)
-        vae = run.module("autoencoder", "best_vae")
-        denoiser = guide = conditioning = rows = None
-        if run.stage == "ldm":
-            tuned = (run.tuned() or {}) if guidance is None or sampler is None else {}
-            if guidance is None and tuned:
-                guidance, ema = build(tuned["guidance"]), tuned["ema"] if ema is None else ema
-            elif guidance is None and run.has_weights(GUIDE):
-                guidance = AutoGuidance(AUTO_WEIGHT)
-            if sampler is None and tuned.get("sampler") is not None:  # earlier versions tuned none
-                sampler = build(tuned["sampler"])
-            elif sampler is None and run.is_fast:
-                sampler = FlowMapSampler()
-            elif sampler is None and run.config["model"]["loss"]["time_sampler"].get("mean") == "auto":
-                sampler = DPMpp2MSampler(20, "auto", eta=1.0)  # as in training
-            denoiser = run.module("denoiser", "best_denoiser") if ema is None else run.averaged("denoiser", ema)
-            guide = partial(run.module, "denoiser", GUIDE) if run.has_weights(GUIDE) else None
-            conditioning = build(run.config["model"].get("conditioning"))
-            rows = label_rows(run.folder / LABELS, conditioning)
-        elif ema is not None:
-            raise UserError(f"ema={ema} has no effect on a run of stage 1. Leave it out.")
-        resolution = run.config["data"]["resolution"]
-        parts = (guide, guidance, sampler, ema, conditioning, rows)
+        vae, resolution = run.module("autoencoder", "best_vae"), run.config["data"]["resolution"]
+        if run.stage == "vae":
+            if ema is not None:
+                raise UserError(f"ema={ema} has no effect on a run of stage 1. Leave it out.")
+            return cls(vae, None, resolution, device, bfloat16)
+        tuned = run.tuned() if guidance is None or sampler is None else None
+        if guidance is None and tuned:
+            guidance, ema = build(tuned["guidance"]), tuned["ema"] if ema is None else ema
+        elif guidance is None and run.has_guide:
+            guidance = AutoGuidance(AUTO_WEIGHT)
+        if sampler is None:
+            sampler = build(tuned["sampler"]) if tuned else untuned_sampler(run)
+        denoiser = run.module("denoiser", "best_denoiser") if ema is None else run.averaged("denoiser", ema)
+        find_guide = partial(run.module, "denoiser", GUIDE) if run.has_guide else None
+        conditioning = build(run.config["model"].get("conditioning"))
+        rows = label_rows(run.folder / LABELS, conditioning)
+        parts = (find_guide, guidance, sampler, ema, conditioning, rows)
         return cls(vae, denoiser, resolution, device, bfloat16, *parts)
 
     @classmethod
@@ -168,14 +165,14 @@ class FacePipeline:
                 "train with data.labels=FILE."
             )
 
-    def labels_for(self, names: Sequence[tuple[int, int]]) -> Tensor:
-        """Return the labels (n, L) of the samples with names (seed, number); not finite where unknown."""
+    def labels_for(self, names: Sequence[Name]) -> Tensor:
+        """Return the labels (n, L) of the samples with these names; not finite where unknown."""
         if self.conditioning is None:
             return torch.empty(len(names), 0)
         rows = torch.empty(0) if self.label_rows is None else self.label_rows
         return self.conditioning.draw(self.asked, rows, names)
 
-    def described_labels(self, names: Sequence[tuple[int, int]]) -> list[dict[str, float | str]]:
+    def described_labels(self, names: Sequence[Name]) -> list[dict[str, float | str]]:
         """Return the known labels of the samples with these names, by the names of the labels."""
         return [self.conditioning.describe(row) if self.conditioning else {} for row in self.labels_for(names)]
 
@@ -226,31 +223,33 @@ class FacePipeline:
         side = self.resolution // self.vae.downsampling
         return self.vae.latent_channels, side, side
 
-    def draws(self, names: Sequence[tuple[int, int]]) -> Callable[[], Tensor]:
-        """Return a source of noise (n, c, h, w) for names (seed, number): each row depends on its own name alone."""
+    def draws(self, names: Sequence[Name]) -> Callable[[], Tensor]:
+        """Return a source of noise (n, c, h, w) for these names: each row depends on its own name alone."""
         return PerSampleNoise([generator_of(*name) for name in names], self.latent_shape, self.device)
 
-    def noise(self, names: Sequence[tuple[int, int]]) -> Tensor:
-        """Return initial noise (n, c, h, w) for names (seed, number)."""
+    def noise(self, names: Sequence[Name]) -> Tensor:
+        """Return initial noise (n, c, h, w) for these names."""
         return self.draws(names)()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context with autocast to bfloat16 if the pipeline uses it."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
 
-    def parts(self, count: int) -> Iterator[slice]:
-        """Yield slices of `count` images, small enough for memory."""
-        at_once = max(1, PIXELS_AT_ONCE.get(self.device.type, 2**18) // self.resolution**2)
-        return (slice(start, start + at_once) for start in range(0, count, at_once))
-
     @torch.no_grad()
+    def in_parts(self, function: Callable[[slice], Tensor], count: int) -> Tensor:
+        """Concatenate the results of a function of slices of `count` images, which are small enough for memory."""
+        at_once = max(1, PIXELS_AT_ONCE.get(self.device.type, 2**18) // self.resolution**2)
+        with self.autocast():
+            return torch.cat([function(slice(start, start + at_once)) for start in range(0, count, at_once)])
+
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (n, 3, R, R) in [-1, 1] to normalized latents (n, c, h, w), the mode of the posterior."""
-        with self.autocast():
-            parts = [self.vae.encode(images[part].to(self.device)).mode() for part in self.parts(len(images))]
-        return self.vae.normalize(torch.cat(parts))
 
-    @torch.no_grad()
+        def encoded(part: slice) -> Tensor:
+            return self.vae.encode(images[part].to(self.device)).mode()
+
+        return self.vae.normalize(self.in_parts(encoded, len(images)))
+
     def decode(self, latents: Tensor, skips: Skips | None = None) -> Tensor:
         """Decode normalized latents (n, c, h, w) to images (n, 3, R, R) in [-1, 1].
 
@@ -258,14 +257,13 @@ class FacePipeline:
             latents: latents of samples or photos.
             skips: encoder features for the skip connections, see `VAE.decode`.
         """
-        images = []
-        with self.autocast():
-            for part in self.parts(len(latents)):
-                features = None if skips is None else [skip[part] for skip in skips]
-                images.append(self.vae.decode(self.vae.denormalize(latents[part]), features))
-        return torch.cat(images)
 
-    @torch.no_grad()
+        def decoded(part: slice) -> Tensor:
+            features = None if skips is None else [skip[part] for skip in skips]
+            return self.vae.decode(self.vae.denormalize(latents[part]), features)
+
+        return self.in_parts(decoded, len(latents))
+
     def reconstruct(self, images: Tensor, skips: float = 0.0) -> Tensor:
         """Encode and decode images (n, 3, R, R) in [-1, 1].
 
@@ -273,13 +271,12 @@ class FacePipeline:
             images: the images.
             skips: strength, in [0, 1], of the VAE's skip connections; at 0 the decoder sees the latents alone.
         """
-        reconstructed = []
-        with self.autocast():
-            for part in self.parts(len(images)):
-                posterior, features = self.vae.encode_with_skips(images[part].to(self.device))
-                scaled = [skips * feature for feature in features] if skips else None
-                reconstructed.append(self.vae.decode(posterior.mode(), scaled))
-        return torch.cat(reconstructed)
+
+        def reconstructed(part: slice) -> Tensor:
+            posterior, features = self.vae.encode_with_skips(images[part].to(self.device))
+            return self.vae.decode(posterior.mode(), [skips * feature for feature in features] if skips else None)
+
+        return self.in_parts(reconstructed, len(images))
 
     def sample(
         self,
@@ -304,18 +301,18 @@ class FacePipeline:
         with self.autocast():
             return sampler.invert(self.predictor(condition), latents)
 
-    def faces(
-        self, names: Sequence[tuple[int, int]], sampler: Sampler, batch_size: int = 64, labels: Tensor | None = None
-    ) -> Iterator[Tensor]:
-        """Yield the samples with names (seed, number) in batches (b, 3, R, R) uint8 on the CPU.
+    def faces(self, names: Sequence[Name], sampler: Sampler, batch_size: int, labels: Tensor | None = None) -> Tensor:
+        """Return the samples (n, 3, R, R) uint8 with these names, on the CPU.
 
         Their labels (n, L) are those of `labels_for` by default.
         """
         condition = self.condition(self.labels_for(names) if labels is None else labels)
+        faces = []
         for start in range(0, len(names), batch_size):
             batch = slice(start, start + batch_size)
             draw = self.draws(names[batch])
-            yield self.images(draw(), sampler, draw, None if condition is None else condition[batch])
+            faces.append(self.images(draw(), sampler, draw, None if condition is None else condition[batch]))
+        return torch.cat(faces)
 
     def images(
         self,
@@ -356,7 +353,16 @@ class FacePipeline:
         if labels is not None:
             self.ask(labels)
         names = [(seed, number) for number in range(num_images)]
-        return torch.cat(list(self.faces(names, sampler or self.sampler, batch_size)))
+        return self.faces(names, sampler or self.sampler, batch_size)
+
+
+def untuned_sampler(run: Run) -> Sampler | None:
+    """Return the sampler of a run without tuning; None for that of the class."""
+    if run.is_fast:
+        return FlowMapSampler()
+    if run.config["model"]["loss"]["time_sampler"].get("mean") == "auto":
+        return DPMpp2MSampler(20, "auto", eta=1.0)  # shifted as in training
+    return None
 
 
 def label_rows(path: Path, conditioning: Conditioning | None) -> Tensor | None:

@@ -75,19 +75,30 @@ class Run:
         """Return the metrics and the verdict of a finished run, else an empty dict."""
         return read_json(self.folder / RESULT)
 
+    def evaluations(self, name: str) -> list[tuple[Path, dict[str, Any]]]:
+        """Return path and content of each file `name` that task=evaluate wrote below the folder, newest first."""
+        paths = sorted(self.folder.glob(f"samples/*/{name}"), key=lambda path: -path.stat().st_mtime)
+        return [(path, read_json(path)) for path in paths]
+
     def tuned(self) -> dict[str, Any] | None:
         """Return what task=tune found for the present best weights ("guidance", "ema", "sampler"), or None."""
         found = read_json(self.folder / TUNED)
         check_targets(found)
-        return found if found and found["of"] == self.stamp("best_denoiser") else None
+        return found if found and found["of"] == self.denoiser_hash else None
 
-    def stamp(self, name: str) -> str:
-        """Return 12 hexadecimal digits of the SHA-256 of `checkpoints/<name>.pth`."""
-        return hashlib.sha256((self.folder / "checkpoints" / f"{name}.pth").read_bytes()).hexdigest()[:12]
+    def path_of(self, weights: str) -> Path:
+        """Return the file of the weights, such as "best_denoiser"."""
+        return self.folder / "checkpoints" / f"{weights}.pth"
 
-    def has_weights(self, name: str) -> bool:
-        """Return whether `checkpoints/<name>.pth` exists."""
-        return (self.folder / "checkpoints" / f"{name}.pth").exists()
+    @property
+    def denoiser_hash(self) -> str:
+        """12 hexadecimal digits of the SHA-256 of the best denoiser's file."""
+        return hashlib.sha256(self.path_of("best_denoiser").read_bytes()).hexdigest()[:12]
+
+    @property
+    def has_guide(self) -> bool:
+        """Whether there is an early checkpoint of the denoiser, for `AutoGuidance`."""
+        return self.path_of(GUIDE).exists()
 
     @property
     def has_snapshots(self) -> bool:
@@ -100,7 +111,7 @@ class Run:
         Raises:
             UserError: the weights are missing, damaged or of another shape.
         """
-        path = self.folder / "checkpoints" / f"{weights}.pth"
+        path = self.path_of(weights)
         if not path.exists():
             raise UserError(f"{path} is missing: the run stopped before its first validation. Train it again.")
         return self.filled(node, path, lambda: torch.load(path, weights_only=True, map_location="cpu"))
@@ -169,26 +180,19 @@ def has_interpolation(node: Any) -> bool:
     return isinstance(node, str) and "${" in node
 
 
-def find_run(
-    wanted: str,
-    stage: str,
-    outputs: str | Path = "outputs",
-    suits: Callable[[Run], bool] = lambda run: True,
-    key: str | None = None,
-) -> Run:
+def find_run(wanted: str, stage: str, suits: Callable[[Run], bool] = lambda run: True, key: str | None = None) -> Run:
     """Find a run by its folder, its name in `outputs/<stage>`, or as "latest".
 
     Args:
         wanted: value of the option `vae`, `run` or `init`.
         stage: "vae" or "ldm", where names are looked up.
-        outputs: folder of all runs.
         suits: condition on "latest", besides that it is finished.
         key: the option, for messages.
 
     Raises:
         UserError: there is none.
     """
-    folder_of_stage = Path(outputs) / stage
+    folder_of_stage = Path("outputs") / stage
     key = key or ("vae" if stage == "vae" else "run")
     if wanted == "latest":
         runs = [run for run in runs_in(folder_of_stage) if run.finished and suits(run)]
@@ -198,7 +202,7 @@ def find_run(
                 f"or name a folder with {key}=FOLDER."
             )
         return max(runs, key=lambda run: (run.folder / RESULT).stat().st_mtime)
-    for folder in folders_named(wanted, stage, outputs):
+    for folder in folders_named(wanted, stage):
         if (folder / CONFIG).exists():
             return open_run(folder)
     available = ", ".join(sorted(run.folder.name for run in runs_in(folder_of_stage)))
@@ -206,9 +210,9 @@ def find_run(
     raise UserError(f"{key}={wanted} is neither a run's folder nor a name in {folder_of_stage}. {hint}")
 
 
-def folders_named(wanted: str, stage: str, outputs: str | Path = "outputs") -> list[Path]:
+def folders_named(wanted: str, stage: str) -> list[Path]:
     """Return the candidates for a run: the folder itself, then the run of this name below `outputs/<stage>`."""
-    return [Path(wanted), Path(outputs) / stage / wanted]
+    return [Path(wanted), Path("outputs") / stage / wanted]
 
 
 def runs_in(folder: Path) -> Iterator[Run]:

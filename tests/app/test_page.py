@@ -13,7 +13,7 @@ from helpers.commands import run_command
 from helpers.stand_ins import drawn, save_photo
 from PIL import Image
 
-from latentfaces.tasks import Identify
+from latentfaces.tasks.identify import identify
 
 OWN = ["", "", "", "run's own", 1.5, "tuned", 2, 0]
 """Labels, guidance and its weight, sampler, steps and EMA width of the tab New faces."""
@@ -55,7 +55,7 @@ def test_the_shown_command_makes_the_same_file(client: Client, tmp_path: Path) -
     assert {Path(file).name for file in files} == {path.name for path in again.iterdir()}
     for file in files:
         assert Path(file).read_bytes() == (again / Path(file).name).read_bytes()
-    assert any("trainedAlgorithmicMedia" in line for line in Identify(files[0])())
+    assert any("trainedAlgorithmicMedia" in line for line in identify(files[0]))
 
 
 def test_a_face_of_the_gallery_is_looked_at(client: Client, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_photo_is_edited(client: Client, photo: Any, name: str, values: list[A
     assert Path(kept).exists()
     assert gallery
     assert (compared is None) == (name == "slide")
-    assert any("compositeWithTrainedAlgorithmicMedia" in line for line in Identify(files[0])())
+    assert any("compositeWithTrainedAlgorithmicMedia" in line for line in identify(files[0]))
 
 
 @pytest.mark.parametrize(("name", "settings", "values"), [("fill", [1, 0], []), ("change", [], ["1", "", "", 2])])

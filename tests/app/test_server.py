@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -183,14 +184,20 @@ def test_a_stop_ends_the_commands_of_its_own_tab_alone(tmp_path: Path) -> None:
 def test_results_of_an_earlier_page_with_the_same_output_are_kept(tmp_path: Path) -> None:
     (tmp_path / "0001").mkdir()
     outputs: list[str] = []
-    commands = Commands([], tmp_path, lambda overrides, prepare: outputs.append(overrides[-1]) or "")
+
+    def write(overrides: Sequence[str], prepare: object) -> str:
+        outputs.append(overrides[-1])
+        Path(overrides[-1].removeprefix("output=").strip('"')).mkdir(parents=True)
+        return ""
+
+    commands = Commands([], tmp_path, write)
     request: Any = SimpleNamespace(session_hash="a")
     for _ in range(2):
         commands([], request, gr.Progress())
     assert outputs == [f"output={tmp_path}/0002", f"output={tmp_path}/0003"]
-    commands.folder = Path("of me (1)")
+    commands.folder = tmp_path / "of me (1)"
     commands([], request, gr.Progress())
-    assert outputs[-1] == 'output="of me (1)/0004"'
+    assert outputs[-1] == f'output="{tmp_path}/of me (1)/0001"'
 
 
 def test_a_run_in_the_current_folder_has_a_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

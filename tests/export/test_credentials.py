@@ -11,9 +11,8 @@ from latentfaces.errors import UserError
 from latentfaces.evaluation import save_png
 from latentfaces.export.credentials import Credentials, read_credentials
 from latentfaces.marks import EDITED, GENERATED
-from latentfaces.tasks import Identify
 from latentfaces.tasks.animation import save_animation
-from latentfaces.tasks.identify import read_recipe, read_source
+from latentfaces.tasks.identify import identify, read_recipe, read_source
 
 FACES = torch.randint(0, 255, (2, 3, 16, 16), dtype=torch.uint8)
 
@@ -70,17 +69,17 @@ def test_files_that_cannot_sign_are_refused_by_key(face: Path, tmp_path: Path) -
 
 
 def test_identify_lists_the_marks(face: Path, credentials: Credentials) -> None:
-    assert Identify(str(face))() == [f"source type: {EDITED}", 'recipe: {"task": "edit"}', "c2pa: none"]
+    assert identify(str(face)) == [f"source type: {EDITED}", 'recipe: {"task": "edit"}', "c2pa: none"]
     credentials.sign(face, EDITED)
-    assert Identify(str(face))()[2].startswith("c2pa: Valid, signed by signer")
+    assert identify(str(face))[2].startswith("c2pa: Valid, signed by signer")
     (face.parent / "empty.png").touch()
     for image, clue in ((None, "Give image=FILE"), ("gone.png", "gone.png"), (face.parent / "empty.png", "empty")):
         with pytest.raises(UserError, match=clue):
-            Identify(image and str(image))()
+            identify(image and str(image))
 
 
 def test_a_missing_extra_is_one_line(face: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "c2pa", None)
     with pytest.raises(UserError, match=r"pip install 'latentfaces\[c2pa\]'"):
         Credentials("chain.pem", "key.pem")
-    assert "pip install 'latentfaces[c2pa]'" in Identify(str(face))()[2]
+    assert "pip install 'latentfaces[c2pa]'" in identify(str(face))[2]

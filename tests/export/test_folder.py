@@ -102,7 +102,7 @@ def test_tuned_settings_come_along(exported: Path, tmp_path: Path, monkeypatch: 
         "guidance": {"_target_": "latentfaces.diffusion.AutoGuidance", "weight": 2.5, "start": 0.9},
         "sampler": {"_target_": "latentfaces.diffusion.HeunSampler", "num_steps": 3},
         "ema": None,
-        "of": open_run(folder).stamp("best_denoiser"),
+        "of": open_run(folder).denoiser_hash,
     }
     (folder / "tuned.json").write_text(json.dumps(tuned))
     out = export(open_run(folder), tmp_path / "out")
@@ -295,4 +295,4 @@ def test_too_little_memory_is_one_line(
 def test_a_model_folder_is_a_run_to_its_reader(exported: Path) -> None:
     model = open_model(exported / "out")
     assert isinstance(model, ModelFolder)
-    assert (model.stage, model.has_weights("guide_denoiser"), model.has_snapshots) == ("ldm", True, False)
+    assert (model.stage, model.has_guide, model.has_snapshots) == ("ldm", True, False)

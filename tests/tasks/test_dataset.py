@@ -97,8 +97,8 @@ class Given:
     def __init__(self, images: np.ndarray) -> None:
         self.images = torch.from_numpy(images)
 
-    def __call__(self, names: list[tuple[int, int]], *_: Any) -> Iterator[torch.Tensor]:
-        yield self.images[[number for _, number in names]]
+    def __call__(self, names: list[tuple[int, int]], *_: Any) -> torch.Tensor:
+        return self.images[[number for _, number in names]]
 
 
 def test_copies_of_training_images_and_twins_are_left_out_and_counted(

@@ -26,7 +26,6 @@ from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks import Edit
 from latentfaces.tasks.photos import read_photos
-from latentfaces.tasks.reconstruct import reconstructions
 
 TASK = Edit(
     sampler=HeunSampler(10),
@@ -115,7 +114,7 @@ def test_skips_hand_on_the_photos_detail(photo: str, tmp_path: Path) -> None:
     image = read_photos(photo, SIDE, 1, 0).images
     for strength in (0.0, 0.5, 1.0):
         task = replace(TASK, image=photo, strength=0.001, skips=strength, num_images=1, sampler=HeunSampler(2000))
-        expected = reconstructions(pipeline, image, strength, 1)[0].int().numpy()
+        expected = task.reconstructed(pipeline, image, strength)[0].int().numpy()
         assert np.abs(edits(task, pipeline, tmp_path / str(strength))[0] - expected).max() <= 2
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from latentfaces.autoencoder import VAE
 from latentfaces.data.pack import open_pack
 from latentfaces.data.synthetic import known_labels
+from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError
 from latentfaces.evaluation.features import EncoderFeatures, NetworkFeatures, features_by_name
 from latentfaces.evaluation.protocol import METRICS, PROTOCOLS, Protocol
@@ -76,9 +77,8 @@ def give_photos(monkeypatch: pytest.MonkeyPatch, which: np.ndarray, mirrored: bo
     images = open_pack(next(Path("data").glob("*-16"))).images
     images = images[..., ::-1].copy() if mirrored else images
 
-    def faces(self: FacePipeline, names: list[tuple[int, int]], sampler: object, batch_size: int) -> object:
-        for start in range(0, len(names), batch_size):
-            yield torch.from_numpy(images[[which[n] for _, n in names[start : start + batch_size]]])
+    def faces(self: FacePipeline, names: list[tuple[int, int]], sampler: object, batch_size: int) -> Tensor:
+        return torch.from_numpy(images[[which[n] for _, n in names]])
 
     monkeypatch.setattr(FacePipeline, "faces", faces)
 
@@ -206,12 +206,11 @@ def watch_faces(patch: pytest.MonkeyPatch, dies_after: int | None = None) -> lis
     made: list[int] = []
     faces = FacePipeline.faces
 
-    def watched(self: FacePipeline, names: list[tuple[int, int]], sampler: object, batch_size: int) -> object:
-        for start, batch in enumerate(faces(self, names, sampler, batch_size)):  # type: ignore[arg-type]
-            if dies_after is not None and len(made) >= dies_after:
-                raise KeyboardInterrupt
-            made.extend(number for _, number in names[start * batch_size :][: len(batch)])
-            yield batch
+    def watched(self: FacePipeline, names: list[tuple[int, int]], sampler: Sampler, batch_size: int) -> Tensor:
+        if dies_after is not None and len(made) >= dies_after:
+            raise KeyboardInterrupt
+        made.extend(number for _, number in names)
+        return faces(self, names, sampler, batch_size)
 
     patch.setattr(FacePipeline, "faces", watched)
     return made

@@ -12,13 +12,18 @@ from latentfaces.data.pack import Pack
 from latentfaces.diffusion import DDPMSampler, HeunSampler
 from latentfaces.errors import UserError
 from latentfaces.pipeline import FacePipeline
-from latentfaces.tasks.invert import Invert, found_noise
+from latentfaces.tasks.invert import Invert
 
 
 def test_noise_of_independent_values_is_the_latents_over_their_deviation(faces: np.ndarray) -> None:
     pipeline, photos = white_pipeline(std=0.5), torch.from_numpy(faces[:3])
-    noise = found_noise(pipeline, photos, HeunSampler(200), 2)
+    noise = noise_of(pipeline, photos, 200, 2)
     assert torch.allclose(noise, pipeline.encode(to_float(photos)) / 0.5, atol=2e-3)
+
+
+def noise_of(pipeline: FacePipeline, photos: torch.Tensor, num_steps: int, batch_size: int) -> torch.Tensor:
+    sampling = {"sampler": HeunSampler(num_steps), "num_images": 1, "seed": 0, "batch_size": batch_size}
+    return Invert(**sampling, pack=None, image=None).noise_of(pipeline, photos)  # type: ignore[arg-type]
 
 
 def told(printed: str) -> dict[str, float]:
@@ -45,7 +50,7 @@ def test_photos_come_back_and_their_noise_is_normal(
 
 def test_noise_does_not_depend_on_the_batch(pipeline: FacePipeline, faces: np.ndarray) -> None:
     photos = torch.from_numpy(faces[:5])
-    together, alone = (found_noise(pipeline, photos, HeunSampler(20), size) for size in (5, 1))
+    together, alone = (noise_of(pipeline, photos, 20, size) for size in (5, 1))
     assert torch.allclose(together, alone, atol=2e-3)
 
 

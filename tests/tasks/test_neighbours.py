@@ -94,7 +94,7 @@ def test_a_model_that_repeats_a_training_photo_is_found_out(
     pipeline: FacePipeline, pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learnt = torch.from_numpy(pack.images[[1, 2, 3]][..., ::-1].copy())
-    monkeypatch.setattr(pipeline, "faces", lambda *_: [learnt])
+    monkeypatch.setattr(pipeline, "faces", lambda *_: learnt)
     replace(TASK, pack=str(pack.folder))(pipeline, folder_for(tmp_path / "out"))
     told = json.loads((tmp_path / "out" / "neighbours.json").read_text())
     for index, face in zip((1, 2, 3), told["faces"], strict=True):

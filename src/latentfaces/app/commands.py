@@ -27,10 +27,10 @@ class Result:
     """Files of a command.
 
     Args:
-        command: reproduces them.
-        overrides: of the command, beyond those of all commands.
-        folder: the files are here.
-        text: output of the command.
+        command: command that made the files.
+        overrides: its overrides, without those that all commands of the page share.
+        folder: folder of the files.
+        text: what the command printed.
     """
 
     command: str
@@ -48,9 +48,9 @@ class Commands:
     """Runs the commands of all browser tabs, one at a time.
 
     Args:
-        program: start of each command.
-        folder: gets a folder for each command, and the uploaded photos.
-        execute: runs a command.
+        program: words that each command begins with.
+        folder: folder of all results and of the uploaded photos.
+        execute: function that runs a command.
     """
 
     program: list[str]
@@ -59,7 +59,6 @@ class Commands:
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopped: set[str] = field(default_factory=set)
     """Sessions whose command is to stop."""
-    numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
     def __call__(self, overrides: list[str], request: gr.Request, progress: gr.Progress) -> Result:
         """Run a command.
@@ -77,8 +76,8 @@ class Commands:
 
         with self.lock:
             self.stopped.discard(session)
-            folders = (self.folder / f"{number:04d}" for number in self.numbers)
-            folder = next(folder for folder in folders if not folder.exists())  # of an earlier page with this output
+            folders = (self.folder / f"{number:04d}" for number in itertools.count(1))
+            folder = next(folder for folder in folders if not folder.exists())
             arguments = [part for part in command if "=" in part]
             try:
                 text = self.execute([*arguments, override("output", folder)], lambda task: watch(task, on_step))

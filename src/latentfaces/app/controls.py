@@ -8,7 +8,7 @@ import gradio as gr
 from latentfaces.app.commands import Commands, Result, override
 from latentfaces.diffusion import Conditioning
 from latentfaces.labels import Label
-from latentfaces.run import GUIDE, Run, build
+from latentfaces.run import Run, build
 
 OWN = "run's own"
 BUTTONS: Any = ["download", "fullscreen"]
@@ -50,7 +50,7 @@ class FaceControls:
 
     def __init__(self, run: Run, choices: Mapping[str, Sequence[str]]) -> None:
         network = run.config["model"]["denoiser"]["network"]
-        fits = {"auto": run.has_weights(GUIDE), "internal": bool(network.get("auxiliary_depth"))}
+        fits = {"auto": run.has_guide, "internal": bool(network.get("auxiliary_depth"))}
         with gr.Row():
             self.labels = LabelControls(run)
         fits["labels"] = bool(self.labels.inputs)
@@ -124,11 +124,11 @@ class Actions:
         """Run a command on a click, one at a time for all browser tabs.
 
         Args:
-            button: is clicked.
-            overrides: returns those of the command.
-            inputs: controls whose values `overrides` and `show` get.
-            show: returns the values of the outputs.
-            outputs: components.
+            button: the button.
+            overrides: function of the values of the inputs; returns the overrides of the command.
+            inputs: controls.
+            show: function of the result and the values of the inputs; returns the values of the outputs.
+            outputs: components that show the result.
             name: name of the command for gradio's clients.
         """
 

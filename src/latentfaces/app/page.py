@@ -16,7 +16,7 @@ from latentfaces.run import Run
 def build_page(run: Run, commands: Commands, choices: Mapping[str, Sequence[str]]) -> gr.Blocks:
     """Build the page of a run or a model folder. `choices` has the names of samplers and kinds of guidance."""
     gr.set_static_paths([commands.folder])
-    with gr.Blocks(title=f"latentfaces: {run.folder.name}", analytics_enabled=False) as page:
+    with gr.Blocks(title=f"latentfaces: {run.folder.name}") as page:
         gr.Markdown(f"## latentfaces: {run.folder.name}")
         with gr.Tabs() as tabs:
             with gr.Tab("New faces"):

@@ -85,11 +85,11 @@ class Photo:
         several = {*shared, self.count, self.seed}
         actions = Actions(commands)
         for button, overrides, inputs in (
-            (edit, self.edit, {*several, self.strength}),
+            (edit, lambda v: self.on_photo("edit", v, f"task.strength={v[self.strength]}"), {*several, self.strength}),
             (inpaint, self.inpaint, {*several, self.mask}),
-            (vary, self.vary, {*several, self.amount}),
-            (reconstruct, lambda values: self.on_photo("reconstruct", values), shared),
-            (invert, lambda values: self.on_photo("invert", values), shared),
+            (vary, lambda v: self.on_photo("variations", v, f"task.amount={v[self.amount]}"), {*several, self.amount}),
+            (reconstruct, lambda v: self.on_photo("reconstruct", v), shared),
+            (invert, lambda v: self.on_photo("invert", v), shared),
             (relabel, self.relabel, {*shared, self.mask, self.weight, *self.labels.inputs}),
             (slide, self.slide, {*shared, self.direction, self.range}),
         ):
@@ -121,10 +121,6 @@ class Photo:
             command += [f"seed={values[self.seed]}", f"num_images={int(values[self.count])}"]
         return [*command, f"task.face={values[self.face]}"] if (values[self.face] or 1) > 1 else command
 
-    def edit(self, values: Values) -> list[str]:
-        """Return the command that adds noise to the photo, and removes it."""
-        return self.on_photo("edit", values, f"task.strength={values[self.strength]}")
-
     def inpaint(self, values: Values) -> list[str]:
         """Return the command that fills what is painted."""
         mask = self.painted(values)
@@ -142,10 +138,6 @@ class Photo:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(painted).save(path)
         return [override("task.mask", path)]
-
-    def vary(self, values: Values) -> list[str]:
-        """Return the command that varies the face."""
-        return self.on_photo("variations", values, f"task.amount={values[self.amount]}")
 
     def relabel(self, values: Values) -> list[str]:
         """Return the command that generates the face again with other labels."""

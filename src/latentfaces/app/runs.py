@@ -10,7 +10,6 @@ import gradio as gr
 from latentfaces.app.commands import one_line
 from latentfaces.app.controls import BUTTONS
 from latentfaces.evaluation.panels import SECTIONS, best_validation, panels, read_curves
-from latentfaces.files import read_json
 from latentfaces.report.page import REPORT
 from latentfaces.report.run_page import drawn
 from latentfaces.run import Run, open_run, runs_in
@@ -75,10 +74,12 @@ class Runs:
             f'<img src="{data}" alt="{escape(title)}" style="width: 420px; max-width: 100%">'
             for title, data in drawn(losses, best_validation(curves))
         )
-        link = f'<a href="/gradio_api/file={quote(str(report.resolve()))}" target="_blank">report.html</a>'
+        link = ""
+        if report.exists():
+            link = f'<a href="/gradio_api/file={quote(str(report.resolve()))}" target="_blank">report.html</a>'
         previews = sorted(images.glob("step_*.png"))
         return (
-            f'{link * report.exists()}<div style="display: flex; flex-wrap: wrap">{drawings}</div>',
+            f'{link}<div style="display: flex; flex-wrap: wrap">{drawings}</div>',
             [(str(path), f"step {int(path.stem[5:]):,}") for path in reversed(previews)],
             gr.Timer(active=not run.finished),
         )
@@ -90,9 +91,8 @@ def row(run: Run) -> list[Any]:
     curves = read_curves(metrics) if metrics.exists() else {}
     best, result = best_validation(curves), run.result()
     step = result.get("steps") or max((steps[-1] for steps, _ in curves.values()), default=0)
-    evaluations = sorted(run.folder.glob("samples/*/metrics.json"), key=lambda path: path.stat().st_mtime)
-    for path in evaluations:
-        result |= read_json(path)
+    for _, measured in reversed(run.evaluations("metrics.json")):
+        result |= measured
     shown = ", ".join(f"{name} {result[name]:.4g}" for name in METRICS if isinstance(result.get(name), int | float))
     state = "finished" if run.finished else "not finished"
     return [run.folder.name, run.stage, state, int(step), f"{best.loss:.4g}" if best else "", shown]

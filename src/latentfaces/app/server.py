@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, which reads it
 import gradio as gr
 from annotated_types import Interval
 from starlette.middleware import Middleware
@@ -20,6 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from latentfaces.errors import UserError
 from latentfaces.signals import Stopped, handle_signals, stop
 
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read whenever a page is built or launched
 MAX_UPLOAD = "50mb"
 CSS = """
 .small .grid-container { grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) !important; }
@@ -50,9 +50,9 @@ class Server:
     token: str | None
 
     def __post_init__(self) -> None:
-        open_to_others = "task.share=true" if self.share else f"task.host={self.host}" * (not is_loopback(self.host))
-        if open_to_others and not self.token:
-            raise UserError(f"{open_to_others} opens the page to others. Add task.token=PASSWORD.")
+        if not self.token and (self.share or not is_loopback(self.host)):
+            key = "task.share=true" if self.share else f"task.host={self.host}"
+            raise UserError(f"{key} opens the page to others. Add task.token=PASSWORD.")
 
     def __call__(self, build_page: Callable[[], gr.Blocks]) -> None:
         """Build a page and serve it until Ctrl-C.
@@ -88,16 +88,12 @@ class Server:
                 prevent_thread_lock=True,
                 theme=THEME,
                 css=CSS,
-                inline=False,
                 quiet=True,
                 show_error=True,
                 footer_links=[],
                 run_history=False,
                 enable_monitoring=False,
                 app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=self.hosts)]},
-                mcp_server=False,
-                ssr_mode=False,
-                pwa=False,
                 max_file_size=MAX_UPLOAD,
             )
         except OSError as error:

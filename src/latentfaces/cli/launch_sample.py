@@ -166,8 +166,8 @@ def credentials_of(cfg: DictConfig) -> Any:
 
 def identify(cfg: DictConfig) -> list[str]:
     """Return what task=identify prints."""
-    from latentfaces.tasks import Identify
+    from latentfaces.tasks.identify import identify
 
     refuse_unsafe(cfg)
     allow_only(("task", "image"), "with task=identify")
-    return Identify(cfg.image)()
+    return identify(cfg.image)

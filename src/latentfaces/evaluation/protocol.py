@@ -19,7 +19,6 @@ from latentfaces.errors import UserError
 from latentfaces.evaluation.features import Features
 from latentfaces.evaluation.generation import density_and_coverage, generator_metrics
 from latentfaces.evaluation.probe import FEWEST
-from latentfaces.files import read_json
 from latentfaces.labels import Label
 
 ReferenceName = Literal["all", "train", "held_out"]
@@ -246,10 +245,3 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     header, *rows = result["table"]
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{comparability(result)}"
-
-
-def newest_result(folder: Path) -> dict[str, Any]:
-    """Return the newest protocol.json in a run's folder; empty if there is none."""
-    paths = sorted(folder.glob(f"samples/*/{RESULT}"), key=lambda path: path.stat().st_mtime)
-    result = read_json(paths[-1]) if paths else {}
-    return result if "table" in result else {}

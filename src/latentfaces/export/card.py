@@ -34,19 +34,19 @@ RESULTS = {"test/loss": "loss of held-out images", "test/psnr": "PSNR, dB", "tes
 def model_card(run: Run, pipeline: FacePipeline, files: Sequence[str]) -> str:
     """Return the model card of a run as Markdown."""
     data, weights = data_of(run), pipeline.weights
-    evaluation = newest(run, "metrics.json", weights)
+    evaluation, row = newest(run, "metrics.json", weights), newest(run, RESULT, weights)
     sections = {
         "": summary(run, pipeline),
         "Use": usage(pipeline, files),
         "Training data": training_data(data),
         "Training": table(recipe(run, pipeline)),
         "Metrics": metrics(run, evaluation),
-        **published(newest(run, RESULT, weights)),
+        "Numbers as reported in papers": as_markdown(row) if row else "",
         "Memorization audit": audit(evaluation),
         "Intended use": INTENDED_USE,
         "Limits": limits(pipeline, data),
     }
-    parts = [f"## {title}\n\n{text}" if title else text for title, text in sections.items()]
+    parts = [f"## {title}\n\n{text}" if title else text for title, text in sections.items() if text]
     return "\n\n".join([front_matter(data, pipeline), *parts]) + "\n"
 
 
@@ -182,8 +182,7 @@ def in_words(config: Mapping[str, Any]) -> str:
 
 def newest(run: Run, name: str, weights: str) -> dict[str, Any]:
     """Return the newest file `name` of task=evaluate that measured these weights; empty if there is none."""
-    paths = sorted(run.folder.glob(f"samples/*/{name}"), key=lambda path: -path.stat().st_mtime)
-    return next((found for found in map(read_json, paths) if found.get("weights") == weights), {})
+    return next((found for _, found in run.evaluations(name) if found.get("weights") == weights), {})
 
 
 def metrics(run: Run, found: Mapping[str, Any]) -> str:
@@ -197,11 +196,6 @@ def metrics(run: Run, found: Mapping[str, Any]) -> str:
         rows["compared"] = f"{found['num_images']:,} {found['kind']} with {found['num_photos']:,} held-out images"
         rows["features"] = str(found["features"])
     return table(rows)
-
-
-def published(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return the section with the row of task.protocol; empty if it was not measured."""
-    return {"Numbers as reported in papers": as_markdown(result)} if result else {}
 
 
 def audit(found: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ def export(run: Run, to: Path) -> Path:
         UserError: the folder has files, or the run has no weights.
     """
     pipeline = FacePipeline.load(run, device="cpu")
-    with new_folder(to) as folder:
+    with atomic_folder(to) as folder:
         write_vae(pipeline, folder)
         if pipeline.denoiser is not None:
             save(pipeline.denoiser, folder, "best_denoiser")
@@ -54,7 +54,7 @@ def export(run: Run, to: Path) -> Path:
 
 
 @contextmanager
-def new_folder(to: Path) -> Iterator[Path]:
+def atomic_folder(to: Path) -> Iterator[Path]:
     """Yield a folder that gets the name `to` when it is complete. After an error nothing is left."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"to={to} already exists. Choose another folder.")

@@ -12,8 +12,7 @@ import torch
 
 from latentfaces.evaluation import TensorValues
 from latentfaces.evaluation.panels import SECTIONS, Best, Panel, best_validation, panels, read_curves, sheet
-from latentfaces.evaluation.protocol import comparability, newest_result
-from latentfaces.files import read_json
+from latentfaces.evaluation.protocol import RESULT, comparability
 from latentfaces.report.page import REPORT, as_data, embedded, format_number, write_page
 from latentfaces.run import CONFIG, Run, command, open_run, overrides_of, program, resume_command
 
@@ -48,9 +47,12 @@ def write_report(folder: str | Path) -> Path:
     metrics = run.folder / "metrics.csv"
     curves = read_curves(metrics) if metrics.exists() else {}
     best, shown = best_validation(curves), panels(curves)
-    tensors, published = tensor_values(run.folder), newest_result(run.folder)
+    tensors = tensor_values(run.folder)
+    published = next((found for _, found in run.evaluations(RESULT) if "table" in found), {})
     last = max((steps[-1] for steps, _ in curves.values()), default=0)
     ended = run.finished and last <= result.get("steps", last)  # not one that is being trained further
+    drawings = {name: drawn([panel for panel in shown if panel.section == name], best) for name in SECTIONS}
+    of_latents = drawings.pop(SECTIONS[-1])
     return write_page(
         run.folder / REPORT,
         "run.html.j2",
@@ -64,14 +66,10 @@ def write_report(folder: str | Path) -> Path:
         figures=[(UNITS.get(k, k), format_number(v)) for k, v in result.items() if not k.startswith("health/")],
         health=[(key[7:], f"{value:.4g}") for key, value in result.items() if key.startswith("health/")],
         best=best,
-        curves=[
-            (section, drawn([panel for panel in shown if panel.section == section], best))
-            for section in SECTIONS[:-1]
-            if any(panel.section == section for panel in shown)
-        ],
-        health_curves=drawn([panel for panel in shown if panel.section == SECTIONS[-1]], best),
+        curves=[(section, pictures) for section, pictures in drawings.items() if pictures],
+        health_curves=of_latents,
         previews=[(f"step {int(path.stem[5:]):,}", as_data(path.read_bytes())) for path in previews(run.folder)],
-        evaluations=evaluations(run.folder),
+        evaluations=evaluations(run),
         published=published.get("table"),
         published_state=comparability(published) if published else None,
         tensors=[(title, embedded(figure)) for title, figure in tensors.panels()] if tensors else [],
@@ -114,7 +112,7 @@ def next_commands(run: Run, ended: bool) -> list[tuple[str, str]]:
         ("Evaluate", f"{sample} run={here} task=evaluate"),
         longer,
     ]
-    if not run.config.get("model", {}).get("denoiser", {}).get("network", {}).get("flow_map"):  # which has no guidance
+    if not run.is_fast:  # which has no guidance
         commands.insert(1, ("Tune the guidance", f"{sample} run={here} task=tune"))
     return commands
 
@@ -133,11 +131,10 @@ def previews(folder: Path) -> list[Path]:
     return [paths[index] for index in sorted(chosen)] if paths else []
 
 
-def evaluations(folder: Path) -> list[dict[str, Any]]:
+def evaluations(run: Run) -> list[dict[str, Any]]:
     """Return the results of task=evaluate in the run's folder, newest first."""
     found = []
-    for path in sorted(folder.glob("samples/*/metrics.json"), key=lambda path: -path.stat().st_mtime):
-        result = read_json(path)
+    for path, result in run.evaluations("metrics.json"):
         real = result.get("training_photos", {})
         rows = [
             (name.replace("_", " "), f"{result[name]:.4g}", f"{real[name]:.4g}" if name in real else "", meaning)
@@ -145,8 +142,8 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
             if name in result
         ]
         if rows:
-            shown = {"rows": rows, "labels": label_rows(result), "folder": path.parent.relative_to(folder)}
-            found.append({"kind": "samples", **result, **shown})
+            shown = {"rows": rows, "labels": label_rows(result), "folder": path.parent.relative_to(run.folder)}
+            found.append({**result, **shown})
     return found
 
 

@@ -59,31 +59,11 @@ class Job:
         return self.folder.name
 
     @property
-    def number(self) -> tuple[int, str]:
-        """Sort key: 2 comes before 10."""
-        return len(self.name), self.name
-
-    @property
     def state(self) -> str:
         """State of the job."""
         if self.error:
             return "failed"
         return "pruned" if self.stopped else "finished" if self.result else "not finished"
-
-
-@dataclass(frozen=True)
-class Order:
-    """Ranking of jobs: its description, the result that counts if any, and 1 if lower is better, else -1."""
-
-    text: str
-    metric: str | None = None
-    sign: int = 1
-
-    def rank(self, job: Job) -> tuple[Any, ...]:
-        """Sort key of the jobs."""
-        value = job.result.get(self.metric, math.nan) if self.metric else 0.0
-        missing = not job.result or not math.isfinite(value)
-        return missing, 0.0 if missing else self.sign * value, job.number
 
 
 def changes_loss(keys: Sequence[str]) -> list[str]:
@@ -93,15 +73,20 @@ def changes_loss(keys: Sequence[str]) -> list[str]:
     return [key for key in found if key != "model.loss.auxiliary_weight"]  # not part of val/loss
 
 
-def order_of(jobs: Sequence[Job], varied: Sequence[str]) -> Order:
-    """Return the ranking of these jobs."""
-    keys = changes_loss(varied)
-    if not keys:
-        return Order(f"Lowest {LOSS} first.", LOSS)
-    why = f"{LOSS} is not comparable, as {', '.join(keys)} changes its definition."
-    if any(PSNR in job.result for job in jobs):
-        return Order(f"Highest {PSNR} first: {why}", PSNR, -1)
-    return Order(f"By number: {why} Compare with `python sample.py run=JOB task=evaluate`.")
+def ranked(jobs: Sequence[Job], varied: Sequence[str]) -> tuple[str, list[Job]]:
+    """Return a description of the ranking, and the jobs in its order. Those without the metric come last."""
+    metric, sign, order = LOSS, 1, f"Lowest {LOSS} first."
+    if keys := changes_loss(varied):
+        why = f"{LOSS} is not comparable, as {', '.join(keys)} changes its definition."
+        if not any(PSNR in job.result for job in jobs):
+            return f"By number: {why} Compare with `python sample.py run=JOB task=evaluate`.", list(jobs)
+        metric, sign, order = PSNR, -1, f"Highest {PSNR} first: {why}"
+
+    def score(job: Job) -> float:
+        value = sign * float(job.result.get(metric, math.inf))
+        return value if math.isfinite(value) else math.inf
+
+    return order, sorted(jobs, key=score)
 
 
 def read_jobs(folder: Path) -> list[Job]:
@@ -119,7 +104,7 @@ def read_jobs(folder: Path) -> list[Job]:
         jobs.append(Job(job, overrides, read_json(job / RESULT), error, stopped))
     if not jobs:
         raise UserError(f"{folder} has no jobs of a sweep. Give a folder in outputs/sweeps.")
-    return sorted(jobs, key=lambda job: job.number)
+    return sorted(jobs, key=lambda job: (len(job.name), job.name))  # 2 comes before 10
 
 
 def write_sweep_report(folder: str | Path) -> Path:
@@ -132,8 +117,7 @@ def write_sweep_report(folder: str | Path) -> Path:
     jobs = read_jobs(folder)
     keys = sorted({key for job in jobs for key in job.overrides})
     varied = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
-    order = order_of(jobs, varied)
-    jobs.sort(key=order.rank)
+    order, jobs = ranked(jobs, varied)
     ended = [job.result for job in jobs if job.result]
     shown = [name for name in SHOWN if len({result.get(name) for result in ended}) > (len(ended) > 1)]
     rows = [
@@ -154,7 +138,7 @@ def write_sweep_report(folder: str | Path) -> Path:
         name=folder.name,
         date=f"{datetime.now():%Y-%m-%d %H:%M}",
         num_failed=sum(bool(job.error) for job in jobs),
-        order=order.text,
+        order=order,
         varied=varied,
         shown=shown,
         rows=rows,

@@ -7,7 +7,6 @@ from latentfaces.tasks.directions import Directions
 from latentfaces.tasks.edit import Edit
 from latentfaces.tasks.evaluate import Evaluate
 from latentfaces.tasks.generate import Generate
-from latentfaces.tasks.identify import Identify
 from latentfaces.tasks.inpaint import Inpaint
 from latentfaces.tasks.interpolate import Interpolate
 from latentfaces.tasks.invert import Invert
@@ -26,7 +25,6 @@ __all__ = [
     "Edit",
     "Evaluate",
     "Generate",
-    "Identify",
     "Inpaint",
     "Interpolate",
     "Invert",

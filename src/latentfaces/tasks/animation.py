@@ -60,10 +60,12 @@ def save_animation(
     The frame times of a GIF are multiples of 10 ms.
     """
     pictures = list(frames.permute(0, 2, 3, 1).contiguous().cpu().numpy())
-    is_mp4 = path.suffix == ".mp4"
-    data = (mp4_of if is_mp4 else gif_of)(pictures, frames_per_second, text)
+    if path.suffix == ".mp4":
+        data = mark_mp4(mp4_of(pictures, frames_per_second, text), source)
+    else:
+        data = mark_gif(gif_of(pictures, frames_per_second, text), source)
     with atomic_write(path) as file:
-        file.write((mark_mp4 if is_mp4 else mark_gif)(data, source))
+        file.write(data)
 
 
 def gif_of(pictures: list[Any], frames_per_second: float, text: str) -> bytes:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from latentfaces.data.align import find_faces, session
 from latentfaces.data.crops import Square, crop, paste
@@ -85,7 +86,7 @@ class Anonymize(Inpainting):
                 result = self.anonymized(pipeline, photo, squares, probes, count)
                 count += len(squares)
                 row |= {"file": f"{IMAGES}/{number:05d}.png", "faces": len(squares)}
-                pictures.write(as_tensor(result), row["file"], compress_level=1, index=number)
+                pictures.write(pil_to_tensor(result), row["file"], compress_level=1, index=number)
                 if recognizer is not None:
                     row["distances"] = distances(recognizer, photo, result, squares)
             else:
@@ -106,7 +107,7 @@ class Anonymize(Inpainting):
     ) -> Image.Image:
         """Return a photo with new faces in the squares, with the noise of the samples from number `first` on."""
         size = pipeline.resolution
-        crops = torch.stack([as_tensor(crop(photo, square, size)) for square in squares])
+        crops = torch.stack([pil_to_tensor(crop(photo, square, size)) for square in squares])
         hole, condition = inside_of_face(size), pipeline.condition(self.labels(pipeline, crops, probes))
         weight, numbers, result = hole.numpy().astype(np.float32), list(range(len(crops))), photo
         for start in range(0, len(crops), self.batch_size):
@@ -115,7 +116,7 @@ class Anonymize(Inpainting):
             given = None if condition is None else condition[which]
             faces = self.faces(pipeline, crops, hole.expand(len(crops), 1, -1, -1), which, names, given)
             for face, index in zip(faces, which, strict=True):
-                result = paste(result, Image.fromarray(face.permute(1, 2, 0).numpy()), squares[index], weight)
+                result = paste(result, to_pil_image(face), squares[index], weight)
         return result
 
     def labels(self, pipeline: FacePipeline, crops: Tensor, probes: dict[str, Probe]) -> Tensor:
@@ -169,11 +170,6 @@ def as_line(content: dict[str, Any]) -> str:
     return json.dumps(content) + "\n"
 
 
-def as_tensor(image: Image.Image) -> Tensor:
-    """Return an RGB image as (3, H, W) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
 def inside_of_face(size: int) -> Tensor:
     """Return the inside of a face in FFHQ's square as (size, size) bool."""
     y, x = torch.meshgrid(*[(torch.arange(size) + 0.5) / size] * 2, indexing="ij")
@@ -185,7 +181,7 @@ def distances(
 ) -> list[float]:
     """Return the distance of each new face from the one in the photo."""
     before, after = (
-        recognizer(torch.stack([as_tensor(crop(image, square, RECOGNIZED)) for square in squares]))
+        recognizer(torch.stack([pil_to_tensor(crop(image, square, RECOGNIZED)) for square in squares]))
         for image in (photo, result)
     )
     return [round(distance, 4) for distance in (after - before).norm(dim=1).tolist()]

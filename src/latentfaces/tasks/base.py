@@ -1,10 +1,16 @@
 """Base classes of the tasks of sample.py."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+from rich.progress import track
+from torch import Tensor
+
 from latentfaces.bounds import Natural, Positive
+from latentfaces.data.images import to_float, to_uint8
 from latentfaces.diffusion import Sampler
-from latentfaces.pipeline import FacePipeline
+from latentfaces.pipeline import FacePipeline, Name
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.paste import Alignment
 from latentfaces.tasks.photos import OwnPhotos, held_out_photos, read_photos
@@ -24,6 +30,11 @@ class Task:
     seed: Natural
     batch_size: Positive
 
+    def reconstructed(self, pipeline: FacePipeline, images: Tensor, skips: float = 0.0) -> Tensor:
+        """Reconstruct images (n, 3, R, R) uint8; for `skips` see `FacePipeline.reconstruct`."""
+        batches = images.split(self.batch_size)
+        return torch.cat([to_uint8(pipeline.reconstruct(to_float(batch), skips)).cpu() for batch in batches])
+
 
 @dataclass(kw_only=True)
 class SamplingTask(Task):
@@ -34,6 +45,24 @@ class SamplingTask(Task):
     """
 
     sampler: Sampler
+
+    def variants(self, num_photos: int) -> Iterator[tuple[list[int], list[Name]]]:
+        """Yield batches of photos and of names of the noise, `num_images` for each photo in turn.
+
+        Result i of any photo has the noise of sample i of the seed.
+        """
+        pairs = [(photo, (self.seed, number)) for photo in range(num_photos) for number in range(self.num_images)]
+        for start in track(range(0, len(pairs), self.batch_size), "Sampling"):
+            batch = pairs[start : start + self.batch_size]
+            yield [photo for photo, _ in batch], [name for _, name in batch]
+
+    def noise_of(self, pipeline: FacePipeline, photos: Tensor) -> Tensor:
+        """Return the noise (n, c, h, w) from which the sampler generates photos (n, 3, R, R) uint8, approximately.
+
+        Raises:
+            UserError: the sampler adds noise, so it cannot be inverted.
+        """
+        return torch.cat([pipeline.invert(to_float(batch), self.sampler) for batch in photos.split(self.batch_size)])
 
 
 @dataclass(kw_only=True)
@@ -59,8 +88,9 @@ class PhotoTask(Task):
         key: str = "image",
     ) -> OwnPhotos:
         """Read at most `num_photos` photos of an image, folder or .zip, by default `image`; `key` names it."""
-        place, alignment = image or self.image, Alignment(self.align, self.face, pictures.folder)
+        place = image or self.image
         assert place is not None
+        alignment = None if self.align == "false" else Alignment(self.align, self.face, pictures.folder)
         return read_photos(place, pipeline.resolution, num_photos, self.seed, alignment, key)
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
 from latentfaces.errors import UserError
@@ -49,7 +49,7 @@ class Compare(SamplingTask):
         names = [(self.seed, number) for number in range(self.num_images)]
         own = pipeline.labels_for(names)
         labels = torch.cat([torch.where(cell.isnan(), own, cell) for cell in cells])
-        faces = torch.cat(list(pipeline.faces(len(cells) * names, self.sampler, self.batch_size, labels)))
+        faces = pipeline.faces(len(cells) * names, self.sampler, self.batch_size, labels)
         pictures.add(faces, [pipeline.conditioning.describe(row) for row in labels])
         side = math.ceil(math.sqrt(self.num_images))
         tiles = torch.stack([make_grid(cell, side, padding=0) for cell in faces.split(self.num_images)])
@@ -62,11 +62,11 @@ def combinations(key: str, values: Mapping[str, Any] | None) -> list[dict[str, A
     Raises:
         UserError: the values of a label are no list.
     """
-    for name, choices in (values or {}).items():
+    values = values or {}
+    for name, choices in values.items():
         if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
             raise UserError(f"task.{key} has no list for {name}. Write 'task.{key}={{{name}: [0, 1]}}'.")
-    names, choices_of = (values or {}).keys(), (values or {}).values()
-    return [dict(zip(names, choices, strict=True)) for choices in itertools.product(*choices_of)]
+    return [dict(zip(values, choices, strict=True)) for choices in itertools.product(*values.values())]
 
 
 def title(labels: Mapping[str, Any]) -> str:
@@ -90,9 +90,9 @@ def titled(tiles: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor
     for number, tile in enumerate(tiles):
         row, column = divmod(number, len(columns))
         corner = left + column * across, top + row * down
-        picture.paste(Image.fromarray(tile.permute(1, 2, 0).contiguous().numpy()), corner)
+        picture.paste(to_pil_image(tile), corner)
         if row == 0:
             draw.multiline_text((corner[0], GAP), columns[column], "black", font)
         if column == 0:
             draw.multiline_text((GAP, corner[1]), rows[row], "black", font)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    return pil_to_tensor(picture)

@@ -23,7 +23,7 @@ from latentfaces.run import config_of, open_run
 from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.compare import combinations, title
 from latentfaces.tasks.evaluate import device_for_pairs
-from latentfaces.tasks.face_set import IMAGES, LABELS, Batch, FaceSet
+from latentfaces.tasks.face_set import IMAGES, LABELS, FaceSet
 from latentfaces.tasks.output import PictureFolder
 
 CARD = "README.md"
@@ -78,7 +78,12 @@ class Dataset(SamplingTask):
                 number = done // self.num_images
                 pipeline.asked = torch.where(wanted[number].isnan(), asked, wanted[number])
                 count = min(self.batch_size, self.num_images - done % self.num_images)
-                made.add(self.batch(pipeline, audit, made, count), self.recipe(pictures, cells[number]))
+                names = [(self.seed, made.next + i) for i in range(count)]
+                faces = pipeline.faces(names, self.sampler, self.batch_size)
+                features = audit.extract(faces)
+                new, copies = audit(features, made.known)
+                labels = pipeline.described_labels(names)
+                made.add(faces, features, labels, new, copies, self.recipe(pictures, cells[number]))
                 bar.update(task, completed=len(made.names))
         made.finish()
         with atomic_write(path) as file:
@@ -86,19 +91,16 @@ class Dataset(SamplingTask):
         print(f"{total:,} faces; left out: {made.copies:,} copies of training images, {made.twins:,} near-twins")
         return path
 
-    def batch(self, pipeline: FacePipeline, audit: "Audit", made: FaceSet, count: int) -> Batch:
-        """Return the next `count` samples."""
-        names = [(self.seed, made.next + number) for number in range(count)]
-        faces = torch.cat(list(pipeline.faces(names, self.sampler, self.batch_size)))
-        features = audit.extract(faces)
-        new, copies = audit(features, made.known)
-        return Batch(made.next, faces, features, pipeline.described_labels(names), new, copies)
-
     def recipe(self, pictures: PictureFolder, cell: dict[str, Any]) -> dict[str, Any]:
         """Return the metadata with which task=generate makes a face of a combination of labels."""
         settings = {
-            **{"_target_": "latentfaces.tasks.Generate", "sampler": config_of(self.sampler), "num_images": 1},
-            **{"seed": self.seed, "batch_size": self.batch_size, "first": 0, "npz": False},
+            "_target_": "latentfaces.tasks.Generate",
+            "sampler": config_of(self.sampler),
+            "num_images": 1,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "first": 0,
+            "npz": False,
         }
         return {"task": "generate", "settings": settings, "labels": {**pictures.origin.get("labels", {}), **cell}}
 

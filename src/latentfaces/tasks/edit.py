@@ -14,14 +14,14 @@ from latentfaces.data.pack import pack_if_here
 from latentfaces.diffusion.schedule import at
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
-from latentfaces.pipeline import FacePipeline
+from latentfaces.pipeline import FacePipeline, Name
 from latentfaces.tasks.base import PackTask, SamplingTask
+from latentfaces.tasks.encoding import check_skips, encode
 from latentfaces.tasks.inpaint import composed
 from latentfaces.tasks.masks import feathered, read_mask
 from latentfaces.tasks.output import PictureFolder, beside
 from latentfaces.tasks.reconstruct import report
 from latentfaces.tasks.relabel import print_moved, relabeled
-from latentfaces.tasks.variants import Name, check_skips, encode, variants
 
 
 @dataclass(kw_only=True)
@@ -57,7 +57,7 @@ class Edit(PackTask, SamplingTask):
         check_skips(pipeline, self.skips)
         photos = self.photos(pipeline, pictures, self.num_photos)
         shown = []
-        for which, names in variants(len(photos.images), self.num_images, self.seed, self.batch_size):
+        for which, names in self.variants(len(photos.images)):
             x0, features = encode(pipeline, photos.images, which)
             skips = [self.skips * feature for feature in features] if self.skips else None
             faces = to_uint8(pipeline.decode(self.edited(pipeline, x0, names), skips)).cpu()

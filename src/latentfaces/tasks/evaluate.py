@@ -34,14 +34,13 @@ from latentfaces.evaluation.protocol import (
     source_size,
     table,
 )
-from latentfaces.marks import EDITED, GENERATED
+from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.report import write_report
 from latentfaces.run import open_run
 from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.labels import evaluate_labels, labels_of_run
 from latentfaces.tasks.output import PictureFolder
-from latentfaces.tasks.reconstruct import reconstructions
 from latentfaces.tasks.suspects import NUM_NEIGHBORS, suspicious
 
 SHOWN = 32
@@ -94,40 +93,51 @@ class Evaluate(SamplingTask):
             for key in ("reference", "per_label"):
                 if getattr(self, key):
                     raise UserError(f"task.{key}={getattr(self, key)} has no effect without task.protocol=...")
+        elif self.weights is not None and self.features is None:
+            raise UserError(f"task.weights={self.weights} is for one network. Add task.features=inception.")
 
     def __call__(self, pipeline: FacePipeline, pictures: PictureFolder) -> Path:
         """Write and print the metrics. Return the path of the grid."""
-        pack, ranks = open_pack(Path(self.pack)), pictures.ranks
-        if self.protocol is not None:
-            return self.published(protocol_named(self.protocol), pipeline, pictures, pack)
+        pack = open_pack(Path(self.pack))
+        make = partial(self.images, pipeline, pack)
+        if self.protocol is None:
+            self.compare(pipeline, pictures, pack, make)
+        else:
+            self.publish(protocol_named(self.protocol), pipeline, pictures, pack, make)
+        if pictures.ranks.rank > 0:
+            return pictures.folder
+        if Path(self.folder) in pictures.folder.parents:  # the page of the run shows the result
+            write_report(self.folder)
+        return pictures.grid(make(range(SHOWN)), columns=8)
+
+    def compare(self, pipeline: FacePipeline, pictures: PictureFolder, pack: Pack, make: Make) -> None:
+        """Compare the images with held-out ones. Write metrics.json and the plots."""
         if len(pack.test_indices) < FEWEST:
             raise UserError(
                 f"{pack.folder} has {len(pack.val_indices)} held-out images. task=evaluate reports on half of them and "
                 f"needs at least {2 * FEWEST}. Add images, or train with more held out, as with data.val_every=2."
             )
-        stage_2 = pipeline.denoiser is not None
-        kind = "new faces" if stage_2 else "reconstructions"
-        pictures.source = GENERATED if stage_2 else EDITED
-        count = self.num_images if stage_2 else min(self.num_images, len(pack.test_indices))
-        features = self.features or "encoder"
+        kind, count, ranks = "new faces", self.num_images, pictures.ranks
+        is_stage_2 = pipeline.denoiser is not None
+        if not is_stage_2:
+            kind, count = "reconstructions", min(self.num_images, len(pack.test_indices))
+            pictures.source = EDITED
+        features, conditioning = self.features or "encoder", pipeline.conditioning
         extract = features_by_name(features, pipeline.vae, self.weights)
-        conditioning = pipeline.conditioning
         labels = labels_of_run(self.folder, pack, conditioning) if conditioning else None
         real = image_features(extract, pack, self.batch_size, ranks)
-        mirrored = image_features(extract, pack, self.batch_size, ranks, mirrored=True) if stage_2 else real
-        make = partial(self.images, pipeline, pack)
-        seen = extract if labels is None else WithPixels(extract)
-        seen_in_fake = self.sample_features(seen, make, count, pictures)
+        mirrored = image_features(extract, pack, self.batch_size, ranks, mirrored=True) if is_stage_2 else real
+        with_pixels = self.sample_features(extract if labels is None else WithPixels(extract), make, count, pictures)
         if ranks.rank > 0:
-            return pictures.folder
+            return
+
         device = device_for_pairs(pipeline)
-        seen_in_fake = seen_in_fake.to(device)
-        fake, held_out = seen_in_fake[:, : real.shape[1]], real[pack.test_indices].to(device)
+        with_pixels = with_pixels.to(device)
+        fake, held_out = with_pixels[:, : real.shape[1]], real[pack.test_indices].to(device)
         train = real[pack.train_indices].to(device)
         print(f"comparing {len(fake):,} {kind} with {len(held_out):,} held-out images")
-        values = generator_metrics(held_out, fake)
-        figures: list[Figure] = []
-        if stage_2:
+        values, figures = generator_metrics(held_out, fake), list[Figure]()
+        if is_stage_2:
             views = torch.stack([train, mirrored[pack.train_indices].to(device)], dim=1)
             result = memorization(fake, views, held_out, min(NUM_NEIGHBORS, len(train)))
             values |= {"duplicates": result.duplicates, "memorized_fraction": result.memorized_fraction}
@@ -148,24 +158,22 @@ class Evaluate(SamplingTask):
         }
         if labels is not None and conditioning is not None:
             asked = pipeline.labels_for([(self.seed, number) for number in range(len(fake))])
-            metrics["labels"] = evaluate_labels(pack, conditioning, labels, real, seen_in_fake, asked)
+            metrics["labels"] = evaluate_labels(pack, conditioning, labels, real, with_pixels, asked)
         (pictures.folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
         for name, value in values.items():
             print(f"{name} {value:.4g}")
         for number, figure in enumerate(figures, start=1):
             pictures.figure(figure, f"memorization_{number}.png")
-        self.update_page(pictures)
-        return pictures.grid(make(range(min(count, SHOWN))), columns=8)
 
-    def update_page(self, pictures: PictureFolder) -> None:
-        """Write the page of the run again if it shows results of this folder."""
-        if Path(self.folder) in pictures.folder.parents:
-            write_report(self.folder)
-
-    def published(self, protocol: Protocol, pipeline: FacePipeline, pictures: PictureFolder, pack: Pack) -> Path:
-        """Write and print the row of a protocol. Return the path of the grid."""
-        names = self.networks_of(protocol, pipeline)
+    def publish(
+        self, protocol: Protocol, pipeline: FacePipeline, pictures: PictureFolder, pack: Pack, make: Make
+    ) -> None:
+        """Write and print the row of a protocol."""
+        pipeline.required_denoiser()
+        names = (self.features,) if self.features else protocol.features
         conditioning, run = pipeline.conditioning, open_run(self.folder)
+        if self.per_label and conditioning is None:
+            raise UserError("task.per_label needs a run that was trained with data.labels. Choose another run=...")
         size = source_size(run.config["data"], pack.manifest["names"])
         reference = Reference(pack, self.reference or protocol.reference, size)
         chosen = reference.indices
@@ -174,10 +182,10 @@ class Evaluate(SamplingTask):
         labels = labels_of_run(self.folder, pack, conditioning) if self.per_label and conditioning else None
         networks = [features_by_name(name, pipeline.vae, self.weights) for name in names]
         of_pack = [image_features(network, pack, self.batch_size, pictures.ranks) for network in networks]
-        make = partial(self.images, pipeline, pack)
         joined = self.sample_features(JoinedFeatures(networks), make, self.num_images, pictures)
         if pictures.ranks.rank > 0:
-            return pictures.folder
+            return
+
         device = device_for_pairs(pipeline)
         real = [features[chosen].to(device) for features in of_pack]
         fake = joined.to(device).split([features.shape[1] for features in real], dim=1)
@@ -188,11 +196,10 @@ class Evaluate(SamplingTask):
             for title, ours, theirs in label_groups(conditioning.labels, labels[chosen], asked):
                 group = {name: (features[ours], others[theirs]) for name, (features, others) in pairs.items()}
                 rows.append(Row.measure(f"{run.folder.name}, {title}", group))
-        reasons = differences(protocol, reference, len(joined), names, pictures.origin["labels"])
         result = {
             "protocol": asdict(protocol),
             "weights": pipeline.weights,
-            "reasons": reasons,
+            "reasons": differences(protocol, reference, len(joined), names, pictures.origin["labels"]),
             "rows": [asdict(row) for row in rows],
             "table": table(rows, reference),
         }
@@ -200,30 +207,14 @@ class Evaluate(SamplingTask):
         text = as_markdown(result)
         print(text)
         (pictures.folder / "row.md").write_text(f"{text}\n")
-        self.update_page(pictures)
-        return pictures.grid(make(range(SHOWN)), columns=8)
-
-    def networks_of(self, protocol: Protocol, pipeline: FacePipeline) -> tuple[str, ...]:
-        """Return the names of the networks of a protocol, after a check of the options.
-
-        Raises:
-            UserError: an option does not fit the run or the protocol.
-        """
-        names = (self.features,) if self.features else protocol.features
-        pipeline.required_denoiser()
-        if self.per_label and pipeline.conditioning is None:
-            raise UserError("task.per_label needs a run that was trained with data.labels. Choose another run=...")
-        if self.weights is not None and len(names) > 1:
-            raise UserError(f"task.weights={self.weights} is for one network. Add task.features={names[0]}.")
-        return names
 
     def images(self, pipeline: FacePipeline, pack: Pack, numbers: Sequence[int]) -> Tensor:
         """Return the samples or reconstructions (n, 3, R, R) uint8 with these numbers."""
         if pipeline.denoiser is not None:
             names = [(self.seed, number) for number in numbers]
-            return torch.cat(list(pipeline.faces(names, self.sampler, self.batch_size)))
+            return pipeline.faces(names, self.sampler, self.batch_size)
         photos = torch.from_numpy(pack.images[pack.test_indices[list(numbers)]])
-        return reconstructions(pipeline, photos, 0.0, self.batch_size)
+        return self.reconstructed(pipeline, photos)
 
     def sample_features(self, extract: Features, make: Make, count: int, pictures: PictureFolder) -> Tensor:
         """Return features (count, d) of the images that `make` returns, from a resumable file; empty above rank 0."""

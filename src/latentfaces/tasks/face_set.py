@@ -5,7 +5,6 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,29 +19,8 @@ from latentfaces.tasks.output import OWN_LABELS, PictureFolder
 IMAGES, LABELS, STATE = "images", "labels.csv", "set.json"
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Samples and which of them are new.
-
-    Args:
-        first: number of the first sample.
-        faces: (n, 3, R, R) uint8.
-        features: (n, d).
-        labels: known labels of each.
-        new: indices of those that belong to the set.
-        copies: number of copies of training images.
-    """
-
-    first: int
-    faces: Tensor
-    features: Tensor
-    labels: Sequence[Mapping[str, float | str]]
-    new: list[int]
-    copies: int
-
-
 class FaceSet:
-    """Faces that are being written. A batch counts once set.json has it. What a kill left of another is overwritten.
+    """Set of faces on disk. set.json counts the complete batches. Files of an incomplete one are overwritten.
 
     Args:
         pictures: the folder.
@@ -80,23 +58,39 @@ class FaceSet:
         csv.DictWriter(lines, self.fields, lineterminator="\n").writerows(rows)
         return lines.getvalue()
 
-    def add(self, batch: Batch, recipe: Mapping[str, Any]) -> None:
-        """Write the new faces of a batch, with the metadata of `recipe`."""
+    def add(
+        self,
+        faces: Tensor,
+        features: Tensor,
+        labels: Sequence[Mapping[str, float | str]],
+        new: list[int],
+        copies: int,
+        recipe: Mapping[str, Any],
+    ) -> None:
+        """Write those of the next samples that are new.
+
+        Args:
+            faces: samples (n, 3, R, R) uint8.
+            features: their features (n, d).
+            labels: known labels of each.
+            new: indices of those that belong to the set.
+            copies: number of copies of training images.
+            recipe: metadata of all of them.
+        """
         before, rows = len(self.names), []
-        for i in batch.new:
-            number, labels = batch.first + i, batch.labels[i]
-            name = f"{number:06d}.png"
-            own: dict[str, Any] = {OWN_LABELS: labels} if labels else {}
-            self.pictures.write(batch.faces[i], f"{IMAGES}/{name}", index=number, **recipe, **own)
-            cells = {key: value if isinstance(value, str) else f"{value:g}" for key, value in labels.items()}
+        for i in new:
+            name = f"{self.next + i:06d}.png"
+            own: dict[str, Any] = {OWN_LABELS: labels[i]} if labels[i] else {}
+            self.pictures.write(faces[i], f"{IMAGES}/{name}", index=self.next + i, **recipe, **own)
+            cells = {key: value if isinstance(value, str) else f"{value:g}" for key, value in labels[i].items()}
             rows.append({"name": name, **cells})
         if rows:
-            self.features.write(before, batch.features[batch.new].numpy())
+            self.features.write(before, features[new].numpy())
             append(self.folder / LABELS, self.as_csv(rows))
         self.names += [row["name"] for row in rows]
-        self.next += len(batch.faces)
-        self.copies += batch.copies
-        self.twins += len(batch.faces) - len(batch.new) - batch.copies
+        self.next += len(faces)
+        self.copies += copies
+        self.twins += len(faces) - len(new) - copies
         state = {"faces": len(self.names), "next": self.next, "copies": self.copies, "twins": self.twins}
         with atomic_write(self.folder / STATE) as file:
             file.write(json.dumps(state).encode())

@@ -42,9 +42,9 @@ class Generate(SamplingTask):
             rounds = ranks.rounds(range(self.num_images), self.batch_size)
             for part in track(rounds, "Sampling", disable=ranks.rank > 0):
                 names = [(self.seed, self.first + number) for number in part]
-                faces = torch.cat(
-                    [torch.empty(0, dtype=torch.uint8), *pipeline.faces(names, self.sampler, self.batch_size)]
-                )
+                faces = torch.empty(0, dtype=torch.uint8)
+                if names:  # the last round may have none for this rank
+                    faces = pipeline.faces(names, self.sampler, self.batch_size)
                 shown.append(ranks.join(faces[: max(MAX_IN_GRID - part.start, 0)]))
                 if not self.npz:
                     pictures.count = part.start

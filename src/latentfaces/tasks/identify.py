@@ -5,7 +5,6 @@ import json
 import mmap
 import re
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +20,20 @@ MAX_TEXT = 2**20
 """Bytes of a text that is read from an .npz."""
 
 
-@dataclass
-class Identify:
-    """Print the marks of a PNG, GIF, MP4 or .npz of latentfaces, or of an image of another program.
-
-    Args:
-        image: the file.
-    """
-
-    image: str | None
-
-    def __call__(self) -> list[str]:
-        """Return a line for each kind of mark."""
-        if self.image is None:
-            raise UserError("task=identify needs a file. Give image=FILE.")
-        path = Path(self.image)
-        try:
-            source, recipe = read_source(path), read_recipe(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"image={path} cannot be read ({error}). Give another file.") from None
-        return [
-            f"source type: {source or 'none'}",
-            f"recipe: {json.dumps(recipe) if recipe else 'none'}",
-            f"c2pa: {read_credentials(path)}",
-        ]
+def identify(image: str | None) -> list[str]:
+    """Return a line for each mark of a PNG, GIF, MP4 or .npz of latentfaces, or of an image of another program."""
+    if image is None:
+        raise UserError("task=identify needs a file. Give image=FILE.")
+    path = Path(image)
+    try:
+        source, recipe = read_source(path), read_recipe(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"image={path} cannot be read ({error}). Give another file.") from None
+    return [
+        f"source type: {source or 'none'}",
+        f"recipe: {json.dumps(recipe) if recipe else 'none'}",
+        f"c2pa: {read_credentials(path)}",
+    ]
 
 
 def read_source(path: Path) -> str | None:

@@ -12,15 +12,14 @@ from torch import Tensor
 from latentfaces.bounds import Fraction, Natural, Positive
 from latentfaces.data.images import to_uint8
 from latentfaces.diffusion import NoiseSchedule, Predictor
-from latentfaces.diffusion.samplers import Trajectory
-from latentfaces.diffusion.schedule import per_sample
+from latentfaces.diffusion.samplers import AfterStep, Trajectory, at
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
-from latentfaces.pipeline import FacePipeline
+from latentfaces.pipeline import FacePipeline, Name
 from latentfaces.tasks.base import PhotoTask, SamplingTask
+from latentfaces.tasks.encoding import check_skips, encode
 from latentfaces.tasks.masks import feathered, read_mask, shrunk
 from latentfaces.tasks.output import PictureFolder, beside
-from latentfaces.tasks.variants import Name, check_skips, encode, variants
 
 GRAY = 127
 
@@ -80,21 +79,26 @@ class Inpainting(SamplingTask):
     ) -> Tensor:
         """Return latents (b, c, h, w) that equal x0 outside the hole (b, 1, h, w), each with the noise of its name."""
         predictor = pipeline.predictor(condition)
-        draw = pipeline.draws(names)
+        draw, schedule, first = pipeline.draws(names), predictor.schedule, predictor.first_time
         noise = draw()
         # The kept part follows one straight trajectory, unless sampling is random anyway: then each step draws it.
         renewed = self.resample > 1 or self.sampler.is_random
-        keep = Keeper(predictor.schedule, x0, hole, draw if renewed else lambda: noise)
-        first = x0.new_full((len(x0),), predictor.first_time)
-        start = per_sample(predictor.schedule.sigma(first)) * noise
-        x = torch.where(hole, start, predictor.schedule.add_noise(x0, noise, first))
+
+        def noised(t: float, noise: Tensor) -> Tensor:
+            return schedule.add_noise(x0, noise, x0.new_full((len(x0),), t))
+
+        def keep(x: Tensor, t: float) -> Tensor:  # algorithm 1, lines 4, 5 and 8
+            known = noised(t, draw() if renewed else noise) if t > 0 else x0
+            return torch.where(hole, x, known)
+
+        x = torch.where(hole, at(schedule.sigma, first) * noise, noised(first, noise))
         with pipeline.autocast():
             if self.resample == 1:
-                return self.sampler.refine(predictor, x, predictor.first_time, draw, keep)
+                return self.sampler.refine(predictor, x, first, draw, keep)
             return self.resampled(predictor, x, draw, keep)
 
     @torch.no_grad()
-    def resampled(self, predictor: Predictor, x: Tensor, draw: Callable[[], Tensor], keep: "Keeper") -> Tensor:
+    def resampled(self, predictor: Predictor, x: Tensor, draw: Callable[[], Tensor], keep: AfterStep) -> Tensor:
         """Take each step except the last `resample` times, adding noise again in between (algorithm 1, lines 3 to 11).
 
         Each step is independent: a multistep sampler takes all of them as its first.
@@ -132,7 +136,7 @@ class Inpaint(PhotoTask, Inpainting):
         photos = self.own_photos(pipeline, pictures, self.num_photos)
         hole, mask = read_mask(self.mask, photos, pipeline.resolution)
         shown = []
-        for which, names in variants(len(hole), self.num_images, self.seed, self.batch_size):
+        for which, names in self.variants(len(hole)):
             faces = self.faces(pipeline, photos.images, hole, which, names)
             photos.save(faces, which, pictures, hole[which], mask)
             shown.append(faces)
@@ -140,27 +144,11 @@ class Inpaint(PhotoTask, Inpainting):
         return pictures.grid(*beside(photos.images, holes, torch.cat(shown)))
 
 
-@dataclass(frozen=True)
-class Keeper:
-    """Callback that restores the photo outside the hole, with the noise of x (algorithm 1, lines 4, 5 and 8)."""
-
-    schedule: NoiseSchedule
-    x0: Tensor
-    hole: Tensor
-    draw: Callable[[], Tensor]
-
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        known = self.schedule.add_noise(self.x0, self.draw(), self.x0.new_full((len(x),), t)) if t > 0 else self.x0
-        return torch.where(self.hole, x, known)
-
-
 def noised_again(schedule: NoiseSchedule, x: Tensor, s: float, t: float, noise: Tensor) -> Tensor:
     """Draw x at the noisier time t from q(x_t | x_s) (Kingma et al. 2021, eq. 20 and 21)."""
-    (alpha_s, alpha_t), (sigma_s, sigma_t) = (
-        function(torch.tensor([s, t], dtype=torch.float64)).tolist() for function in (schedule.alpha, schedule.sigma)
-    )
-    ratio = alpha_t / alpha_s
-    return ratio * x + max(sigma_t**2 - (ratio * sigma_s) ** 2, 0.0) ** 0.5 * noise
+    ratio = at(schedule.alpha, t) / at(schedule.alpha, s)
+    variance = at(schedule.sigma, t) ** 2 - (ratio * at(schedule.sigma, s)) ** 2
+    return ratio * x + max(variance, 0.0) ** 0.5 * noise
 
 
 def hidden(photos: Tensor, hole: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.animation import RowTask
-from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
 
 
@@ -63,7 +62,7 @@ class Interpolate(RowTask):
             left = self.own_photos(pipeline, pictures)
             right = self.own_photos(pipeline, pictures, image=self.to_image, key="task.to_image")
             pictures.source = EDITED
-            photos = found_noise(pipeline, torch.cat([left.images, right.images]), self.sampler, self.batch_size)
+            photos = self.noise_of(pipeline, torch.cat([left.images, right.images]))
         fractions = torch.linspace(0, 1, self.num_images).split(self.batch_size)
         faces = torch.cat([self.between(pipeline, photos, part.tolist()) for part in fractions])
         return self.write(faces, pictures)

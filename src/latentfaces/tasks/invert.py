@@ -5,24 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from latentfaces.data.images import to_float
-from latentfaces.diffusion import Sampler
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import PackTask, SamplingTask
 from latentfaces.tasks.output import PictureFolder, bands
-from latentfaces.tasks.reconstruct import reconstructions, report
-
-
-def found_noise(pipeline: FacePipeline, images: Tensor, sampler: Sampler, batch_size: int) -> Tensor:
-    """Return the noise (n, c, h, w) from which the sampler generates photos (n, 3, R, R) uint8, approximately.
-
-    Raises:
-        UserError: the sampler adds noise, so it cannot be inverted.
-    """
-    return torch.cat([pipeline.invert(to_float(batch), sampler) for batch in images.split(batch_size)])
+from latentfaces.tasks.reconstruct import report
 
 
 @dataclass(kw_only=True)
@@ -38,9 +26,9 @@ class Invert(PackTask, SamplingTask):
         """Write the images and the noise. Return the path of the grid."""
         pictures.source = EDITED
         photos = self.photos(pipeline, pictures, self.num_images).images
-        noise = found_noise(pipeline, photos, self.sampler, self.batch_size)
+        noise = self.noise_of(pipeline, photos)
         again = torch.cat([pipeline.images(part, self.sampler) for part in noise.split(self.batch_size)])
-        through_vae = reconstructions(pipeline, photos, 0.0, self.batch_size)
+        through_vae = self.reconstructed(pipeline, photos)
         report("", photos, again)
         report("_of_vae", photos, through_vae)
         report("_of_inversion", through_vae, again)

@@ -51,7 +51,7 @@ class Neighbours(SamplingTask):
         """Write samples, grid and neighbours.json. Return the path of the grid."""
         pack = open_pack(Path(self.pack))
         names = [(self.seed, self.first + number) for number in range(self.num_images)]
-        faces = torch.cat(list(pipeline.faces(names, self.sampler, self.batch_size)))
+        faces = pipeline.faces(names, self.sampler, self.batch_size)
         moments = cached_moments(pipeline, pack, self.batch_size)
         train = NormalizedLatents(pipeline.vae, moments, pack.train_indices)
         latents = torch.cat([pipeline.encode(to_float(batch)).float().cpu() for batch in faces.split(self.batch_size)])

@@ -31,16 +31,16 @@ OWN_LABELS = "labels_of_image"
 
 def new_folder(wanted: Path) -> Path:
     """Create `wanted` or, where it exists, the same with a suffix, so that no two commands share a folder."""
-    for number in itertools.count(1):
-        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
+    folder, number = wanted, 1
+    while True:
         try:
             folder.mkdir(parents=True)
+            return folder
         except FileExistsError:
-            continue
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}_{number}")
         except OSError as error:
             raise UserError(f"output={folder} cannot be written ({error.strerror})") from error
-        return folder
-    raise AssertionError
 
 
 class PictureFolder:
@@ -70,23 +70,20 @@ class PictureFolder:
         """Source type of the next images. A task that changes photos sets `EDITED`."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if any(self.folder.glob("*.png")) or (self.folder / "images.npz").exists():
+                raise UserError(f"output={self.folder} already contains images. Choose another folder.")
             tempfile.TemporaryFile(dir=self.folder).close()  # fail now, not after sampling
             self.lock = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"output={self.folder} cannot be written ({error.strerror})") from error
-        problem = None
-        if any(self.folder.glob("*.png")) or (self.folder / "images.npz").exists():
-            problem = "already contains images"
-        elif self.ranks.rank == 0:
+        if self.ranks.rank == 0:
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                problem = "is in use by another command"
+                os.close(self.lock)
+                raise UserError(f"output={self.folder} is in use by another command. Choose another folder.") from None
             except OSError:
                 pass  # a file system without locks
-        if problem is not None:
-            os.close(self.lock)
-            raise UserError(f"output={self.folder} {problem}. Choose another folder.")
         self.ranks.wait()  # all have checked
 
     def __enter__(self) -> Self:

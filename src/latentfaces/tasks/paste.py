@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from latentfaces.data.align import find_faces
 from latentfaces.data.crops import Square, border_weight, numbered, paste
@@ -20,7 +20,7 @@ class Alignment:
     """Choice of a face in each photo.
 
     Args:
-        mode: "true", "false", or "auto", which leaves photos as they are that have no face or are framed like FFHQ.
+        mode: "true", or "auto", which leaves photos as they are that have no face or are framed like FFHQ.
         face: number of the face, from 1, the largest.
         folder: gets a picture of the numbered faces of each photo that shows several.
     """
@@ -35,8 +35,6 @@ class Alignment:
         Raises:
             UserError: the photo has no such face, or the extra `align` is missing.
         """
-        if self.mode == "false":
-            return None
         faces = find_faces(photo)
         if not faces and self.mode == "auto" and self.face == 1:
             warn(f"No face was found in {name}: its central square is used.")
@@ -78,8 +76,8 @@ class AlignedPhoto:
         """
         photo = self.source.photo(self.name)
         weight = border_weight(face.shape[-1]) if hole is None else hole.numpy().astype(np.float32)
-        whole = paste(photo, Image.fromarray(face.permute(1, 2, 0).numpy()), self.square, weight)
+        whole = paste(photo, to_pil_image(face), self.square, weight)
         if mask is not None:
             white = mask.resize(photo.size, Image.Resampling.NEAREST).point(lambda value: 255 * (value >= 128))
             whole = Image.composite(whole, photo, white)
-        return torch.from_numpy(np.array(whole)).permute(2, 0, 1)
+        return pil_to_tensor(whole)

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from latentfaces.data.images import to_float, to_uint8
+from latentfaces.data.images import to_float
 from latentfaces.evaluation import calculate_metrics
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
@@ -26,19 +25,13 @@ class Reconstruct(PackTask):
         pictures.source = EDITED
         photos = self.photos(pipeline, pictures, self.num_images)
         images = photos.images
-        rows = [images, reconstructions(pipeline, images, 0.0, self.batch_size)]
+        rows = [images, self.reconstructed(pipeline, images)]
         report("", rows[0], rows[1])
         if pipeline.vae.skip_connections:
-            rows.append(reconstructions(pipeline, images, 1.0, self.batch_size))
+            rows.append(self.reconstructed(pipeline, images, skips=1.0))
             report("_with_skips", rows[0], rows[2])
         photos.save(rows[-1], list(range(len(images))), pictures)
         return pictures.grid(*bands(rows))
-
-
-def reconstructions(pipeline: FacePipeline, images: Tensor, skips: float, batch_size: int) -> Tensor:
-    """Reconstruct images (n, 3, R, R) uint8; for `skips` see `FacePipeline.reconstruct`."""
-    batches = images.split(batch_size)
-    return torch.cat([to_uint8(pipeline.reconstruct(to_float(batch), skips)).cpu() for batch in batches])
 
 
 def report(suffix: str, images: Tensor, others: Tensor) -> None:

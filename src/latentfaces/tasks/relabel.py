@@ -36,15 +36,16 @@ def relabeled(
         The unchanged and the changed photos, each (n, 3, R, R) uint8.
     """
     assert pipeline.conditioning is not None
-    before = pipeline.conditioning.parse(photo_labels)
-    after = torch.where(pipeline.asked.isnan(), before, pipeline.asked)
+    labels = pipeline.conditioning.parse(photo_labels)
+    new_labels = torch.where(pipeline.asked.isnan(), labels, pipeline.asked)
+    before, after = (pipeline.condition(values[None]) for values in (labels, new_labels))
     unchanged, changed, guidance = [], [], pipeline.guidance
     for batch in photos.split(batch_size):
         pipeline.guidance = NoGuidance()
-        noise = pipeline.invert(to_float(batch), sampler, pipeline.condition(before[None]))
-        unchanged.append(pipeline.images(noise, sampler, condition=pipeline.condition(before[None])))
+        noise = pipeline.invert(to_float(batch), sampler, before)
+        unchanged.append(pipeline.images(noise, sampler, condition=before))
         pipeline.guidance = guidance
-        changed.append(pipeline.images(noise, sampler, condition=pipeline.condition(after[None])))
+        changed.append(pipeline.images(noise, sampler, condition=after))
     return torch.cat(unchanged), torch.cat(changed)
 
 

@@ -12,11 +12,9 @@ from torch import Tensor
 from latentfaces.diffusion import Sampler
 from latentfaces.diffusion.directions import FeatureDirections
 from latentfaces.marks import EDITED
-from latentfaces.pipeline import FacePipeline
+from latentfaces.pipeline import FacePipeline, Name
 from latentfaces.tasks.animation import RowTask
-from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder
-from latentfaces.tasks.variants import Name
 
 
 @dataclass(kw_only=True)
@@ -43,7 +41,7 @@ class Slide(RowTask):
         noise = None
         if self.image is not None:
             photo = self.own_photos(pipeline, pictures)
-            noise = found_noise(pipeline, photo.images, self.sampler, self.batch_size)
+            noise = self.noise_of(pipeline, photo.images)
             pictures.source = EDITED
         low, high = self.range
         strengths, names = torch.linspace(low, high, self.num_images), [(self.seed, 0)] * self.num_images
@@ -75,10 +73,9 @@ def slid(
     network, faces = pipeline.required_denoiser().network, []
     for start in range(0, len(names), batch_size):
         batch = names[start : start + batch_size]
-        draw = pipeline.draws(batch)
-        initial, condition = draw(), pipeline.condition(pipeline.labels_for(batch))
-        if noise is not None:
-            initial, condition = noise.expand(len(batch), -1, -1, -1), None
         with directions.applied(network, direction, strengths[start : start + batch_size]):
-            faces.append(pipeline.images(initial, sampler, draw, condition))
+            if noise is None:
+                faces.append(pipeline.faces(batch, sampler, batch_size))
+            else:
+                faces.append(pipeline.images(noise.expand(len(batch), -1, -1, -1), sampler))
     return torch.cat(faces)

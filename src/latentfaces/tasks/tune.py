@@ -126,9 +126,13 @@ class Tune(SamplingTask):
             return scores[choice]
 
         plain = Choice(usual)
-        kinds = ["auto"] * (pipeline.guide is not None) + ["internal"] * best_weights.has_auxiliary
-        kinds += ["labels"] * (pipeline.conditioning is not None)
-        best = min([plain, *(Choice(usual, kind, weight) for kind in kinds for weight in self.weights)], key=score)
+        fits = {
+            "auto": pipeline.guide is not None,
+            "internal": best_weights.has_auxiliary,
+            "labels": pipeline.conditioning is not None,
+        }
+        guided = [Choice(usual, kind, weight) for kind in fits if fits[kind] for weight in self.weights]
+        best = min([plain, *guided], key=score)
         if run.has_snapshots:
             best = min([best, *(replace(best, ema=ema) for ema in self.emas)], key=score)
         best = min([best, *(replace(best, sampler=other) for other in others)], key=score)
@@ -150,7 +154,7 @@ class Tune(SamplingTask):
     def write(run: Run, best: Choice, sampler: Sampler, scores: dict[Choice, float], pictures: PictureFolder) -> None:
         """Write tuned.json to the output folder and to the run, and scores.csv to the output folder."""
         settings = {"guidance": best.guidance_config(), "ema": best.ema, "sampler": config_of(sampler)}
-        result = {**settings, "score": scores[best], "of": run.stamp("best_denoiser")}
+        result = {**settings, "score": scores[best], "of": run.denoiser_hash}
         text = json.dumps(result, indent=1).encode()
         for folder in (pictures.folder, run.folder):
             try:

@@ -12,9 +12,7 @@ from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import PackTask, SamplingTask
 from latentfaces.tasks.interpolate import slerp
-from latentfaces.tasks.invert import found_noise
 from latentfaces.tasks.output import PictureFolder, beside
-from latentfaces.tasks.variants import variants
 
 
 @dataclass(kw_only=True)
@@ -33,9 +31,9 @@ class Variations(PackTask, SamplingTask):
         """Write the variations. Return the path of the grid."""
         pictures.source = EDITED
         photos = self.photos(pipeline, pictures, self.num_photos)
-        own = found_noise(pipeline, photos.images, self.sampler, self.batch_size)
+        own = self.noise_of(pipeline, photos.images)
         shown = []
-        for which, names in variants(len(photos.images), self.num_images, self.seed, self.batch_size):
+        for which, names in self.variants(len(photos.images)):
             fresh = pipeline.noise(names)
             noise = torch.stack([slerp(own[p], other, self.amount) for p, other in zip(which, fresh, strict=True)])
             faces = pipeline.images(noise, self.sampler)
