@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 import yaml
 from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, trained_in
 from PIL import Image
+from wandb.util import get_core_path
 
 from latentfaces.training.callbacks.dashboard import histogram
 
@@ -36,8 +36,9 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> "Record":
-        """With `wandb leet inspect`."""
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", str(path), "--json"]
+        """With the program behind `wandb leet inspect`, which starts without importing wandb."""
+        command = [get_core_path(), "leet", "inspect", "--no-observability", "--json"]
+        command += ["--run-file", str(path), str(path.parents[1])]
         lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
         return cls(path, [json.loads(line) for line in lines])
 
