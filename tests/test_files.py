@@ -95,6 +95,7 @@ with file_lock(Path({str(path)!r})):
         assert process.stdout is not None
         assert process.stdout.readline() == "locked\n"
         yield path
+        process.kill()
 
 
 def test_wait_for_a_lock_is_printed(
