@@ -5,6 +5,7 @@ import functools
 import importlib
 import io
 import os
+import pickle
 import runpy
 import shutil
 import sys
@@ -17,6 +18,7 @@ import pytest
 from filelock import FileLock
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[2]
@@ -56,13 +58,21 @@ ADVERSARIAL = [
 
 def load_yaml(file: TextIO) -> Any:
     """`OmegaConf.load`, which parses the same text only once."""
-    return OmegaConf.create(parse_yaml(file.read()))
+    return pickle.loads(parse_yaml(file.read()))
 
 
 @functools.cache
-def parse_yaml(text: str) -> Any:
-    """Return the dict of a config file."""
-    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+def parse_yaml(text: str) -> bytes:
+    """Return the pickled config of a config file, which is the fastest to copy."""
+    return pickle.dumps(OmegaConf.load(io.StringIO(text)))
+
+
+def parse_configs_once(patch: pytest.MonkeyPatch) -> None:
+    """Let Hydra parse equal config files once."""
+    Plugins.instance()  # loads the modules below again, without setting them as attributes of their package
+    for origin in ("file", "importlib_resources"):
+        source = importlib.import_module(f"hydra._internal.core_plugins.{origin}_config_source")
+        patch.setattr(source, "OmegaConf", SimpleNamespace(load=load_yaml))
 
 
 def run_command(name: str, *arguments: str, pictures: bool = False) -> None:
@@ -78,9 +88,7 @@ def run_command(name: str, *arguments: str, pictures: bool = False) -> None:
     GlobalHydra.instance().clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(ROOT / name), *arguments])
-        # Hydra loads this module again without setting it as an attribute of its package.
-        source = importlib.import_module("hydra._internal.core_plugins.file_config_source")
-        patch.setattr(source, "OmegaConf", SimpleNamespace(load=load_yaml))
+        parse_configs_once(patch)
         if not any(argument.startswith(("experiment=", "hydra.mode=")) for argument in arguments):
             patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # only experiments set hydra.mode: saves composing
         if name == "train.py" and not pictures:

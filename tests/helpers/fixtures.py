@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, made_once, run_command, trained_in
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, made_once, parse_configs_once, run_command, trained_in
 from helpers.forked import Forker
 from helpers.kaggle_stand_in import Kaggle
 
@@ -17,6 +17,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _parse_configs_once() -> Iterator[None]:
+    """Faster compositions outside of commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        parse_configs_once(patch)
+        yield
 
 
 @pytest.fixture(scope="session")
