@@ -85,6 +85,9 @@ class LatentDataset(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(self.moments[self.indices[index], 0].copy())
+
     def __getitems__(self, draws: Draws) -> LatentBatch:
         rows = self.indices[draws.items]
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
