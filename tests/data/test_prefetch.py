@@ -1,6 +1,7 @@
 """One batch ahead: the same batches, made while the last is used, and no thread or error is lost."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -77,6 +78,25 @@ def test_no_more_than_one_batch_is_made_ahead() -> None:
     loader = Loader()
     for batch in Prefetched(loader):
         assert len(loader.made) <= batch + 2
+
+
+@pytest.mark.timeout(60)
+def test_time_that_the_consumer_waits_is_told() -> None:
+    class Slow:
+        def __len__(self) -> int:
+            return 3
+
+        def __iter__(self) -> Iterator[int]:
+            for number in range(3):
+                time.sleep(0.1)
+                yield number
+
+    waiting, working = Prefetched(Slow()), Prefetched(Slow())
+    assert list(waiting) == [0, 1, 2]
+    assert waiting.waited >= 0.25  # not 0.3: the thread loads already when the wait begins
+    for _ in working:
+        time.sleep(0.3)  # meanwhile the next one is made
+    assert 0.05 <= working.waited < waiting.waited
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 4])

@@ -1,5 +1,6 @@
 """Make the next batch in a thread while the last one is used."""
 
+import time
 from collections.abc import Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,8 @@ class Prefetched:
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader
+        self.waited = 0.0
+        """Seconds that the consumer has waited for batches."""
 
     def __len__(self) -> int:
         assert isinstance(self.loader, Sized)
@@ -28,6 +31,11 @@ class Prefetched:
         batches = iter(self.loader)
         with ThreadPoolExecutor(1) as thread:
             coming = thread.submit(next, batches, DONE)
-            while (batch := coming.result()) is not DONE:
+            while True:
+                asked = time.perf_counter()
+                batch = coming.result()
+                self.waited += time.perf_counter() - asked
+                if batch is DONE:
+                    return
                 coming = thread.submit(next, batches, DONE)
                 yield batch
