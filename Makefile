@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A kill or a failed install leaves no stamp, so the next make starts the install again.
 STAMP := $(VENV)/.installed
+# One worker more than cores, as many tests wait for other processes.
+PYTEST = $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 8))') --dist worksteal
 
 .PHONY: setup demo test check audit bench lock clean
 
@@ -26,14 +28,14 @@ demo: setup
 	$(BIN)/python sample.py run=demo
 
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	$(PYTEST)
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not ddp"
+	$(PYTEST) -m "not slow and not ddp"
 	@$(MAKE) --no-print-directory audit
 
 # A finding fails. Without a network the audit is skipped with a message.
