@@ -12,7 +12,8 @@ from torch import Tensor
 from latentfaces.bounds import Fraction, Natural, Positive
 from latentfaces.data.images import to_uint8
 from latentfaces.diffusion import NoiseSchedule, Predictor
-from latentfaces.diffusion.samplers import AfterStep, Trajectory, at
+from latentfaces.diffusion.samplers import AfterStep, Trajectory
+from latentfaces.diffusion.schedule import at
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline, Name
