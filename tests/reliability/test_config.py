@@ -71,6 +71,7 @@ def test_case_01_an_option_that_does_not_exist_is_told_with_those_that_do(workpl
 WRONG = {
     "model.autoencoder.channels=abc": "model.autoencoder.channels=abc is invalid: input should be a valid integer",
     "trainer.max_steps=abc": "error: trainer.max_steps=abc is invalid: value 'abc' of type 'str' could not",
+    "callbacks.early_stopping.patience=0": "callbacks.early_stopping.patience=0 is invalid: input should be greater",
     "data.batch_size=0": "data.batch_size=0 is invalid: input should be greater than or equal to 1",
     "data.num_val_images=0": "data.num_val_images=0 is invalid: input should be greater than or equal to 1",
     "data.resolution=18": "data.resolution=18 is no multiple of the VAE's factor 4. Use 16",

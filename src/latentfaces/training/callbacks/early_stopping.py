@@ -7,11 +7,24 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
+from latentfaces.bounds import NonNegativeFloat, Positive
 from latentfaces.ranks import is_main_process
 
 
 class EarlyStopping(LightningEarlyStopping):
-    """Stop early as Lightning does. A resumed run stays stopped unless the patience is raised."""
+    """Stop early as Lightning does. A resumed run stays stopped unless the patience is raised.
+
+    Args:
+        monitor: name of the logged value.
+        patience: number of validations without a better value after which the training stops.
+        min_delta: smallest change that counts as better.
+        options: others of Lightning's callback.
+    """
+
+    def __init__(
+        self, monitor: str, patience: Positive = 20, min_delta: NonNegativeFloat = 0.0, **options: Any
+    ) -> None:
+        super().__init__(monitor, min_delta, patience, **options)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.wait_count >= self.patience:
