@@ -1,6 +1,7 @@
 """Every control of the page, by gradio's client."""
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,18 @@ def test_bad_uploads_and_values_are_one_line(client: Client, photo: Any, tmp_pat
     assert "No label" in refused(client, photo, 1, None, "", "", "", 2, api_name="/change")
     assert "labels.age" in refused(client, 0, 1, "", "", "200", *OWN[3:], api_name="/generate")
     assert client.predict(photo, 1, api_name="/reconstruct")  # the server lives
+
+
+def test_photos_are_never_pages_and_other_files_are_not_served(
+    server: str, client: Client, photo: Any, tmp_path: Path
+) -> None:
+    page = shutil.copy(photo["path"], tmp_path / "page.html")
+    *_, command, _, _ = client.predict(handle_file(page), 1, api_name="/reconstruct")
+    kept = Path(next(part for part in command.split() if part.startswith("image=")).removeprefix("image="))
+    assert kept.suffix == ".png"
+    assert httpx.get(f"{server}gradio_api/file={kept}").headers["content-type"] == "image/png"
+    (kept.parents[1] / ".env").write_text("secret")
+    assert httpx.get(f"{server}gradio_api/file={kept.parents[1]}/.env").status_code == 403
 
 
 def test_two_browser_tabs_do_not_mix(server: str, client: Client) -> None:

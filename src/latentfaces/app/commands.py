@@ -13,10 +13,13 @@ import gradio as gr
 from torch import Tensor
 
 from latentfaces.data.images import decode_photo, digest
+from latentfaces.data.sources import HEIF, SUFFIXES
 from latentfaces.diffusion import Sampler
 from latentfaces.diffusion.samplers import Trajectory
 from latentfaces.errors import UserError
 
+PHOTOS = "photos"
+"""Folder of the uploaded photos, in that of the page."""
 PLAIN = re.compile(r"[\w./+-]+")
 Execute = Callable[[Sequence[str], Callable[[Any], None]], str]
 """Runs a command, by its overrides and a function that gets its task. Returns what it printed."""
@@ -83,6 +86,7 @@ class Commands:
                 text = self.execute([*arguments, override("output", folder)], lambda task: watch(task, on_step))
             except UserError as error:
                 raise one_line(error) from error
+        gr.set_static_paths([folder])
         return Result(shlex.join(command), overrides, folder, text)
 
     def stop(self, request: gr.Request) -> None:
@@ -102,7 +106,10 @@ class Commands:
             decode_photo(data)
         except Exception as error:  # damaged images raise errors of many kinds
             raise one_line(f"The {name} cannot be read ({error}). Choose another image.") from error
-        path = self.folder / "photos" / f"{name}_{digest(data)[:12]}{Path(upload).suffix.lower()}"
+        # A browser must not take an image with HTML in it for a page.
+        suffix = Path(upload).suffix.lower()
+        suffix = suffix if suffix in (*SUFFIXES, *HEIF) else ".png"
+        path = self.folder / PHOTOS / f"{name}_{digest(data)[:12]}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         return path

@@ -58,7 +58,8 @@ class FaceControls:
             guidances = [name for name in choices["guidance"] if fits.get(name, True)]
             self.guidance = gr.Dropdown([OWN, *guidances], label="Guidance", value=OWN)
             self.weight = gr.Slider(1, 5, 1.5, step=0.1, label="Guidance weight", info="1 is no guidance")
-            self.sampler = gr.Dropdown(choices["sampler"], label="Sampler", value="tuned")
+            samplers = ["few", "tuned"] if run.is_fast else [name for name in choices["sampler"] if name != "few"]
+            self.sampler = gr.Dropdown(samplers, label="Sampler", value="tuned")
             self.steps = gr.Slider(0, 100, 0, step=1, label="Steps", info="0: as usual for the sampler")
             self.ema = gr.Slider(
                 0, 0.25, 0, step=0.01, label="EMA width", info="0: the run's own", visible=run.has_snapshots

@@ -7,7 +7,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from latentfaces.app.commands import Commands, Result, one_line, override
+from latentfaces.app.commands import PHOTOS, Commands, Result, one_line, override
 from latentfaces.app.controls import BUTTONS, Actions, LabelControls, Output, Values
 from latentfaces.data.align import find_faces, has_detector
 from latentfaces.data.crops import Square, numbered
@@ -134,7 +134,7 @@ class Photo:
         painted = np.any([np.asarray(layer.getchannel("A")) > 0 for layer in layers], axis=0)
         if not painted.any():
             return []
-        path = self.commands.folder / "photos" / f"mask_{digest(painted.tobytes())[:12]}.png"
+        path = self.commands.folder / PHOTOS / f"mask_{digest(painted.tobytes())[:12]}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(painted).save(path)
         return [override("task.mask", path)]

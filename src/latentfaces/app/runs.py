@@ -12,7 +12,7 @@ from latentfaces.app.controls import BUTTONS
 from latentfaces.evaluation.panels import SECTIONS, best_validation, panels, read_curves
 from latentfaces.report.page import REPORT
 from latentfaces.report.run_page import drawn
-from latentfaces.run import Run, open_run, runs_in
+from latentfaces.run import CONFIG, Run, open_run, runs_in
 
 EVERY = 5
 """Seconds between two looks at the selected run."""
@@ -61,7 +61,8 @@ class Runs:
         """Return curves and previews of a run, and the timer, which runs until the run is finished."""
         if name is None:
             return "", [], gr.Timer(active=False)
-        if name not in map(self.name, self.runs()):
+        folders = (config.parent for config in self.outputs.glob(f"*/*/{CONFIG}"))
+        if name not in (folder.relative_to(self.outputs).as_posix() for folder in folders):
             raise one_line(f"There is no run {name}. Refresh the list.")
         run = open_run(self.outputs / name)
         metrics, report, images = (run.folder / name for name in ("metrics.csv", REPORT, "images"))
