@@ -45,6 +45,7 @@ def test_no_other_run_is_needed(files: Path, capsys: pytest.CaptureFixture[str])
     assert "reconstructs held-out" not in capsys.readouterr().out.rpartition("Resuming from")[2]
     straight, resumed = checkpoint("ldm/straight"), checkpoint("ldm/faces")
     assert_equal(straight["state_dict"], resumed["state_dict"], "weights")
+    assert not any(name.startswith("autoencoder.") for name in straight["state_dict"])  # it is in best_vae.pth
     run_command("sample.py", "run=faces", "num_images=2", "output=samples")
     assert len(list(Path("samples").glob("0*.png"))) == 2
 

@@ -1,6 +1,7 @@
 """A network as a denoiser: what its prediction says of the data and of the noise, in every schedule and target."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -152,6 +153,16 @@ def test_network_sees_the_time_and_the_condition_of_each_sample() -> None:
     assert network.seen[1].tolist() == pytest.approx([0.0, 0.5])
     denoiser(torch.ones(2, 1, 2, 2), t, condition)
     assert torch.equal(network.seen[2], condition)
+
+
+def test_a_condition_with_too_many_entries_is_rejected() -> None:
+    network: Any = Spy()
+    network.label_channels = 3
+    denoiser = Denoiser(network, EDM())
+    denoiser(torch.ones(2, 1, 2, 2), torch.zeros(2), torch.ones(2, 2))
+    assert network.seen[2].tolist() == [[0, 1, 1], [0, 1, 1]]  # labels come last
+    with pytest.raises(ValueError, match="a condition of 5 entries has 2 more than the network takes"):
+        denoiser(torch.ones(2, 1, 2, 2), torch.zeros(2), torch.ones(2, 5))
 
 
 def test_a_flow_map_sees_the_length_of_each_step_on_the_even_scale() -> None:

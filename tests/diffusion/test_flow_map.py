@@ -24,7 +24,7 @@ from latentfaces.diffusion import (
     Target,
     UNet,
 )
-from latentfaces.diffusion.flow_map import NUM_STEPS, even_times, step_coefficients
+from latentfaces.diffusion.flow_map import NUM_STEPS, step_coefficients
 from latentfaces.diffusion.schedule import per_sample
 from latentfaces.errors import UserError
 
@@ -190,14 +190,14 @@ def test_a_trajectory_starts_at_the_noise_of_its_time() -> None:
 
 def test_a_start_far_from_the_learned_times_is_refused() -> None:
     denoiser, x = linear("edm", "v"), normal(1, 1, 2, 2)
-    start = even_times(denoiser.schedule, 4)[1]
+    start = FlowMapSampler(4).times(denoiser.schedule)[1]
     with pytest.raises(UserError, match=r"start at task\.strength=0\.992, 0\.744, 0\.496, 0\.248\."):
         FlowMapSampler(4).refine(denoiser, x, 1.2 * start)
 
 
 def test_a_start_near_a_learned_time_takes_no_step_in_between() -> None:
     denoiser, x = linear("edm", "v"), normal(1, 1, 2, 2)
-    start = even_times(denoiser.schedule, 4)[1]
+    start = FlowMapSampler(4).times(denoiser.schedule)[1]
     expected = FlowMapSampler(4).refine(denoiser, x, start)
     assert torch.equal(FlowMapSampler(4).refine(denoiser, x, 1.005 * start), expected)
 

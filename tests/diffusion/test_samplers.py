@@ -19,7 +19,6 @@ from latentfaces.diffusion import (
     DPMpp2MSampler,
     EulerSampler,
     HeunSampler,
-    NoiseSchedule,
     RectifiedFlow,
     Sampler,
     Target,
@@ -53,6 +52,15 @@ EVERY_SAMPLER = pytest.mark.parametrize("kind", SAMPLERS)
 def ideal(name: str = "rectified_flow", target: Target = "v", std: float = S) -> IdealDenoiser:
     """Return the best denoiser of data N(0, std^2)."""
     return IdealDenoiser(gaussian(std), SCHEDULES[name], target)
+
+
+@EVERY_SCHEDULE
+def test_uniform_times_are_even_on_the_scale_of_the_schedule(name: str) -> None:
+    schedule = SCHEDULES[name]
+    first = ideal(name).first_time
+    times = torch.tensor(DPMpp2MSampler(10, spacing="uniform").times(schedule, first), dtype=torch.float64)
+    steps = schedule.condition(times).diff()
+    torch.testing.assert_close(steps, steps[:1].expand(10))
 
 
 def exact(denoiser: IdealDenoiser, noise: Tensor) -> Tensor:
@@ -400,9 +408,15 @@ def test_noise_is_drawn_where_none_is_given() -> None:
     ("shift", "expected"),
     [(1.0, [1.0, 0.75, 0.5, 0.25, 0.0]), (3.0, [1.0, 0.9, 0.75, 0.5, 0.0]), (1 / 3, [1.0, 0.5, 0.25, 0.1, 0.0])],
 )
-@pytest.mark.parametrize("schedule", [RectifiedFlow(), EDM()])
-def test_times_go_from_one_to_zero_by_the_shift(schedule: NoiseSchedule, shift: float, expected: list[float]) -> None:
-    assert EulerSampler(4, shift, "uniform").times(schedule) == pytest.approx(expected)
+def test_times_go_from_one_to_zero_by_the_shift(shift: float, expected: list[float]) -> None:
+    assert EulerSampler(4, shift, "uniform").times(RectifiedFlow()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 1 / 3])
+def test_times_of_edm_are_even_in_the_angle_and_shifted_like_those_of_a_rectified_flow(shift: float) -> None:
+    even = [math.tan(math.atan(80) * (1 - step / 4)) / 80 for step in range(5)]
+    expected = [shift * t / (1 + (shift - 1) * t) for t in even]
+    assert EulerSampler(4, shift, "uniform").times(EDM()) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("shape", "shift"), [((4, 32, 32), 1.0), ((16, 32, 32), 2.0), ((7, 16, 64, 64), 4.0)])

@@ -116,11 +116,16 @@ class Denoiser(nn.Module):
             x_t: noised latents (b, c, h, w).
             t: times (b,).
             condition: parameters of the augmentation, then labels (b, n). Without the former they are 0; None is 0.
+
+        Raises:
+            ValueError: the condition has more entries than the network takes.
         """
         inputs = per_sample(self.schedule.input_scale(t)).to(x_t.dtype) * x_t, self.schedule.condition(t)
         if condition is None:
             return inputs
         missing = getattr(self.network, "label_channels", condition.shape[1]) - condition.shape[1]
+        if missing < 0:
+            raise ValueError(f"a condition of {condition.shape[1]} entries has {-missing} more than the network takes")
         return (*inputs, F.pad(condition, (missing, 0)) if missing else condition)
 
     def condition_of(self, x_t: Tensor) -> Tensor | None:

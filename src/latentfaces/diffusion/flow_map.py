@@ -7,7 +7,7 @@ as a third input.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -18,18 +18,12 @@ from latentfaces.diffusion.denoiser import Denoiser, Predictor
 from latentfaces.diffusion.guidance import Guidance
 from latentfaces.diffusion.loss import DenoisingLoss
 from latentfaces.diffusion.samplers import AfterStep, DPMpp2MSampler, Sampler, Trajectory, combination
-from latentfaces.diffusion.schedule import NoiseSchedule, at, per_sample
+from latentfaces.diffusion.schedule import at, per_sample
 from latentfaces.diffusion.time_sampler import UniformTime
 from latentfaces.errors import UserError
 
 NUM_STEPS = (1, 2, 4)
 """Numbers of steps that a flow map is trained for."""
-
-
-def even_times(schedule: NoiseSchedule, num_steps: int, first: float = 1.0) -> list[float]:
-    """Return num_steps + 1 times from `first` down to 0, evenly spaced on the schedule's even scale."""
-    fractions = torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
-    return schedule.time_of(fractions * at(schedule.condition, first)).tolist()
 
 
 def step_coefficients(denoiser: Predictor, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,10 +41,7 @@ class FlowMapSampler(Sampler):
     def __init__(self, num_steps: Literal[1, 2, 4] = 4) -> None:
         if num_steps not in NUM_STEPS:
             raise ValueError(f"num_steps={num_steps} must be 1, 2 or 4")
-        super().__init__(num_steps)
-
-    def times(self, schedule: NoiseSchedule, first: float = 1.0, shape: Sequence[int] = ()) -> list[float]:
-        return even_times(schedule, self.num_steps, first)
+        super().__init__(num_steps, spacing="uniform")
 
     def refine(
         self,
@@ -118,15 +109,15 @@ class FlowMapLoss(DenoisingLoss):
     @torch.no_grad()
     def trajectory(self, noise: Tensor, condition: Tensor | None) -> tuple[Tensor, list[float]]:
         """Return the states (5, b, c, h, w) of trajectories from noise (b, c, h, w), and their times."""
-        teacher = self.guided(noise, condition)
-        times = even_times(teacher.schedule, self.num_steps, teacher.first_time)
+        teacher, sampler = self.guided(noise, condition), DPMpp2MSampler(self.num_steps, spacing="uniform")
+        times = sampler.times(teacher.schedule, teacher.first_time)
         states = [at(teacher.schedule.sigma, times[0]) * noise]
 
         def keep(x: Tensor, t: float) -> Tensor:
             states.append(x)
             return x
 
-        DPMpp2MSampler(self.num_steps).solve(teacher, states[0], Trajectory(times, change=keep))
+        sampler.solve(teacher, states[0], Trajectory(times, change=keep))
         every = self.num_steps // 4
         return torch.stack(states[::every]), times[::every]
 

@@ -66,8 +66,9 @@ class Sampler(ABC):
         shift: factor of sigma / alpha, smaller near the end of a schedule. Above 1 it moves steps to noisy times. For a
             rectified flow, t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23). "auto" is `shift_for` the
             latents.
-        spacing: even spacing of the times. "uniform" in t; "karras" in (sigma / alpha)^(1/7) (Karras et al. 2022,
-            eq. 5); "log_snr" in log(sigma / alpha) (Lu et al. 2022); "auto" uses the schedule's default.
+        spacing: even spacing of the times. "uniform" on the schedule's even scale (`NoiseSchedule.condition`); "karras"
+            in (sigma / alpha)^(1/7) (Karras et al. 2022, eq. 5); "log_snr" in log(sigma / alpha) (Lu et al. 2022);
+            "auto" uses the schedule's default.
     """
 
     def __init__(self, num_steps: Positive, shift: Shift = 1.0, spacing: Spacing | Auto = "auto") -> None:
@@ -82,7 +83,7 @@ class Sampler(ABC):
         spacing = schedule.spacing if self.spacing == "auto" else self.spacing
         fraction = torch.arange(self.num_steps, dtype=torch.float64) / self.num_steps
         if spacing == "uniform":
-            t = first * (1 - fraction)
+            t = schedule.time_of((1 - fraction) * at(schedule.condition, first))
         else:
             low, high = RATIO_RANGE
             high = min(high, at(schedule.ratio, first))
@@ -133,7 +134,9 @@ class Sampler(ABC):
     ) -> Tensor:
         """Map x_t (b, c, h, w) at the time `start` to latents, by the steps below it."""
         start = min(start, denoiser.first_time)
-        below = [t for t in self.checked_times(denoiser, x_t.shape) if t < start * (1 - 1e-4)]
+        times = self.times(denoiser.schedule, denoiser.first_time, x_t.shape)
+        below = [t for t in times if t < start * (1 - 1e-4)]
+        denoiser.check_times([start, *below[:-1]])
         return self.solve(denoiser, x_t, Trajectory([start, *below], fresh, after_step))
 
     @torch.no_grad()

@@ -19,10 +19,24 @@ class TimeSampler(ABC):
     def from_uniform(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
         """Map u ~ U(0, 1) of any shape to t in (0, 1]: the quantile function of t."""
 
-    def __call__(self, batch_size: int, schedule: NoiseSchedule, device: torch.device | None = None) -> Tensor:
-        """Draw times (batch_size,), stratified: one from each of batch_size equal slices (Kingma et al. 2021, I.1)."""
-        slices = torch.arange(batch_size, device=device)
-        return self.inside((slices + torch.rand(batch_size, device=device)) / batch_size, schedule)
+    def __call__(
+        self,
+        batch_size: int,
+        schedule: NoiseSchedule,
+        device: torch.device | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw times (batch_size,), stratified: one from each of batch_size equal slices (Kingma et al. 2021, I.1).
+
+        Args:
+            batch_size: number of times.
+            schedule: noise schedule.
+            device: device of the times.
+            generator: generator of the draws, on the CPU; that of the device if None.
+        """
+        place = device if generator is None else None
+        draws = torch.rand(batch_size, device=place, generator=generator)
+        return self.inside((torch.arange(batch_size, device=place) + draws).to(device) / batch_size, schedule)
 
     def sized(self, shape: Sequence[int]) -> "TimeSampler":
         """Return the distribution for latents (..., c, h, w): this one unless it depends on their size."""

@@ -96,7 +96,6 @@ class Edit(PackTask, SamplingTask):
                 f"task.strength={self.strength:g} is below all of the {len(times) - 1} sampling times. Raise it or "
                 "sampler.num_steps."
             )
-        predictor.check_times([start, *reached])
         x_t = predictor.schedule.add_noise(x0, noise, x0.new_full((len(x0),), start))
         with pipeline.autocast():
             return self.sampler.refine(predictor, x_t, start, draw)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,6 +84,17 @@ class LatentDiffusionModule(BaseModule):
         self.autoencoder.measure(dataset[row][None] for row in rows)
         save_weights(self.autoencoder, Path(self.trainer.default_root_dir) / "checkpoints" / "best_vae.pth")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        # The VAE does not change, and the run has it in best_vae.pth.
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith("autoencoder.")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        vae = {f"autoencoder.{key}": value for key, value in self.autoencoder.state_dict().items()}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **vae}
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         moments, labels = unpack(batch)
         mean, std = moments.unbind(1)
@@ -112,8 +124,7 @@ class LatentDiffusionModule(BaseModule):
         x0 = self.autoencoder.normalize(moments[:, 0])
         generator = torch.Generator().manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
-        u = (torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(x0)
-        t = self.loss.time_sampler.sized(x0.shape).inside(u.to(x0), self.denoiser.schedule)
+        t = self.loss.time_sampler.sized(x0.shape)(len(x0), self.denoiser.schedule, x0.device, generator)
         condition = None if self.conditioning is None else self.conditioning(labels)
         loss = self.loss(self.denoiser, x0, t, noise, condition)[0].mean()
         self.log(f"{stage}/loss", loss, batch_size=len(x0), sync_dist=True)
