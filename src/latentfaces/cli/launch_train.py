@@ -183,7 +183,7 @@ def build_trainer(cfg: DictConfig, stop: Any) -> Any:
     from latentfaces.training import AtomicCheckpointIO, TimeLimit
     from latentfaces.training.callbacks import ExactResume
 
-    if "wandb" in cfg.logger:
+    if cfg.logger.get("wandb") is not None:
         with open_dict(cfg):
             tracking.prepare_wandb(cfg)
     interval = cfg.trainer.val_check_interval
@@ -194,7 +194,7 @@ def build_trainer(cfg: DictConfig, stop: Any) -> Any:
     return instantiate(
         cfg.trainer,
         # Exact resume and a graceful stop do not depend on the choice of callbacks.
-        callbacks=[ExactResume(), config, *build_parts(cfg.callbacks), TimeLimit(cfg.trainer.max_time), stop],
+        callbacks=[TimeLimit(cfg.trainer.max_time), ExactResume(), config, *build_parts(cfg.callbacks), stop],
         logger=build_parts(cfg.logger),
         plugins=[AtomicCheckpointIO(cfg.on_full_disk)],
         default_root_dir=cfg.run_dir,

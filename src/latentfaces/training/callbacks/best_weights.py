@@ -9,11 +9,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from latentfaces.errors import UserError
 from latentfaces.files import read_json
+from latentfaces.ranks import is_main_process
 from latentfaces.run import RESULT
 from latentfaces.training.base_module import BaseModule
 from latentfaces.training.callbacks.ema import averaged_weights
-from latentfaces.training.checkpoint import full_disk_survived, save_weights
-from latentfaces.training.distributed.sharding import placed_like
+from latentfaces.training.checkpoint import atomic_save, full_disk_survived
+from latentfaces.training.distributed.sharding import gathered, placed_like
 from latentfaces.training.nan_guard import NonFiniteError
 
 
@@ -51,10 +52,14 @@ class BestWeights(Callback):
             raise NonFiniteError(f"val/loss is {value} at step {trainer.global_step}")
         if value < self.best and not self.closed:
             assert isinstance(pl_module, BaseModule)
-            with averaged_weights(trainer, pl_module), full_disk_survived(trainer, self.folder):
-                for name, module in pl_module.exports().items():
-                    save_weights(module, self.folder / f"{name}.pth")
-                self.best = value
+            with averaged_weights(trainer, pl_module):
+                # Every rank gathers sharded weights, also if the disk of rank 0 is full.
+                states = {name: gathered(module.state_dict()) for name, module in pl_module.exports().items()}
+                with full_disk_survived(trainer, self.folder):
+                    for name, state in states.items() if is_main_process() else ():
+                        atomic_save(state, self.folder / f"{name}.pth")
+                    self.best = value
+            self.best = trainer.strategy.broadcast(self.best)
 
     def load(self, pl_module: LightningModule) -> None:
         """Load the best weights into the module.
