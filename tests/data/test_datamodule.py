@@ -265,6 +265,8 @@ def test_fewer_images_than_an_accumulated_step_are_rejected(make_data: MakeData,
 
 
 def test_photos_that_are_not_there_are_refused_by_key(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.root= does not exist"):  # not the current folder
+        FFHQDataModule.from_photos("", folder=tmp_path, resolution=8, batch_size=2)
     with pytest.raises(UserError, match=r"data\.root=.*nowhere does not exist"):
         FFHQDataModule.from_photos(tmp_path / "nowhere", folder=tmp_path, resolution=8, batch_size=2)
 

@@ -5,6 +5,7 @@ import threading
 import tomllib
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.kaggle_stand_in import Kaggle, send_truncated, send_whole
@@ -61,6 +62,21 @@ def test_interrupted_download_stays_for_the_next_try(kaggle: Kaggle, target: Pat
         download_ffhq(target)
     assert not target.exists()
     assert len(list((target.parent / "ffhq.zip.partial").iterdir())) == 1
+
+
+def test_what_an_interrupted_download_has_written_needs_no_room_again(
+    kaggle: Kaggle, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def free(path: object) -> SimpleNamespace:
+        return SimpleNamespace(free=25e9 - 6)
+
+    monkeypatch.setattr("shutil.disk_usage", free)
+    with pytest.raises(UserError, match=r"FFHQ needs 25\.0 GB"):
+        download_ffhq(target)
+    folder = target.with_name("ffhq.zip.partial")
+    folder.mkdir(parents=True)
+    (folder / "begun").write_bytes(b"6 bytes")
+    assert download_ffhq(target) == target
 
 
 def test_signal_is_not_taken_for_missing_credentials(kaggle: Kaggle, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -287,6 +288,15 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     table = read_labels("folders", Photos(tmp_path), pack_of(tmp_path, NAMES, 4))
     assert table.labels == [Label("class", "category", ("a", "b"))]
     assert same(values(table)["class"], [0, 0, 1, 1, NAN])
+
+
+@pytest.mark.parametrize("name", ["Straße", "Hair (color)", "a:b", "1"])
+def test_a_label_that_no_override_can_name_is_rejected_unless_it_is_left_out(tmp_path: Path, name: str) -> None:
+    (tmp_path / "labels.csv").write_text(f"name,5_o_Clock Shadow,{name}\n1,0,0\n2,1,1\n", "utf-8")
+    pack = pack_of(tmp_path, NAMES, 4)
+    with pytest.raises(UserError, match=re.escape(f"The label {name} of data.labels=labels.csv cannot be written as")):
+        read_labels("labels.csv", Photos(tmp_path), pack)
+    assert len(read_labels("labels.csv", Photos(tmp_path), pack, ["5_o_Clock Shadow"]).labels) == 1
 
 
 def test_file_in_the_folder_of_the_images_is_found(tmp_path: Path) -> None:

@@ -199,6 +199,12 @@ def test_skipping_after_a_stop_reads_only_what_is_missing(folder: Path, tmp_path
     assert_same_pack(folder, tmp_path / "straight")
 
 
+def test_a_folder_without_a_readable_image_gives_no_pack(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"No image of .* can be read, for example: "):
+        find_or_write_pack(Numbered(1, bad=(0,)), folder, SIDE, on_bad_image="skip")
+    assert not folder.exists()
+
+
 def test_skipped_picture_is_listed_and_the_others_keep_their_order(photos: Path, folder: Path) -> None:
     (photos / "4.png").write_bytes(b"not a picture")
     pack = find_or_write_pack(Photos(photos), folder, SIDE, on_bad_image="skip", val_every=5)
@@ -250,7 +256,7 @@ def test_pack_of_other_pictures_is_refused_with_the_folder_to_delete(
     find_or_write_pack(Photos(photos), folder, SIDE)
     write_photo(photos / "12.png", 12)
     with pytest.raises(
-        UserError, match=rf"{folder.name} was packed from other images than those in photos .*Delete that folder"
+        UserError, match=rf"{folder.name} was packed from other images than those in photos .*delete the pack"
     ):
         find_or_write_pack(Photos(photos), folder, SIDE)
 

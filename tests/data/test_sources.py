@@ -267,6 +267,14 @@ def test_people_are_read_from_one_listing_above_all_folders(tmp_path: Path) -> N
     assert identities(Photos(write_folder(tmp_path / "f", files))) == ["ann", "ann", "bob"]
 
 
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_a_listing_of_people_in_a_folder_without_the_first_image_is_rejected(tmp_path: Path, as_zip: bool) -> None:
+    files = {**photos(["a/1.png", "b/1.png"]), "b/identity.csv": b"name,identity\n1.png,ann\n"}
+    root = write_zip(tmp_path / "f.zip", files) if as_zip else write_folder(tmp_path / "f", files)
+    with pytest.raises(UserError, match=r"b/identity\.csv in .* is not above all images\. Move it there"):
+        identities(Photos(root))
+
+
 def test_people_are_read_from_a_listing_with_composed_accents(tmp_path: Path) -> None:
     files = photos(["Jose\u0301.png"])  # as macOS writes it
     files["identity.csv"] = "name,identity\nJos\u00e9.png,ann\n".encode()

@@ -22,7 +22,7 @@ def source_of(arguments: argparse.Namespace) -> "Photos":
         if arguments.licence is not None:
             raise UserError(f"--licence={arguments.licence} has no effect: FFHQ is under {LICENCE}. Omit it.")
         return Photos(download_ffhq(arguments.folder / "ffhq.zip"), LICENCE)
-    if Path(arguments.source).expanduser().exists():
+    if arguments.source and Path(arguments.source).expanduser().exists():
         return Photos(arguments.source, arguments.licence)
     raise UserError(f"{arguments.source} does not exist. Use a folder or .zip of images, or ffhq.")
 

@@ -108,7 +108,7 @@ class FFHQDataModule(LightningDataModule):
         path, resolution = Path(root).expanduser(), options["resolution"]
         name = path.resolve().name.removesuffix(".zip") + "-aligned" * align
         pack = Path(options["folder"]) / f"{name}-{resolution}"
-        if path.exists():
+        if str(root) and path.exists():
             source = Photos(root, licence)
             if align:
                 source = align_photos(source, pack.with_name(f"{pack.name}-faces"), resolution)

@@ -27,16 +27,22 @@ def download_ffhq(target: Path) -> Path:
     """
     if target.exists():
         return target
-    require_space(target, SIZE_GB * 1e9, "FFHQ")
+    done = sum(file.stat().st_size for file in partial_folder(target).glob("*"))
+    require_space(target, SIZE_GB * 1e9 - done, "FFHQ")
     with file_lock(target):
         if not target.exists():  # another process may have downloaded it
             download(target)
     return target
 
 
+def partial_folder(target: Path) -> Path:
+    """Return the folder of an incomplete download."""
+    return target.with_name(target.name + ".partial")
+
+
 def download(target: Path) -> None:
     """Download into a folder next to `target`, then rename the complete file."""
-    folder = target.with_name(target.name + ".partial")
+    folder = partial_folder(target)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # without credentials the client prints a page of advice
             from kaggle.api.kaggle_api_extended import KaggleApi

@@ -1,6 +1,7 @@
 """Labels of the images of a pack: schema and values."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -21,6 +22,8 @@ PAIRS = (("0", "1"), ("-1", "1"), ("false", "true"), ("no", "yes"))
 """Texts of a binary: 0, then 1."""
 TRUTH = {text: float(value) for pair in PAIRS for value, text in enumerate(pair)}
 MAX_NUMBER = 1e38
+WRITABLE = re.compile(r"(?!\d+$)[A-Za-z0-9_][\w .+%/-]*", re.ASCII)
+"""Names of labels that Hydra can read in an override, as written by `as_text`."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,12 @@ def check_names(wanted: str, cells: Cells, chosen: Sequence[str] | None, kinds: 
     for key, name in keys.items():
         if name not in cells.columns:
             raise UserError(f"{key} is not in data.labels={wanted}. Labels: {', '.join(cells.columns)}.")
+    for name in chosen or cells.columns:
+        if not WRITABLE.fullmatch(name):
+            raise UserError(
+                f"The label {name} of data.labels={wanted} cannot be written as labels.NAME=VALUE. Use ASCII letters, "
+                "digits and spaces, or choose other labels with model.labels."
+            )
     for name, kind in kinds.items():
         if kind not in get_args(Kind):
             raise UserError(f"data.label_types.{name}={kind} is invalid. Kinds: {', '.join(get_args(Kind))}.")

@@ -77,8 +77,8 @@ def find_or_write_pack(
         difference = next(changed_files(source, pack.files[:: -(-len(pack.images) // NUM_COMPARED)]), "")
     if difference:
         raise UserError(
-            f"{folder} was packed from other images than those in {source.name} now ({difference}). Delete that folder "
-            "to pack again."
+            f"{folder} was packed from other images than those in {source.name} now ({difference}). For another folder "
+            "of this name use data.folder=OTHER. If the images have changed, delete the pack."
         )
     licence = pack.manifest["source"].get("licence")
     if source.licence not in (None, licence):
@@ -151,6 +151,8 @@ class Packing:
     def finish(self) -> Pack:
         """Write the manifest and rename the folder."""
         kept = np.flatnonzero(self.array.done).tolist()
+        if not kept:
+            raise UserError(f"No image of {self.source.name} can be read, for example: {min(self.faults.values())}")
         records = self.array.records[kept]
         hashes = [sha256.decode() for sha256 in records["sha256"].tolist()]
         names = [self.names[i] for i in kept]

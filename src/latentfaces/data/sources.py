@@ -283,7 +283,11 @@ class Photos(Source):
             raise BadImageError(f"{self.root / name} cannot be read ({error})") from error
 
     def identity_csv(self) -> tuple[Path, str] | None:
-        """Return folder and text of the identity.csv next to the first image or in a folder above it, if any."""
+        """Return folder and text of the identity.csv next to the first image or in a folder above it, if any.
+
+        Raises:
+            UserError: it is elsewhere, or not in UTF-8.
+        """
         for folder in Path(self.names[0]).parents:
             path = (folder / "identity.csv").as_posix()
             if self.has_file(path):
@@ -291,4 +295,7 @@ class Photos(Source):
                     return folder, self.file_bytes(path).decode("utf-8-sig")  # spreadsheets put a mark at the beginning
                 except UnicodeDecodeError:
                     raise UserError(f"{path} in {self.root} is not in UTF-8. Convert or remove it.") from None
+        for name, _, _ in self.files():
+            if PurePosixPath(name).name == "identity.csv" and not is_hidden(name):
+                raise UserError(f"{name} in {self.root} is not above all images. Move it there, or remove it.")
         return None
