@@ -93,7 +93,8 @@ class Run:
     @property
     def denoiser_hash(self) -> str:
         """12 hexadecimal digits of the SHA-256 of the best denoiser's file."""
-        return hashlib.sha256(self.path_of("best_denoiser").read_bytes()).hexdigest()[:12]
+        with self.path_of("best_denoiser").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
     @property
     def has_guide(self) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import models
 
 from latentfaces.autoencoder import LiteDistance, PerceptualDistance
-from latentfaces.autoencoder.perceptual import FeatureDistance
+from latentfaces.autoencoder.perceptual import PairDistance
 from latentfaces.errors import UserError
 
 CACHED_NAME = "squeezenet1_1-b8a52dc0.pth"
@@ -46,7 +46,7 @@ def lite() -> LiteDistance:
 
 
 @pytest.fixture(params=["distance", "lite"])
-def either(request: pytest.FixtureRequest) -> FeatureDistance:
+def either(request: pytest.FixtureRequest) -> PairDistance:
     """Each of the distances."""
     return request.getfixturevalue(request.param)
 
@@ -71,7 +71,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_distance_of_equal_pictures_is_zero_and_of_others_grows(either: FeatureDistance, images: Tensor) -> None:
+def test_distance_of_equal_pictures_is_zero_and_of_others_grows(either: PairDistance, images: Tensor) -> None:
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     near, far = (either(images, (images + scale * noise).clamp(-1, 1)).item() for scale in (0.1, 0.5))
     assert either(images, images.clone()).item() == 0.0
@@ -128,7 +128,7 @@ def test_lite_distance_without_its_extra_is_refused_in_one_line(monkeypatch: pyt
         LiteDistance()
 
 
-def test_gradient_reaches_the_reconstructions(either: FeatureDistance, images: Tensor) -> None:
+def test_gradient_reaches_the_reconstructions(either: PairDistance, images: Tensor) -> None:
     reconstructions = images.flip(-1).requires_grad_()
     loss = either(images, reconstructions)
     (gradient,) = torch.autograd.grad(loss, reconstructions)
@@ -137,7 +137,7 @@ def test_gradient_reaches_the_reconstructions(either: FeatureDistance, images: T
     assert either(images, reconstructions.detach() - step * gradient) < loss
 
 
-def test_gradient_is_finite_where_pictures_are_equal_or_black(either: FeatureDistance, images: Tensor) -> None:
+def test_gradient_is_finite_where_pictures_are_equal_or_black(either: PairDistance, images: Tensor) -> None:
     for pictures in (images, torch.zeros_like(images)):
         reconstructions = pictures.clone().requires_grad_()
         either(pictures, reconstructions).backward()
@@ -145,7 +145,7 @@ def test_gradient_is_finite_where_pictures_are_equal_or_black(either: FeatureDis
         assert reconstructions.grad.isfinite().all()
 
 
-def test_network_is_neither_trained_nor_saved(either: FeatureDistance, images: Tensor) -> None:
+def test_network_is_neither_trained_nor_saved(either: PairDistance, images: Tensor) -> None:
     network = either.unregistered[0]
     either(images, images.flip(-1).requires_grad_()).backward()
     weights = list(network.parameters())
@@ -155,18 +155,18 @@ def test_network_is_neither_trained_nor_saved(either: FeatureDistance, images: T
     assert either.state_dict() == {}
 
 
-def test_network_that_a_validation_moves_to_the_device_can_be_trained_through(either: FeatureDistance) -> None:
+def test_network_that_a_validation_moves_to_the_device_can_be_trained_through(either: PairDistance) -> None:
     with torch.inference_mode():
         moved = copy.deepcopy(either).network_on(torch.device("meta"))  # another device, without a GPU
     assert all(parameter.is_meta and not parameter.is_inference() for parameter in moved.parameters())
 
 
-def test_network_does_not_drop_features_at_random_in_training(either: FeatureDistance, images: Tensor) -> None:
+def test_network_does_not_drop_features_at_random_in_training(either: PairDistance, images: Tensor) -> None:
     either.train()
     assert either(images, images.flip(-1)) == either(images, images.flip(-1))
 
 
-def test_distance_is_float32_under_bfloat16(either: FeatureDistance, images: Tensor) -> None:
+def test_distance_is_float32_under_bfloat16(either: PairDistance, images: Tensor) -> None:
     others = (images + 0.01).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         inside = either(images, others)

@@ -232,6 +232,18 @@ def test_skip_dropout_decodes_each_sample_with_or_without_skips() -> None:
     assert shares[2] == 0.0
 
 
+def test_skip_dropout_keeps_the_precision_of_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, dtypes = tiny_vae(skip_connections=True).bfloat16(), list[torch.dtype]()
+
+    def decode(latents: Tensor, skips: list[Tensor]) -> Tensor:
+        dtypes.extend(skip.dtype for skip in skips)
+        return latents
+
+    monkeypatch.setattr(vae, "decode", decode)
+    vae(torch.zeros(2, 3, 16, 16, dtype=torch.bfloat16), 0.5)
+    assert set(dtypes) == {torch.bfloat16}
+
+
 def test_skip_dropout_is_a_probability() -> None:
     vae = tiny_vae((1, 1), attention=False, skip_connections=True)
     images = torch.rand(1, 3, 2, 2).expand(4000, 3, 2, 2)

@@ -85,6 +85,7 @@ REFUSED = {
         ["run=labeled", "sampler=few"],
         "needs a run of model=fast",
     ),
+    "a search of settings": ("sample.py", [*FEW, "task=tune"], "task=tune has no effect on a run of model=fast"),
     "an inversion": ("sample.py", [*FEW, "task=invert"], "has no inverse"),
     "other numbers of steps": ("sample.py", [*FEW, "sampler=few", "sampler.num_steps=3"], "should be 1, 2 or 4"),
 }

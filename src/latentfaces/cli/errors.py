@@ -4,6 +4,8 @@ import contextlib
 import errno
 import functools
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -15,8 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from latentfaces.config.overrides import as_text
-from latentfaces.config.paths import CONF
+from latentfaces.config.overrides import as_text, key_of
+from latentfaces.config.paths import CONF, GROUPS
 from latentfaces.config.schema import register
 from latentfaces.config.secrets import refuse_secret_overrides
 from latentfaces.config.suggestions import format_error
@@ -51,16 +53,22 @@ def run(task: Callable[[DictConfig], Any], config: str) -> None:
 def one_line_errors(config: str, arguments: Sequence[str]) -> Iterator[None]:
     """Within this context, an error that the user can fix is printed as one line and exits with status 2.
 
+    Ctrl-C exits with status 130.
+
     Args:
         config: name of the command's config, which may fail to compose.
         arguments: of the command.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if message := explain(error):
             fail(message)
-        if isinstance(error, HydraException) or str(error).startswith("Config group override"):  # a ValueError of Hydra
+        is_bug = isinstance(error, InstantiationException)
+        if (isinstance(error, HydraException) and not is_bug) or str(error).startswith("Config group override"):
             overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
             fail(format_error(error, config, overrides))
         raise
@@ -70,12 +78,14 @@ def check_arguments(config: str) -> None:
     """Reject arguments that Hydra may not see.
 
     Raises:
-        UserError: an argument holds a secret, is not in UTF-8, or runs code.
+        UserError: an argument holds a secret, is not in UTF-8, runs code, or replaces a group by a list of numbers.
     """
     refuse_secret_overrides(sys.argv[1:])
     for argument in sys.argv[1:]:
         if config == "train" and argument.encode(errors="replace").decode() != argument:
             raise UserError(f"{argument} is not in UTF-8. Rename the file or folder.")
+        if key_of(argument) in GROUPS and re.search(r"=\[\s*[-\d]", argument):
+            raise UserError(f"{argument} is not a choice of this group. Leave it out.")
         if argument.startswith("--e"):  # argparse accepts abbreviations
             raise UserError(
                 "--experimental-rerun unpickles a file, which can run any code. Repeat the overrides instead."

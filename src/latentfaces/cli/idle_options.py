@@ -23,12 +23,14 @@ OF_SEEDS = ("task.number", "task.to_number", "task.to_seed")
 """Settings of task=interpolate between seeds."""
 
 
-def refuse_idle_options(cfg: DictConfig, stage: str) -> None:
-    """Reject the first option that the task on a run of this stage would not use."""
+def refuse_idle_options(cfg: DictConfig, stage: str, is_fast: bool) -> None:
+    """Reject the first option that the task would not use, on a run of this stage or of model=fast."""
     choices, overridden = HydraConfig.get().runtime.choices, overridden_keys()
     task, has_image = choices["task"], cfg.image is not None
     if task in AUDITS and cfg.task.pack is None:
         raise UserError(f"task={task} needs the training images, which a model folder does not have. Give run=RUN.")
+    if task == "tune" and is_fast:
+        raise UserError("task=tune has no effect on a run of model=fast: its sampler and guidance are fixed.")
     for key in ("image", "direction"):
         if cfg[key] is not None and key not in cfg.task:
             raise UserError(f"{key}=... has no effect with task={task}. Leave it out.")

@@ -62,7 +62,7 @@ def prepared_task(cfg: DictConfig) -> tuple[Any, Any, Any]:
 def build_task(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     """Build the task and the pipeline of a command, and the recipe of their images."""
     fill_in(cfg, run)
-    refuse_idle_options(cfg, run.stage)
+    refuse_idle_options(cfg, run.stage, run.is_fast)
     if "align" in cfg.task:
         cfg.task.align = resolved_alignment(cfg)
     choices, labels = HydraConfig.get().runtime.choices, plain(cfg.labels)

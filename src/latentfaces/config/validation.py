@@ -124,11 +124,22 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
         raise UserError("requeue=true repeats the command. It needs name=... and resume=auto")
     if cfg.requeue and "SLURM_JOB_ID" not in os.environ:
         raise UserError("requeue=true needs a SLURM job. Leave it out.")
+    if cfg.resume.lower() != "false" and not {"name", "hydra.run.dir"} & {*overridden} and not is_sweep_job(cfg):
+        raise UserError(f"resume={cfg.resume} finds no earlier run without name=... Add it.")
     if "median_stop" in cfg.callbacks and not is_sweep_job(cfg):
         raise UserError("pruning=median compares the jobs of a sweep. Start one with -m, or leave it out.")
+    if "data.on_bad_image" in overridden and cfg.data.get("align"):
+        raise UserError("data.on_bad_image has no effect with data.align=true, which leaves out unreadable photos.")
+    if isinstance(cfg.trainer.strategy, str) and cfg.trainer.strategy != "auto":
+        raise UserError(f"trainer.strategy={cfg.trainer.strategy} is a strategy of Lightning alone. Use strategy=...")
     time = cfg.trainer.max_time
     if time is not None and not (re.fullmatch(r"\d+(:\d+){3}", time) and re.search("[1-9]", time)):
         raise UserError(f"trainer.max_time={time} is invalid: use days:hours:minutes:seconds, e.g. 00:01:30:00")
+    if time is None and cfg.trainer.max_steps == -1 and cfg.trainer.max_epochs in (None, -1):
+        warn(
+            "the training has no limit: the learning rate does not decay, and stage 2 saves no guide and no snapshots. "
+            "Set trainer.max_steps or trainer.max_time."
+        )
 
 
 def is_sweep_job(cfg: DictConfig) -> bool:

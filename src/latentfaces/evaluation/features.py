@@ -169,19 +169,21 @@ def known_features(
     Raises:
         UserError: a package or the weights are missing.
     """
-    path = Path(weights).expanduser() if weights is not None else None
+    if name not in NETWORKS:
+        raise UserError(f"{name} is not one of {', '.join(NETWORKS)}.")
+    path, of_features = Path(weights).expanduser() if weights is not None else None, sibling(key, "features")
     if path is not None and not path.is_file():
         raise UserError(f"{key}={weights} does not exist. Give the file of the weights of {name}.")
     try:
         network = NETWORKS[name](str(path) if path is not None else None)
     except ImportError as error:
-        raise missing_extra(f"task.features={name}", "metrics") from error
+        raise missing_extra(f"{of_features}={name}", "metrics") from error
     except Exception as error:  # each network has other errors for a failed download
         if path is not None:
             raise UserError(f"{key}={weights} is damaged or not a file of the weights of {name}.") from error
         raise UserError(
             f"Could not download the weights of {name} ({type(error).__name__}). Download them elsewhere and set "
-            f"{key}=FILE, or use task.features=encoder."
+            f"{key}=FILE{f', or use {of_features}=encoder' if '.' in key else ''}."
         ) from error
     return NetworkFeatures(INCEPTION if name == "inception" else name, network, device)
 
@@ -203,7 +205,7 @@ def saved_network(path: str | Path, device: torch.device | None = None, key: str
             warnings.simplefilter("ignore", FutureWarning)
             network = torch.jit.load(str(path), map_location=device)
     except (RuntimeError, ValueError, OSError) as error:
-        others = f"one of encoder, {', '.join(NETWORKS)}, or " if key == "task.features" else ""
+        others = f"one of encoder, {', '.join(NETWORKS)}, or " if key.endswith(".features") else ""
         raise UserError(f"{key}={path} is not {others}a file of torch.jit.save.") from error
     return NetworkFeatures(Path(path).stem, network, device)
 
@@ -224,5 +226,11 @@ def features_by_name(name: str, vae: VAE, weights: str | None = None, key: str =
     if name in NETWORKS:
         return known_features(name, weights, device, key)
     if weights is not None:
-        raise UserError(f"{key}={weights} has no effect with task.features={name}. It is for {', '.join(NETWORKS)}.")
-    return EncoderFeatures(vae) if name == "encoder" else saved_network(name, device)
+        chosen = f"{sibling(key, 'features')}={name}"
+        raise UserError(f"{key}={weights} has no effect with {chosen}. It is for {', '.join(NETWORKS)}.")
+    return EncoderFeatures(vae) if name == "encoder" else saved_network(name, device, sibling(key, "features"))
+
+
+def sibling(key: str, name: str) -> str:
+    """Return the key `name` next to another: task.features for task.weights."""
+    return key[: key.rfind(".") + 1] + name

@@ -58,6 +58,8 @@ def atomic_folder(to: Path) -> Iterator[Path]:
     """Yield a folder that gets the name `to` when it is complete. After an error nothing is left."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"to={to} already exists. Choose another folder.")
+    if to.exists() and to.samefile(Path.cwd()):
+        raise UserError(f"to={to} is the current folder. Choose another.")
     partial = to.absolute().with_name(f"{to.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

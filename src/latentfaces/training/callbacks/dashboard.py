@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,10 +25,22 @@ NUM_BINS, MOST_VALUES = 64, 100_000
 
 
 class DashboardLogger(WandbLogger):
-    """Lightning's W&B logger, silent if it is offline."""
+    """Lightning's W&B logger, silent if it is offline.
 
-    def __init__(self, **options: Any) -> None:
-        if options.get("offline"):
+    Args:
+        offline: write to disk only; train.py decides about "auto".
+        log_model: upload checkpoints, "all" of them as soon as they are written.
+        options: others of Lightning's logger.
+    """
+
+    def __init__(
+        self,
+        offline: bool | Literal["auto"] = False,
+        log_model: bool | Literal["all"] = False,
+        **options: Any,
+    ) -> None:
+        options |= {"offline": offline, "log_model": log_model}
+        if offline:
             import wandb
 
             # W&B reads its environment once a process, perhaps before Lightning sets WANDB_MODE.
