@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import gradio as gr
-from annotated_types import Interval
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from latentfaces.bounds import Interval
 from latentfaces.errors import UserError
 from latentfaces.signals import Stopped, handle_signals, stop
 

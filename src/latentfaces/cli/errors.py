@@ -155,7 +155,7 @@ def out_of_memory(error: BaseException | None, cfg: DictConfig) -> str | None:
         error = error.__cause__
     remedies: list[str] = []  # none for latentfaces-export
     if "batch_size" in cfg:
-        remedies = [f"lower batch_size={cfg.batch_size}", "use precision=bf16" * (cfg.precision.name == "fp32")]
+        remedies = [f"lower batch_size={cfg.batch_size}", "use precision=bf16" * (cfg.precision == "fp32")]
     elif "trainer" in cfg:
         steps = cfg.trainer.accumulate_grad_batches
         remedies = [

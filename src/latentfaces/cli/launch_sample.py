@@ -15,7 +15,7 @@ from latentfaces.cli.idle_options import allow_only, refuse_idle_options, refuse
 from latentfaces.cli.recipe import Recipe, describe, named_files
 from latentfaces.cli.remake import rebuild_task
 from latentfaces.config.overrides import overridden_keys, plain
-from latentfaces.config.schema import Precision, SampleConfig
+from latentfaces.config.schema import SampleConfig
 from latentfaces.config.secrets import refuse_unsafe
 from latentfaces.config.type_checks import check_keys, check_types
 from latentfaces.diffusion import HeunSampler, NoGuidance
@@ -71,7 +71,7 @@ def build_task(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
     guidance = chosen_guidance(cfg, from_noise)
     pipeline = FacePipeline.load(
         run,
-        bfloat16=cfg.precision is Precision.bf16,
+        bfloat16=cfg.precision == "bf16",
         ema=cfg.ema,
         guidance=guidance,
         sampler=HeunSampler(18) if from_noise else None,  # a random sampler cannot be inverted
@@ -91,7 +91,7 @@ def build_task(cfg: DictConfig, run: Run) -> tuple[Any, Any, Recipe]:
         settings,
         config_of(pipeline.guidance),
         pipeline.ema,
-        cfg.precision.name,
+        cfg.precision,
         named_files(settings),
         labels,
     )

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentfaces.config.schema import Precision
 from latentfaces.errors import UserError
 
 FILE_KEYS = ("image", "to_image", "mask", "directions")
@@ -35,7 +34,7 @@ class Recipe:
     settings: dict[str, Any]
     guidance: dict[str, Any]
     ema: float | None = None
-    precision: str = Precision.fp32.name
+    precision: str = "fp32"
     files: dict[str, str] = field(default_factory=dict)
     labels: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None

@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 from latentfaces.cli.idle_options import allow_only
 from latentfaces.cli.recipe import VERSION, Recipe, named_files
 from latentfaces.config.overrides import overridden_keys
-from latentfaces.config.schema import Precision
 from latentfaces.config.type_checks import check_types
 from latentfaces.diffusion import NoGuidance, Sampler
 from latentfaces.diffusion.guidance import Extrapolation
@@ -33,7 +32,7 @@ def rebuild_task(cfg: DictConfig) -> tuple[Any, Any, Recipe]:
             raise TypeError("no task, sampler or guidance")
     except (TypeError, ValueError) as error:
         raise UserError(f"The metadata of the image do not fit this version of latentfaces ({error}).") from error
-    bfloat16 = recipe.precision == Precision.bf16.name
+    bfloat16 = recipe.precision == "bf16"
     pipeline = FacePipeline.load(find_model(recipe.run), bfloat16=bfloat16, ema=recipe.ema, guidance=guidance)
     pipeline.ask(recipe.labels)
     if recipe.weights not in (None, pipeline.weights):

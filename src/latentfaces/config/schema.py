@@ -1,7 +1,6 @@
 """Schema of train.yaml and sample.yaml: Hydra rejects other keys and values of another type."""
 
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Annotated, Any, Literal
 
 from hydra.core.config_store import ConfigStore
@@ -9,13 +8,12 @@ from omegaconf import MISSING
 from pydantic import Field
 
 from latentfaces import __version__
+from latentfaces.bounds import Positive, PositiveFloat
 
-Positive = Annotated[int, Field(ge=1)]
-PositiveNumber = Annotated[float, Field(gt=0)]
 PositiveOrUnlimited = Literal[-1] | Positive
 Beta = Annotated[float, Field(ge=0, lt=1)]
 OPTIMIZER = {
-    "lr": PositiveNumber,
+    "lr": PositiveFloat,
     "betas": Annotated[list[Beta], Field(min_length=2, max_length=2)],
     "momentum": Beta,
     "weight_decay": Annotated[float, Field(ge=0)],
@@ -102,13 +100,6 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
-class Precision(Enum):
-    """Precision of sample.py. fp32 gives the same image for any batch size, to one level of 255; bf16 is faster."""
-
-    fp32 = 32
-    bf16 = 16
-
-
 @dataclass
 class SampleConfig:
     """sample.yaml."""
@@ -118,7 +109,7 @@ class SampleConfig:
     num_images: int = key(64, Positive)
     seed: int = key(0, Annotated[int, Field(ge=0, lt=2**32)])
     batch_size: int = key(64, Positive)
-    precision: Precision = Precision.fp32
+    precision: str = key("fp32", Literal["fp32", "bf16"])
     compile: bool = False
     ema: float | None = None
     sampler: Any = None

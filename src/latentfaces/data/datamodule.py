@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from latentfaces.bounds import Ge
 from latentfaces.data.aligning import align_photos
 from latentfaces.data.datasets import (
     Draws,

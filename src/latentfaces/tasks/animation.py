@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Interval
 from PIL import Image
 from torch import Tensor
 
+from latentfaces.bounds import Interval
 from latentfaces.errors import missing_extra
 from latentfaces.files import atomic_write
 from latentfaces.marks import GENERATED, Source, mark_gif, mark_mp4

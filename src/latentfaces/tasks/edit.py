@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Interval
 from torch import Tensor
 
-from latentfaces.bounds import Fraction, Positive
+from latentfaces.bounds import Fraction, Interval, Positive
 from latentfaces.data.images import to_uint8
 from latentfaces.data.pack import pack_if_here
 from latentfaces.diffusion.schedule import at

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from annotated_types import Ge
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from latentfaces.bounds import Ge
 from latentfaces.data.arrays import ResumableArray
 from latentfaces.data.pack import Pack, open_pack
 from latentfaces.errors import UserError

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
-from latentfaces.bounds import Natural
+from latentfaces.bounds import Ge, Natural
 from latentfaces.errors import UserError
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline

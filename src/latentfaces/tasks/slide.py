@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from annotated_types import Len
 from torch import Tensor
 
+from latentfaces.bounds import Len
 from latentfaces.diffusion import Sampler
 from latentfaces.diffusion.directions import FeatureDirections
 from latentfaces.marks import EDITED

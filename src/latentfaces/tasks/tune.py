@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt
 from torch import Tensor
 
+from latentfaces.bounds import Ge, Gt
 from latentfaces.data.pack import open_pack
 from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError, warn

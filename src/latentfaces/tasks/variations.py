@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from annotated_types import Interval
 
-from latentfaces.bounds import Positive
+from latentfaces.bounds import Interval, Positive
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import PackTask, SamplingTask
