@@ -30,6 +30,8 @@ class BestWeights(Callback):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.best = math.inf
+        self.validated_step = -1
+        """Step of the last validation."""
         self.closed = False
         """Keep the best weights so far."""
 
@@ -47,6 +49,7 @@ class BestWeights(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
+        self.validated_step = trainer.global_step
         value = float(trainer.callback_metrics["val/loss"])
         if not math.isfinite(value):
             raise NonFiniteError(f"val/loss is {value} at step {trainer.global_step}")

@@ -116,7 +116,8 @@ class FaceMetrics(Callback):
         is_sharded = module.device_mesh is not None
         if not (is_sharded or trainer.is_global_zero):
             return {}
-        is_due = trainer.state.fn != "fit" or time.monotonic() - self.measured >= 60 * self.every_n_minutes
+        is_last = trainer.should_stop or trainer.state.fn != "fit"
+        is_due = is_last or time.monotonic() - self.measured >= 60 * self.every_n_minutes
         if is_sharded:  # all ranks sample together, by the clock of rank 0
             is_due = trainer.strategy.broadcast(is_due)
         if self.measured_step == trainer.global_step or not is_due:
