@@ -1,5 +1,6 @@
 """Wrong overrides (cases 1, 2, 4 and 5): one line with key and fix, before anything is written."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,13 @@ def test_a_training_without_a_limit_is_warned_about(workplace: Path) -> None:
 def test_unreadable_photos_are_not_an_option_of_alignment(workplace: Path) -> None:
     said = refused("train.py", "model=vae", "data=folder", "data.root=.", "data.align=true", "data.on_bad_image=skip")
     assert "data.on_bad_image has no effect with data.align=true" in said
+
+
+def test_a_folder_names_a_run_to_resume(workplace: Path) -> None:
+    for steps in (2, 4):
+        command = [*TINY_VAE, *SHORT, f"trainer.max_steps={steps}", "hydra.run.dir=elsewhere", "resume=auto"]
+        run_command("train.py", *command)
+    assert json.loads(Path("elsewhere/result.json").read_text())["steps"] == 4
 
 
 def test_wandb_can_be_left_out_alone(workplace: Path) -> None:

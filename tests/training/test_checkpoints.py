@@ -1,17 +1,19 @@
 """Times of checkpoints, those that are kept, and the time limit over resumes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from helpers.commands import SHORT, TINY_VAE, run_command
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from latentfaces.training import AtomicCheckpointIO, TimeLimit
-from latentfaces.training.callbacks import BestCheckpoint, LastCheckpoint
+from latentfaces.training.callbacks import BestCheckpoint, BestWeights, LastCheckpoint
 
 CLOCK = "latentfaces.training.callbacks.checkpoints.time"
 
@@ -185,3 +187,30 @@ def test_max_time_is_the_sum_over_resumes(tmp_path: Path, monkeypatch: pytest.Mo
     assert steps("00:00:00:05", checkpoint=tmp_path / "last.ckpt") == 5
     assert steps("00:00:00:09", checkpoint=tmp_path / "last.ckpt") == 9
     assert steps("00:00:00:11", checkpoint=tmp_path / "last.ckpt") == 11
+
+
+def test_ranks_agree_on_the_time_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = TimeLimit("00:00:01:40")
+    monkeypatch.setattr(limit.clock, "all_reduce_max", lambda value, device: 25.0)  # of the slowest rank
+    trainer: Any = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    limit.on_train_start(trainer, Rehearsed({}))
+    assert limit.progress == 0.25
+
+
+def test_the_last_step_is_validated_once(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    seen = BestWeights.on_validation_end
+
+    def counting(self: BestWeights, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps.append(trainer.global_step)
+        seen(self, trainer, pl_module)
+
+    monkeypatch.setattr(BestWeights, "on_validation_end", counting)
+    monkeypatch.setattr(TimeLimit, "progress", property(lambda self: self.time_elapsed() > 0))
+    run_command("train.py", *TINY_VAE, *SHORT, "trainer.max_time=00:01:00:00", "name=timed")
+    assert steps == [1]
+    monkeypatch.undo()
+    monkeypatch.setattr(BestWeights, "on_validation_end", counting)
+    monkeypatch.chdir(workplace)
+    run_command("train.py", *TINY_VAE, *SHORT, "name=counted", "trainer.max_steps=3")
+    assert steps == [1, 2, 3]

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from latentfaces.config.overrides import overridden_keys
+from latentfaces.config.overrides import names_its_run, overridden_keys
 from latentfaces.config.paths import CONF
 from latentfaces.errors import UserError
 from latentfaces.ranks import RANK_VARIABLES
@@ -64,7 +64,7 @@ def resolve_devices(cfg: DictConfig) -> None:
     launcher: str | None = None
     if (found := launcher_of_this_process()) is not None:
         launcher, *numbers = found
-        if "name" not in overridden and "hydra.run.dir" not in overridden:
+        if not names_its_run():
             raise UserError(f"The processes of {launcher} need one folder. Give the run a name=...")
         for key, started in zip(("devices", "num_nodes"), numbers, strict=True):
             if f"trainer.{key}" in overridden and str(trainer[key]) not in ("auto", "-1", str(started)):

@@ -54,6 +54,12 @@ def overridden_keys() -> list[str]:
     return [key_of(override) for override in HydraConfig.get().overrides.task]
 
 
+def names_its_run() -> bool:
+    """Return whether this command names its run or the folder of its run, so that it can be repeated."""
+    of_hydra = HydraConfig.get().overrides.hydra
+    return "name" in overridden_keys() or any(override.startswith("hydra.run.dir=") for override in of_hydra)
+
+
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """Return the config as plain containers with every interpolation resolved."""
     container: Any = OmegaConf.to_container(cfg, resolve=True)

@@ -15,7 +15,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from latentfaces.config.compose import compose_config
-from latentfaces.config.overrides import key_of, overridden_keys
+from latentfaces.config.overrides import key_of, names_its_run, overridden_keys
 from latentfaces.config.paths import CONF, GROUPS
 from latentfaces.config.schema import OPTIMIZER, TrainConfig
 from latentfaces.config.type_checks import check_keys, check_types, check_value
@@ -124,7 +124,7 @@ def check_run(cfg: DictConfig, overridden: Sequence[str]) -> None:
         raise UserError("requeue=true repeats the command. It needs name=... and resume=auto")
     if cfg.requeue and "SLURM_JOB_ID" not in os.environ:
         raise UserError("requeue=true needs a SLURM job. Leave it out.")
-    if cfg.resume.lower() != "false" and not {"name", "hydra.run.dir"} & {*overridden} and not is_sweep_job(cfg):
+    if cfg.resume.lower() != "false" and not names_its_run() and not is_sweep_job(cfg):
         raise UserError(f"resume={cfg.resume} finds no earlier run without name=... Add it.")
     if "median_stop" in cfg.callbacks and not is_sweep_job(cfg):
         raise UserError("pruning=median compares the jobs of a sweep. Start one with -m, or leave it out.")
