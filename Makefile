@@ -6,8 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A kill or a failed install leaves no stamp, so the next make starts the install again.
 STAMP := $(VENV)/.installed
-# Two workers more than cores, as many tests wait for other processes.
-PYTEST = $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(min(os.cpu_count() + 2, 8))') --dist worksteal
+# One worker more than cores, as many tests wait for other processes.
+PYTEST = $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 8))') --dist worksteal
 
 .PHONY: setup demo test check audit bench lock clean
 
