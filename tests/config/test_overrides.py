@@ -26,6 +26,7 @@ TEXTS = {
     "data.label_types.age=number": "++data.label_types.age=number",
     "labels.Smiling=1": "++labels.Smiling=1",
     "labels.5_o_Clock_Shadow=1": "++labels={5_o_Clock_Shadow: 1}",
+    "labels.age.years=30": "++labels={age.years: 30}",
     "mark_key=~/key.pem": f'mark_key="{HOME}/key.pem"',
     "task.weights=~/net.pt": f'task.weights="{HOME}/net.pt"',
     "task.weights=[1.5,2.0]": "task.weights=[1.5,2.0]",

@@ -106,9 +106,9 @@ class Commands:
             decode_photo(data)
         except Exception as error:  # damaged images raise errors of many kinds
             raise one_line(f"The {name} cannot be read ({error}). Choose another image.") from error
-        # A browser must not take an image with HTML in it for a page.
         suffix = Path(upload).suffix.lower()
-        suffix = suffix if suffix in (*SUFFIXES, *HEIF) else ".png"
+        if suffix not in (*SUFFIXES, *HEIF):  # a browser would run the scripts in an image called .html
+            suffix = ".png"
         path = self.folder / PHOTOS / f"{name}_{digest(data)[:12]}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

@@ -15,7 +15,7 @@ from latentfaces.run import Run
 
 def build_page(run: Run, commands: Commands, choices: Mapping[str, Sequence[str]]) -> gr.Blocks:
     """Build the page of a run or a model folder. `choices` has the names of samplers and kinds of guidance."""
-    gr.set_static_paths([commands.folder / PHOTOS])  # and the folder of each result, but no other file
+    gr.set_static_paths([commands.folder / PHOTOS])  # `Commands` adds the folder of each result
     with gr.Blocks(title=f"latentfaces: {run.folder.name}") as page:
         gr.Markdown(f"## latentfaces: {run.folder.name}")
         with gr.Tabs() as tabs:

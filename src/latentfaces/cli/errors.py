@@ -67,8 +67,9 @@ def one_line_errors(config: str, arguments: Sequence[str]) -> Iterator[None]:
     except Exception as error:
         if message := explain(error):
             fail(message)
-        is_bug = isinstance(error, InstantiationException)
-        if (isinstance(error, HydraException) and not is_bug) or str(error).startswith("Config group override"):
+        is_bug = isinstance(error, InstantiationException)  # its cause is no mistake of the user, as `explain` says
+        no_group = str(error).startswith("Config group override")  # a ValueError of Hydra
+        if no_group or (isinstance(error, HydraException) and not is_bug):
             overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
             fail(format_error(error, config, overrides))
         raise

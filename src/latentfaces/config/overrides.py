@@ -19,8 +19,8 @@ PATHS = (
 """Keys whose value is a path, or may be one."""
 NOT_TEXT = re.compile(r"[+-]?[\d._]+(e[+-]?\d+)?|true|false|nan|[+-]?inf", re.IGNORECASE)
 """Values that Hydra reads as a number or a truth value."""
-KEY = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
-"""Key that Hydra can read. It reads others only within braces."""
+NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
+"""Name that Hydra reads as one part of a key. It reads others only within braces."""
 MAPPINGS = ("data.label_types.", "labels.")
 """Keys of mappings whose names the user chooses. Hydra accepts new names only with a plus."""
 
@@ -35,7 +35,7 @@ def as_text(override: str) -> str:
     key, equals, value = override.partition("=")
     if mapping := next((mapping for mapping in MAPPINGS if key.startswith(mapping)), None):
         name = key.removeprefix(mapping)
-        return f"++{override}" if KEY.fullmatch(name) else f"++{mapping[:-1]}={{{name}: {value}}}"
+        return f"++{override}" if NAME.fullmatch(name) else f"++{mapping[:-1]}={{{name}: {value}}}"
     if key not in ("name", *PATHS, *GROUPS) or not equals:
         return override
     text = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
@@ -56,8 +56,8 @@ def overridden_keys() -> list[str]:
 
 def names_its_run() -> bool:
     """Return whether this command names its run or the folder of its run, so that it can be repeated."""
-    of_hydra = HydraConfig.get().overrides.hydra
-    return "name" in overridden_keys() or any(override.startswith("hydra.run.dir=") for override in of_hydra)
+    of_hydra = [key_of(override) for override in HydraConfig.get().overrides.hydra]
+    return "name" in overridden_keys() or "hydra.run.dir" in of_hydra
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -16,13 +16,13 @@ class EarlyStopping(LightningEarlyStopping):
 
     Args:
         monitor: name of the logged value.
-        patience: number of validations without a better value after which the training stops.
         min_delta: smallest change that counts as better.
+        patience: number of validations without a better value after which the training stops.
         options: others of Lightning's callback.
     """
 
     def __init__(
-        self, monitor: str, patience: Positive = 20, min_delta: NonNegativeFloat = 0.0, **options: Any
+        self, monitor: str, min_delta: NonNegativeFloat = 0.0, patience: Positive = 20, **options: Any
     ) -> None:
         super().__init__(monitor, min_delta, patience, **options)
 

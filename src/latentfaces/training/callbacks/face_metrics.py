@@ -99,7 +99,7 @@ class FaceMetrics(Callback):
             self.stop(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Before `BestWeights` writes. The weights after the last step are validated, but not by trainer.fit.
+        # Before `BestWeights` writes. The weights after the last step may be validated after trainer.fit.
         if trainer.sanity_checking or (trainer.state.fn != "fit" and self.max_memorized is None):
             return
         assert isinstance(pl_module, LatentDiffusionModule)
@@ -116,7 +116,7 @@ class FaceMetrics(Callback):
         is_sharded = module.device_mesh is not None
         if not (is_sharded or trainer.is_global_zero):
             return {}
-        is_last = trainer.should_stop or trainer.state.fn != "fit"
+        is_last = self.max_memorized is not None and (trainer.should_stop or trainer.state.fn != "fit")
         is_due = is_last or time.monotonic() - self.measured >= 60 * self.every_n_minutes
         if is_sharded:  # all ranks sample together, by the clock of rank 0
             is_due = trainer.strategy.broadcast(is_due)
