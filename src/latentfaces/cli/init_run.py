@@ -77,30 +77,48 @@ def run_to_start_from(cfg: DictConfig) -> Run:
 
 def add_config(cfg: DictConfig, run: Run) -> None:
     """Set network, noise schedule and loss as in `run`, except for what overrides or a recipe change."""
-    if cfg.stage == "vae" and not is_chosen_resolution(cfg.data):
-        cfg.data.resolution = run.config["data"]["resolution"]
-    nodes = ["autoencoder"] if cfg.stage == "vae" else ["denoiser", "loss"]
-    if cfg.run is not None:
+    if cfg.stage == "vae":
+        nodes = ["autoencoder"]
+        if not is_chosen_resolution(cfg.data):
+            cfg.data.resolution = run.config["data"]["resolution"]
+    elif cfg.run is None:
+        nodes = ["denoiser", "loss"]
+    else:
         nodes = ["denoiser"]  # a flow map has another loss
-        overridden = overridden_keys()
-        if "model.labels" not in overridden:
-            cfg.model.labels = run.config["model"].get("labels")
-        for key in ("labels", "label_types"):
-            if not any(f"{override}.".startswith(f"data.{key}.") for override in overridden):
-                cfg.data[key] = run.config["data"].get(key)
-    usual = compose_config("train", [f"model={cfg.stage}"])
-    places = [GROUPS.get(key, key) for key in overridden_keys() if key != "model"]
+        add_labels(cfg, run)
+    defaults = compose_config("train", [f"model={cfg.stage}"]).model
     for node in nodes:
-        values = run.config["model"][node]
-        check_targets(values, PARTS | {f"latentfaces.diffusion.{name}" for name in diffusion.__all__})
-        defaults, merged = dict(leaves_of(usual.model[node])), OmegaConf.create(values)
-        for key, value in leaves_of(cfg.model[node]):
-            is_set = any(f"model.{node}.{key}.".startswith(f"{place}.") for place in places)
-            if is_set or f"model.{node}.{key}" in OF_THIS_RUN or defaults.get(key) != value:
-                OmegaConf.update(merged, key, value)
+        earlier = run.config["model"][node]
+        check_targets(earlier, PARTS | {f"latentfaces.diffusion.{name}" for name in diffusion.__all__})
+        merged = OmegaConf.create(earlier)
+        for key, value in changes_of(node, cfg.model[node], defaults[node]):
+            OmegaConf.update(merged, key, value)
         cfg.model[node] = merged
     if cfg.run is not None and "auxiliary_depth" in cfg.model.denoiser.network:
         cfg.model.denoiser.network.auxiliary_depth = 0  # a flow map does not train that head
+
+
+def add_labels(cfg: DictConfig, run: Run) -> None:
+    """Set the labels as in `run`, except for those that overrides change."""
+    overridden = overridden_keys()
+    if "model.labels" not in overridden:
+        cfg.model.labels = run.config["model"].get("labels")
+    for key in ("labels", "label_types"):
+        if not any(f"{override}.".startswith(f"data.{key}.") for override in overridden):
+            cfg.data[key] = run.config["data"].get(key)
+
+
+def changes_of(node: str, values: DictConfig, defaults: DictConfig) -> list[tuple[str, Any]]:
+    """Return keys and values of a node of the model that overrides, a recipe or this run's VAE and labels set."""
+    overridden = [GROUPS.get(key, key) for key in overridden_keys() if key != "model"]
+    usual = dict(leaves_of(defaults))
+
+    def is_changed(key: str, value: Any) -> bool:
+        path = f"model.{node}.{key}"
+        is_set = any(f"{path}.".startswith(f"{place}.") for place in overridden)
+        return is_set or path in OF_THIS_RUN or usual.get(key) != value
+
+    return [(key, value) for key, value in leaves_of(values) if is_changed(key, value)]
 
 
 def check_fast(cfg: DictConfig) -> None:

@@ -293,25 +293,21 @@ class DPMpp2MSampler(NoisySampler):
         on_x, on_prediction = denoiser.x0_coefficients(grid[:-1])
         alpha, sigma = denoiser.schedule.alpha(grid), denoiser.schedule.sigma(grid)
         h = (alpha / sigma).log().diff()  # step in half the log-SNR
-        shrink = sigma[1:] / sigma[:-1]
-        kept = (shrink * alpha[:-1] / alpha[1:]) ** self.eta  # fraction of the old noise, e^(-eta h)
-        added = sigma[1:] * (1 - kept.square()).sqrt()
-        shrink = shrink * kept
+        ratio = sigma[1:] / sigma[:-1]
+        kept = (ratio * alpha[:-1] / alpha[1:]) ** self.eta  # fraction of the old noise, e^(-eta h)
+        on_noise = sigma[1:] * (1 - kept.square()).sqrt()
+        shrink = ratio * kept
         towards = alpha[1:] - alpha[:-1] * shrink  # alpha (1 - e^-(1 + eta) h)
         # extrapolation of x0 from the last step: 1 / (2 r) of the paper, r = previous h / h
         beyond = torch.zeros_like(h)
         beyond[1:] = 0.5 * h[1:] / h[:-1]
         beyond[~torch.isfinite(h)] = 0.0
-        # Write each x0 in terms of its x and prediction, so that x0 itself is never computed.
-        on_x0, on_last_x0 = towards * (1 + beyond), (-towards * beyond)[1:]
-        rows = torch.zeros(len(h), 5, dtype=torch.float64)
-        rows[:, 0], rows[:, 1], rows[:, 4] = shrink + on_x0 * on_x, on_x0 * on_prediction, added
-        rows[1:, 2], rows[1:, 3] = on_last_x0 * on_x[:-1], on_last_x0 * on_prediction[:-1]
-        last_x = last_prediction = torch.zeros_like(x)
-        for (a, b, c, d, noise), (t, t_next) in zip(rows.tolist(), itertools.pairwise(trajectory.times), strict=True):
-            prediction = denoiser.predict(x, t)
-            stepped = torch.add(a * x, prediction, alpha=b)
-            last_x, last_prediction, x = x, prediction, stepped.add_(last_x, alpha=c).add_(last_prediction, alpha=d)
+        steps = torch.stack([on_x, on_prediction, beyond, shrink, towards, on_noise], dim=1).tolist()
+        last_x0 = torch.zeros_like(x)
+        for (a, b, e, c, d, noise), (t, t_next) in zip(steps, itertools.pairwise(trajectory.times), strict=True):
+            x0 = torch.add(a * x, denoiser.predict(x, t), alpha=b)
+            extrapolated = torch.add(x0, x0 - last_x0, alpha=e)
+            x, last_x0 = torch.add(c * x, extrapolated, alpha=d), x0
             if noise > 0:
                 x = torch.add(x, trajectory.noise_like(x), alpha=noise)
             x = trajectory.after_step(x, t_next)
