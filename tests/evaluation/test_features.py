@@ -18,6 +18,7 @@ from latentfaces.evaluation.features import (
     Resized,
     features_by_name,
     known_features,
+    saved_network,
 )
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -126,6 +127,14 @@ def test_efficientnet_has_numbers_that_tell_pictures_apart() -> None:
     assert (same[0] - other[0]).norm() > 1
 
 
+def test_the_key_of_a_saved_network_changes_with_its_code(tmp_path: Path) -> None:
+    keys = []
+    for module in (nn.Flatten(), nn.Sequential(nn.AvgPool2d(2), nn.Flatten())):  # no weights
+        torch.jit.script(module).save(str(tmp_path / "net.pt"))
+        keys.append(saved_network(tmp_path / "net.pt").key)
+    assert keys[0] != keys[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "width"), [("dinov2", 1024), ("clip", 512)])
 def test_networks_of_timm_take_a_file_and_see_what_they_were_trained_on(
@@ -141,9 +150,20 @@ def test_networks_of_timm_take_a_file_and_see_what_they_were_trained_on(
 
     monkeypatch.setattr(timm, "create_model", shallow)
     made: Any = NETWORKS[name](None)
-    torch.save(made.network.state_dict(), tmp_path / "weights.pth")
+    weights = made.network.state_dict()
+    if name == "dinov2":  # its file has the positions of 518 pixels: here column numbers, and stripes
+        columns = torch.arange(37.0).expand(37, 37).flatten()
+        table = torch.stack([columns, (-1) ** columns], dim=1).repeat(1, width // 2)
+        weights["pos_embed"] = torch.cat([torch.zeros(1, width), table])[None]
+    torch.save(weights, tmp_path / "weights.pth")
     look: Any = known_features(name, str(tmp_path / "weights.pth"))
-    assert look.key == NetworkFeatures(name, made).key
+    if name == "dinov2":  # as torch.hub: at the scale 16.1 / 37, and stripes are not averaged
+        numbers, stripes = look.network.network.pos_embed[0, 1:, :2].unflatten(0, (16, 16)).unbind(-1)
+        expected = (torch.arange(16) + 0.5) * 37 / 16.1 - 0.5
+        assert numbers[:, 1:-1].sub(expected[1:-1]).abs().max() < 0.05
+        assert stripes.abs().max() > 0.9
+    else:
+        assert look.key == NetworkFeatures(name, made).key
     assert look(grey(128)).shape == (2, width)
     mean, std = CLIP if name == "clip" else IMAGENET
     assert look.network.mean.flatten().tolist() == pytest.approx(mean)

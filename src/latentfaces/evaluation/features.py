@@ -13,6 +13,7 @@ from latentfaces.autoencoder import VAE
 from latentfaces.autoencoder.perceptual import IMAGENET, efficientnet_lite0
 from latentfaces.data.images import to_float
 from latentfaces.data.latents import images_at_once
+from latentfaces.data.verify import file_sha256
 from latentfaces.errors import UserError, missing_extra
 from latentfaces.nn import weights_hash
 
@@ -135,8 +136,19 @@ def from_timm(model: str, weights: str | None, **options: Any) -> nn.Module:
 
 
 def dinov2(weights: str | None) -> nn.Module:
-    """Return ViT-L/14 with the 1,024 features of its class token (Stein et al. 2023)."""
-    return from_timm("vit_large_patch14_dinov2.lvd142m", weights, num_classes=0, img_size=224)
+    """Return ViT-L/14 with the 1,024 features of its class token (Stein et al. 2023).
+
+    Published distances are of `dinov2_vitl14` of torch.hub, which resizes the position embedding of 37 x 37 patches
+    without antialiasing, at a scale of 16.1 / 37. timm would antialias.
+    """
+    resized = from_timm("vit_large_patch14_dinov2.lvd142m", weights, num_classes=0, img_size=518)
+    vit: Any = resized.network
+    class_token, patches = vit.pos_embed.detach().split([1, 37 * 37], dim=1)
+    grid = patches.unflatten(1, (37, 37)).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, scale_factor=(16.1 / 37, 16.1 / 37), mode="bicubic")
+    vit.set_input_size(224)
+    vit.pos_embed = nn.Parameter(torch.cat([class_token, grid.flatten(2).transpose(1, 2)], dim=1))
+    return resized
 
 
 def clip(weights: str | None) -> nn.Module:
@@ -207,7 +219,9 @@ def saved_network(path: str | Path, device: torch.device | None = None, key: str
     except (RuntimeError, ValueError, OSError) as error:
         others = f"one of encoder, {', '.join(NETWORKS)}, or " if key.endswith(".features") else ""
         raise UserError(f"{key}={path} is not {others}a file of torch.jit.save.") from error
-    return NetworkFeatures(Path(path).stem, network, device)
+    features = NetworkFeatures(Path(path).stem, network, device)
+    features.key = f"{Path(path).stem}-{file_sha256(Path(path))[:12]}"  # a script may change without its weights
+    return features
 
 
 def features_by_name(name: str, vae: VAE, weights: str | None = None, key: str = "task.weights") -> Features:
