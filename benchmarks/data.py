@@ -17,12 +17,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
 from about import about
 from PIL import Image
+from timing import spread
 from torch import Tensor
 from torchvision import datasets, transforms
 
@@ -124,11 +124,6 @@ def waiting_share(folder: Path, home: Path, seconds: float) -> float:
     return (waited + loader.waited) / (time.perf_counter() - started)
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Return the median and the range."""
-    return {"median": median(values), "min": min(values), "max": max(values)}
-
-
 def measure(folder: Path, resolution: int, seconds: float, home: Path) -> dict[str, dict[str, float]]:
     """Measure microseconds per image and the fraction of waiting, in five interleaved rounds."""
     data = FFHQDataModule(Photos(folder), home / "pack", resolution, BATCH)
@@ -165,7 +160,7 @@ def main() -> None:
         rows = measure(folder, arguments.resolution, arguments.seconds, home)
     for name, row in rows.items():
         base = rows["load: ImageFolder chain, float" if name.startswith("load") else "pack: PIL loop"]["median"]
-        if name.startswith("share"):
+        if name.startswith("fraction"):
             print(f"{name:34s} {row['median']:.2%} ({row['min']:.2%}-{row['max']:.2%})")
         else:
             row["ratio"] = base / row["median"]

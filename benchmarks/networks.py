@@ -60,7 +60,7 @@ def vae_step(scale: Scale) -> Row:
     compiled = our_rival(equal_vae(scale.channels), images, compiled=True).step if scale.compiled else None
     theirs = Rival(count(network), PlainStep(network, loss))
     title = f"VAE step, {scale.images} x {scale.resolution} px, L1 + KL, vs diffusers AutoencoderKL"
-    return compare(title, ours, theirs, scale, "1.9 shipped, 1.07 at equal precision, share 0.76", compiled)
+    return compare(title, ours, theirs, scale, compiled)
 
 
 def with_adversary(module: Any, perceptual: PerceptualDistance) -> Any:
@@ -99,7 +99,7 @@ def stage1_step(scale: Scale) -> Row:
     images = torch.rand(scale.images, 3, scale.resolution, scale.resolution, device=scale.device) * 2 - 1
     ours, theirs = stage1_rivals(scale, images)
     title = f"stage-1 step with LPIPS and adversary, {scale.images} x {scale.resolution} px, vs latent-diffusion's"
-    return compare(title, ours(), theirs(), scale, "2.5 shipped, 1.4 at equal precision", work="ours")
+    return compare(title, ours(), theirs(), scale)
 
 
 def latent_batches(scale: Scale) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,7 @@ def unet_step(scale: Scale) -> Row:
     loss = partial(noise_prediction_loss, lambda x, t: network(x, t).sample, x0)
     theirs = Rival(count(network), PlainStep(network, loss))
     title = f"UNet step, {scale.latents} x {scale.side}x{scale.side}x4, vs diffusers UNet2DModel"
-    return compare(title, ours, theirs, scale, "1.6 shipped, 1.25 at equal precision, share 0.45", compiled)
+    return compare(title, ours, theirs, scale, compiled)
 
 
 def dit_step(scale: Scale) -> Row:
@@ -131,7 +131,7 @@ def dit_step(scale: Scale) -> Row:
     compiled = our_rival(built_ldm(*options), moments, compiled=True).step if scale.compiled else None
     theirs = Rival(count(network), PlainStep(network, partial(noise_prediction_loss, network, x0)))
     title = f"DiT-S/2 step, {scale.latents} x {scale.side}x{scale.side}x4, vs a plain DiT"
-    return compare(title, ours, theirs, scale, "1.9 shipped, 1.25 at equal precision, share 0.65", compiled)
+    return compare(title, ours, theirs, scale, compiled)
 
 
 def decoding(scale: Scale) -> Row:
@@ -152,4 +152,4 @@ def decoding(scale: Scale) -> Row:
     parameters = sum(p.numel() for p in vae.decoder.parameters()), sum(p.numel() for p in network.decoder.parameters())
     title = f"decoding {scale.decoded} latents to {scale.resolution} px, vs diffusers AutoencoderKL"
     fewer = replace(scale, rounds=(scale.rounds + 1) // 2)
-    return compare(title, Rival(parameters[0], ours), Rival(parameters[1], theirs), fewer, "1.8 shipped")
+    return compare(title, Rival(parameters[0], ours), Rival(parameters[1], theirs), fewer)

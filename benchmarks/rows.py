@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from ours import in_bfloat16
@@ -105,7 +105,6 @@ class Row:
         unit: of the figures.
         figures: by clock ("cpu", "wall", ...) and variant.
         ratios: theirs / ours, by kind.
-        goal: as text.
         more: further values: parameters, gigaflops.
     """
 
@@ -113,14 +112,13 @@ class Row:
     unit: str
     figures: dict[str, dict[str, Spread]]
     ratios: dict[str, float] = field(default_factory=dict)
-    goal: str = ""
     more: dict[str, float] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Format the row as text."""
         values = [f"{name} {value:.2f}" for name, value in self.ratios.items()]
         values += [f"{name} {value:.4g}" for name, value in self.more.items()]
-        lines = [f"{self.title}: {', '.join(values)}" + (f"  (goal: {self.goal})" if self.goal else "")]
+        lines = [f"{self.title}: {', '.join(values)}"]
         for clock, variants in self.figures.items():
             for name, s in variants.items():
                 lines.append(
@@ -184,7 +182,7 @@ class MovedBytes(Meter):
         return result
 
 
-def on_paper(title: str, work: Work, goal: str) -> Row:
+def on_paper(title: str, work: Work) -> Row:
     """Return the least time on an H100 by its data sheet.
 
     Arithmetic runs at the peak. Each operation moves its own bytes at the memory bandwidth; compiling moves fewer.
@@ -195,30 +193,20 @@ def on_paper(title: str, work: Work, goal: str) -> Row:
     floors = {"arithmetic": meter.flops / gpu.bfloat16, "memory": meter.moved / H100_BANDWIDTH}
     figures = {name: dict.fromkeys(("median", "min", "max"), 1e3 * seconds) for name, seconds in floors.items()}
     more = {"TFLOP": meter.flops / 1e12, "GB moved": meter.moved / 1e9}
-    return Row(f"{title}: at least, on an H100", "ms", {"paper": figures}, {}, goal, more)
+    return Row(f"{title}: at least, on an H100", "ms", {"paper": figures}, {}, more)
 
 
-def compare(
-    title: str,
-    ours: Rival,
-    theirs: Rival,
-    scale: Scale,
-    goal: str = "",
-    compiled: Step | None = None,
-    work: Literal["ours", "theirs"] = "theirs",
-) -> Row:
+def compare(title: str, ours: Rival, theirs: Rival, scale: Scale, compiled: Step | None = None) -> Row:
     """Return the row of two networks.
 
     Args:
         title: title of the row.
         ours, theirs: both sides.
         scale: sizes and rounds.
-        goal: goal as text.
         compiled: our compiled step.
-        work: side whose operations count in `share`.
     """
     if scale.paper:
-        return on_paper(title, partial(ours.step, True), goal)
+        return on_paper(title, partial(ours.step, True))
     works: dict[str, Work] = {
         f"{side} {precision}": partial(rival.step, precision == "bf16")
         for precision in scale.precisions
@@ -239,7 +227,7 @@ def compare(
         if compiled is not None:
             ratios[f"compiled{after}"] = took["theirs fp32"] / took["ours compiled"]
     first = next(iter(figures.values()))
-    rate = operations[work] / first[f"ours {scale.shipped}"]["median"] * 1e3
+    rate = operations["ours"] / first[f"ours {scale.shipped}"]["median"] * 1e3
     more = {
         "share": rate / limit(scale, scale.shipped),
         "ours M": ours.parameters / 1e6,
@@ -247,7 +235,7 @@ def compare(
         "ours GF": operations["ours"],
         "theirs GF": operations["theirs"],
     }
-    return Row(title, "ms", figures, ratios, goal, more)
+    return Row(title, "ms", figures, ratios, more)
 
 
 @cache

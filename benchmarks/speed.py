@@ -4,7 +4,7 @@
     python benchmarks/speed.py [--rows vae,dit] [--rounds 5] [--device cpu] [--compile] [--quick] [--json FILE]
     python benchmarks/speed.py --paper    # without a GPU: lower bounds for a GPU, from counted operations
 
-Both sides have equal parameters and operations, see the same batches, and take turns in one process. On a CPU the
+Both sides have equal parameters, see the same batches, and take turns in one process. On a CPU the
 figures are CPU time with one thread and wall time with two: median, minimum and maximum of some rounds. On a GPU they
 are wall time. A row of two networks has three ratios, theirs / ours: as shipped (peers: float32 and AdamW; ours: the
 choices of train.py), both in float32, and both in bfloat16 if the device supports it. `share` is our rate as a fraction

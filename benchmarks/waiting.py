@@ -24,10 +24,10 @@ def pipeline_of(scale: Scale) -> FacePipeline:
     return FacePipeline(autoencoder, denoiser, scale.resolution, scale.device, bfloat16)  # type: ignore[arg-type]
 
 
-def once(scale: Scale, title: str, work: Callable[[], Tensor], goal: str = "") -> Row:
+def once(scale: Scale, title: str, work: Callable[[], Tensor]) -> Row:
     """Return a row without a peer."""
     named: dict[str, Work] = {"ours": work}
-    return on_paper(title, work, goal) if scale.paper else Row(title, "ms", timed(named, scale), goal=goal)
+    return on_paper(title, work) if scale.paper else Row(title, "ms", timed(named, scale))
 
 
 def faces(scale: Scale) -> Row:
@@ -48,7 +48,7 @@ def faces(scale: Scale) -> Row:
     def made() -> Tensor:
         return pipeline.decode(pipeline.sample(noise, HeunSampler(STEPS)))
 
-    return once(scale, title, counted if scale.paper else made, "64 under 500 ms on a GPU")
+    return once(scale, title, counted if scale.paper else made)
 
 
 def encoding(scale: Scale) -> Row:
@@ -56,7 +56,7 @@ def encoding(scale: Scale) -> Row:
     pipeline = pipeline_of(scale)
     images = torch.rand(scale.faces, 3, scale.resolution, scale.resolution, device=scale.device) * 2 - 1
     title = f"encoding {scale.faces} photos of {scale.resolution} px, {scale.autoencoder}"
-    row = once(scale, title, lambda: pipeline.encode(images), "70k photos in 2 minutes on a GPU")
+    row = once(scale, title, lambda: pipeline.encode(images))
     clock = next(iter(row.figures.values()))
     row.more["minutes for both mirror images of FFHQ"] = (
         max(figure["median"] for figure in clock.values()) * 2 * PHOTOS / scale.faces / 60_000

@@ -106,7 +106,7 @@ def test_table_says_what_made_it(table: dict[str, Any]) -> None:
 
 def test_floor_on_paper_is_operations_and_bytes_by_the_data_sheet(benchmark: Any) -> None:
     a = torch.ones(300, 500)
-    row = benchmark("rows").on_paper("a product", lambda: a @ a.T, "")
+    row = benchmark("rows").on_paper("a product", lambda: a @ a.T)
     assert row.more == {"TFLOP": 2 * 300 * 500 * 300 / 1e12, "GB moved": 4 * (2 * 300 * 500 + 300 * 300) / 1e9}
     floors = {name: figure["median"] for name, figure in row.figures["paper"].items()}
     assert floors["arithmetic"] == pytest.approx(1e3 * 9e7 / 989e12)  # 989 TFLOP/s in bfloat16, 3.35 TB/s

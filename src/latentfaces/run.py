@@ -6,7 +6,7 @@ import importlib
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,24 +76,29 @@ class Run:
         return read_json(self.folder / RESULT)
 
     def evaluations(self, name: str) -> list[tuple[Path, dict[str, Any]]]:
-        """Return path and content of each file `name` that task=evaluate wrote below the folder, newest first."""
-        paths = sorted(self.folder.glob(f"samples/*/{name}"), key=lambda path: -path.stat().st_mtime)
-        return [(path, read_json(path)) for path in paths]
+        """Return path and content of each file `name` that task=evaluate wrote below the folder, newest first.
+
+        Those of earlier best weights are left out.
+        """
+        paths = sorted(self.folder.rglob(name), key=lambda path: -path.stat().st_mtime)
+        best = self.best_hash if paths else None
+        found = [(path, read_json(path)) for path in paths]
+        return [(path, content) for path, content in found if content.get("of", best) == best]
 
     def tuned(self) -> dict[str, Any] | None:
         """Return what task=tune found for the present best weights ("guidance", "ema", "sampler"), or None."""
         found = read_json(self.folder / TUNED)
         check_targets(found)
-        return found if found and found["of"] == self.denoiser_hash else None
+        return found if found and found["of"] == self.best_hash else None
 
     def path_of(self, weights: str) -> Path:
         """Return the file of the weights, such as "best_denoiser"."""
         return self.folder / "checkpoints" / f"{weights}.pth"
 
     @property
-    def denoiser_hash(self) -> str:
-        """12 hexadecimal digits of the SHA-256 of the best denoiser's file."""
-        with self.path_of("best_denoiser").open("rb") as file:
+    def best_hash(self) -> str:
+        """12 hexadecimal digits of the SHA-256 of the file of the best VAE or denoiser."""
+        with self.path_of("best_vae" if self.stage == "vae" else "best_denoiser").open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
     @property
@@ -255,6 +260,13 @@ def config_of(part: object) -> dict[str, Any]:
     """Return the config of a sampler or a guidance: the inverse of `build`."""
     arguments = {name: getattr(part, name) for name in inspect.signature(type(part)).parameters}
     return {"_target_": f"latentfaces.diffusion.{type(part).__name__}", **arguments}
+
+
+def in_words(config: Mapping[str, Any]) -> str:
+    """Return a part of a config as its class and its arguments."""
+    arguments = ", ".join(f"{key}={value}" for key, value in config.items() if not key.startswith("_"))
+    kind = str(config.get("_target_", "")).rpartition(".")[2]
+    return f"{kind}({arguments})" if kind else ""
 
 
 def program(name: str) -> list[str]:

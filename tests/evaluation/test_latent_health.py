@@ -99,11 +99,11 @@ def test_unit_that_does_not_vary_is_not_active_however_far_from_zero(offset: flo
     assert health_of(*[DiagonalGaussian(mean, torch.zeros_like(mean))] * 4).values()["active_0"] == 0.0
 
 
-def test_noise_share_is_the_posteriors_part_of_the_variance() -> None:
+def test_noise_fraction_is_the_posteriors_part_of_the_variance() -> None:
     sign = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
     mean = sign * torch.tensor([3.0, 1.0, 0.0]).sqrt().view(1, 3, 1, 1).expand(2, 3, 2, 2)
     values = health_of(DiagonalGaussian(mean, torch.zeros_like(mean))).values()  # of variance 1
-    assert [values[f"noise_share_{n}"] for n in range(3)] == pytest.approx([0.25, 0.5, 1.0], rel=1e-6)
+    assert [values[f"noise_fraction_{n}"] for n in range(3)] == pytest.approx([0.25, 0.5, 1.0], rel=1e-6)
     assert [values[f"latent_std_{n}"] for n in range(3)] == pytest.approx([2.0, 2**0.5, 1.0])
     assert [values[f"latent_mean_{n}"] for n in range(3)] == [0.0, 0.0, 0.0]
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 from torch import Tensor
 
-from latentfaces.evaluation import plot_losses, plot_neighbours, visualize_random_input_output
+from latentfaces.evaluation import plot_losses, plot_neighbors, visualize_random_input_output
 from latentfaces.evaluation.panels import best_validation, panels, read_curves, running_mean, sheet
 from latentfaces.evaluation.plots import plot_distances
 
@@ -108,6 +108,8 @@ def test_values_of_a_kind_share_a_panel_and_each_kind_its_section() -> None:
     names += [
         "val/psnr",
         "val/psnr_with_skips",
+        "val/feature_distance",
+        "val/memorized_fraction",
         "train/kl_weight",
         "lr-AdamW",
         "train/gradient_norm",
@@ -118,6 +120,8 @@ def test_values_of_a_kind_share_a_panel_and_each_kind_its_section() -> None:
     assert found == {
         "kl": ("losses", ["train", "val"]),
         "psnr": ("quality", ["val", "val, with skips"]),
+        "feature_distance": ("quality", ["val"]),
+        "memorized_fraction": ("quality", ["val"]),
         "kl_weight": ("schedules and gradients", ["train"]),
         "lr-AdamW": ("schedules and gradients", ["lr-AdamW"]),
         "gradient_norm": ("schedules and gradients", ["train"]),
@@ -156,7 +160,7 @@ def test_photos_stand_beside_faces_with_their_distance_red_where_it_is_suspiciou
     faces = torch.arange(2, dtype=torch.uint8)[:, None, None, None].expand(2, 3, 4, 4)
     photos = torch.full((2, 3, 3, 4, 4), 9, dtype=torch.uint8)
     distances = torch.tensor([[0.1, 0.5, 0.9], [0.6, 0.7, 0.8]])
-    figure = plot_neighbours(faces, photos, distances, 0.4)
+    figure = plot_neighbors(faces, photos, distances, 0.4)
     (axes,) = figure.axes
     told = [(text.get_text(), text.get_color()) for text in axes.texts]
     assert [text for text, _ in told[:6]] == ["0.1", "0.5", "0.9", "0.6", "0.7", "0.8"]

@@ -40,6 +40,7 @@ def test_a_card_has_the_figures_of_the_run_and_no_others(home: Path) -> None:
     assert "python sample_onnx.py" in text
     evaluation = {
         **{"kind": "new faces", "features": "inception", "num_images": 5000, "num_photos": 50},
+        **{"sampling": {"sampler": "EulerSampler(num_steps=5)", "requested labels": "glasses=1"}},
         **{"weights": FacePipeline.load(RUN, device="cpu").weights},
         **{"fid": 12.345, "precision": 0.5, "memorized_fraction": 0.02, "duplicates": 0.01},
     }
@@ -58,8 +59,13 @@ def test_a_card_has_the_figures_of_the_run_and_no_others(home: Path) -> None:
     assert "| model | FID |\n| --- | --- |\n| faces | 9.5 |\n\nfid10k: comparable" in text
     assert "| FID | 12.35 |" in text
     assert "| compared | 5,000 new faces with 50 held-out images |" in text
-    assert "than 99 % of held-out images are | 0.02 |" in text
+    assert "than 99 % of held-out images have | 0.02 |" in text
     assert "recall" not in text
+    assert "| sampler | EulerSampler(num_steps=5) |\n| requested labels | glasses=1 |" in text
+    path.write_text(json.dumps(evaluation | {"features": "/home/me/net.pt"}))
+    assert "| features | net.pt |" in card(home)
+    path.write_text(json.dumps(evaluation | {"of": "earlier weights"}))
+    assert "## Memorization audit\n\nNot measured." in card(home)
     path.write_text(json.dumps(evaluation | {"weights": "of-earlier"}))
     assert "## Memorization audit\n\nNot measured." in card(home)
 
@@ -68,7 +74,7 @@ def test_a_card_has_the_figures_of_the_run_and_no_others(home: Path) -> None:
     ("licence", "header", "clue"),
     [
         ("CC BY-NC-SA 4.0", "cc-by-nc-sa-4.0", "excludes commercial use. That applies to these weights too."),
-        ("for own use", "other", "| licence | for own use |"),
+        ("for own use", "other", "| license | for own use |"),
         (None, "other", "The terms of the training images are not recorded."),
     ],
 )
@@ -94,7 +100,7 @@ def test_terms_of_the_images_of_the_vae_are_named_too(home: Path) -> None:
     text = card(home)
     assert "\nlicense: cc-by-nc-sa-4.0\n" in text
     assert text.count("| images | 48, of which 12 were held out |") == 2
-    assert "| source | ffhq |\n| licence | CC BY-NC-SA 4.0 |" in text
+    assert "| source | ffhq |\n| license | CC BY-NC-SA 4.0 |" in text
     shutil.rmtree("outputs/vae")
     assert "was trained on other images:\n\nNot recorded" in card(home)
 

@@ -102,7 +102,7 @@ def test_tuned_settings_come_along(exported: Path, tmp_path: Path, monkeypatch: 
         "guidance": {"_target_": "latentfaces.diffusion.AutoGuidance", "weight": 2.5, "start": 0.9},
         "sampler": {"_target_": "latentfaces.diffusion.HeunSampler", "num_steps": 3},
         "ema": None,
-        "of": open_run(folder).denoiser_hash,
+        "of": open_run(folder).best_hash,
     }
     (folder / "tuned.json").write_text(json.dumps(tuned))
     out = export(open_run(folder), tmp_path / "out")

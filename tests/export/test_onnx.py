@@ -83,10 +83,11 @@ def test_the_shipped_script_needs_nothing_of_ours(exported: Path, tmp_path: Path
     assert "torch" not in text.replace("torch.randn", "")
     assert "latentfaces" not in text
     assert len(text.splitlines()) <= 60
-    subprocess.run([sys.executable, script, "1", "5"], cwd=tmp_path, check=True)
-    ours = to_uint8(floats(FacePipeline.from_pretrained(exported / "out", device="cpu"), [(5, 0)]))[0]
-    made = torch.from_numpy(np.asarray(Image.open(tmp_path / "00000.png")).transpose(2, 0, 1).copy())
-    assert (ours.int() - made.int()).abs().max() <= 1
+    subprocess.run([sys.executable, script, "17", "5"], cwd=tmp_path, check=True)  # more than a batch of 16
+    ours = to_uint8(floats(FacePipeline.from_pretrained(exported / "out", device="cpu"), [(5, 0), (5, 16)]))
+    made = [np.asarray(Image.open(tmp_path / f"{number:05d}.png")).transpose(2, 0, 1) for number in (0, 16)]
+    assert (ours.int() - torch.from_numpy(np.stack(made)).int()).abs().max() <= 1
+    assert len(list(tmp_path.glob("*.png"))) == 17
     assert read_source(tmp_path / "00000.png") == GENERATED
 
 

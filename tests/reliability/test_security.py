@@ -174,7 +174,7 @@ def test_case_40_a_stored_config_does_not_read_this_machines_secrets(
 def test_case_40_what_tune_left_runs_nothing(home: Path) -> None:
     from latentfaces.run import open_run
 
-    found = {"guidance": CALL, "ema": None, "of": open_run(LDM).denoiser_hash}
+    found = {"guidance": CALL, "ema": None, "of": open_run(LDM).best_hash}
     (LDM / "tuned.json").write_text(json.dumps(found))
     assert "os.mkdir may not be named" in refused("sample.py", *FEW)
 

@@ -59,6 +59,11 @@ def test_jobs_are_listed_the_best_first_with_what_differs_and_how_they_ended(swe
     assert 'href="0/report.html"' not in page  # there is none
 
 
+def test_a_single_job_has_a_column_for_each_of_its_results(tmp_path: Path) -> None:
+    job(tmp_path / "0", ["model=vae"], {"val/best_loss": 0.5, "minutes": 2.0})
+    assert cells(write_sweep_report(tmp_path).read_text())[0] == ["job", "state", "val/best_loss", "minutes"]
+
+
 def test_overrides_never_become_markup(tmp_path: Path) -> None:
     job(tmp_path / "0", ["data.root=<script>"], error="<b>no</b>")
     job(tmp_path / "1", ["data.root=photos"])

@@ -20,6 +20,7 @@ from latentfaces.data.pack import open_pack
 from latentfaces.data.synthetic import known_labels
 from latentfaces.diffusion import Sampler
 from latentfaces.errors import UserError
+from latentfaces.evaluation.feature_cache import resumed
 from latentfaces.evaluation.features import EncoderFeatures, NetworkFeatures, features_by_name
 from latentfaces.evaluation.protocol import METRICS, PROTOCOLS, Protocol
 from latentfaces.pipeline import FacePipeline
@@ -197,6 +198,8 @@ def test_run_in_whose_folder_an_evaluation_lies_tells_it_on_its_own_page(home: P
     page = Path("outputs/ldm/faces/report.html").read_text()
     shutil.rmtree("outputs/ldm/faces/samples")
     assert "<h2>Evaluation</h2>" in page
+    assert told["sampling"]["sampler"] == "DPMpp2MSampler(num_steps=2, shift=auto, spacing=auto, eta=1.0)"
+    assert f"sampler {told['sampling']['sampler']}, guidance" in page
     assert f"{told['kernel_distance']:.4g}" in page
     assert f"{told['training_photos']['kernel_distance']:.4g}" in page
 
@@ -370,14 +373,21 @@ def test_a_protocol_sets_number_images_and_networks_and_resumes_after_a_kill(
     assert again == whole
 
 
-def test_samples_are_compared_as_the_values_of_their_png(home: Path) -> None:
+def test_samples_are_compared_as_the_values_of_their_png(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[Tensor] = []
+
+    def recorded(*arguments: Any) -> Tensor:
+        compared.append(resumed(*arguments))
+        return compared[-1]
+
+    monkeypatch.setattr("latentfaces.tasks.evaluate.resumed", recorded)
     shutil.rmtree("faces", ignore_errors=True)
     same = ["num_images=50", "batch_size=16", "sampler.num_steps=2"]
     row("task.protocol=fid10k", "task.features=pixels.pt", *same)
     run_command("sample.py", "run=faces", *same, "output=faces")
-    (path,) = Path("pictures").glob("features-pixels-*.partial.npy")
     pixels = np.stack([np.asarray(Image.open(f"faces/{number:05d}.png")) for number in range(50)])
-    assert np.array_equal(np.load(path), SomePixels()(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy())
+    assert torch.equal(compared[0], SomePixels()(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
+    assert not list(Path("pictures").glob("features-*"))
 
 
 def test_each_value_of_a_label_has_a_row(labelled: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ class LatentHealth:
         - `kl_<n>`: nats per latent value
         - `active_units`, `active_<n>`: fraction of latent values whose mean varies over images
         - `latent_mean_<n>`, `latent_std_<n>`: of posterior samples
-        - `noise_share_<n>`: fraction of the variance that is the posterior's noise
+        - `noise_fraction_<n>`: fraction of the variance that is the posterior's noise
         - `latent_high_frequency`: fraction of the latents' energy, without the mean, in the upper half of frequencies
         - `detail_<band>`, `error_<band>`: energy of reconstructions and of their error relative to that of the images,
           in the lower quarter of frequencies, the second quarter, and the upper half
@@ -101,7 +101,7 @@ class LatentHealth:
             values[f"active_{n}"] = active[n]
             values[f"latent_mean_{n}"] = mean[n].squeeze()
             values[f"latent_std_{n}"] = std[n].squeeze()
-            values[f"noise_share_{n}"] = noise[n]
+            values[f"noise_fraction_{n}"] = noise[n]
         return {name: float(value) for name, value in values.items()}
 
     def active_units(self) -> Tensor:
@@ -152,7 +152,7 @@ def verdict(values: Mapping[str, float], kl_weight: float) -> str:
     collapsed = sum(values[f"active_{n}"] < COLLAPSED_FRACTION and values[f"kl_{n}"] < COLLAPSED_NATS for n in channels)
     if collapsed:
         return f"posterior collapse in {collapsed} {several}: {less_noise}"
-    if noisy := count("noise_share", NOISE_FRACTION):
+    if noisy := count("noise_fraction", NOISE_FRACTION):
         return f"latents are mostly noise in {noisy} {several}: {less_noise}"
     if large := count("latent_std", LARGE_STD):
         return f"latents have grown without bound in {large} {several}: raise model.kl_weight.end"
@@ -163,7 +163,7 @@ def verdict(values: Mapping[str, float], kl_weight: float) -> str:
         )
     if values["detail_high"] < FINE_DETAIL:
         return (
-            f"reconstructions have {values['detail_high']:.0%} of the photos' fine detail: train for longer, or give "
+            f"reconstructions have {values['detail_high']:.0%} of the images' fine detail: train for longer, or give "
             "model.autoencoder more latent_channels"
         )
     return HEALTHY

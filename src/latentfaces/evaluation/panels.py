@@ -16,7 +16,7 @@ Curve = tuple[list[float], list[float]]
 """Steps and values of one logged key."""
 
 SECTIONS = ("losses", "quality", "schedules and gradients", "latents")
-QUALITY = ("psnr", "ssim", "frechet", "kernel", "fid")
+QUALITY = ("psnr", "ssim", "feature_distance", "memorized_fraction")
 SCHEDULES = ("kl_weight", "skip_dropout", "adaptive_weight", "lr-", "gradient_norm", "logit_gap")
 FAMILY = re.compile(r"(?P<family>health/.+)_(?P<member>\d+|low|middle|high)|(?P<metric>.+?)_(?P<skips>with_.*skips)")
 """Keys that differ in their suffix share a panel: channels, frequency bands, with and without skips."""

@@ -39,7 +39,7 @@ def plot_losses(metrics_csv: str | Path, output: str | Path | None = None) -> Fi
     return figure
 
 
-def plot_neighbours(
+def plot_neighbors(
     faces: Tensor,
     photos: Tensor,
     distances: Tensor,
@@ -89,8 +89,8 @@ def plot_distances(samples: dict[str, Tensor], limit: float) -> Figure:
     for (label, values), color in zip(samples.items(), COLORS, strict=False):
         weights = np.full(len(values), 100 / len(values))
         axes.hist(values.numpy(), bins.tolist(), weights=weights, color=color, alpha=0.55, label=label)
-    axes.axvline(limit, color=RED, linestyle=":", label=f"limit {limit:.3g}: 99 % of new photos are above")
-    label_axes(axes, "", "distance to the nearest training photo", "% of them")
+    axes.axvline(limit, color=RED, linestyle=":", label=f"limit {limit:.3g}: 99 % of new images are above")
+    label_axes(axes, "", "distance to the nearest training image", "% of them")
     axes.set_ylim(top=1.4 * axes.get_ylim()[1])  # room for the legend above the bars
     axes.legend(fontsize=8.5, frameon=False, loc="upper left")
     return figure

@@ -91,7 +91,7 @@ def label_metrics(
         num_features: columns, from the first, that the distances compare.
 
     Returns:
-        For each label `accuracy` and `balanced_accuracy` of the probe on the held-out images, which bound what can be
+        For each label `accuracy` and `balanced_accuracy` of the probe on the held-out images, to compare with what is
         found, `found`, the fraction of samples with the asked label, and `values`: for each value the same and the
         kernel distance, as far as there are enough images and samples.
     """

@@ -144,6 +144,7 @@ def differences(
         features: networks of the features.
         asked: labels that were requested for all samples.
     """
+    networks = [Path(name).name for name in features]
     names, resolution = reference.pack.manifest["names"], reference.pack.manifest["resolution"]
     size, resized, usual = reference.source_size, reference.resize_filter, PAPER_FILTERS.get(resolution)
     of_papers = f"papers at {resolution} px use {usual}" if usual else f"no paper at {resolution} px is known"
@@ -155,7 +156,7 @@ def differences(
     of_samples = {
         f"reference {reference.name} instead of {protocol.reference}": reference.name != protocol.reference,
         f"{num_samples:,} instead of {protocol.num_samples:,} samples": num_samples != protocol.num_samples,
-        f"features of {' and '.join(features)}": not set(features) <= set(protocol.features),
+        f"features of {' and '.join(networks)}": not set(features) <= set(protocol.features),
         f"samples with {' '.join(f'{key}={value}' for key, value in asked.items())}": bool(asked),
     }
     if not is_whole_ffhq(names):

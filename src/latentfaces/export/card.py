@@ -13,10 +13,10 @@ from latentfaces.errors import UserError
 from latentfaces.evaluation.protocol import RESULT, as_markdown
 from latentfaces.files import read_json
 from latentfaces.pipeline import FacePipeline
-from latentfaces.run import Run, config_of, open_run
+from latentfaces.run import Run, config_of, in_words, open_run
 
 FFHQ_TERMS = "CC BY-NC-SA 4.0"
-"""Licence of FFHQ, whose images are for non-commercial use alone."""
+"""License of FFHQ, whose images are for non-commercial use alone."""
 METRICS = {
     "fid": "FID",
     "frechet_distance": "Frechet distance",
@@ -25,8 +25,8 @@ METRICS = {
     "recall": "recall",
 }
 AUDIT = {
-    "memorized_fraction": "fraction nearer to a training image than 99 % of held-out images are",
-    "duplicates": "fraction nearer to another sample than 99 % of held-out images are",
+    "memorized_fraction": "fraction with a nearer training image than 99 % of held-out images have",
+    "duplicates": "fraction with a nearer other sample than 99 % of held-out images have among themselves",
 }
 RESULTS = {"test/loss": "loss of held-out images", "test/psnr": "PSNR, dB", "test/ssim": "SSIM", "test/lpips": "LPIPS"}
 
@@ -78,7 +78,7 @@ def licence_of(manifest: Manifest) -> str | None:
 
 
 def hub_license(data: Sequence[Manifest]) -> str:
-    """Return the licence as hubs name it. What comes from FFHQ is under its licence."""
+    """Return the license as hubs name it. What comes from FFHQ is under its license."""
     return "cc-by-nc-sa-4.0" if FFHQ_TERMS in map(licence_of, data) else "other"
 
 
@@ -120,7 +120,7 @@ def training_data(data: Sequence[Manifest], product: str = "these weights") -> s
         parts += ["The VAE, or the run that training started from, was trained on other images:", *earlier]
     words = [word for manifest in data for word in (licence_of(manifest) or "").upper().replace("-", " ").split()]
     if "NC" in words:  # non-commercial
-        parts.append(f"The licence of the images excludes commercial use. That applies to {product} too.")
+        parts.append(f"The license of the images excludes commercial use. That applies to {product} too.")
     return "\n\n".join(parts)
 
 
@@ -133,7 +133,7 @@ def described_data(manifest: Manifest) -> str:
         {
             "images": f"{manifest['num_images']:,}, of which {held_out:,} were held out",
             "source": manifest.get("source", {}).get("name", "not recorded"),
-            "licence": licence_of(manifest) or "not recorded",
+            "license": licence_of(manifest) or "not recorded",
         }
     )
 
@@ -144,7 +144,7 @@ def recipe(run: Run, pipeline: FacePipeline) -> dict[str, str]:
     model, networks = config["model"], {"VAE": pipeline.vae, "denoiser": pipeline.denoiser}
     rows = {name: described(part) for name, part in networks.items() if part is not None}
     if isinstance(pipeline.vae, PretrainedVAE):
-        rows["VAE is from"] = f"{without_path(pipeline.vae.source)} (licence: {pipeline.vae.licence or 'not recorded'})"
+        rows["VAE is from"] = f"{without_path(pipeline.vae.source)} (license: {pipeline.vae.licence or 'not recorded'})"
     if pipeline.denoiser is not None:
         rows["noise schedule, target"] = f"{type(pipeline.denoiser.schedule).__name__}, {pipeline.denoiser.target}"
         rows["sampler"] = in_words(config_of(pipeline.sampler))
@@ -173,13 +173,6 @@ def described(module: nn.Module) -> str:
     return f"{type(network).__name__}, {count:,} parameters"
 
 
-def in_words(config: Mapping[str, Any]) -> str:
-    """Return a part of a config as its class and its arguments."""
-    arguments = ", ".join(f"{key}={value}" for key, value in config.items() if not key.startswith("_"))
-    kind = str(config.get("_target_", "")).rpartition(".")[2]
-    return f"{kind}({arguments})" if kind else ""
-
-
 def newest(run: Run, name: str, weights: str) -> dict[str, Any]:
     """Return the newest file `name` of task=evaluate that measured these weights; empty if there is none."""
     return next((found for _, found in run.evaluations(name) if found.get("weights") == weights), {})
@@ -194,7 +187,8 @@ def metrics(run: Run, found: Mapping[str, Any]) -> str:
         return "Not measured."
     if found:
         rows["compared"] = f"{found['num_images']:,} {found['kind']} with {found['num_photos']:,} held-out images"
-        rows["features"] = str(found["features"])
+        rows["features"] = Path(str(found["features"])).name
+        rows |= found.get("sampling", {})
     return table(rows)
 
 

@@ -44,17 +44,17 @@ def sample(folder: Path, names: list[tuple[int, int]], condition: np.ndarray | N
 
 def png(face: np.ndarray, folder: Path) -> bytes:
     """Encode a face (3, R, R) in [-1, 1] as PNG with XMP, which marks it as generated."""
-    rows = ((face + 1) * 127.5).round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
-    lines = np.insert(rows.reshape(len(rows), -1), 0, 0, axis=1)  # 0: unfiltered
-    header = struct.pack(">2I5B", rows.shape[1], rows.shape[0], 8, 2, 0, 0, 0)
+    rows = ((face + 1) * 127.5).round().clip(0, 255).transpose(1, 2, 0).reshape(face.shape[1], -1)
+    lines = np.insert(rows, 0, 0, axis=1).astype(np.uint8)  # 0: unfiltered
     xmp = json.loads((folder / "sampling.json").read_text())["xmp"].encode()
-    chunks = {b"IHDR": header, b"iTXt": b"XML:com.adobe.xmp" + bytes(5) + xmp}
-    chunks |= {b"IDAT": zlib.compress(lines.tobytes()), b"IEND": b""}
+    chunks = {b"IHDR": struct.pack(">2I5B", *face.shape[:0:-1], 8, 2, 0, 0, 0)}
+    chunks |= {b"iTXt": b"XML:com.adobe.xmp" + bytes(5) + xmp, b"IDAT": zlib.compress(lines.tobytes()), b"IEND": b""}
     packed = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks.items())
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 if __name__ == "__main__":
     here, (num_images, seed) = Path(__file__).parent, map(int, sys.argv[1:])
-    for number in range(num_images):
-        Path(f"{number:05d}.png").write_bytes(png(sample(here, [(seed, number)])[0], here))
+    for start in range(0, num_images, 16):
+        for number, face in enumerate(sample(here, [(seed, n) for n in range(start, num_images)[:16]]), start):
+            Path(f"{number:05d}.png").write_bytes(png(face, here))

@@ -20,13 +20,13 @@ KINDS = {"vae": "stage 1, a VAE", "ldm": "stage 2, a latent diffusion model"}
 NUM_PREVIEWS = 3
 UNITS = {"minutes": "minutes of training", "peak_memory_gb": "GB peak memory", "steps": "steps"}
 MEANINGS = {
-    "fid": "Frechet distance of Inception features to held-out photos: lower is better",
-    "frechet_distance": "distance of feature means and covariances to held-out photos: lower is better",
+    "fid": "Frechet distance of Inception features to held-out images: lower is better",
+    "frechet_distance": "distance of feature means and covariances to held-out images: lower is better",
     "kernel_distance": "unbiased kernel distance of the features: lower is better, about 0 for real images",
     "precision": "fraction of samples close to real images: higher is better",
     "recall": "fraction of held-out images close to samples: low if samples lack variety",
-    "duplicates": "fraction of samples closer to another sample than 99 % of held-out images are: 0.01 is expected",
-    "memorized_fraction": "fraction of samples closer to a training image than 99 % of held-out images: 0.01 is usual",
+    "duplicates": "fraction of samples nearer to each other than held-out images are: 0.01 is usual",
+    "memorized_fraction": "fraction of samples nearer to a training image than held-out images are: 0.01 is usual",
 }
 """Metrics of task=evaluate, in the order of the page."""
 GROUP = (("accuracy", ".1%"), ("found", ".1%"), ("kernel_distance", ".4g"))

@@ -119,7 +119,8 @@ def write_sweep_report(folder: str | Path) -> Path:
     varied = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
     order, jobs = ranked(jobs, varied)
     ended = [job.result for job in jobs if job.result]
-    shown = [name for name in SHOWN if len({result.get(name) for result in ended}) > (len(ended) > 1)]
+    values = {name: {result[name] for result in ended if name in result} for name in SHOWN}
+    shown = [name for name in SHOWN if len(values[name]) > (len(ended) > 1)]
     rows = [
         {
             "name": job.name,

@@ -31,8 +31,8 @@ MAX_SAMPLES = 20
 """Samples per face at which the task ends: the run repeats its training images."""
 
 
-LIMIT_NOTE = """A face was left out if it was nearer to a training image, as it is or mirrored, or to an earlier face
-than 99 % of held-out images are to a training image, in features of the model's encoder."""
+LIMIT_NOTE = """A face was left out if its nearest training image, as it is or mirrored, or its nearest earlier face was
+nearer than the nearest training image of 99 % of held-out images, in features of the model's encoder."""
 LABELS_NOTE = "\n\nThe labels are those that the model was asked for. They were not checked."
 
 
@@ -128,8 +128,8 @@ class Dataset(SamplingTask):
 class Audit:
     """Decide which samples are new, by the distances of `EncoderFeatures`.
 
-    A sample is a copy if it is nearer to a training image, as it is or mirrored, than 99 % of held-out images. It is a
-    twin if it is that near to an earlier sample. About 1 % of new samples are that near by chance.
+    A sample is a copy if its nearest training image, as it is or mirrored, is nearer than that of 99 % of held-out
+    images. It is a twin if it is that near to an earlier sample. About 1 % of new samples are that near by chance.
 
     Args:
         pipeline: the run.

@@ -37,14 +37,14 @@ from latentfaces.evaluation.protocol import (
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.report import write_report
-from latentfaces.run import open_run
+from latentfaces.run import in_words, open_run
 from latentfaces.tasks.base import SamplingTask
 from latentfaces.tasks.labels import evaluate_labels, labels_of_run
 from latentfaces.tasks.output import PictureFolder
 from latentfaces.tasks.suspects import NUM_NEIGHBORS, suspicious
 
 SHOWN = 32
-FEWEST = 50
+MIN_IMAGES = 50
 FREE = ("num_images", "batch_size", "features", "weights", "protocol", "reference", "per_label")
 """Settings that change the number of images or the features, but no image."""
 Make = Callable[[Sequence[int]], Tensor]
@@ -79,7 +79,7 @@ class Evaluate(SamplingTask):
         per_label: add a row for each value of each label to that of the protocol.
     """
 
-    num_images: Annotated[int, Ge(FEWEST)]
+    num_images: Annotated[int, Ge(MIN_IMAGES)]
     pack: str
     features: str | None
     weights: str | None
@@ -108,14 +108,17 @@ class Evaluate(SamplingTask):
             return pictures.folder
         if Path(self.folder) in pictures.folder.parents:  # the page of the run shows the result
             write_report(self.folder)
-        return pictures.grid(make(range(SHOWN)), columns=8)
+        grid = pictures.grid(make(range(SHOWN)), columns=8)
+        for path in pictures.folder.glob("features-*"):  # large, and the folder takes no further evaluation
+            path.unlink()
+        return grid
 
     def compare(self, pipeline: FacePipeline, pictures: PictureFolder, pack: Pack, make: Make) -> None:
         """Compare the images with held-out ones. Write metrics.json and the plots."""
-        if len(pack.test_indices) < FEWEST:
+        if len(pack.test_indices) < MIN_IMAGES:
             raise UserError(
                 f"{pack.folder} has {len(pack.val_indices)} held-out images. task=evaluate reports on half of them and "
-                f"needs at least {2 * FEWEST}. Add images, or train with more held out, as with data.val_every=2."
+                f"needs at least {2 * MIN_IMAGES}. Add images, or train with more held out, as with data.val_every=2."
             )
         kind, count, ranks = "new faces", self.num_images, pictures.ranks
         is_stage_2 = pipeline.denoiser is not None
@@ -149,7 +152,9 @@ class Evaluate(SamplingTask):
                 measured["fid"] = measured.pop("frechet_distance")
         metrics = {
             "kind": kind,
+            "of": open_run(self.folder).best_hash,
             "weights": pipeline.weights,
+            "sampling": sampling_in_words(pictures) if is_stage_2 else {},
             "features": features,
             "num_images": len(fake),
             "num_photos": len(held_out),
@@ -177,8 +182,8 @@ class Evaluate(SamplingTask):
         size = source_size(run.config["data"], pack.manifest["names"])
         reference = Reference(pack, self.reference or protocol.reference, size)
         chosen = reference.indices
-        if len(chosen) < FEWEST:
-            raise UserError(f"task.reference={reference.name} has {len(chosen)} images. Use at least {FEWEST}.")
+        if len(chosen) < MIN_IMAGES:
+            raise UserError(f"task.reference={reference.name} has {len(chosen)} images. Use at least {MIN_IMAGES}.")
         labels = labels_of_run(self.folder, pack, conditioning) if self.per_label and conditioning else None
         networks = [features_by_name(name, pipeline.vae, self.weights) for name in names]
         of_pack = [image_features(network, pack, self.batch_size, pictures.ranks) for network in networks]
@@ -198,6 +203,7 @@ class Evaluate(SamplingTask):
                 rows.append(Row.measure(f"{run.folder.name}, {title}", group))
         result = {
             "protocol": asdict(protocol),
+            "of": run.best_hash,
             "weights": pipeline.weights,
             "reasons": differences(protocol, reference, len(joined), names, pictures.origin["labels"]),
             "rows": [asdict(row) for row in rows],
@@ -220,11 +226,18 @@ class Evaluate(SamplingTask):
         """Return features (count, d) of the images that `make` returns, from a resumable file; empty above rank 0."""
         settings = {k: v for k, v in pictures.origin.get("settings", {}).items() if k not in FREE}
         path = pictures.folder / f"features-{extract.key}.npy"
-        # Never finished: a later call may add images.
         rows = ResumableArray(path, count, {**pictures.origin, "settings": settings})
         if not rows.has_origin:
             raise UserError(f"{pictures.folder} contains features of other images. Choose another output=...")
         return resumed(rows, lambda numbers: extract(make(numbers)), self.batch_size, pictures.ranks, "Sampling")
+
+
+def sampling_in_words(pictures: PictureFolder) -> dict[str, str]:
+    """Return sampler, guidance and requested labels of the samples."""
+    origin = pictures.origin
+    words = {"sampler": in_words(origin["settings"]["sampler"]), "guidance": in_words(origin["guidance"])}
+    labels = ", ".join(f"{name}={value}" for name, value in origin["labels"].items())
+    return words | ({"requested labels": labels} if labels else {})
 
 
 def device_for_pairs(pipeline: FacePipeline) -> torch.device:

@@ -16,7 +16,7 @@ from latentfaces.data.latents import LatentCache
 from latentfaces.data.pack import Pack, open_pack
 from latentfaces.errors import UserError
 from latentfaces.evaluation.generation import Nearest, nearest, usual_limit
-from latentfaces.evaluation.plots import plot_neighbours
+from latentfaces.evaluation.plots import plot_neighbors
 from latentfaces.marks import EDITED
 from latentfaces.pipeline import FacePipeline
 from latentfaces.tasks.base import SamplingTask
@@ -65,7 +65,7 @@ class Neighbours(SamplingTask):
         self.write(pictures, pack, indices, found, usual)
         near, limit = train_images(pack, indices, found.views == 1), usual_limit(usual)
         shown = slice(0, MAX_SHOWN)
-        pictures.figure(plot_neighbours(faces[shown], near[shown], found.distances[shown], limit), "distances.png")
+        pictures.figure(plot_neighbors(faces[shown], near[shown], found.distances[shown], limit), "distances.png")
         return pictures.grid(*beside(faces, near.flatten(0, 1)))
 
     def write(

@@ -1,7 +1,6 @@
 """Photos generated again with other labels."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -64,4 +63,4 @@ def usual_distance(features: EncoderFeatures, pack: Pack) -> float:
     """Return the mean distance between two held-out images of a pack."""
     count = max(2, min(NUM_HELD_OUT, len(pack.val_indices)))  # of up to ten images only one is held out
     images = pack.images[np.concatenate([pack.val_indices, pack.train_indices])[:count]]
-    return float(torch.stack([(a - b).norm() for a, b in pairwise(features(torch.from_numpy(images)))]).mean())
+    return float(torch.pdist(features(torch.from_numpy(images))).mean())  # all pairs: neighbors may be one person

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentfaces.data.pack import Pack
 from latentfaces.evaluation.generation import Memorization
-from latentfaces.evaluation.plots import plot_distances, plot_neighbours
+from latentfaces.evaluation.plots import plot_distances, plot_neighbors
 
 NUM_SUSPECTS, NUM_NEIGHBORS = 8, 4
 """Samples plotted with their nearest training images, and the number of these; half as many pairs of samples."""
@@ -35,8 +35,8 @@ def suspicious(result: Memorization, make: Callable[[Sequence[int]], Tensor], pa
     titles = ("new face", "another new face")
     return [
         plot_distances(histograms, result.limit),
-        plot_neighbours(samples, images, near.distances[worst], result.limit),
-        plot_neighbours(both[:, 0], both[:, 1:], apart, result.twin_limit, titles=titles),
+        plot_neighbors(samples, images, near.distances[worst], result.limit),
+        plot_neighbors(both[:, 0], both[:, 1:], apart, result.twin_limit, titles=titles),
     ]
 
 

@@ -154,7 +154,7 @@ class Tune(SamplingTask):
     def write(run: Run, best: Choice, sampler: Sampler, scores: dict[Choice, float], pictures: PictureFolder) -> None:
         """Write tuned.json to the output folder and to the run, and scores.csv to the output folder."""
         settings = {"guidance": best.guidance_config(), "ema": best.ema, "sampler": config_of(sampler)}
-        result = {**settings, "score": scores[best], "of": run.denoiser_hash}
+        result = {**settings, "score": scores[best], "of": run.best_hash}
         text = json.dumps(result, indent=1).encode()
         for folder in (pictures.folder, run.folder):
             try:
