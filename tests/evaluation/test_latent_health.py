@@ -254,7 +254,7 @@ def blurred(photos: Tensor) -> Tensor:
         (inflate, nearly, "latents have grown without bound in 4 of 4 channels: raise model.kl_weight.end"),
         (scatter, nearly, "latents look like noise (68% of their energy is in high frequencies), which a diffusion "
             "model learns badly: set model.loss.equivariance_weight=0.25"),
-        (keep, blurred, "reconstructions have 3% of the photos' fine detail: train for longer, or give "
+        (keep, blurred, "reconstructions have 3% of the images' fine detail: train for longer, or give "
             "model.autoencoder more latent_channels"),
         (keep, nearly, HEALTHY),
     ],
