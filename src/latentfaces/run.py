@@ -81,8 +81,8 @@ class Run:
         Those of earlier best weights are left out.
         """
         paths = sorted(self.folder.rglob(name), key=lambda path: -path.stat().st_mtime)
-        best = self.best_hash if paths else None
         found = [(path, read_json(path)) for path in paths]
+        best = self.best_hash if any("of" in content for _, content in found) else None
         return [(path, content) for path, content in found if content.get("of", best) == best]
 
     def tuned(self) -> dict[str, Any] | None:

@@ -146,6 +146,10 @@ def test_evaluations_in_the_runs_folder_are_told(run: Path) -> None:
     text = Page(write_report(run)).text
     for part in ("50,000 new faces", "inception", "12.25", "11.5", "images in samples/evaluate_1"):
         assert part in text
+    (run / "checkpoints" / "best_vae.pth").parent.mkdir(exist_ok=True)
+    (run / "checkpoints" / "best_vae.pth").touch()
+    (folder / "metrics.json").write_text(json.dumps(told | {"of": "earlier weights"}))
+    assert "50,000 new faces" not in Page(write_report(run)).text
 
 
 def test_the_newest_row_of_a_protocol_is_on_the_page(run: Path) -> None:

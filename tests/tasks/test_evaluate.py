@@ -238,6 +238,7 @@ def test_an_evaluation_that_was_killed_goes_on_also_to_more_faces_in_other_batch
     before, after = (np.asarray(Image.open(file)).astype(int) for file in (io.BytesIO(grid), "pictures/grid.png"))
     assert np.abs(after - before).max() <= 1
     assert again.pop("training_photos") == pytest.approx(whole.pop("training_photos"))
+    assert again.pop("sampling") == whole.pop("sampling")
     assert again == pytest.approx(whole, abs=1e-6)
 
 
