@@ -1,6 +1,7 @@
 """The commands at a size that tests can afford, and how to call them."""
 
 import contextlib
+import copy
 import functools
 import importlib
 import io
@@ -16,10 +17,12 @@ from typing import Any, TextIO
 
 import pytest
 from filelock import FileLock
+from hydra._internal import defaults_list
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, grammar_parser
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., None]
@@ -67,12 +70,28 @@ def parse_yaml(text: str) -> bytes:
     return pickle.dumps(OmegaConf.load(io.StringIO(text)))
 
 
-def parse_configs_once(patch: pytest.MonkeyPatch) -> None:
-    """Let Hydra parse equal config files once."""
+PARSE, MAP = functools.cache(grammar_parser.parse), defaults_list._create_interpolation_map
+
+
+def map_if_needed(overrides: Any, defaults: Any, self_added: bool) -> Any:
+    """`_create_interpolation_map` of Hydra, where a list of defaults has interpolations."""
+    return MAP(overrides, defaults, self_added) if any(d.is_interpolation() for d in defaults) else None
+
+
+def share_sources(self: Any, delegate: Any) -> None:
+    """`CachingConfigRepository.__init__` of Hydra, without a deep copy of the config store."""
+    self.delegate, self.cache = copy.copy(delegate), {}
+
+
+def compose_faster(patch: pytest.MonkeyPatch) -> None:
+    """Let Hydra parse equal files and interpolations once: 33 ms less for each of a thousand commands."""
     Plugins.instance()  # loads the modules below again, without setting them as attributes of their package
     for origin in ("file", "importlib_resources"):
         source = importlib.import_module(f"hydra._internal.core_plugins.{origin}_config_source")
         patch.setattr(source, "OmegaConf", SimpleNamespace(load=load_yaml))
+    patch.setattr("omegaconf.base.parse", PARSE)
+    patch.setattr(defaults_list, "_create_interpolation_map", map_if_needed)
+    patch.setattr(CachingConfigRepository, "__init__", share_sources)
 
 
 def run_command(name: str, *arguments: str, pictures: bool = False) -> None:
@@ -88,7 +107,7 @@ def run_command(name: str, *arguments: str, pictures: bool = False) -> None:
     GlobalHydra.instance().clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(ROOT / name), *arguments])
-        parse_configs_once(patch)
+        compose_faster(patch)
         if not any(argument.startswith(("experiment=", "hydra.mode=")) for argument in arguments):
             patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # only experiments set hydra.mode: saves composing
         if name == "train.py" and not pictures:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, made_once, parse_configs_once, run_command, trained_in
+from helpers.commands import SHORT, TINY_LDM, TINY_VAE, Command, compose_faster, made_once, run_command, trained_in
 from helpers.forked import Forker
 from helpers.kaggle_stand_in import Kaggle
 
@@ -20,10 +20,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _parse_configs_once() -> Iterator[None]:
+def _compose_faster() -> Iterator[None]:
     """Faster compositions outside of commands."""
     with pytest.MonkeyPatch.context() as patch:
-        parse_configs_once(patch)
+        compose_faster(patch)
         yield
 
 
