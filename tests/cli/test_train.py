@@ -102,7 +102,8 @@ def test_a_name_is_the_folder_as_it_was_given(train: Command, workplace: Path) -
 def test_logged_values_are_those_of_their_step(train: Command) -> None:
     rows = {}
     for every in (1, 3):  # epochs have 4 steps
-        train(*TINY_VAE, *SHORT, "trainer.max_steps=12", f"trainer.log_every_n_steps={every}", f"name=every{every}")
+        steps = ["trainer.max_steps=12", "trainer.val_check_interval=12", f"trainer.log_every_n_steps={every}"]
+        train(*TINY_VAE, *SHORT, *steps, f"name=every{every}")
         with Path(f"outputs/vae/every{every}/metrics.csv").open() as file:
             rows[every] = {row["step"]: row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]}
     assert rows[3] == {step: rows[1][step] for step in ("2", "5", "8", "11")}
@@ -306,9 +307,9 @@ def test_each_choice_of_stage_two_trains_samples_and_resumes_bit_for_bit(
     monkeypatch.chdir(home_with_vae)
     name = choice.split()[0].strip(",")
     options = [*TINY_LDM, *SHORT, "model.lr_schedule.decay_share=0", *CHOICES[choice]]
-    run_command("train.py", *options, "trainer.max_steps=7", f"name={name}")
-    run_command("train.py", *options, "trainer.max_steps=4", f"name={name}-parts")
-    run_command("train.py", *options, "trainer.max_steps=7", f"name={name}-parts", "resume=true")
+    run_command("train.py", *options, "trainer.max_steps=5", f"name={name}")
+    run_command("train.py", *options, "trainer.max_steps=2", f"name={name}-parts")
+    run_command("train.py", *options, "trainer.max_steps=5", f"name={name}-parts", "resume=true")
     straight, resumed = checkpoint(f"ldm/{name}"), checkpoint(f"ldm/{name}-parts")
     assert_equal(straight["state_dict"], resumed["state_dict"], "weights")
     assert_equal(straight["optimizer_states"], resumed["optimizer_states"], "optimiser")

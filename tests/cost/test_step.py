@@ -80,6 +80,13 @@ def test_dit_has_the_published_gflops(options: dict[str, int], published: float)
         denoiser = dit_module(**options).denoiser
         forward = forward_flops(lambda: denoiser(torch.zeros(1, 4, 32, 32), torch.full((1,), 0.5)))
     assert forward / 2e9 == pytest.approx(published, rel=0.01)
+
+
+def test_a_step_of_a_dit_takes_three_forward_passes() -> None:
+    options = {"width": 384, "depth": 3, "num_heads": 6}
+    with fake_gpu():
+        denoiser = dit_module(**options).denoiser
+        forward = forward_flops(lambda: denoiser(torch.zeros(1, 4, 32, 32), torch.full((1,), 0.5)))
     cost = count_step(partial(dit_module, **options), (2, 2, 4, 32, 32))
     assert cost.flops == pytest.approx(3 * 2 * forward, rel=0.025)
 

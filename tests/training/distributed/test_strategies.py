@@ -131,7 +131,7 @@ def test_a_checkpoint_of_fsdp_resumes_on_one_device_under_any_strategy(strategy:
 
 @pytest.mark.ddp
 def test_a_checkpoint_of_ddp_goes_on_under_fsdp(runs: Forker) -> None:
-    settings = [*STAGES["vae"], "trainer.max_steps=6", *WATCH, "+callbacks.probe.folder=seen/went_on"]
+    settings = [*STAGES["vae"], "trainer.max_steps=5", *WATCH, "+callbacks.probe.folder=seen/went_on"]
     run_on(2, runs, *settings, "strategy=fsdp", "name=ddp", "resume=true")
     before = torch.load("seen/vae_ddp/end.pt", weights_only=True)
     after = torch.load("seen/went_on/start.pt", weights_only=True)
