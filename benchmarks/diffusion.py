@@ -12,8 +12,8 @@ for other metrics.
 - diffusers: as in its train_unconditional.py, that is noise prediction, 1,000 linear betas, AdamW with 1e-4, batch 16,
   cosine rate after 500 steps, clipping at 1 and its EMA. bfloat16 where latentfaces uses it; its own schedulers.
 - diffusers-tuned: the same with twice the batch size and the learning rate of latentfaces.
-- diffusers-flow: its network with flow matching, and times, optimizer and learning rate of latentfaces. Its Euler
-  scheduler, and the sampler of latentfaces.
+- diffusers-flow: its network with flow matching, and times, optimizer and learning rate of latentfaces. It is sampled
+  by its Euler scheduler and by the sampler of latentfaces.
 """
 
 import argparse

@@ -111,7 +111,7 @@ def test_every_validation_has_its_grid(records: list[Record]) -> None:
     for record, name in ((records[0], "reconstructions"), (records[2], "samples")):
         pictures = [item for item in record.history if f"images/{name}.filenames" in item]
         validations = [item for item in record.history if "val/loss" in item]
-        assert len(pictures) == len(validations) == 2
+        assert len(pictures) == len(validations) == 3
         for item in pictures:
             (file,) = item[f"images/{name}.filenames"]
             assert Image.open(record.path.parent / "files" / file).width > 8 * 16

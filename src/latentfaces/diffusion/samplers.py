@@ -304,10 +304,10 @@ class DPMpp2MSampler(NoisySampler):
         beyond[~torch.isfinite(h)] = 0.0
         steps = torch.stack([on_x, on_prediction, beyond, shrink, towards, on_noise], dim=1).tolist()
         last_x0 = torch.zeros_like(x)
-        for (a, b, e, c, d, noise), (t, t_next) in zip(steps, itertools.pairwise(trajectory.times), strict=True):
+        for (a, b, c, d, e, noise), (t, t_next) in zip(steps, itertools.pairwise(trajectory.times), strict=True):
             x0 = torch.add(a * x, denoiser.predict(x, t), alpha=b)
-            extrapolated = torch.add(x0, x0 - last_x0, alpha=e)
-            x, last_x0 = torch.add(c * x, extrapolated, alpha=d), x0
+            extrapolated = torch.add(x0, x0 - last_x0, alpha=c)
+            x, last_x0 = torch.add(d * x, extrapolated, alpha=e), x0
             if noise > 0:
                 x = torch.add(x, trajectory.noise_like(x), alpha=noise)
             x = trajectory.after_step(x, t_next)

@@ -25,8 +25,8 @@ MEANINGS = {
     "kernel_distance": "unbiased kernel distance of the features: lower is better, about 0 for real images",
     "precision": "fraction of samples close to real images: higher is better",
     "recall": "fraction of held-out images close to samples: low if samples lack variety",
-    "duplicates": "fraction of samples nearer to each other than held-out images are: 0.01 is usual",
-    "memorized_fraction": "fraction of samples nearer to a training image than held-out images are: 0.01 is usual",
+    "duplicates": "fraction with a nearer other sample than 99 % of held-out images have: 0.01 is usual",
+    "memorized_fraction": "fraction with a nearer training image than 99 % of held-out images have: 0.01 is usual",
 }
 """Metrics of task=evaluate, in the order of the page."""
 GROUP = (("accuracy", ".1%"), ("found", ".1%"), ("kernel_distance", ".4g"))

@@ -101,20 +101,19 @@ class Evaluate(SamplingTask):
         pack = open_pack(Path(self.pack))
         make = partial(self.images, pipeline, pack)
         if self.protocol is None:
-            self.compare(pipeline, pictures, pack, make)
+            rows = self.compare(pipeline, pictures, pack, make)
         else:
-            self.publish(protocol_named(self.protocol), pipeline, pictures, pack, make)
+            rows = self.publish(protocol_named(self.protocol), pipeline, pictures, pack, make)
         if pictures.ranks.rank > 0:
             return pictures.folder
         if Path(self.folder) in pictures.folder.parents:  # the page of the run shows the result
             write_report(self.folder)
         grid = pictures.grid(make(range(SHOWN)), columns=8)
-        for path in pictures.folder.glob("features-*"):  # large, and the folder takes no further evaluation
-            path.unlink()
+        rows.discard()  # large, and the folder takes no further evaluation
         return grid
 
-    def compare(self, pipeline: FacePipeline, pictures: PictureFolder, pack: Pack, make: Make) -> None:
-        """Compare the images with held-out ones. Write metrics.json and the plots."""
+    def compare(self, pipeline: FacePipeline, pictures: PictureFolder, pack: Pack, make: Make) -> ResumableArray:
+        """Compare the images with held-out ones. Write metrics.json and the plots. Return the features' file."""
         if len(pack.test_indices) < MIN_IMAGES:
             raise UserError(
                 f"{pack.folder} has {len(pack.val_indices)} held-out images. task=evaluate reports on half of them and "
@@ -130,9 +129,10 @@ class Evaluate(SamplingTask):
         labels = labels_of_run(self.folder, pack, conditioning) if conditioning else None
         real = image_features(extract, pack, self.batch_size, ranks)
         mirrored = image_features(extract, pack, self.batch_size, ranks, mirrored=True) if is_stage_2 else real
-        with_pixels = self.sample_features(extract if labels is None else WithPixels(extract), make, count, pictures)
+        of_samples = extract if labels is None else WithPixels(extract)
+        rows, with_pixels = self.sample_features(of_samples, make, count, pictures)
         if ranks.rank > 0:
-            return
+            return rows
 
         device = device_for_pairs(pipeline)
         with_pixels = with_pixels.to(device)
@@ -169,11 +169,12 @@ class Evaluate(SamplingTask):
             print(f"{name} {value:.4g}")
         for number, figure in enumerate(figures, start=1):
             pictures.figure(figure, f"memorization_{number}.png")
+        return rows
 
     def publish(
         self, protocol: Protocol, pipeline: FacePipeline, pictures: PictureFolder, pack: Pack, make: Make
-    ) -> None:
-        """Write and print the row of a protocol."""
+    ) -> ResumableArray:
+        """Write and print the row of a protocol. Return the features' file."""
         pipeline.required_denoiser()
         names = (self.features,) if self.features else protocol.features
         conditioning, run = pipeline.conditioning, open_run(self.folder)
@@ -187,9 +188,9 @@ class Evaluate(SamplingTask):
         labels = labels_of_run(self.folder, pack, conditioning) if self.per_label and conditioning else None
         networks = [features_by_name(name, pipeline.vae, self.weights) for name in names]
         of_pack = [image_features(network, pack, self.batch_size, pictures.ranks) for network in networks]
-        joined = self.sample_features(JoinedFeatures(networks), make, self.num_images, pictures)
+        file, joined = self.sample_features(JoinedFeatures(networks), make, self.num_images, pictures)
         if pictures.ranks.rank > 0:
-            return
+            return file
 
         device = device_for_pairs(pipeline)
         real = [features[chosen].to(device) for features in of_pack]
@@ -213,6 +214,7 @@ class Evaluate(SamplingTask):
         text = as_markdown(result)
         print(text)
         (pictures.folder / "row.md").write_text(f"{text}\n")
+        return file
 
     def images(self, pipeline: FacePipeline, pack: Pack, numbers: Sequence[int]) -> Tensor:
         """Return the samples or reconstructions (n, 3, R, R) uint8 with these numbers."""
@@ -222,14 +224,17 @@ class Evaluate(SamplingTask):
         photos = torch.from_numpy(pack.images[pack.test_indices[list(numbers)]])
         return self.reconstructed(pipeline, photos)
 
-    def sample_features(self, extract: Features, make: Make, count: int, pictures: PictureFolder) -> Tensor:
-        """Return features (count, d) of the images that `make` returns, from a resumable file; empty above rank 0."""
+    def sample_features(
+        self, extract: Features, make: Make, count: int, pictures: PictureFolder
+    ) -> tuple[ResumableArray, Tensor]:
+        """Return a resumable file and its features (count, d) of what `make` returns; these are empty above rank 0."""
         settings = {k: v for k, v in pictures.origin.get("settings", {}).items() if k not in FREE}
         path = pictures.folder / f"features-{extract.key}.npy"
         rows = ResumableArray(path, count, {**pictures.origin, "settings": settings})
         if not rows.has_origin:
             raise UserError(f"{pictures.folder} contains features of other images. Choose another output=...")
-        return resumed(rows, lambda numbers: extract(make(numbers)), self.batch_size, pictures.ranks, "Sampling")
+        features = resumed(rows, lambda numbers: extract(make(numbers)), self.batch_size, pictures.ranks, "Sampling")
+        return rows, features
 
 
 def sampling_in_words(pictures: PictureFolder) -> dict[str, str]:

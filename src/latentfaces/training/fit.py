@@ -46,8 +46,8 @@ def fit_and_test(
             limit = "max_time" if late else limit
             print(f"{run_dir} is finished, at step {trainer.global_step}: to train it further raise trainer.{limit}")
         return best.best
-    # The last weights are often the best. Lightning has validated them if training was stopped, or if they were due.
-    if best.validated_step != trainer.global_step:
+    # The last weights are often the best. Lightning validates them already when training is stopped.
+    if not trainer.should_stop or best.validated_step != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
     trainer.strategy.barrier()  # all ranks read what rank 0 writes
     best.load(module)
